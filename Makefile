@@ -1,0 +1,53 @@
+# One virtual environment in .venv serves every target. `make help` lists them.
+# PIP_ARGS goes to every pip install: for instance an index that has torch's CPU build.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+# Worker processes for the tests; 2 cores are enough.
+JOBS ?= 2
+DEMO_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu kernels/cuda/*.cuh)
+
+.PHONY: help setup demo test lint format bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+setup: $(READY)  ## make .venv with everything the other targets need
+
+$(READY): pyproject.toml setup.py constraints.txt $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch numpy "setuptools>=77" wheel ninja pybind11
+	$(PIP) --no-build-isolation -e ".[dev,triton]"
+	$(PIP) huggingface_hub pyyaml safetensors
+	$(PIP) --no-deps timm  # its torchvision is not needed here, and has no CPU build to match
+	@touch $@
+
+demo: $(READY)  ## run HRNet on the photograph that ships with the project; the report goes to demo_output/
+	$(BIN)/hrnet-fast demo --output demo_output --force $(DEMO_ARGS)
+
+test: $(READY)  ## run the tests, with coverage
+	$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term --cov-fail-under=90
+
+lint: $(READY)  ## ruff, mypy, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.cu kernels/cuda/*.cuh)
+
+format: $(READY)  ## rewrite the sources as lint wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.cu kernels/cuda/*.cuh)
+
+bench: $(READY)  ## measure the reference networks on this machine
+	$(BIN)/python -m pytest benchmarks/ --benchmark
+
+clean:  ## remove everything that the other targets made
+	rm -rf $(VENV) build dist demo_output *.egg-info hrnet_fast/_C*.so .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""``@triton.jit`` kernels and their launchers, one file per operator."""
