@@ -1,0 +1,369 @@
+"""The one description of a network: everything that decides its layers and its numbers.
+
+All networks of the paper and of the upstream code bases are values of :class:`HRNetConfig`; the ablations of
+section 7 are fields, not forks. The classes are frozen dataclasses, checked when made, and go to and from plain
+dictionaries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from hrnet_fast.errors import ConfigError
+
+BlockKind = Literal["basic", "bottleneck"]
+NormKind = Literal["bn", "syncbn", "gn", "frozen"]
+HeadKind = Literal["features", "v1", "v1h", "v2", "v2p", "ocr", "face", "c", "ci", "cii"]
+UpsampleMode = Literal["nearest", "bilinear"]
+UpsampleTo = Literal["scale", "target", "scale_then_target"]
+
+EXPANSION: dict[str, int] = {"basic": 1, "bottleneck": 4}
+HEAD_ALIASES: dict[str, HeadKind] = {
+    "pose": "v1",
+    "seg": "v2",
+    "segmentation": "v2",
+    "seg_ocr": "ocr",
+    "detection": "v2p",
+    "hrfpn": "v2p",
+    "classification": "c",
+    "landmarks": "face",
+}
+CLASSIFICATION_HEADS = ("c", "ci", "cii")
+
+
+def _one_of(owner: str, name: str, value: object, accepted: tuple[object, ...]) -> None:
+    if value not in accepted:
+        raise ConfigError(f"{owner}: {name}={value!r} is not one of {', '.join(map(repr, accepted))}.")
+
+
+def _positive(owner: str, **values: int) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{owner}: {name}={value!r} must be an integer of at least 1.")
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage: `num_modules` modularized blocks of parallel branches (paper, section 3.4 and Table 14).
+
+    Attributes:
+        channels: planes of each branch's residual units, highest resolution first. A bottleneck's output is four
+            times as wide.
+        num_blocks: residual units per branch and module.
+        num_modules: modularized blocks in the stage.
+        block: residual unit, two 3x3 convolutions (``"basic"``) or ``"bottleneck"``.
+    """
+
+    channels: tuple[int, ...]
+    num_blocks: tuple[int, ...]
+    num_modules: int = 1
+    block: BlockKind = "basic"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))
+        object.__setattr__(self, "num_blocks", tuple(self.num_blocks))
+        _one_of("StageConfig", "block", self.block, get_args(BlockKind))
+        _positive("StageConfig", num_modules=self.num_modules)
+        if not self.channels or len(self.channels) != len(self.num_blocks):
+            raise ConfigError(
+                f"StageConfig: channels={self.channels} and num_blocks={self.num_blocks} must name the same, "
+                "non-empty set of branches: give one entry per branch in each."
+            )
+        for i, (c, b) in enumerate(zip(self.channels, self.num_blocks, strict=True)):
+            _positive("StageConfig", **{f"channels[{i}]": c, f"num_blocks[{i}]": b})
+
+    @property
+    def num_branches(self) -> int:
+        return len(self.channels)
+
+    @property
+    def out_channels(self) -> tuple[int, ...]:
+        """Channels that each branch hands on."""
+        return tuple(c * EXPANSION[self.block] for c in self.channels)
+
+
+@dataclass(frozen=True)
+class NormConfig:
+    """The normalisation that follows every convolution.
+
+    Attributes:
+        kind: ``"bn"``, ``"syncbn"`` (statistics over all processes), ``"gn"`` (group normalisation) or ``"frozen"``
+            (batch normalisation whose scale, shift and statistics are buffers).
+        momentum: running-statistics momentum of batch normalisation; ``None`` is the cumulative average.
+        eps: added to the variance.
+        groups: groups of ``"gn"``; every normalised width must be a multiple of it.
+    """
+
+    kind: NormKind = "bn"
+    momentum: float | None = 0.1
+    eps: float = 1e-5
+    groups: int = 32
+
+    def __post_init__(self) -> None:
+        _one_of("NormConfig", "kind", self.kind, get_args(NormKind))
+        _positive("NormConfig", groups=self.groups)
+        if self.momentum is not None and not 0.0 <= self.momentum <= 1.0:
+            raise ConfigError(f"NormConfig: momentum={self.momentum!r} must lie in [0, 1] or be None (cumulative).")
+        if not self.eps > 0.0:
+            raise ConfigError(f"NormConfig: eps={self.eps!r} must be positive.")
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """What follows the last stage (paper, Figure 4, section 7 and Appendix B).
+
+    Attributes:
+        kind: ``"features"`` (bare branches), ``"v1"``, ``"v1h"``, ``"v2"`` (also the authors' segmentation head),
+            ``"v2p"`` (detection pyramid), ``"ocr"``, ``"face"`` (``"v2"`` under the facial-landmark repository's
+            names), ``"c"``, ``"ci"``, ``"cii"`` (classification).
+        num_outputs: keypoints, classes or landmarks; 0 returns the representation itself (``v1``, ``v1h``, ``v2``
+            and the classification heads).
+        kernel_size: of the last convolution of ``v1``, ``v1h``, ``v2`` and ``face`` (1 or 3).
+        conv_bias: whether the head's convolutions that stand before a normalisation have a bias. The authors' do;
+            the ``ssld`` classification files and mmsegmentation's heads do not.
+        upsample_logits: upsample dense logits from 1/4 to the input's size (bilinear).
+        out_indices: which maps ``"features"`` returns, in this order; ``None`` is all of them.
+        feature_location: ``""`` returns the branches; ``"incre"`` passes them through the classification head's
+            widening units first and counts the stem's first map (1/2) as index 0, as timm's ``features_only``.
+        channels: width of the ``v2p`` levels, or of the OCR representation.
+        key_channels: width of the OCR attention.
+        num_levels: levels of ``"v2p"``.
+        ocr_outputs: ``"both"`` returns ``[auxiliary, main]`` as the authors do, ``"main"`` the main logits alone.
+        dropout: probability before the classifier (classification, OCR).
+    """
+
+    kind: HeadKind = "v1"
+    num_outputs: int = 0
+    kernel_size: int = 1
+    conv_bias: bool = True
+    upsample_logits: bool = False
+    out_indices: tuple[int, ...] | None = None
+    feature_location: Literal["", "incre"] = ""
+    channels: int = 0
+    key_channels: int = 256
+    num_levels: int = 5
+    ocr_outputs: Literal["both", "main"] = "both"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", HEAD_ALIASES.get(self.kind, self.kind))
+        _one_of("HeadConfig", "kind", self.kind, get_args(HeadKind))
+        _one_of("HeadConfig", "kernel_size", self.kernel_size, (1, 3))
+        _one_of("HeadConfig", "feature_location", self.feature_location, ("", "incre"))
+        _one_of("HeadConfig", "ocr_outputs", self.ocr_outputs, ("both", "main"))
+        _positive("HeadConfig", num_levels=self.num_levels, key_channels=self.key_channels)
+        if self.channels == 0:
+            object.__setattr__(self, "channels", 512 if self.kind == "ocr" else 256)
+        _positive("HeadConfig", channels=self.channels)
+        if self.out_indices is not None:
+            object.__setattr__(self, "out_indices", tuple(self.out_indices))
+        if not isinstance(self.num_outputs, int) or self.num_outputs < 0:
+            raise ConfigError(f"HeadConfig: num_outputs={self.num_outputs!r} must be an integer of at least 0.")
+        if self.num_outputs == 0 and self.kind in ("ocr", "face"):
+            raise ConfigError(
+                f"HeadConfig: the {self.kind!r} head has no use without outputs; give num_outputs (classes or "
+                "landmarks), or take head='v2' or 'features' for a representation."
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"HeadConfig: dropout={self.dropout!r} must lie in [0, 1).")
+
+
+@dataclass(frozen=True)
+class HRNetConfig:
+    """A whole network: stem, stages, fusion, normalisation and head.
+
+    Attributes:
+        stages: four stages in the paper's networks; the first is the single-branch ``layer1``. Branch counts never
+            shrink. Giving every later stage four branches is section 7's "resolution maintenance".
+        in_channels: channels of the input image.
+        stem_channels: width of the two stride-2 3x3 convolutions of the stem.
+        upsample: interpolation inside the fusion.
+        align_corners: of every bilinear interpolation in this network.
+        upsample_to: how the fusion finds the upsampled size. ``"scale"``: times 2^k, as the nearest families do
+            (sizes must match, else :class:`~hrnet_fast.errors.InputError`); ``"target"``: the target's own size;
+            ``"scale_then_target"``: the first, then a second interpolation where sizes differ (mmsegmentation).
+        fusion: combine the fused terms by ``"sum"`` or ``"product"`` (section 7).
+        fusion_units: ``"final"``, ``"across"`` or ``"within"``: Table 12's (a), (b) and (c).
+        downsample: ``"strided"`` 3x3 convolutions, or ``"bilinear"`` reduction and a 1x1 convolution (section 7).
+        multiscale_output: whether the last fusion makes all resolutions or only the highest.
+        norm: normalisation layers.
+        norm_eval: keep batch statistics frozen in training mode.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the stages up to k.
+        zero_init_residual: start each residual unit as the identity (last scale 0).
+        gradient_checkpointing: recompute residual units in backward.
+        init: ``"normal"`` (std 0.001, the authors' dense heads) or ``"kaiming"`` (fan-out, classification, mm*).
+        head: what follows the last stage.
+    """
+
+    stages: tuple[StageConfig, ...]
+    head: HeadConfig = field(default_factory=HeadConfig)
+    in_channels: int = 3
+    stem_channels: int = 64
+    upsample: UpsampleMode = "nearest"
+    align_corners: bool = False
+    upsample_to: UpsampleTo = "scale"
+    fusion: Literal["sum", "product"] = "sum"
+    fusion_units: Literal["final", "across", "within"] = "within"
+    downsample: Literal["strided", "bilinear"] = "strided"
+    multiscale_output: bool = True
+    norm: NormConfig = field(default_factory=NormConfig)
+    norm_eval: bool = False
+    frozen_stages: int = -1
+    zero_init_residual: bool = False
+    gradient_checkpointing: bool = False
+    init: Literal["normal", "kaiming"] = "normal"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+        owner = "HRNetConfig"
+        _positive(owner, in_channels=self.in_channels, stem_channels=self.stem_channels)
+        _one_of(owner, "upsample", self.upsample, get_args(UpsampleMode))
+        _one_of(owner, "upsample_to", self.upsample_to, get_args(UpsampleTo))
+        _one_of(owner, "fusion", self.fusion, ("sum", "product"))
+        _one_of(owner, "fusion_units", self.fusion_units, ("final", "across", "within"))
+        _one_of(owner, "downsample", self.downsample, ("strided", "bilinear"))
+        _one_of(owner, "init", self.init, ("normal", "kaiming"))
+        if len(self.stages) < 2:
+            raise ConfigError(f"{owner}: {len(self.stages)} stage(s) given; a network needs at least two.")
+        if self.stages[0].num_branches != 1 or self.stages[0].num_modules != 1:
+            raise ConfigError(f"{owner}: the first stage is one module of one branch, not {self.stages[0]}.")
+        branches = [stage.num_branches for stage in self.stages]
+        if branches != sorted(branches):
+            raise ConfigError(f"{owner}: branches per stage {branches} must not shrink.")
+        if not -1 <= self.frozen_stages <= len(self.stages):
+            raise ConfigError(
+                f"{owner}: frozen_stages={self.frozen_stages} must lie between -1 (none) and {len(self.stages)}."
+            )
+        if not self.multiscale_output and self.head.kind not in ("v1", "v1h", "features"):
+            raise ConfigError(
+                f"{owner}: multiscale_output=False leaves one resolution, but the {self.head.kind!r} head reads all; "
+                "take multiscale_output=True or head='v1'."
+            )
+        self._check_out_indices(branches[-1])
+
+    def _check_out_indices(self, branches: int) -> None:
+        indices = self.head.out_indices
+        if indices is None:
+            return
+        maps = (branches if self.multiscale_output else 1) + (self.head.feature_location == "incre")
+        if not indices or any(not 0 <= i < maps for i in indices) or len(set(indices)) != len(indices):
+            raise ConfigError(
+                f"HeadConfig: out_indices={indices} must be distinct indices from 0 to {maps - 1}, the maps that "
+                "this network makes."
+            )
+
+    @property
+    def out_channels(self) -> tuple[int, ...]:
+        """Channels of the branches after the last stage, highest resolution first."""
+        return self.stages[-1].out_channels
+
+    @classmethod
+    def make(
+        cls,
+        width: int = 32,
+        head: str = "v1",
+        num_outputs: int = 0,
+        *,
+        block: BlockKind = "basic",
+        num_blocks: int = 4,
+        num_modules: tuple[int, int, int] = (1, 4, 3),
+        num_branches: tuple[int, int, int] = (2, 3, 4),
+        stage1_channels: int = 64,
+        stage1_blocks: int = 4,
+        **overrides: Any,
+    ) -> HRNetConfig:
+        """Describe a network of the paper by its width C (section 3.4: branches of C, 2C, 4C and 8C channels).
+
+        Defaults follow the head: pose (``v1``) interpolates nearest and ends in one resolution, as the authors' pose
+        net; ``v2``, ``ocr`` and ``face`` interpolate bilinearly to the target's size; classification and ``v2p``
+        interpolate nearest. `overrides` are fields of :class:`HRNetConfig`, :class:`HeadConfig` or (``bn_momentum``)
+        :class:`NormConfig`.
+
+        Args:
+            width: C, the output channels of the highest-resolution branch; with ``block="bottleneck"`` its planes
+                are ``width // 4`` (Table 15's lower half).
+            head: a head kind or one of its aliases (``"pose"``, ``"segmentation"``, ``"detection"``, ...).
+            num_outputs: keypoints, classes or landmarks.
+
+        Raises:
+            ConfigError: a value out of range, or an unknown field.
+        """
+        _positive("HRNetConfig.make", width=width, num_blocks=num_blocks, stage1_channels=stage1_channels)
+        _one_of("HRNetConfig.make", "block", block, get_args(BlockKind))
+        planes = width // EXPANSION[block]
+        _positive("HRNetConfig.make", planes=planes)
+        stages = [StageConfig((stage1_channels,), (stage1_blocks,), 1, "bottleneck")]
+        for modules, branches in zip(num_modules, num_branches, strict=True):
+            channels = tuple(planes * 2**i for i in range(branches))
+            stages.append(StageConfig(channels, (num_blocks,) * branches, modules, block))
+        config = cls(tuple(stages), **_head_defaults(head, num_outputs))
+        return config.override(**overrides)
+
+    def override(self, **changes: Any) -> HRNetConfig:
+        """Return a copy with fields of this class, of its head or its norm changed (``norm`` fields as ``norm_kind``,
+        ``norm_eps``, ``norm_groups`` and ``bn_momentum``).
+
+        Raises:
+            ConfigError: an unknown name, or a combination that no network can have.
+        """
+        top = {f.name for f in dataclasses.fields(self)}
+        head = {f.name for f in dataclasses.fields(HeadConfig)} - {"kind"}
+        norm = {"bn_momentum": "momentum", "norm_kind": "kind", "norm_eps": "eps", "norm_groups": "groups"}
+        unknown = sorted(set(changes) - top - head - set(norm))
+        if unknown:
+            raise ConfigError(
+                f"HRNetConfig: unknown option(s) {', '.join(unknown)}; accepted are "
+                f"{', '.join(sorted(top | head | set(norm)))}."
+            )
+        own = {k: v for k, v in changes.items() if k in top}
+        if isinstance(own.get("norm"), str):
+            own["norm"] = dataclasses.replace(self.norm, kind=own["norm"])
+        if isinstance(own.get("head"), str):
+            own["head"] = dataclasses.replace(self.head, kind=own["head"])
+        for name, values, names in (("head", HeadConfig, {h: h for h in head}), ("norm", NormConfig, norm)):
+            part = {names[k]: v for k, v in changes.items() if k in names}
+            if part:
+                own[name] = dataclasses.replace(own.get(name, getattr(self, name)), **part)
+                assert isinstance(own[name], values)
+        return dataclasses.replace(self, **own)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dictionaries, lists and scalars that :meth:`from_dict` takes back and JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> HRNetConfig:
+        """Rebuild a configuration from :meth:`to_dict`.
+
+        Raises:
+            ConfigError: unknown fields or values.
+        """
+        try:
+            values = dict(data)
+            values["stages"] = tuple(StageConfig(**stage) for stage in values["stages"])
+            values["head"] = HeadConfig(**values.get("head", {}))
+            values["norm"] = NormConfig(**values.get("norm", {}))
+            return cls(**values)
+        except (TypeError, KeyError) as error:
+            raise ConfigError(f"HRNetConfig.from_dict: {error}; give what to_dict returned.") from error
+
+
+def _head_defaults(head: str, num_outputs: int) -> dict[str, Any]:
+    """Fields of HRNetConfig that follow from the head, as the authors' repository for that task has them."""
+    kind = HEAD_ALIASES.get(head, head)
+    options: dict[str, Any] = {"head": HeadConfig(kind=kind, num_outputs=num_outputs)}  # type: ignore[arg-type]
+    if kind == "v1":
+        options["multiscale_output"] = False
+    if kind in ("v2", "ocr", "face", "v1h"):
+        options.update(upsample="bilinear", upsample_to="target")
+    if kind == "ocr":
+        options["align_corners"] = True
+        options["head"] = dataclasses.replace(options["head"], dropout=0.05)
+    if kind == "face":
+        options["norm"] = NormConfig(momentum=0.01)
+    if kind in (*CLASSIFICATION_HEADS, "features", "v2p"):
+        options["init"] = "kaiming"
+    return options

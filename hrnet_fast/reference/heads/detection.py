@@ -1,0 +1,55 @@
+"""HRNetV2p: a feature pyramid made by downsampling HRNetV2's representation (paper, Figure 4 c)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+
+from hrnet_fast.errors import InputError
+from hrnet_fast.reference.fusion import Size
+from hrnet_fast.reference.heads.base import Head, Output
+from hrnet_fast.reference.norm import NormFactory
+
+
+def _conv(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
+    """A convolution under the name ``conv``, as mmdetection's convolution modules have it."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, 1, kernel_size // 2)
+    return nn.Sequential(OrderedDict(conv=conv))
+
+
+class HRFPN(nn.Module):
+    """Reduce the concatenation to `channels`, average-pool it to each level, and convolve every level.
+
+    Takes [N, 15C, H/4, W/4]; returns a tuple of [N, channels, H/2^(k+2), W/2^(k+2)] for k = 0 .. levels - 1. Keys as
+    in mmdetection's ``neck``.
+    """
+
+    def __init__(self, in_channels: int, channels: int, levels: int) -> None:
+        super().__init__()
+        self.reduction_conv = _conv(in_channels, channels, 1)
+        self.fpn_convs = nn.ModuleList(_conv(channels, channels, 3) for _ in range(levels))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        smallest = 2 ** (len(self.fpn_convs) - 1)
+        if min(x.shape[-2:]) < smallest:
+            raise InputError(
+                f"HRFPN: {len(self.fpn_convs)} levels need a map of at least {smallest}x{smallest} at 1/4, an input "
+                f"of {4 * smallest}x{4 * smallest}; got {x.shape[-2]}x{x.shape[-1]} at 1/4. Pad the input or take "
+                "fewer num_levels."
+            )
+        x = self.reduction_conv(x)
+        maps = [x if k == 0 else avg_pool2d(x, 2**k, 2**k) for k in range(len(self.fpn_convs))]
+        return tuple(conv(m) for conv, m in zip(self.fpn_convs, maps, strict=True))
+
+
+class PyramidHead(Head):
+    """HRNetV2p; returns a tuple of ``num_levels`` maps of ``channels`` each, 1/4 first."""
+
+    def layers(self, norm: NormFactory) -> dict[str, nn.Module]:
+        return {"neck": HRFPN(sum(self.config.out_channels), self.head.channels, self.head.num_levels)}
+
+    def __call__(self, net: nn.Module, features: list[Tensor], image_size: Size) -> Output:
+        levels: tuple[Tensor, ...] = net.get_submodule("neck")(self.concatenate(features))
+        return levels
