@@ -1,0 +1,75 @@
+"""hrnet_fast: HRNet for PyTorch, compatible with every upstream's checkpoints.
+
+``import hrnet_fast as hf``; names are loaded when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from hrnet_fast.checkpoints import (
+        FAMILIES,
+        convert_checkpoint,
+        load_backbone,
+        load_checkpoint,
+        save_checkpoint,
+    )
+    from hrnet_fast.config import HeadConfig, HRNetConfig, NormConfig, StageConfig
+    from hrnet_fast.errors import CheckpointError, ConfigError, HRNetFastError, ImplementationError, InputError
+    from hrnet_fast.models import HRNet, create_model, get_config, list_models
+
+_HOMES = {
+    "FAMILIES": "checkpoints",
+    "convert_checkpoint": "checkpoints",
+    "load_backbone": "checkpoints",
+    "load_checkpoint": "checkpoints",
+    "save_checkpoint": "checkpoints",
+    "HeadConfig": "config",
+    "HRNetConfig": "config",
+    "NormConfig": "config",
+    "StageConfig": "config",
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "HRNetFastError": "errors",
+    "ImplementationError": "errors",
+    "InputError": "errors",
+    "HRNet": "models",
+    "create_model": "models",
+    "get_config": "models",
+    "list_models": "models",
+}
+__all__ = [
+    "FAMILIES",
+    "CheckpointError",
+    "ConfigError",
+    "HRNet",
+    "HRNetConfig",
+    "HRNetFastError",
+    "HeadConfig",
+    "ImplementationError",
+    "InputError",
+    "NormConfig",
+    "StageConfig",
+    "__version__",
+    "convert_checkpoint",
+    "create_model",
+    "get_config",
+    "list_models",
+    "load_backbone",
+    "load_checkpoint",
+    "save_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"hrnet_fast.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'hrnet_fast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,53 @@
+"""Networks by name."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from typing import Any
+
+from hrnet_fast.config import HRNetConfig
+from hrnet_fast.errors import ConfigError
+from hrnet_fast.models.hrnet import HRNet
+from hrnet_fast.models.variants import VARIANTS, Variant
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the names of all variants that match a shell pattern such as ``"*pose*"``, sorted."""
+    return sorted(fnmatch.filter(VARIANTS, pattern))
+
+
+def get_variant(name: str) -> Variant:
+    """Return a variant's entry.
+
+    Raises:
+        ConfigError: an unknown name; the message offers near ones.
+    """
+    if name not in VARIANTS:
+        near = difflib.get_close_matches(name, VARIANTS, n=3, cutoff=0.4)
+        raise ConfigError(f"No model is called {name!r}. Near: {', '.join(near) or 'none'}; list_models() names all.")
+    return VARIANTS[name]
+
+
+def get_config(name: str, **overrides: Any) -> HRNetConfig:
+    """Return a named variant's configuration, with fields changed (see :meth:`HRNetConfig.override`).
+
+    Raises:
+        ConfigError: an unknown name or field.
+    """
+    return get_variant(name).make().override(**overrides)
+
+
+def create_model(name: str, *, impl: str = "auto", **overrides: Any) -> HRNet:
+    """Return a named variant with random weights, in training mode, as an ``nn.Module`` begins.
+
+    Args:
+        name: one of :func:`list_models`.
+        impl: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
+        overrides: fields of :class:`HRNetConfig`, its head or its norm, such as ``num_outputs=133``.
+
+    Raises:
+        ConfigError: an unknown name or field.
+        ImplementationError: a named implementation that cannot run here.
+    """
+    return HRNet(get_config(name, **overrides), impl=impl)
