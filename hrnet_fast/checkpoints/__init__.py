@@ -1,0 +1,21 @@
+"""Checkpoints of every upstream, in and out.
+
+The authors' names are the canonical ones. A file is read (:mod:`files`), unwrapped (:mod:`wrappers`), recognised
+(:mod:`registry`), renamed (one :class:`Family` per format in :mod:`authors`, :mod:`timm`, :mod:`openmmlab`), its
+network inferred (:mod:`infer`) and compared strictly (:mod:`convert`).
+"""
+
+from hrnet_fast.checkpoints.convert import Checkpoint, convert_checkpoint, parse_checkpoint
+from hrnet_fast.checkpoints.files import save_checkpoint
+from hrnet_fast.checkpoints.load import load_backbone, load_checkpoint
+from hrnet_fast.checkpoints.registry import FAMILIES
+
+__all__ = [
+    "FAMILIES",
+    "Checkpoint",
+    "convert_checkpoint",
+    "load_backbone",
+    "load_checkpoint",
+    "parse_checkpoint",
+    "save_checkpoint",
+]

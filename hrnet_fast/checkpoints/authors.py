@@ -1,0 +1,75 @@
+"""The authors' repositories: pose, segmentation, OCR, classification, facial landmarks, detection.
+
+Their names are the canonical ones, but for the detection repository's prefixes.
+"""
+
+from hrnet_fast.checkpoints.family import Family
+
+_BILINEAR = {"upsample": "bilinear", "upsample_to": "target"}
+
+POSE = Family(
+    "pose",
+    "authors' deep-high-resolution-net.pytorch: HRNetV1 heatmaps",
+    heads=("v1",),
+    marks=("stage2.", "final_layer.weight"),
+)
+SEG = Family(
+    "seg",
+    "authors' HRNet-Semantic-Segmentation (pytorch-v1.1): HRNetV2 logits at 1/4",
+    heads=("v2",),
+    marks=("stage2.", "last_layer."),
+    defaults=_BILINEAR,
+    head_conv_bias=True,
+)
+SEG_OCR = Family(
+    "seg_ocr",
+    "authors' HRNet-Semantic-Segmentation (HRNet-OCR): [auxiliary, main] logits at 1/4",
+    heads=("ocr",),
+    marks=("stage2.", "ocr_distri_head."),
+    defaults=_BILINEAR | {"align_corners": True, "dropout": 0.05},
+    head_conv_bias=True,
+)
+CLS = Family(
+    "cls",
+    "authors' HRNet-Image-Classification, and the bias-less ssld files: ImageNet logits",
+    heads=("c", "ci", "cii"),
+    marks=("stage2.", "classifier."),
+    defaults={"init": "kaiming"},
+)
+FACE = Family(
+    "face",
+    "authors' HRNet-Facial-Landmark-Detection: HRNetV2 heatmaps",
+    heads=("face",),
+    marks=("stage2.", "head.0.weight"),
+    defaults=_BILINEAR | {"bn_momentum": 0.01},
+    head_conv_bias=True,
+)
+DET = Family(
+    "det",
+    "authors' HRNet-Object-Detection: HRNetV2p levels",
+    heads=("v2p",),
+    marks=("backbone.stage2.", "neck.reduction_conv.0."),
+    trunk_prefix="backbone.",
+    renames=(
+        ("neck.reduction_conv.0.", "neck.reduction_conv.conv."),
+        *((f"neck.fpn_conv.{i}.", f"neck.fpn_convs.{i}.conv.") for i in range(10)),
+    ),
+    ignored=("rpn_head.", "bbox_head.", "mask_head.", "roi_head.", "semantic_head.", "mask_iou_head."),
+    defaults={"init": "kaiming"},
+)
+POSE_IMAGENET = Family(
+    "pose_imagenet",
+    "authors' ImageNet weights for the pose net (hrnet_w32-36af842e.pth): loads as a backbone, to='backbone' writes it",
+    heads=("features",),
+    marks=("stage2.", "head.0.0.0."),
+    # Their classification head predates Figure 11 and belongs to no network in use.
+    ignored=("head.", "classifier.", "fc.", "final_layer.", "incre_modules.", "downsamp_modules."),
+    defaults={"init": "kaiming"},
+)
+BACKBONE = Family(
+    "backbone",
+    "stem, stages and transitions alone, in the authors' names: a list of branches",
+    heads=("features",),
+    marks=("stage2.",),
+    defaults={"init": "kaiming"},
+)

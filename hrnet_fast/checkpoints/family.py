@@ -1,0 +1,78 @@
+"""What a family of checkpoints is: its names, and what its files leave unsaid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+TRUNK = ("conv1.", "bn1.", "conv2.", "bn2.", "layer1.", "transition", "stage")
+
+
+def is_trunk(key: str) -> bool:
+    """Whether a canonical key belongs to stem, stages or transitions."""
+    return key.startswith(TRUNK)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One upstream's checkpoint format.
+
+    Attributes:
+        name: what ``family=`` and ``to=`` call it.
+        description: one line for people.
+        heads: head kinds its files can hold.
+        marks: key prefixes of which all occur in every such file (in its own names).
+        renames: ``(its prefix, canonical prefix)``; the longest that fits applies. A key that none fits is unexpected.
+        trunk_prefix: what stands before the trunk's keys.
+        ignored: prefixes of what such files hold beside the HRNet (detection heads); dropped with a note.
+        defaults: fields of :class:`HRNetConfig` that the files do not tell.
+        head_conv_bias: whether the format has biases before the head's normalisations; None where both occur.
+    """
+
+    name: str
+    description: str
+    heads: tuple[str, ...]
+    marks: tuple[str, ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()
+    trunk_prefix: str = ""
+    ignored: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    head_conv_bias: bool | None = None
+
+    def matches(self, keys: Mapping[str, object]) -> bool:
+        """Whether a file with these keys is of this family."""
+        return all(any(key.startswith(mark) for key in keys) for mark in self.marks)
+
+    def to_canonical(self, state: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+        """Rename to the authors' names; keys that fit no rule keep theirs and fail the strict comparison later."""
+        ignored = [k for k in state if k.startswith(self.ignored)] if self.ignored else []
+        if ignored:
+            tops = sorted({k.split(".")[0] for k in ignored})
+            notes.append(f"left out {len(ignored)} entries that are not HRNet's: {', '.join(tops)}")
+        kept = {k: v for k, v in state.items() if k not in set(ignored)}
+        return {self._inward(k): v for k, v in kept.items()}
+
+    def from_canonical(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rename from the authors' names to this family's."""
+        return {self._outward(k): v for k, v in state.items()}
+
+    def _inward(self, key: str) -> str:
+        if self.trunk_prefix and key.startswith(self.trunk_prefix):
+            return key.removeprefix(self.trunk_prefix)
+        return _renamed(key, self.renames)
+
+    def _outward(self, key: str) -> str:
+        if is_trunk(key):
+            return self.trunk_prefix + key
+        return _renamed(key, tuple((canonical, own) for own, canonical in self.renames))
+
+
+def _renamed(key: str, rules: tuple[tuple[str, str], ...]) -> str:
+    fitting = [rule for rule in rules if key.startswith(rule[0])]
+    if not fitting:
+        return key
+    prefix, new = max(fitting, key=lambda rule: len(rule[0]))
+    return new + key.removeprefix(prefix)

@@ -1,0 +1,161 @@
+"""What network a state_dict in the authors' names belongs to, from its keys and shapes alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from hrnet_fast.config import BlockKind, HeadConfig, HRNetConfig, NormConfig, StageConfig
+from hrnet_fast.errors import CheckpointError
+
+Shape = tuple[int, ...]
+
+# A strided chain has one more level of names here.
+_POINTWISE_DOWN = re.compile(r"stage\d+\.\d+\.fuse_layers\.1\.0\.0\.weight$")
+
+
+class Shapes:
+    """Keys and shapes, with the look-ups that inference needs."""
+
+    def __init__(self, shapes: Mapping[str, Shape]) -> None:
+        self.shapes = dict(shapes)
+        self._prefixes: set[str] = set()
+        self._children: dict[str, set[int]] = {}
+        for key in self.shapes:
+            parts = key.split(".")
+            for i in range(1, len(parts)):
+                prefix = ".".join(parts[:i])
+                self._prefixes.add(prefix)
+                if parts[i].isdecimal() and len(parts[i]) < 4:
+                    self._children.setdefault(prefix, set()).add(int(parts[i]))
+
+    def has(self, prefix: str) -> bool:
+        return prefix in self._prefixes or prefix in self.shapes
+
+    def count(self, prefix: str) -> int:
+        """Distinct numbered children. A stray index then shows as an unexpected key, not as a huge network."""
+        return len(self._children.get(prefix, ()))
+
+    def size(self, key: str, dim: int, rank: int) -> int:
+        """Return one dimension of a tensor that inference cannot do without."""
+        shape = self.shapes.get(key)
+        if shape is None:
+            raise CheckpointError(
+                f"The checkpoint lacks {key}, without which the network's shape is unknown: it is incomplete, or from "
+                "a code base other than those this package reads.",
+                missing=(key,),
+            )
+        if len(shape) != rank or 0 in shape:
+            raise CheckpointError(
+                f"{key} has shape {list(shape)}; a tensor of rank {rank} without empty dimensions belongs there.",
+                mismatched=((key, shape, (-1,) * rank),),
+            )
+        return shape[dim]
+
+
+def infer_config(shapes: Mapping[str, Shape], **defaults: Any) -> HRNetConfig:
+    """Return the network whose canonical state_dict has these shapes.
+
+    What a state_dict does not tell (interpolation, momentum, dropout) comes from `defaults`, fields of
+    :class:`HRNetConfig` and :class:`HeadConfig`.
+
+    Raises:
+        CheckpointError: a key is missing that decides the network's shape.
+        ConfigError: shapes that no network has.
+    """
+    s = Shapes(shapes)
+    stages = [_first_stage(s)]
+    k = 2
+    while s.has(f"stage{k}"):
+        stages.append(_stage(s, f"stage{k}"))
+        k += 1
+    last = stages[-1]
+    fuse = f"stage{k - 1}.{last.num_modules - 1}.fuse_layers"
+    options: dict[str, Any] = {
+        "in_channels": s.size("conv1.weight", 1, 4),
+        "stem_channels": s.size("conv1.weight", 0, 4),
+        "multiscale_output": last.num_branches == 1 or s.count(fuse) != 1,
+        "fusion_units": _fusion_units(s, stages),
+        "downsample": "bilinear" if any(_POINTWISE_DOWN.match(key) for key in s.shapes) else "strided",
+    }
+    if not any(key.endswith(".running_mean") for key in s.shapes):
+        options["norm"] = NormConfig("gn")
+    return HRNetConfig(tuple(stages), infer_head(s), **options).override(**defaults)
+
+
+def _first_stage(s: Shapes) -> StageConfig:
+    block: BlockKind = "bottleneck" if s.has("layer1.0.conv3") else "basic"
+    return StageConfig((s.size("layer1.0.conv1.weight", 0, 4),), (max(1, s.count("layer1")),), 1, block)
+
+
+def _stage(s: Shapes, name: str) -> StageConfig:
+    branches = s.count(f"{name}.0.branches")
+    first = [f"{name}.0.branches.{b}" for b in range(branches)]
+    block: BlockKind = "bottleneck" if s.has(f"{name}.0.branches.0.0.conv3") else "basic"
+    return StageConfig(
+        tuple(s.size(f"{branch}.0.conv1.weight", 0, 4) for branch in first),
+        tuple(max(1, s.count(branch)) for branch in first),
+        max(1, s.count(name)),
+        block,
+    )
+
+
+def _fusion_units(s: Shapes, stages: list[StageConfig]) -> str:
+    """Which modules fuse: all, the last of every stage, or the very last (Table 12)."""
+
+    def fuses(k: int, module: int) -> bool:
+        return s.has(f"stage{k}.{module}.fuse_layers")
+
+    across = [fuses(k, stage.num_modules - 1) for k, stage in enumerate(stages[1:-1], start=2)]
+    within = [
+        fuses(k, m)
+        for k, stage in enumerate(stages[1:], start=2)
+        for m in range(stage.num_modules - 1)
+        if stage.num_branches > 1
+    ]
+    if across and not any(across):
+        return "final"
+    return "across" if within and not any(within) else "within"
+
+
+def infer_head(s: Shapes) -> HeadConfig:
+    """Return the head that the keys outside the trunk belong to."""
+
+    def dense(kind: Any, name: str) -> HeadConfig:
+        last = f"{name}.3.weight"
+        outputs = s.size(last, 0, 4) if s.has(last) or kind == "face" else 0
+        kernel = s.size(last, 2, 4) if outputs else 1
+        return HeadConfig(kind, outputs, kernel, conv_bias=s.has(f"{name}.0.bias"))
+
+    if s.has("ocr_distri_head"):
+        return HeadConfig(
+            "ocr",
+            s.size("cls_head.weight", 0, 4),
+            conv_bias=s.has("conv3x3_ocr.0.bias"),
+            channels=s.size("conv3x3_ocr.0.weight", 0, 4),
+            key_channels=s.size("ocr_distri_head.object_context_block.f_pixel.0.weight", 0, 4),
+        )
+    if s.has("neck"):
+        channels = s.size("neck.reduction_conv.conv.weight", 0, 4)
+        return HeadConfig("v2p", channels=channels, num_levels=max(1, s.count("neck.fpn_convs")))
+    if s.has("last_layer"):
+        return dense("v2", "last_layer")
+    if s.has("head"):
+        return dense("face", "head")
+    outputs = s.size("classifier.weight", 0, 2) if s.has("classifier") else 0
+    if s.has("downsamp_modules") or s.has("final_layer.0"):
+        return HeadConfig("c", outputs, conv_bias=s.has("final_layer.0.bias"))
+    if s.has("incre_modules"):
+        if s.has("classifier") or s.count("incre_modules.0") > 1:
+            return HeadConfig("cii", outputs)
+        return HeadConfig("features", feature_location="incre")
+    if s.has("classifier"):
+        return HeadConfig("ci", outputs)
+    if s.has("final_layer") or s.has("expand_layer"):
+        kind = "v1h" if s.has("expand_layer") else "v1"
+        bias = kind == "v1" or s.has("expand_layer.0.bias")
+        outputs = s.size("final_layer.weight", 0, 4) if s.has("final_layer") else 0
+        kernel = s.size("final_layer.weight", 2, 4) if outputs else 1
+        return HeadConfig(kind, outputs, kernel, conv_bias=bias)  # type: ignore[arg-type]
+    return HeadConfig("features")

@@ -1,0 +1,77 @@
+"""All families, in the order in which a file is tried against them: the more particular first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hrnet_fast.checkpoints import authors, openmmlab, timm
+from hrnet_fast.checkpoints.family import Family
+from hrnet_fast.errors import CheckpointError
+
+# Networks that no upstream has under these very names: a state_dict of ours, saved as it is.
+NATIVE_PYRAMID = Family(
+    "hrnet_fast",
+    "hrnet_fast's own state_dict of a detection pyramid: the authors' trunk names, mmdetection's neck",
+    heads=("v2p",),
+    marks=("stage2.", "neck.fpn_convs."),
+    defaults={"init": "kaiming"},
+)
+NATIVE_V1H = Family(
+    "v1h",
+    "hrnet_fast's own state_dict of HRNetV1h (section 7): logits at 1/4",
+    heads=("v1h",),
+    marks=("stage2.", "expand_layer."),
+    defaults={"upsample": "bilinear", "upsample_to": "target"},
+)
+
+_ORDERED = (
+    NATIVE_PYRAMID,
+    NATIVE_V1H,
+    openmmlab.MMSEG_OCR,
+    openmmlab.MMSEG,
+    openmmlab.MMPOSE_FACE,
+    openmmlab.MMPOSE_0X_FACE,
+    openmmlab.MMPOSE,
+    openmmlab.MMPOSE_0X,
+    authors.DET,
+    openmmlab.MMDET,
+    openmmlab.MMDET_1X,
+    openmmlab.MM_BACKBONE,
+    authors.SEG_OCR,
+    authors.SEG,
+    authors.POSE_IMAGENET,
+    authors.FACE,
+    authors.CLS,
+    timm.TIMM,  # the same names as cls, which therefore comes first; both compute the same
+    timm.TIMM_FEATURES,
+    authors.POSE,
+    authors.BACKBONE,
+)
+FAMILIES: dict[str, Family] = {family.name: family for family in _ORDERED}
+
+
+def get_family(name: str) -> Family:
+    """Return a family by name.
+
+    Raises:
+        CheckpointError: an unknown name.
+    """
+    if name not in FAMILIES:
+        raise CheckpointError(f"family {name!r} is not one of {', '.join(FAMILIES)}.")
+    return FAMILIES[name]
+
+
+def detect_family(keys: Mapping[str, object]) -> Family:
+    """Return the family whose marks all occur among `keys`.
+
+    Raises:
+        CheckpointError: no family's do.
+    """
+    for family in FAMILIES.values():
+        if family.matches(keys):
+            return family
+    shown = ", ".join(list(keys)[:6])
+    raise CheckpointError(
+        f"No HRNet found in the checkpoint: its keys begin {shown or '(none)'}. It needs stem, stages and transitions "
+        "under the authors' names (stage2.0.branches...), with or without 'backbone.' before them."
+    )
