@@ -1,0 +1,83 @@
+"""The paper's parameters and GFLOPs beside ours (Tables 1, 3, 15, 16 and Appendix D)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from hrnet_fast.measure import complexity
+from hrnet_fast.models import get_config, list_models
+
+
+@dataclass(frozen=True)
+class ComplexityRow:
+    """One network of the paper.
+
+    Attributes:
+        table: where the paper has it.
+        model: its name here.
+        input_size: (H, W).
+        paper_params, paper_gflops: as printed; millions, and multiply-adds / 2^30.
+        params, gflops: ours, in the same units.
+        exact: whether the paper's network is known to be this one, so that the digits must agree.
+        note: why they differ, where they do.
+    """
+
+    table: str
+    model: str
+    input_size: tuple[int, int]
+    paper_params: float
+    paper_gflops: float
+    params: float
+    gflops: float
+    exact: bool
+    note: str
+
+    @property
+    def agrees(self) -> bool:
+        """Whether ours, rounded to the digits of the paper's figures, are the paper's."""
+        pairs = ((self.params, self.paper_params), (self.gflops, self.paper_gflops))
+        return all(round(ours, _decimals(paper)) == paper for ours, paper in pairs)
+
+    @property
+    def difference(self) -> float:
+        """The larger relative difference of the two figures."""
+        return max(abs(self.params / self.paper_params - 1), abs(self.gflops / self.paper_gflops - 1))
+
+
+def _decimals(value: float) -> int:
+    return len(repr(value).partition(".")[2])
+
+
+def paper_tables() -> dict[str, Any]:
+    """Return the paper's tables as data: ``complexity`` rows and ``timing`` tables 13, 17, 18 and 19."""
+    text = resources.files("hrnet_fast").joinpath("data/paper_tables.json").read_text(encoding="utf-8")
+    tables: dict[str, Any] = json.loads(text)
+    return tables
+
+
+def complexity_entries() -> list[dict[str, Any]]:
+    """Return the complexity rows of the paper that are HRNets; its rivals are left out."""
+    known = set(list_models())
+    return [row for row in paper_tables()["complexity"] if row["model"] in known]
+
+
+def complexity_rows() -> Iterator[ComplexityRow]:
+    """Yield each HRNet row of the paper beside our count, in the paper's order. About two seconds a row."""
+    for row in complexity_entries():
+        height, width = row["input"]
+        params, gflops = complexity(get_config(row["model"]), (height, width))
+        yield ComplexityRow(
+            table=row["table"],
+            model=row["model"],
+            input_size=(height, width),
+            paper_params=row["params_m"],
+            paper_gflops=row["gflops"],
+            params=params / 1e6,
+            gflops=gflops,
+            exact=row.get("exact", False),
+            note=row.get("note", ""),
+        )

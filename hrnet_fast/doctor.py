@@ -1,0 +1,64 @@
+"""What this machine has and which implementations can run on it: the content of ``hrnet-fast doctor``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from typing import Any
+
+import torch
+
+from hrnet_fast import __version__
+from hrnet_fast.implementations import ENV_VAR, NAMES, build_info, describe, resolve
+
+_PACKAGES = ("torch", "triton", "numpy", "safetensors", "timm", "torchvision", "onnxruntime", "openvino")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _tool(name: str) -> str | None:
+    """Return a compiler's own version line, or None where it is not on the path."""
+    path = shutil.which(name)
+    if path is None:
+        return None
+    try:
+        out = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return f"{path} (does not answer)"
+    lines = [line for line in out.splitlines() if line.strip()]
+    return next((line for line in lines if "release" in line), lines[0] if lines else path).strip()
+
+
+def _devices() -> list[str]:
+    threads = f"{torch.get_num_threads()} threads"
+    found = [f"cpu: {platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {threads}"]
+    for i in range(torch.cuda.device_count()):
+        p = torch.cuda.get_device_properties(i)
+        found.append(f"cuda:{i}: {p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB")
+    return found
+
+
+def examine() -> dict[str, Any]:
+    """Return versions, devices, tools and implementations of this machine, as plain data."""
+    return {
+        "hrnet_fast": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "devices": _devices(),
+        "tools": {name: _tool(name) for name in ("c++", "nvcc", "ninja")},
+        "extension": build_info(),
+        "environment": {ENV_VAR: os.environ.get(ENV_VAR)},
+        "implementations": {
+            name: {"usable": found.usable, "reason": found.reason} for name in NAMES for found in [describe(name)]
+        },
+        "auto": resolve(),
+    }
