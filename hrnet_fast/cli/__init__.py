@@ -1,0 +1,5 @@
+"""The command ``hrnet-fast``. One file per group of commands; :func:`main` turns every error into one line."""
+
+from hrnet_fast.cli.app import main
+
+__all__ = ["main"]

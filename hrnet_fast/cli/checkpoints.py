@@ -1,0 +1,88 @@
+"""``info`` and ``convert``: checkpoints in and out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hrnet_fast.cli.console import json_option, print_json, print_table, torch04_option
+
+
+@click.command()
+@click.argument("what")
+@click.option(
+    "--family", default="auto", show_default=True, help="The checkpoint's family, where it is not to be guessed."
+)
+@click.option("--size", "input_size", default=None, help="Input HxW to count GFLOPs at, such as 256x192.")
+@torch04_option
+@json_option
+def info(what: str, family: str, input_size: str | None, torch04: bool, as_json: bool) -> None:
+    """Describe WHAT: a named network, or a checkpoint file."""
+    from hrnet_fast.cli.parsing import parse_size
+    from hrnet_fast.measure import complexity
+    from hrnet_fast.models.registry import get_variant, list_models
+
+    size = parse_size(input_size) if input_size else None
+    about: dict[str, Any] = {"name": what}
+    if what in list_models():
+        variant = get_variant(what)
+        config = variant.make()
+        about |= {"task": variant.task, "description": variant.description}
+        size = size or variant.input_size
+    elif Path(what).exists() or Path(what).suffix:
+        from hrnet_fast.checkpoints import parse_checkpoint
+
+        checkpoint = parse_checkpoint(what, family=family, torch04=torch04)
+        config = checkpoint.config
+        tensors = checkpoint.state
+        about |= {
+            "family": checkpoint.family.name,
+            "description": checkpoint.family.description,
+            "tensors": len(tensors),
+            "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}),
+            "notes": list(checkpoint.notes),
+        }
+        size = size or (256, 256)
+    else:
+        get_variant(what)  # raises, and offers near names
+        return
+    params, gflops = complexity(config, size)
+    about |= {"input": list(size), "parameters": params, "gflops": round(gflops, 3), "config": config.to_dict()}
+    if as_json:
+        print_json(about)
+        return
+    shown = {k: v for k, v in about.items() if k != "config" and v != []}
+    shown["parameters"] = f"{params:,} ({params / 1e6:.2f} M)"
+    shown["input"] = f"{size[0]}x{size[1]}"
+    shown["gflops"] = f"{gflops:.2f} (multiply-adds / 2^30 at this input)"
+    shown["stages"] = "; ".join(
+        f"{s.num_modules} x {s.block} {'/'.join(map(str, s.channels))}, {'/'.join(map(str, s.num_blocks))} units"
+        for s in config.stages
+    )
+    rest = {k: v for k, v in config.to_dict().items() if k not in ("stages", "head", "norm")}
+    shown["head"] = ", ".join(f"{k}={v}" for k, v in config.to_dict()["head"].items())
+    shown["options"] = ", ".join(f"{k}={v}" for k, v in rest.items())
+    print_table(("what", "value"), [(k, ", ".join(v) if isinstance(v, list) else str(v)) for k, v in shown.items()])
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--to", "target", required=True, help="Family whose names the output takes; a wrong one lists all.")
+@click.option("--family", default="auto", show_default=True, help="The source's family, where it is not to be guessed.")
+@click.option("--force", is_flag=True, help="Replace OUTPUT if it exists.")
+@torch04_option
+@json_option
+def convert(source: Path, output: Path, target: str, family: str, force: bool, torch04: bool, as_json: bool) -> None:
+    """Write SOURCE's weights to OUTPUT (.pth, .pt, .safetensors) under another family's names, whole or not at all."""
+    from hrnet_fast.checkpoints import convert_checkpoint, save_checkpoint
+
+    state = convert_checkpoint(source, to=target, family=family, torch04=torch04)
+    save_checkpoint(state, output, overwrite=force)
+    done = {"output": str(output), "family": target, "tensors": len(state)}
+    if as_json:
+        print_json(done)
+    else:
+        click.echo(f"wrote {done['tensors']} tensors in {target} names to {output}")

@@ -1,0 +1,59 @@
+"""What the commands share: options, tables, progress bars, JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import click
+
+T = TypeVar("T")
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+impl_option = click.option("--impl", default="auto", show_default=True, help="auto, reference, cpu, triton or cuda.")
+torch04_option = click.option(
+    "--torch04",
+    is_flag=True,
+    help="An authors' segmentation file of the PyTorch 0.4 release (scales act as |w| + eps).",
+)
+
+
+def print_json(data: Any) -> None:
+    """Print `data` as indented JSON on standard output."""
+    click.echo(json.dumps(data, indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
+    """Print a table; columns whose header ends in ``>`` are set flush right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name in columns:
+        right = name.endswith(">")
+        table.add_column(name.removesuffix(">"), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    # Piped output has no width; a table then keeps its lines whole.
+    console = Console()
+    Console(width=None if console.is_terminal else max(console.width, 160)).print(table)
+
+
+def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """Yield `items` under a progress bar on standard error (none where that is no terminal)."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    yield from track(items, total=total, description=what, console=console, disable=not console.is_terminal)
+
+
+def show_notes() -> None:
+    """Print the package's warnings (what a checkpoint's loading left out) as plain notes on standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("note: %(message)s"))
+    logger = logging.getLogger("hrnet_fast")
+    logger.handlers = [handler]
+    logger.propagate = False

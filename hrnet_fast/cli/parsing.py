@@ -1,0 +1,34 @@
+"""Option values that are more than one word."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+from hrnet_fast.tasks.prediction import Box
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return (H, W) of ``HxW``.
+
+    Raises:
+        click.BadParameter: anything else.
+    """
+    match = re.fullmatch(r"(\d+)[x,](\d+)", text.strip())
+    if not match or "0" in match.groups():
+        raise click.BadParameter(f"{text!r} is no size; give height and width as HxW, such as 256x192.")
+    return int(match[1]), int(match[2])
+
+
+def parse_box(text: str) -> Box:
+    """Return (left, top, width, height) of four comma-separated numbers.
+
+    Raises:
+        click.BadParameter: anything else.
+    """
+    try:
+        left, top, width, height = (float(v) for v in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no box; give left,top,width,height in pixels.") from None
+    return left, top, width, height

@@ -1,0 +1,106 @@
+"""``run``: a checkpoint on images, to JSON and pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hrnet_fast.cli.console import impl_option, json_option, print_json, progress, show_notes, torch04_option
+from hrnet_fast.cli.parsing import parse_box, parse_size
+from hrnet_fast.errors import InputError
+
+# Read when a task is given; listed here so that --help needs no torch.
+TASK_NAMES = ("pose", "segmentation", "classification", "landmarks")
+
+
+@click.command()
+@click.argument("images", type=click.Path(path_type=Path))
+@click.option("--checkpoint", "-c", required=True, type=click.Path(path_type=Path), help="A file of any family.")
+@click.option("--task", "-t", required=True, type=click.Choice(TASK_NAMES))
+@click.option("--output", "-o", default=Path("hrnet_output"), show_default=True, type=click.Path(path_type=Path))
+@click.option("--size", default=None, help="Input HxW of the network; each task has its own default.")
+@click.option("--box", "boxes", multiple=True, help="left,top,width,height of a person or face; may be repeated.")
+@click.option("--flip", is_flag=True, help="Average with the mirrored image.")
+@click.option("--labels", type=click.Path(path_type=Path), help="A text file with one class name a line.")
+@click.option("--threshold", default=0.2, show_default=True, help="Keypoints below this score are not drawn.")
+@click.option("--family", default="auto", show_default=True, help="The checkpoint's family.")
+@torch04_option
+@impl_option
+@json_option
+def run(
+    images: Path,
+    checkpoint: Path,
+    task: str,
+    output: Path,
+    size: str | None,
+    boxes: tuple[str, ...],
+    flip: bool,
+    labels: Path | None,
+    threshold: float,
+    family: str,
+    torch04: bool,
+    impl: str,
+    as_json: bool,
+) -> None:
+    """Run a checkpoint on IMAGES (a file or a folder); write NAME.json and NAME.png for each into the output folder."""
+    from hrnet_fast.checkpoints import load_checkpoint
+    from hrnet_fast.tasks import TASKS, Options
+    from hrnet_fast.tasks.images import find_images, read_image
+
+    show_notes()
+    options = Options(
+        size=parse_size(size) if size else None,
+        boxes=tuple(parse_box(b) for b in boxes),
+        flip=flip,
+        labels=_read_labels(labels) if labels else (),
+        threshold=threshold,
+    )
+    paths = find_images(images)
+    model = load_checkpoint(checkpoint, family=family, torch04=torch04, impl=impl)
+    predict, heads = TASKS[task]
+    if model.config.head.kind not in heads:
+        raise InputError(
+            f"{checkpoint}: a {model.family} checkpoint ({model.config.head.kind} head) cannot do {task}; that takes "
+            f"one with a {' or '.join(heads)} head."
+        )
+    _make_folder(output)
+    results: list[dict[str, Any]] = []
+    failures: list[str] = []
+    for path in progress(paths, len(paths), task):
+        try:
+            prediction = predict(model, read_image(path), options)
+        except InputError as error:
+            if len(paths) == 1:
+                raise
+            failures.append(str(error))
+            continue
+        result = {"image": str(path), "task": task, "family": model.family, **prediction.data}
+        stem = output / path.name
+        prediction.picture.save(stem.with_suffix(f"{path.suffix}.png"))
+        for name, image in prediction.maps.items():
+            image.save(stem.with_suffix(f"{path.suffix}.{name}.png"))
+        stem.with_suffix(f"{path.suffix}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        results.append(result)
+    if as_json:
+        print_json(results)
+    else:
+        click.echo(f"{len(results)} of {len(paths)} images done; JSON and pictures are in {output}/")
+    if failures:
+        raise InputError(f"{len(failures)} of {len(paths)} images failed: {'; '.join(failures[:5])}")
+
+
+def _read_labels(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a list of labels ({error}).") from error
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be made a folder ({error}).") from error

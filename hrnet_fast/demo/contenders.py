@@ -1,0 +1,74 @@
+"""Ways of executing one network on this machine. A faster path joins the demonstration in :func:`contenders`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hrnet_fast.implementations import NAMES, describe
+from hrnet_fast.models import HRNet
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way of executing.
+
+    Attributes:
+        name: short, for tables and charts.
+        implementation: which implementation computes it.
+        dtype: what it computes in.
+        prepare: ``(model, image) -> call``; the model is in evaluation mode, and is the contender's own to change.
+    """
+
+    name: str
+    implementation: str
+    dtype: str
+    prepare: Callable[[HRNet, Tensor], Call]
+
+
+def _as_given(model: HRNet, x: Tensor) -> Call:
+    return lambda: model(x)
+
+
+def _channels_last(model: HRNet, x: Tensor) -> Call:
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = x.contiguous(memory_format=torch.channels_last)
+    return lambda: model(x)
+
+
+def _bfloat16(model: HRNet, x: Tensor) -> Call:
+    call = _channels_last(model, x)
+
+    def run() -> Any:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return call()
+
+    return run
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def contenders(device: torch.device) -> list[Contender]:
+    """Return every way of executing that this machine has; the first is what the others are compared with."""
+    found = [
+        Contender("reference", "reference", "float32", _as_given),
+        Contender("reference, channels-last", "reference", "float32", _channels_last),
+    ]
+    if _has_bfloat16(device):
+        found.append(Contender("reference, bf16 autocast", "reference", "bfloat16", _bfloat16))
+    return found
+
+
+def absent() -> dict[str, str]:
+    """Return the implementations that cannot run here, each with its reason, so that none is missing silently."""
+    return {n: describe(n).reason for n in NAMES if not describe(n).usable}

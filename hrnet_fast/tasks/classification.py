@@ -1,0 +1,50 @@
+"""ImageNet-style classification (Appendix B)."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hrnet_fast.errors import InputError
+from hrnet_fast.models import HRNet
+from hrnet_fast.tasks import draw
+from hrnet_fast.tasks.images import to_tensor
+from hrnet_fast.tasks.prediction import Options, Prediction
+
+CROP_RATIO = 0.875  # of the shorter side: 224 of 256, the paper's single-crop testing
+
+
+def predict_classes(model: HRNet, image: Image.Image, options: Options) -> Prediction:
+    """Name the most probable classes of the image's centre crop."""
+    size = options.size or (224, 224)
+    x = to_tensor(_centre_crop(image, size))
+    with torch.inference_mode():
+        logits = model(x)
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            raise InputError("This network returns no class scores; take a classification checkpoint.")
+        if options.flip:
+            logits = (logits + model(x.flip(-1))) / 2
+    if options.labels and len(options.labels) != logits.shape[1]:
+        raise InputError(f"{len(options.labels)} labels given for a network of {logits.shape[1]} classes.")
+    scores, classes = logits.float().softmax(dim=1)[0].topk(min(options.top, logits.shape[1]))
+    best = [
+        {
+            "class": int(c),
+            "name": options.labels[int(c)] if options.labels else str(int(c)),
+            "score": round(float(s), 6),
+        }
+        for c, s in zip(classes, scores, strict=True)
+    ]
+    caption = [f"{b['name']}: {b['score']:.3f}" for b in best]
+    return Prediction({"classes": best}, draw.captioned(image, caption))
+
+
+def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    height, width = size
+    scale = max(height / image.height, width / image.width) / CROP_RATIO
+    resized = image.resize(
+        (max(width, round(image.width * scale)), max(height, round(image.height * scale))), Image.Resampling.BILINEAR
+    )
+    left, top = (resized.width - width) // 2, (resized.height - height) // 2
+    return resized.crop((left, top, left + width, top + height))

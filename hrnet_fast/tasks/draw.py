@@ -1,0 +1,63 @@
+"""Answers drawn on images."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from hrnet_fast.tasks.prediction import Options
+
+Colour = tuple[int, int, int]
+
+
+def palette(n: int) -> list[Colour]:
+    """Return `n` colours, neighbours far apart (hues by the golden ratio)."""
+    hues = [(i * 0.618034) % 1.0 for i in range(n)]
+    rgb = [colorsys.hsv_to_rgb(h, 0.75, 0.95 if i % 2 else 0.7) for i, h in enumerate(hues)]
+    return [(int(r * 255), int(g * 255), int(b * 255)) for r, g, b in rgb]
+
+
+def keypoints(
+    image: Image.Image,
+    people: Sequence[Sequence[Sequence[float]]],
+    scores: Sequence[Sequence[float]],
+    bones: Sequence[tuple[int, int]],
+    options: Options,
+) -> Image.Image:
+    """Draw points whose score reaches the threshold, and the bones between two such points."""
+    picture = image.copy()
+    pen = ImageDraw.Draw(picture)
+    radius = max(2, round(min(image.size) / 160))
+    colours = palette(len(bones) or (len(people[0]) if people else 0))
+    for points, values in zip(people, scores, strict=True):
+        seen = [v >= options.threshold for v in values]
+        for colour, (a, b) in zip(colours, bones, strict=False):
+            if seen[a] and seen[b]:
+                pen.line([tuple(points[a]), tuple(points[b])], fill=colour, width=radius)
+        for i, (x, y) in enumerate(points):
+            if seen[i]:
+                fill = (255, 255, 255) if bones else colours[i]
+                pen.ellipse([x - radius, y - radius, x + radius, y + radius], fill=fill, outline=(0, 0, 0))
+    return picture
+
+
+def overlay(image: Image.Image, labels: NDArray[np.integer], classes: int, opacity: float = 0.55) -> Image.Image:
+    """Blend the colours of the label map [H, W] over the image."""
+    colours = np.array(palette(classes), dtype=np.uint8)[labels]
+    return Image.blend(image, Image.fromarray(colours), opacity)
+
+
+def captioned(image: Image.Image, lines: Sequence[str]) -> Image.Image:
+    """Write lines of text under the image."""
+    height = max(14, image.width // 28)
+    font = ImageFont.load_default(size=height * 0.8)
+    picture = Image.new("RGB", (image.width, image.height + height * (len(lines) + 1)), (255, 255, 255))
+    picture.paste(image, (0, 0))
+    pen = ImageDraw.Draw(picture)
+    for i, line in enumerate(lines):
+        pen.text((height / 2, image.height + height * (i + 0.5)), line, fill=(20, 20, 20), font=font)
+    return picture

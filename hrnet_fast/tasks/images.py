@@ -1,0 +1,80 @@
+"""Reading images and making the networks' inputs of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from hrnet_fast.errors import InputError
+from hrnet_fast.tasks.prediction import Box
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+# ImageNet statistics of RGB in [0, 1], which every upstream trains with.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+def read_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Return an image as RGB, turned upright by its EXIF orientation.
+
+    Raises:
+        InputError: no such file, or one that is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such image.") from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"{path}: cannot be read as an image ({str(error)[:120]}).") from error
+
+
+def find_images(path: str | os.PathLike[str]) -> list[Path]:
+    """Return the image itself, or the images in a folder in order of name.
+
+    Raises:
+        InputError: nothing there, or a folder without images.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        if not found:
+            raise InputError(f"{path}: holds no image ({', '.join(SUFFIXES)}).")
+        return found
+    if not path.exists():
+        raise InputError(f"{path}: no such image or folder.")
+    return [path]
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Return an RGB image as a normalised float32 [1, 3, H, W]."""
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)[None].float() / 255
+    return (pixels - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+
+
+def fit_box(box: Box, size: tuple[int, int], padding: float = 1.25) -> Box:
+    """Return `box` widened about its centre to the aspect ratio of `size` (H, W), then by `padding`.
+
+    Paper, section 4, "Training": the detection box is extended to a fixed aspect ratio before cropping; the authors'
+    pose repository pads it by a quarter.
+    """
+    left, top, width, height = box
+    if width <= 0 or height <= 0:
+        raise InputError(f"box {box}: width and height must be positive (left, top, width, height in pixels).")
+    aspect = size[1] / size[0]
+    w, h = max(width, height * aspect) * padding, max(height, width / aspect) * padding
+    return (left + width / 2 - w / 2, top + height / 2 - h / 2, w, h)
+
+
+def crop(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
+    """Return the part of `image` under `box`, black outside, resampled bilinearly to `size` (H, W)."""
+    left, top, width, height = box
+    sx, sy = width / size[1], height / size[0]
+    # Pillow maps output pixel centres to input coordinates by this matrix.
+    matrix = (sx, 0, left, 0, sy, top)
+    return image.transform((size[1], size[0]), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)

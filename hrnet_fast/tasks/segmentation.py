@@ -1,0 +1,58 @@
+"""Semantic segmentation (section 5): a class for every pixel."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from hrnet_fast.errors import InputError
+from hrnet_fast.models import HRNet
+from hrnet_fast.tasks import draw
+from hrnet_fast.tasks.images import to_tensor
+from hrnet_fast.tasks.prediction import Options, Prediction
+
+CITYSCAPES = (
+    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
+    "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+)  # fmt: skip
+
+
+def predict_segmentation(model: HRNet, image: Image.Image, options: Options) -> Prediction:
+    """Classify every pixel at the network's input size and bring the logits to the image's by bilinear upsampling."""
+    height, width = options.size or (image.height, image.width)
+    x = to_tensor(image.resize((width, height), Image.Resampling.BILINEAR))
+    with torch.inference_mode():
+        logits = _main(model(x))
+        if options.flip:
+            logits = (logits + _main(model(x.flip(-1))).flip(-1)) / 2
+        logits = interpolate(
+            logits.float(),
+            size=(image.height, image.width),
+            mode="bilinear",
+            align_corners=model.config.align_corners,
+        )
+        labels = logits[0].argmax(dim=0).to(torch.uint8 if logits.shape[1] <= 256 else torch.int32).numpy()
+    classes = logits.shape[1]
+    names = options.labels or (CITYSCAPES if classes == len(CITYSCAPES) else tuple(str(i) for i in range(classes)))
+    if len(names) != classes:
+        raise InputError(f"{len(names)} labels given for a network of {classes} classes.")
+    shares = np.bincount(labels.ravel(), minlength=classes) / labels.size
+    order = np.argsort(-shares)
+    data = {
+        "classes": classes,
+        "shares": [
+            {"class": int(i), "name": names[i], "share": round(float(shares[i]), 5)} for i in order if shares[i]
+        ],
+    }
+    return Prediction(data, draw.overlay(image, labels, classes), {"labels": Image.fromarray(labels)})
+
+
+def _main(output: object) -> Tensor:
+    """The logits that count: the last of OCR's two."""
+    last = output[-1] if isinstance(output, (list, tuple)) else output
+    if not isinstance(last, Tensor) or last.dim() != 4:
+        raise InputError("This network returns no logits per pixel; take a segmentation checkpoint.")
+    return last
