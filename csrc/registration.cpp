@@ -5,7 +5,6 @@
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 
-#include <map>
 #include <string>
 
 namespace py = pybind11;
@@ -24,17 +23,17 @@ std::string compiler() {
 #endif
 }
 
-std::map<std::string, std::string> build_info() {
-  return {
-      {"torch", TORCH_VERSION},
-      {"compiler", compiler()},
-      {"cplusplus", std::to_string(__cplusplus)},
+py::dict build_info() {
+  py::dict info;
+  info["torch"] = TORCH_VERSION;
+  info["compiler"] = compiler();
+  info["cplusplus"] = std::to_string(__cplusplus);
 #if defined(HRNET_FAST_WITH_CUDA)
-      {"cuda", "compiled in"},
+  info["cuda"] = "compiled in";
 #else
-      {"cuda", "none"},
+  info["cuda"] = "none";
 #endif
-  };
+  return info;
 }
 
 }  // namespace

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -65,19 +64,18 @@ def complexity_entries() -> list[dict[str, Any]]:
     return [row for row in paper_tables()["complexity"] if row["model"] in known]
 
 
-def complexity_rows() -> Iterator[ComplexityRow]:
-    """Yield each HRNet row of the paper beside our count, in the paper's order. About two seconds a row."""
-    for row in complexity_entries():
-        height, width = row["input"]
-        params, gflops = complexity(get_config(row["model"]), (height, width))
-        yield ComplexityRow(
-            table=row["table"],
-            model=row["model"],
-            input_size=(height, width),
-            paper_params=row["params_m"],
-            paper_gflops=row["gflops"],
-            params=params / 1e6,
-            gflops=gflops,
-            exact=row.get("exact", False),
-            note=row.get("note", ""),
-        )
+def complexity_row(entry: dict[str, Any]) -> ComplexityRow:
+    """Count the network of one entry, and return it beside the paper's figures. About two seconds."""
+    height, width = entry["input"]
+    params, gflops = complexity(get_config(entry["model"]), (height, width))
+    return ComplexityRow(
+        table=entry["table"],
+        model=entry["model"],
+        input_size=(height, width),
+        paper_params=entry["params_m"],
+        paper_gflops=entry["gflops"],
+        params=params / 1e6,
+        gflops=gflops,
+        exact=entry.get("exact", False),
+        note=entry.get("note", ""),
+    )

@@ -37,9 +37,10 @@ def complexity_table(as_json: bool) -> None:
     """Parameters and GFLOPs of every HRNet of the paper, and ours (Tables 1, 3, 15, 16, Appendix D)."""
     import dataclasses
 
-    from hrnet_fast.complexity import complexity_entries, complexity_rows
+    from hrnet_fast.complexity import complexity_entries, complexity_row
 
-    rows = list(progress(complexity_rows(), len(complexity_entries()), "counting"))
+    entries = complexity_entries()
+    rows = [complexity_row(entry) for entry in progress(entries, len(entries), "counting")]
     if as_json:
         print_json([dataclasses.asdict(r) | {"agrees": r.agrees, "difference": r.difference} for r in rows])
         return

@@ -30,7 +30,8 @@ class ClassifierMixin(Head):
         return nn.Linear(in_features, self.head.num_outputs) if self.head.num_outputs else nn.Identity()
 
     def classify(self, net: nn.Module, pooled: Tensor) -> Tensor:
-        pooled = nn.functional.dropout(pooled, self.head.dropout, training=net.training)
+        if net.training and self.head.dropout:
+            pooled = nn.functional.dropout(pooled, self.head.dropout)
         logits: Tensor = net.get_submodule("classifier")(pooled)
         return logits
 

@@ -1,0 +1,198 @@
+"""The command line: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hrnet_fast import FAMILIES, HRNetConfig, load_checkpoint
+from hrnet_fast.cli import main
+from hrnet_fast.demo.weights import random_state
+
+TINY = {"num_blocks": 1, "num_modules": (1, 1, 1), "stage1_blocks": 1, "stage1_channels": 8, "width": 8}
+
+
+def call(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    """Run the command line; return exit code, standard output and standard error."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in argv])
+    out, err = capsys.readouterr()
+    return int(stop.value.code or 0), out, err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Run the command line on bad input: one line on standard error, nothing else, exit code 2."""
+    code, out, err = call(capsys, *argv)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("hrnet-fast: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.jpg"
+    pixels = np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def checkpoint(tmp_path: Path, head: str, family: str, outputs: int) -> Path:
+    path = tmp_path / f"{family}.pth"
+    options = {"conv_bias": False} if FAMILIES[family].head_conv_bias is False else {}
+    torch.save(random_state(HRNetConfig.make(head=head, num_outputs=outputs, **TINY).override(**options), family), path)
+    return path
+
+
+def test_models_lists_as_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "models", "*w32_pose")
+    assert code == 0
+    assert "hrnetv1_w32_pose" in out
+    assert "256x192" in out
+    _, out, _ = call(capsys, "models", "--json")
+    names = [m["name"] for m in json.loads(out)]
+    assert names == sorted(names)
+    assert len(names) > 40
+    assert "no model matches" in refused(capsys, "models", "resnet*")
+
+
+def test_info_of_a_named_network(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = call(capsys, "info", "hrnetv1_w32_pose", "--json")
+    about = json.loads(out)
+    assert about["parameters"] == 28_536_113
+    assert about["gflops"] == pytest.approx(7.12, abs=0.005)
+    code, out, _ = call(capsys, "info", "hrnet_w18_c", "--size", "96x96")
+    assert code == 0
+    assert "96x96" in out
+    assert "Near: hrnet" in refused(capsys, "info", "hrnet_w19_c")
+    assert "HxW" in refused(capsys, "info", "hrnet_w18_c", "--size", "96")
+
+
+def test_info_of_a_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, "v2", "mmseg", 7)
+    _, out, _ = call(capsys, "info", str(path), "--json", "--size", "64x64")
+    about = json.loads(out)
+    assert about["family"] == "mmseg"
+    assert about["config"]["head"]["num_outputs"] == 7
+    assert "no such file" in refused(capsys, "info", str(tmp_path / "absent.pth"))
+
+
+def test_convert_writes_whole_or_not_at_all(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    source = checkpoint(tmp_path, "v1", "mmpose", 5)
+    target = tmp_path / "pose.safetensors"
+    code, out, _ = call(capsys, "convert", source, target, "--to", "pose")
+    assert code == 0
+    assert str(target) in out
+    assert load_checkpoint(target).family == "pose"
+    assert "exists already" in refused(capsys, "convert", source, target, "--to", "pose")
+    before = target.read_bytes()
+    assert "is not one of" in refused(capsys, "convert", source, target, "--to", "nonsense", "--force")
+    assert "cannot be written as 'timm'" in refused(capsys, "convert", source, target, "--to", "timm", "--force")
+    source.write_bytes(source.read_bytes()[:1000])
+    assert "truncated" in refused(capsys, "convert", source, target, "--to", "pose", "--force")
+    assert target.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mmpose.pth", "pose.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("task", "head", "family", "outputs", "key"),
+    [
+        ("pose", "v1", "mmpose", 17, "people"),
+        ("pose", "v1", "pose", 5, "people"),
+        ("segmentation", "v2", "seg", 19, "shares"),
+        ("segmentation", "ocr", "seg_ocr", 7, "shares"),
+        ("classification", "c", "timm", 10, "classes"),
+        ("landmarks", "face", "face", 29, "faces"),
+    ],
+)
+def test_run_answers_and_draws(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    photo: Path,
+    task: str,
+    head: str,
+    family: str,
+    outputs: int,
+    key: str,
+) -> None:
+    path = checkpoint(tmp_path, head, family, outputs)
+    out_dir = tmp_path / "out"
+    argv = ["run", photo, "-c", path, "-t", task, "-o", out_dir, "--size", "64x64", "--json"]
+    code, out, _ = call(capsys, *argv)
+    assert code == 0
+    (result,) = json.loads(out)
+    assert result == json.loads((out_dir / "photo.jpg.json").read_text())
+    assert result["task"] == task
+    assert result[key]
+    picture = Image.open(out_dir / "photo.jpg.png").convert("RGB")
+    assert picture.width == 90
+    assert picture.height >= 70
+    if task == "segmentation":
+        labels = np.array(Image.open(out_dir / "photo.jpg.labels.png"))
+        assert labels.shape == (70, 90)
+        shares = {s["class"]: s["share"] for s in result["shares"]}
+        assert shares == {int(c): round(float((labels == c).mean()), 5) for c in np.unique(labels)}
+
+
+def test_run_on_a_folder_keeps_what_works(capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    photo.rename(folder / "a.jpg")
+    (folder / "b.jpg").write_bytes(b"no image")
+    path = checkpoint(tmp_path, "c", "timm", 10)
+    code, out, err = call(capsys, "run", folder, "-c", path, "-t", "classification", "-o", tmp_path / "out")
+    assert code == 2
+    assert "1 of 2 images done" in out
+    assert "b.jpg" in err
+    assert (tmp_path / "out" / "a.jpg.json").exists()
+
+
+def test_run_refuses_what_cannot_be(capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: Path) -> None:
+    path = checkpoint(tmp_path, "c", "timm", 10)
+    out = tmp_path / "out"
+    assert "cannot do pose" in refused(capsys, "run", photo, "-c", path, "-t", "pose", "-o", out)
+    base = ("run", photo, "-c", path, "-t", "classification", "-o", out)
+    assert "no such image" in refused(capsys, "run", tmp_path / "none", *base[2:])
+    assert "left,top,width,height" in refused(capsys, *base, "--box", "1,2,3")
+    assert "cannot run here" in refused(capsys, *base, "--impl", "cuda")
+    assert "is not one of" in refused(capsys, *base, "--impl", "magic")
+    labels = tmp_path / "labels.txt"
+    labels.write_text("cat\ndog\n")
+    assert "2 labels given" in refused(capsys, *base, "--labels", labels)
+    assert "no image" in refused(capsys, "run", _empty(tmp_path), *base[2:])
+    pose = checkpoint(tmp_path, "v1", "pose", 5)
+    assert "mirror" in refused(capsys, "run", photo, "-c", pose, "-t", "pose", "-o", out, "--flip")
+    assert "Invalid value for '--task'" in refused(capsys, *base[:5], "dancing")
+
+
+def _empty(tmp_path: Path) -> Path:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    return folder
+
+
+def test_doctor_says_what_cannot_run_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = call(capsys, "doctor", "--json")
+    found = json.loads(out)
+    assert found["packages"]["torch"] == torch.__version__
+    assert found["implementations"]["reference"]["usable"]
+    assert all(i["reason"] for i in found["implementations"].values())
+    code, out, _ = call(capsys, "doctor")
+    assert code == 0
+    assert "impl='auto' means" in out
+
+
+def test_help_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "--help")
+    assert code == 0
+    assert all(name in out for name in ("models", "info", "convert", "table", "run", "doctor", "demo"))
+    assert "No such command" in refused(capsys, "dance")
+    code, out, _ = call(capsys, "--version")
+    assert code == 0

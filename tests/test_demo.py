@@ -1,0 +1,75 @@
+"""The demonstration: real measurements, and plain words where the weights are random."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from hrnet_fast.cli import main
+from hrnet_fast.demo.weights import random_state
+from hrnet_fast.models import get_config
+
+
+def demo(*argv: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(["demo", *map(str, argv)])
+    return int(stop.value.code or 0)
+
+
+def test_report_of_random_and_of_given_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tmp_path / "cls.pth"
+    torch.save(random_state(get_config("hrnet_w18_small", num_outputs=5), "timm", seed=1), weights)
+    out = tmp_path / "report"
+    argv = ("--rounds", 1, "--task", "classification", "--task", "pose", "-o", out)
+    assert demo(*argv, "-c", f"classification={weights}") == 0
+    printed = capsys.readouterr().out
+    assert "pose: the weights are RANDOM" in printed
+    assert "classification: the weights are RANDOM" not in printed
+
+    data = json.loads((out / "results.json").read_text())
+    by_task = {r["task"]: r for r in data["results"]}
+    assert by_task["pose"]["random_weights"]
+    assert not by_task["classification"]["random_weights"]
+    assert by_task["pose"]["family"] == "mmpose"
+    for result in by_task.values():
+        for m in result["measurements"]:
+            assert 0 <= m["error"] < (1e-5 if m["dtype"] == "float32" else 0.1)
+            assert m["seconds"] > 0
+            assert m["launches"] > 200
+            assert m["peak_bytes"] > 1e5
+    assert set(data["not_run"]) <= {"cpu", "triton", "cuda"}
+    page = (out / "report.html").read_text()
+    assert "Random weights:" in page
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page.replace("<!doctype html>", "")
+    for name in ("chart.png", "pose.png", "classification.png"):
+        assert Image.open(out / name).size[0] > 100
+
+    assert demo(*argv) == 2
+    assert "holds a report already" in capsys.readouterr().err
+
+
+def test_bad_arguments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for argv, words in (
+        (("--task", "dancing"), "accepted are"),
+        (("-c", "pose"), "TASK=FILE"),
+        (("-c", f"pose={tmp_path}/none.pth", "--task", "pose"), "no such file"),
+        (("--image", tmp_path / "none.jpg", "--task", "pose"), "no such image"),
+        (("--rounds", 0), "at least 1"),
+    ):
+        assert demo(*argv, "-o", tmp_path / "out") == 2
+        err = capsys.readouterr().err
+        assert words in err
+        assert err.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
+def test_random_state_is_reproducible_and_lively() -> None:
+    config = get_config("hrnet_w18_small", num_outputs=3)
+    a, b = random_state(config, "timm"), random_state(config, "timm")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert any(not torch.equal(v, torch.zeros_like(v)) for k, v in a.items() if k.endswith("running_mean"))

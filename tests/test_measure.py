@@ -1,0 +1,80 @@
+"""The measures: operator calls, memory, multiply-adds, errors; and the paper's complexity tables."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from hrnet_fast.complexity import complexity_entries, complexity_row, paper_tables
+from hrnet_fast.config import HRNetConfig
+from hrnet_fast.measure import complexity, interleaved_seconds, operator_calls, peak_activations, relative_error
+from hrnet_fast.models import create_model
+
+
+def test_peak_counts_live_storages_once() -> None:
+    def chain() -> torch.Tensor:
+        a = torch.ones(1000)
+        b = a + 1
+        view = b.view(10, 100)
+        del a
+        return (view + 1).relu_()
+
+    assert peak_activations(chain) == 8000
+
+
+def test_views_and_allocations_are_no_operator_calls() -> None:
+    x = torch.ones(4, 4)
+    assert operator_calls(lambda: (x.view(16), x.t(), torch.empty(3))) == 0
+    assert operator_calls(lambda: [(x + 1).relu_(), x.sum()]) == 3
+
+
+def test_a_classification_forward_is_the_known_number_of_operators() -> None:
+    """325 convolutions and normalisations, 284 ReLUs, 177 sums, 31 upsamplings, pooling and classifier."""
+    model = create_model("hrnet_w18_c").eval()
+    x = torch.zeros(1, 3, 64, 64)
+    with torch.inference_mode():
+        calls = operator_calls(lambda: model(x))
+    assert calls == 2 * 325 + 284 + 177 + 31 + len(("pooling", "classifier"))
+
+
+def test_interleaved_rounds_tell_slow_from_fast() -> None:
+    seconds = interleaved_seconds({"slow": lambda: time.sleep(0.02), "fast": lambda: None}, rounds=3)
+    assert seconds["slow"] >= 0.02 > seconds["fast"]
+
+
+def test_relative_error_takes_the_worst_output() -> None:
+    exact = [torch.ones(4), torch.full((4,), 2.0)]
+    assert relative_error([torch.ones(4), torch.full((4,), 3.0)], exact) == pytest.approx(0.5)
+    assert relative_error(torch.zeros(2), torch.zeros(2)) == 0.0
+    with pytest.raises(ValueError, match="zip"):
+        relative_error([torch.ones(1)], exact)
+
+
+def test_complexity_counts_by_hand() -> None:
+    config = HRNetConfig.make(width=4, head="features", num_blocks=1, num_modules=(1, 1, 1))
+    params, gflops = complexity(config, (64, 64))
+    twice, more = complexity(config, (128, 64))
+    assert params == twice
+    assert more == pytest.approx(2 * gflops)
+    stem = (3 * 9 * 64 * 32 * 32 + 64 * 9 * 64 * 16 * 16) / 2**30
+    assert gflops > stem
+
+
+@pytest.mark.parametrize("entry", complexity_entries(), ids=lambda e: f"{e['table']}-{e['model']}-{e['input'][0]}")
+def test_the_papers_complexity(entry: dict[str, Any]) -> None:
+    row = complexity_row(entry)
+    if row.exact:
+        assert row.agrees, (row.params, row.gflops)
+    elif row.difference > 0.02:
+        assert row.note, "a difference above 2% needs its explanation"
+    else:
+        assert row.difference <= 0.02
+
+
+def test_every_hrnet_of_the_paper_is_counted() -> None:
+    listed = [row["model"] for row in paper_tables()["complexity"] if row["model"].startswith("hrnet")]
+    assert [row["model"] for row in complexity_entries()] == listed
+    assert len(listed) == 20
