@@ -59,7 +59,7 @@ def extension() -> dict[str, Any]:
         "hrnet_fast._C",
         sources + (cuda_sources if with_cuda else []),
         define_macros=[("HRNET_FAST_WITH_CUDA", "1")] if with_cuda else [],
-        extra_compile_args={"cxx": ["-O3", "-fvisibility=hidden"]},
+        extra_compile_args={"cxx": ["-O3", "-fvisibility=hidden", "-fopenmp"]},
     )
     return {"ext_modules": [module], "cmdclass": {"build_ext": OptionalBuild}}
 

@@ -1,11 +1,15 @@
-// The module hrnet_fast._C: build information now, the registration of the compiled operators as they are added.
+// The module hrnet_fast._C: build information, and the registration of the compiled implementations.
 //
-// Kept free of operator code, so that what was built can be asked even where no operator applies.
+// Public operators, their checks, fakes and autograd are Python's (hrnet_fast/ops); what is registered here is one
+// implementation of each, on arguments that were checked there.
 
 #include <pybind11/pybind11.h>
+#include <torch/library.h>
 #include <torch/version.h>
 
 #include <string>
+
+#include "cpu/fuse_sum.h"
 
 namespace py = pybind11;
 
@@ -37,6 +41,19 @@ py::dict build_info() {
 }
 
 }  // namespace
+
+// Affines that are absent are empty tensors; mode is the value of hrnet_fast::Resample.
+TORCH_LIBRARY_FRAGMENT(hrnet_fast, m) {
+  m.def("fuse_sum_cpu(Tensor[] xs, Tensor[] scales, Tensor[] shifts, int[] size, int mode, bool relu) -> Tensor");
+  m.def(
+      "fuse_sum_backward_cpu(Tensor grad, Tensor out, Tensor[] xs, Tensor[] scales, int[] sizes, int mode, "
+      "bool relu, int[] wanted) -> Tensor[]");
+}
+
+TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
+  m.impl("fuse_sum_cpu", &hrnet_fast::cpu::fuse_sum_forward);
+  m.impl("fuse_sum_backward_cpu", &hrnet_fast::cpu::fuse_sum_backward);
+}
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "hrnet_fast's compiled extension";

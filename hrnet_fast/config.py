@@ -237,7 +237,8 @@ class HRNetConfig:
             raise ConfigError(
                 f"{owner}: frozen_stages={self.frozen_stages} must lie between -1 (none) and {len(self.stages)}."
             )
-        if not self.multiscale_output and self.head.kind not in ("v1", "v1h", "features"):
+        reads_all = self.head.kind not in ("v1", "v1h", "features") or self.head.feature_location == "incre"
+        if not self.multiscale_output and reads_all:
             raise ConfigError(
                 f"{owner}: multiscale_output=False leaves one resolution, but the {self.head.kind!r} head reads all; "
                 "take multiscale_output=True or head='v1'."
@@ -296,6 +297,10 @@ class HRNetConfig:
         planes = width // EXPANSION[block]
         _positive("HRNetConfig.make", planes=planes)
         stages = [StageConfig((stage1_channels,), (stage1_blocks,), 1, "bottleneck")]
+        if len(num_modules) != len(num_branches):
+            raise ConfigError(
+                f"HRNetConfig.make: num_modules={num_modules} and num_branches={num_branches} must name the same stages."
+            )
         for modules, branches in zip(num_modules, num_branches, strict=True):
             channels = tuple(planes * 2**i for i in range(branches))
             stages.append(StageConfig(channels, (num_blocks,) * branches, modules, block))
@@ -319,15 +324,12 @@ class HRNetConfig:
                 f"{', '.join(sorted(top | head | set(norm)))}."
             )
         own = {k: v for k, v in changes.items() if k in top}
-        if isinstance(own.get("norm"), str):
-            own["norm"] = dataclasses.replace(self.norm, kind=own["norm"])
-        if isinstance(own.get("head"), str):
-            own["head"] = dataclasses.replace(self.head, kind=own["head"])
-        for name, values, names in (("head", HeadConfig, {h: h for h in head}), ("norm", NormConfig, norm)):
+        for name, names in (("head", {h: h for h in head}), ("norm", norm)):
             part = {names[k]: v for k, v in changes.items() if k in names}
-            if part:
-                own[name] = dataclasses.replace(own.get(name, getattr(self, name)), **part)
-                assert isinstance(own[name], values)
+            whole = own.pop(name, getattr(self, name))
+            if isinstance(whole, str):  # a kind; its fields may change along with it
+                part, whole = {"kind": whole, **part}, getattr(self, name)
+            own[name] = dataclasses.replace(whole, **part)
         return dataclasses.replace(self, **own)
 
     def to_dict(self) -> dict[str, Any]:
@@ -355,7 +357,7 @@ def _head_defaults(head: str, num_outputs: int) -> dict[str, Any]:
     """Fields of HRNetConfig that follow from the head, as the authors' repository for that task has them."""
     kind = HEAD_ALIASES.get(head, head)
     options: dict[str, Any] = {"head": HeadConfig(kind=kind, num_outputs=num_outputs)}  # type: ignore[arg-type]
-    if kind == "v1":
+    if kind in ("v1", "v1h"):
         options["multiscale_output"] = False
     if kind in ("v2", "ocr", "face", "v1h"):
         options.update(upsample="bilinear", upsample_to="target")

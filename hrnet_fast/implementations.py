@@ -6,17 +6,24 @@ back.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from hrnet_fast.errors import ImplementationError
 
 ENV_VAR = "HRNET_FAST_IMPL"
 NAMES = ("reference", "cpu", "triton", "cuda")
 
-# Operators per implementation, as they are added; the reference is whole networks and needs none.
-OPERATORS: dict[str, tuple[str, ...]] = {"cpu": (), "triton": (), "cuda": ()}
+# Operators that each implementation has. The reference has all.
+OPERATORS: dict[str, tuple[str, ...]] = {"cpu": ("fuse_sum",), "triton": (), "cuda": ()}
+# Implementations that execute whole networks; the others are so far operators to be called by themselves.
+NETWORKS = ("reference",)
+# What runs on a device, fastest first.
+BY_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
 
 @dataclass(frozen=True)
@@ -25,12 +32,14 @@ class Implementation:
 
     Attributes:
         name: ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
-        usable: whether it can be asked for by name here.
+        usable: whether its operators can run here.
+        networks: whether it executes whole networks.
         reason: why it can or cannot.
     """
 
     name: str
     usable: bool
+    networks: bool
     reason: str
 
 
@@ -64,18 +73,30 @@ def _prerequisite(name: str) -> str | None:
 def describe(name: str) -> Implementation:
     """Say whether `name` can run here, and why or why not."""
     if name == "reference":
-        return Implementation(name, True, "plain PyTorch, runs wherever torch does")
+        return Implementation(name, True, True, "plain PyTorch, runs wherever torch does; every operator")
     lacking = _prerequisite(name)
+    networks = name in NETWORKS
     if not OPERATORS[name]:
         state = f"and {lacking}" if lacking else "though this machine could run it"
-        return Implementation(name, False, f"this version has no {name} operators, {state}")
+        return Implementation(name, False, networks, f"this version has no {name} operators, {state}")
     if lacking:
-        return Implementation(name, False, lacking)
-    return Implementation(name, True, f"operators: {', '.join(OPERATORS[name])}")
+        return Implementation(name, False, networks, lacking)
+    return Implementation(name, True, networks, f"operators: {', '.join(OPERATORS[name])}")
+
+
+def _asked(impl: str) -> tuple[str, str]:
+    """Return the name asked for, the environment's where `impl` leaves it open, and how it was asked."""
+    asked, origin = impl, f"impl={impl!r}"
+    if impl == "auto" and os.environ.get(ENV_VAR):
+        asked = os.environ[ENV_VAR]
+        origin = f"{ENV_VAR}={asked}"
+    if asked not in ("auto", *NAMES):
+        raise ImplementationError(f"{origin} is not one of {', '.join(('auto', *NAMES))}.")
+    return asked, origin
 
 
 def resolve(impl: str = "auto") -> str:
-    """Return the implementation that `impl` means here.
+    """Return the implementation that `impl` means for a whole network here.
 
     Args:
         impl: ``"auto"`` (then the environment variable ``HRNET_FAST_IMPL`` decides, if set) or a name.
@@ -83,17 +104,36 @@ def resolve(impl: str = "auto") -> str:
     Raises:
         ImplementationError: an unknown name, or a named implementation that cannot run here.
     """
-    origin = f"impl={impl!r}"
-    if impl == "auto":
-        impl = os.environ.get(ENV_VAR) or "auto"
-        origin = f"{ENV_VAR}={impl}"
-    if impl == "auto":
-        return next((n for n in reversed(NAMES) if describe(n).usable), "reference")
-    if impl not in NAMES:
-        raise ImplementationError(f"{origin} is not one of {', '.join(('auto', *NAMES))}.")
-    found = describe(impl)
-    if not found.usable:
+    asked, origin = _asked(impl)
+    if asked == "auto":
+        return next((n for n in reversed(NETWORKS) if describe(n).usable), "reference")
+    found = describe(asked)
+    if not (found.usable and found.networks):
+        reason = f"no network executes with it yet ({found.reason})" if found.usable else found.reason
         raise ImplementationError(
-            f"{origin} cannot run here: {found.reason}. Take 'auto' or 'reference'; `hrnet-fast doctor` shows all."
+            f"{origin} cannot run here: {reason}. Take 'auto' or 'reference'; `hrnet-fast doctor` shows all."
         )
-    return impl
+    return asked
+
+
+@functools.cache
+def _runs(name: str, operator: str) -> bool:
+    return operator in OPERATORS[name] and describe(name).usable
+
+
+def choose(operator: str, impl: str, tensor: Tensor) -> str:
+    """Return the implementation of `operator` for a tensor's device.
+
+    Raises:
+        ImplementationError: a named implementation without this operator, or for another device.
+    """
+    asked, origin = _asked(impl)
+    able = [name for name in BY_DEVICE.get(tensor.device.type, ()) if _runs(name, operator)]
+    if asked == "auto":
+        return able[0] if able else "reference"
+    if asked == "reference" or asked in able:
+        return asked
+    why = describe(asked).reason
+    raise ImplementationError(
+        f"{operator}: {origin} cannot run on {tensor.device}: {why}. Usable here: {', '.join((*able, 'reference'))}."
+    )

@@ -183,6 +183,11 @@ def _without_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for conv, norm in _BIASED:
         bias = out.pop(f"{conv}.bias", None)
         if bias is not None:
+            if f"{norm}.running_mean" not in out:
+                raise CheckpointError(
+                    f"{conv}.bias has no place in the target's names, and without {norm}.running_mean (this network's "
+                    "normalisation keeps no statistics) it cannot be folded away."
+                )
             mean = out[f"{norm}.running_mean"]
             out[f"{norm}.running_mean"] = (mean.double() - bias.double()).to(mean.dtype)
     return out

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hrnet_fast.errors import CheckpointError
+
 TRUNK = ("conv1.", "bn1.", "conv2.", "bn2.", "layer1.", "transition", "stage")
 
 
@@ -47,12 +49,23 @@ class Family:
         return all(any(key.startswith(mark) for key in keys) for mark in self.marks)
 
     def to_canonical(self, state: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
-        """Rename to the authors' names; keys that fit no rule keep theirs and fail the strict comparison later."""
+        """Rename to the authors' names; keys that fit no rule keep theirs and fail the strict comparison later.
+
+        Raises:
+            CheckpointError: trunk keys with and without the prefix: two could become one.
+        """
         ignored = [k for k in state if k.startswith(self.ignored)] if self.ignored else []
         if ignored:
             tops = sorted({k.split(".")[0] for k in ignored})
             notes.append(f"left out {len(ignored)} entries that are not HRNet's: {', '.join(tops)}")
         kept = {k: v for k, v in state.items() if k not in set(ignored)}
+        stray = tuple(k for k in kept if self.trunk_prefix and is_trunk(k))
+        if stray:
+            raise CheckpointError(
+                f"The checkpoint has trunk keys without {self.trunk_prefix!r} beside those with it: "
+                f"{', '.join(stray[:6])}. Remove them, or give all keys the same form.",
+                unexpected=stray,
+            )
         return {self._inward(k): v for k, v in kept.items()}
 
     def from_canonical(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,8 @@ from hrnet_fast.errors import CheckpointError
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".ckpt")
 SAFETENSORS = ".safetensors"
+# What the restricted unpickler says of objects; of files that are no pickle at all it says other things.
+_OBJECTS = ("Unsupported global", "Unsupported class", "Trying to", "Can only")
 
 
 def _checked_suffix(path: Path) -> str:
@@ -60,7 +62,7 @@ def read_file(path: str | os.PathLike[str]) -> Any:
         with _numpy_scalars_allowed():
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" not in str(error):
+        if not any(words in str(error) for words in _OBJECTS):
             raise _corrupt(path, error) from error
         raise CheckpointError(
             f"{path}: holds pickled Python objects, which could run code when read, and is refused. Where the file "
@@ -98,7 +100,7 @@ def save_checkpoint(state: Mapping[str, Tensor], path: str | os.PathLike[str], *
             if suffix == SAFETENSORS:
                 from safetensors.torch import save
 
-                handle.write(save({k: v.detach().cpu().contiguous() for k, v in state.items()}))
+                handle.write(save(_apart(state)))
             else:
                 torch.save(dict(state), handle)
             handle.flush()
@@ -108,9 +110,21 @@ def save_checkpoint(state: Mapping[str, Tensor], path: str | os.PathLike[str], *
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error}).") from error
+    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
+        raise CheckpointError(f"{path}: cannot be written ({str(error).splitlines()[0]}).") from error
     finally:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Dense CPU tensors of which no two share memory: safetensors writes only such."""
+    out: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, value in state.items():
+        tensor = value.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        out[key] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    return out

@@ -107,7 +107,9 @@ def _fusion_units(s: Shapes, stages: list[StageConfig]) -> str:
     def fuses(k: int, module: int) -> bool:
         return s.has(f"stage{k}.{module}.fuse_layers")
 
-    across = [fuses(k, stage.num_modules - 1) for k, stage in enumerate(stages[1:-1], start=2)]
+    across = [
+        fuses(k, stage.num_modules - 1) for k, stage in enumerate(stages[1:-1], start=2) if stage.num_branches > 1
+    ]
     within = [
         fuses(k, m)
         for k, stage in enumerate(stages[1:], start=2)

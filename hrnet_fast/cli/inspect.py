@@ -81,5 +81,7 @@ def doctor(as_json: bool) -> None:
     rows.append(("extension", ", ".join(f"{k} {v}" for k, v in built.items()) if built else "not built"))
     rows += [(name, value or "not set") for name, value in found["environment"].items()]
     print_table(("what", "here"), rows)
-    usable = [(n, "yes" if i["usable"] else "no", i["reason"]) for n, i in found["implementations"].items()]
-    print_table(("implementation", "usable", "why"), usable, title=f"impl='auto' means {found['auto']} here")
+    word = {True: "yes", False: "no"}
+    usable = [(n, word[i["usable"]], word[i["networks"]], i["reason"]) for n, i in found["implementations"].items()]
+    title = f"For a network, impl='auto' means {found['auto']} here"
+    print_table(("implementation", "operators usable", "runs networks", "why"), usable, title=title)

@@ -71,4 +71,6 @@ def contenders(device: torch.device) -> list[Contender]:
 
 def absent() -> dict[str, str]:
     """Return the implementations that cannot run here, each with its reason, so that none is missing silently."""
-    return {n: describe(n).reason for n in NAMES if not describe(n).usable}
+    found = {name: describe(name) for name in NAMES}
+    idle = "executes no whole network yet; "
+    return {n: f.reason if not f.usable else idle + f.reason for n, f in found.items() if not (f.usable and f.networks)}

@@ -155,27 +155,48 @@ def _from_openmmlab(cfg: Mapping[str, Any]) -> HRNetConfig:
 def _openmmlab_head(cfg: Mapping[str, Any]) -> tuple[HeadConfig, dict[str, Any]]:
     """The head, and what its repository's backbone does differently."""
     if "decode_head" in cfg:
-        heads = cfg["decode_head"]
-        dense: dict[str, Any] = {"upsample": "bilinear", "upsample_to": "scale_then_target"}
-        if isinstance(heads, Mapping):
-            return HeadConfig("v2", heads["num_classes"], conv_bias=False), dense
-        main = heads[-1]
-        return (
-            HeadConfig(
-                "ocr",
-                main["num_classes"],
-                conv_bias=False,
-                channels=main["channels"],
-                key_channels=main["ocr_channels"],
-                ocr_outputs="main",
-            ),
-            dense,
-        )
+        return _decode_head(cfg["decode_head"])
     for name in ("head", "keypoint_head"):
         if name in cfg:
-            return HeadConfig("v1", cfg[name]["out_channels"]), {"multiscale_output": False}
+            return _heatmap_head(cfg[name], cfg["backbone"])
     if cfg.get("neck"):
         neck = cfg["neck"][0] if isinstance(cfg["neck"], (list, tuple)) else cfg["neck"]
+        if neck.get("type", "HRFPN") not in ("HRFPN", "mmdet.HRFPN"):
+            raise ConfigError(f"from_config: neck type {neck['type']!r}; accepted is HRFPN.")
         return HeadConfig("v2p", channels=neck["out_channels"], num_levels=neck.get("num_outs", 5)), {}
     backbone = cfg.get("backbone", cfg)
     return HeadConfig("features"), {"multiscale_output": backbone.get("multiscale_output", True)}
+
+
+def _decode_head(heads: Any) -> tuple[HeadConfig, dict[str, Any]]:
+    """mmsegmentation's: one FCN head, or FCN and OCR heads in a row."""
+    dense: dict[str, Any] = {"upsample": "bilinear", "upsample_to": "scale_then_target"}
+    fcn = heads if isinstance(heads, Mapping) else heads[0]
+    for key, accepted in (("num_convs", 1), ("concat_input", False), ("kernel_size", 1)):
+        if fcn.get(key, accepted) != accepted:
+            raise ConfigError(f"from_config: decode_head has {key}={fcn[key]!r}; HRNet's has {accepted!r}.")
+    if isinstance(heads, Mapping):
+        return HeadConfig("v2", heads["num_classes"], conv_bias=False), dense
+    main = heads[-1]
+    ocr = {"channels": main["channels"], "key_channels": main["ocr_channels"], "ocr_outputs": "main"}
+    return HeadConfig("ocr", main["num_classes"], conv_bias=False, **ocr), dense
+
+
+def _heatmap_head(head: Mapping[str, Any], backbone: Mapping[str, Any]) -> tuple[HeadConfig, dict[str, Any]]:
+    """mmpose's 1.x (``head``) and 0.x (``keypoint_head``); both have three deconvolutions unless told otherwise."""
+    if head.get("deconv_out_channels", head.get("num_deconv_layers", True)):
+        raise ConfigError(
+            "from_config: this head has deconvolutions, which HRNet's do not; accepted are deconv_out_channels=None "
+            "(mmpose 1.x) and num_deconv_layers=0 (0.x)."
+        )
+    extra, final = head.get("extra") or {}, head.get("final_layer") or {}
+    kernel = extra.get("final_conv_kernel", final.get("kernel_size", 1))
+    upsample = dict(backbone.get("extra", backbone).get("upsample") or {})
+    options: dict[str, Any] = {
+        "upsample": upsample.get("mode", "nearest"),
+        "align_corners": bool(upsample.get("align_corners")),
+        "multiscale_output": backbone.get("extra", backbone)["stage4"].get("multiscale_output", False),
+    }
+    if head.get("conv_out_channels") or extra.get("num_conv_layers"):
+        return HeadConfig("face", head["out_channels"], kernel), options
+    return HeadConfig("v1", head["out_channels"], kernel), options

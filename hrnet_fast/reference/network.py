@@ -108,9 +108,11 @@ class HRNetReference(nn.Module):
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Return the branches after the last stage: [N, C_r, H / 2^(r+1), W / 2^(r+1)] for r = 1, 2, ..."""
+        self._check_input(x)
         return self._branches(self._stem(x)[1])
 
     def forward(self, x: Tensor) -> Output:
+        self._check_input(x)
         size = (x.shape[-2], x.shape[-1])
         half, x = self._stem(x)
         if not self._head.needs_stem:
@@ -121,7 +123,6 @@ class HRNetReference(nn.Module):
         return self._head(self, features, size)
 
     def _stem(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
-        self._check_input(x)
         half = self.relu(self.bn1(self.conv1(x)))
         return half, self.relu(self.bn2(self.conv2(half)))
 

@@ -72,13 +72,15 @@ def norm_factory(config: NormConfig) -> NormFactory:
 def without_stat_updates(module: nn.Module) -> Iterator[None]:
     """Run training-mode batch normalisation inside `module` without touching its running statistics.
 
-    A checkpointed unit runs its forward twice; the second run must not count its batch again.
+    A checkpointed unit runs its forward twice; the second run must not count its batch again. It updates copies
+    instead: switching the statistics off would save other tensors for backward than the first run did.
     """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    kept = [dict(norm._buffers) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm._buffers.update({k: v.clone() for k, v in norm._buffers.items() if v is not None})
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers.update(buffers)

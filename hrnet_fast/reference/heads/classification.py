@@ -75,7 +75,9 @@ class StridedClassificationHead(ClassifierMixin):
     """HRNet-Wx-Cii: branches brought to 512 channels by stride-2 bottlenecks, concatenated, pooled, classified."""
 
     def layers(self, norm: NormFactory) -> dict[str, nn.Module]:
-        return {"incre_modules": self._units(norm), "classifier": self.classifier(512 * len(self.config.out_channels))}
+        branches = len(self.config.out_channels)
+        widest = 64 * 2 ** (branches - 1)  # 512 for four
+        return {"incre_modules": self._units(norm), "classifier": self.classifier(widest * branches)}
 
     def _units(self, norm: NormFactory) -> nn.ModuleList:
         branches = len(self.config.out_channels)

@@ -1,0 +1,5 @@
+"""The fused operators, usable alone. One file each: public function, checks, ``torch.library`` contract, autograd."""
+
+from hrnet_fast.ops.fuse_sum import fuse_sum
+
+__all__ = ["fuse_sum"]

@@ -1,0 +1,237 @@
+"""``fuse_sum``: act(sum_k resample_k(scale_k * x_k + shift_k)), forward and backward, in one pass each.
+
+The last step of a fusion unit (paper, section 3.2 and Figure 3): the identity, the strided and the upsampled terms of
+one target, with their normalisations' affines, summed and activated without a map written in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hrnet_fast.errors import InputError
+from hrnet_fast.implementations import choose
+
+MAX_TERMS = 8
+# The values of hrnet_fast::Resample in kernels/cuda/resample.h, by (mode, align_corners).
+RESAMPLE = {("nearest", False): 0, ("nearest", True): 0, ("bilinear", False): 1, ("bilinear", True): 2}
+
+
+def fuse_sum(
+    xs: Sequence[Tensor],
+    scales: Sequence[Tensor | None] | None = None,
+    shifts: Sequence[Tensor | None] | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    mode: str = "bilinear",
+    align_corners: bool = False,
+    activation: str | None = "relu",
+    impl: str = "auto",
+) -> Tensor:
+    """Return act(sum_k resample_k(scale_k * x_k + shift_k)), summed in the order of the terms.
+
+    Args:
+        xs: one to eight terms [N, C, h_k, w_k] of one floating dtype and device; channels-last or contiguous.
+        scales, shifts: per-channel affine [C] of each term, or None for the identity; both or neither of a term.
+        size: (H, W) of the result; the first term's by default. Terms of another size are interpolated to it, at any
+            ratio, as :func:`torch.nn.functional.interpolate` with ``size=`` does.
+        mode: ``"bilinear"`` or ``"nearest"``.
+        align_corners: of bilinear interpolation.
+        activation: ``"relu"`` or None.
+        impl: ``"auto"``, ``"reference"`` or ``"cpu"``.
+
+    Returns:
+        [N, C, H, W] in the terms' dtype, laid out as the largest term. Half types are computed in float32 and rounded
+        once. Differentiable once in every tensor.
+
+    Raises:
+        InputError: terms that cannot be summed.
+        ImplementationError: a named implementation that cannot run here.
+    """
+    xs = list(xs)
+    size = _checked(xs, size, mode, activation)
+    scale_list, shift_list = _affines(xs, scales, shifts)
+    result: Tensor = _fuse_sum(xs, scale_list, shift_list, list(size), mode, align_corners, activation == "relu", impl)
+    return result
+
+
+def _checked(xs: list[Tensor], size: tuple[int, int] | None, mode: str, activation: str | None) -> tuple[int, int]:
+    if not 1 <= len(xs) <= MAX_TERMS:
+        raise InputError(f"fuse_sum: {len(xs)} terms given; 1 to {MAX_TERMS} are accepted.")
+    first = xs[0]
+    for k, x in enumerate(xs):
+        if x.dim() != 4 or x.shape[:2] != first.shape[:2]:
+            raise InputError(
+                f"fuse_sum: term {k} has shape {tuple(x.shape)}; all terms are [N, C, h, w] with the N and C of the "
+                f"first, {tuple(first.shape)}."
+            )
+        if x.dtype != first.dtype or x.device != first.device:
+            raise InputError(
+                f"fuse_sum: term {k} is {x.dtype} on {x.device}; all must be {first.dtype} on {first.device}, as the "
+                "first is."
+            )
+    if not first.is_floating_point():
+        raise InputError(f"fuse_sum: {first.dtype} given; floating dtypes are accepted.")
+    if mode not in ("bilinear", "nearest"):
+        raise InputError(f"fuse_sum: mode {mode!r}; accepted are 'bilinear' and 'nearest'.")
+    if activation not in ("relu", None):
+        raise InputError(f"fuse_sum: activation {activation!r}; accepted are 'relu' and None.")
+    return (first.shape[-2], first.shape[-1]) if size is None else (size[0], size[1])
+
+
+def _affines(
+    xs: list[Tensor], scales: Sequence[Tensor | None] | None, shifts: Sequence[Tensor | None] | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Both lists with an empty tensor for every absent affine: operators take lists of tensors, not of options."""
+    scales = [None] * len(xs) if scales is None else scales
+    shifts = [None] * len(xs) if shifts is None else shifts
+    if len(scales) != len(xs) or len(shifts) != len(xs):
+        raise InputError(f"fuse_sum: {len(scales)} scales and {len(shifts)} shifts for {len(xs)} terms; give one each.")
+    channels = xs[0].shape[1]
+    for k, (scale, shift) in enumerate(zip(scales, shifts, strict=True)):
+        if (scale is None) != (shift is None):
+            raise InputError(f"fuse_sum: term {k} has a scale or a shift alone; give both or neither.")
+        if scale is not None and shift is not None and not scale.shape == shift.shape == (channels,):
+            raise InputError(
+                f"fuse_sum: term {k} has scale {tuple(scale.shape)} and shift {tuple(shift.shape)}; both must be "
+                f"[{channels}]."
+            )
+    absent = xs[0].new_empty(0)
+    return [absent if s is None else s for s in scales], [absent if s is None else s for s in shifts]
+
+
+@torch.library.custom_op("hrnet_fast::fuse_sum", mutates_args=())
+def _fuse_sum(
+    xs: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    shifts: Sequence[Tensor],
+    size: Sequence[int],
+    mode: str,
+    align_corners: bool,
+    relu: bool,
+    impl: str,
+) -> Tensor:
+    # Chosen here and not by the caller, so that a compiled graph need not trace how.
+    if choose("fuse_sum", impl, xs[0]) == "cpu":
+        out: Tensor = torch.ops.hrnet_fast.fuse_sum_cpu(xs, scales, shifts, size, RESAMPLE[mode, align_corners], relu)
+        return out
+    from hrnet_fast.reference.fuse_sum import fuse_sum as reference
+
+    out = reference(xs, _or_none(scales), _or_none(shifts), (size[0], size[1]), mode, align_corners, relu)
+    # An operator's result never shares memory with its arguments, and its layout is the one its fake promises.
+    out = out.contiguous(memory_format=_layout(xs))
+    return out.clone() if any(out.data_ptr() == x.data_ptr() for x in xs) else out
+
+
+def _or_none(tensors: Sequence[Tensor]) -> list[Tensor | None]:
+    return [t if t.numel() else None for t in tensors]
+
+
+def _layout(xs: Sequence[Tensor]) -> torch.memory_format:
+    """The layout of the largest term: the one that would cost most to copy."""
+    largest = max(xs, key=lambda x: x.shape[-2] * x.shape[-1])
+    channels_last = largest.is_contiguous(memory_format=torch.channels_last) and not largest.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+@_fuse_sum.register_fake
+def _fuse_sum_fake(xs, scales, shifts, size, mode, align_corners, relu, impl):  # type: ignore[no-untyped-def]
+    shape = (xs[0].shape[0], xs[0].shape[1], size[0], size[1])
+    return torch.empty(shape, dtype=xs[0].dtype, device=xs[0].device, memory_format=_layout(xs))
+
+
+@torch.library.custom_op("hrnet_fast::fuse_sum_backward", mutates_args=())
+def _fuse_sum_backward(
+    grad: Tensor,
+    out: Tensor,
+    xs: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    sizes: Sequence[int],
+    mode: str,
+    align_corners: bool,
+    relu: bool,
+    wanted: Sequence[int],
+    impl: str,
+) -> list[Tensor]:
+    """Gradients of all xs, then scales, then shifts; an unwanted one is empty.
+
+    ``xs[k]`` is empty where only its shape, ``sizes[2k:2k+2]``, is needed. ``wanted`` flags xs, then affines.
+    """
+    if choose("fuse_sum", impl, grad) == "cpu":
+        code = RESAMPLE[mode, align_corners]
+        results = torch.ops.hrnet_fast.fuse_sum_backward_cpu(grad, out, xs, scales, sizes, code, relu, wanted)
+        return _unshared(results, grad)
+    n = len(xs)
+    masked = torch.ops.aten.threshold_backward(grad, out, 0) if relu else grad
+    found = [grad.new_empty(0) for _ in range(3 * n)]
+    for k in range(n):
+        small = _adjoint(masked, out, (sizes[2 * k], sizes[2 * k + 1]), mode, align_corners)
+        scale = scales[k]
+        if wanted[k]:
+            found[k] = small * scale.to(small.dtype).view(1, -1, 1, 1) if scale.numel() else small
+        if wanted[n + k]:
+            found[n + k] = (small * xs[k]).sum((0, 2, 3)).to(scale.dtype)
+            found[2 * n + k] = small.sum((0, 2, 3)).to(scale.dtype)
+    return _unshared(found, grad)
+
+
+def _unshared(tensors: list[Tensor], *given: Tensor) -> list[Tensor]:
+    """Copies of whatever shares memory with an argument or an earlier result: operators must not alias."""
+    seen = {t.data_ptr() for t in given if t.numel()}
+    results = []
+    for t in tensors:
+        results.append(t.clone() if t.numel() and t.data_ptr() in seen else t)
+        seen.add(t.data_ptr())
+    return results
+
+
+def _adjoint(grad: Tensor, out: Tensor, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:
+    full = (out.shape[-2], out.shape[-1])
+    if full == size:
+        return grad
+    shape = [out.shape[0], out.shape[1], *size]
+    small: Tensor = (
+        torch.ops.aten.upsample_nearest2d_backward(grad, full, shape)
+        if mode == "nearest"
+        else torch.ops.aten.upsample_bilinear2d_backward(grad, full, shape, align_corners)
+    )
+    return small
+
+
+@_fuse_sum_backward.register_fake
+def _fuse_sum_backward_fake(grad, out, xs, scales, sizes, mode, align_corners, relu, wanted, impl):  # type: ignore[no-untyped-def]
+    n = len(xs)
+    none = [grad.new_empty(0) for _ in range(3 * n)]
+    for k in range(n):
+        if wanted[k]:
+            none[k] = out.new_empty((out.shape[0], out.shape[1], sizes[2 * k], sizes[2 * k + 1]))
+        if wanted[n + k]:
+            none[n + k], none[2 * n + k] = torch.empty_like(scales[k]), torch.empty_like(scales[k])
+    return none
+
+
+def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    xs, scales, shifts, _, ctx.mode, ctx.align_corners, ctx.relu, ctx.impl = inputs
+    ctx.sizes = [s for x in xs for s in x.shape[-2:]]
+    # A term's values are needed for its scale's gradient alone.
+    absent = output.new_empty(0)
+    affine = [bool(s.numel()) and (s.requires_grad or b.requires_grad) for s, b in zip(scales, shifts, strict=True)]
+    ctx.wanted = [int(x.requires_grad) for x in xs] + [int(a) for a in affine]
+    kept = [x if a else absent for x, a in zip(xs, affine, strict=True)]
+    ctx.terms = len(xs)
+    ctx.save_for_backward(output, *kept, *scales)
+
+
+def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+    out, *rest = ctx.saved_tensors
+    n = ctx.terms
+    found = torch.ops.hrnet_fast.fuse_sum_backward(
+        grad, out, rest[:n], rest[n:], ctx.sizes, ctx.mode, ctx.align_corners, ctx.relu, ctx.wanted, ctx.impl
+    )
+    given = [g if w else None for g, w in zip(found, ctx.wanted + ctx.wanted[n:], strict=True)]
+    return given[:n], given[n : 2 * n], given[2 * n :], None, None, None, None, None
+
+
+_fuse_sum.register_autograd(_backward, setup_context=_setup_context)

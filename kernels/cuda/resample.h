@@ -1,0 +1,90 @@
+// Where a resampled element comes from, and where its gradient goes: the element math of fuse_sum.
+//
+// One header for the CPU operator, the CUDA kernels and the tests that run them on a host. No framework, no CUDA
+// header: plain C++ with a decoration that a CUDA compiler understands. Indices and weights are those of
+// torch.nn.functional.interpolate with `size` given (not `scale_factor`), so that results agree with the reference.
+
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define HF_INLINE __host__ __device__ __forceinline__
+#else
+#define HF_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace hrnet_fast {
+
+enum class Resample : int { kNearest = 0, kBilinear = 1, kBilinearAligned = 2 };
+
+// Two neighbours along one axis and the weight of the second; the first weighs 1 - weight.
+template <typename T>
+struct Neighbours {
+  int64_t first;
+  int64_t second;
+  T weight;
+};
+
+// The ratio of input to output coordinates along one axis.
+template <typename T>
+HF_INLINE T axis_scale(Resample mode, int64_t in, int64_t out) {
+  if (mode == Resample::kBilinearAligned) return out > 1 ? static_cast<T>(in - 1) / static_cast<T>(out - 1) : T(0);
+  if (mode == Resample::kNearest) return static_cast<T>(static_cast<float>(in) / static_cast<float>(out));
+  return static_cast<T>(in) / static_cast<T>(out);
+}
+
+// The inputs that output element `dst` mixes along one axis of `in` elements.
+template <typename T>
+HF_INLINE Neighbours<T> neighbours(Resample mode, T scale, int64_t dst, int64_t in) {
+  if (mode == Resample::kNearest) {
+    // PyTorch computes scale and index in float for every dtype.
+    int64_t index = static_cast<int64_t>(static_cast<float>(dst) * static_cast<float>(scale));
+    index = index < in - 1 ? index : in - 1;
+    return {index, index, T(0)};
+  }
+  T position = mode == Resample::kBilinearAligned ? static_cast<T>(dst) * scale
+                                                  : (static_cast<T>(dst) + T(0.5)) * scale - T(0.5);
+  position = position > T(0) ? position : T(0);
+  int64_t first = static_cast<int64_t>(position);
+  first = first < in - 1 ? first : in - 1;
+  T weight = position - static_cast<T>(first);
+  weight = weight < T(1) ? weight : T(1);
+  const int64_t second = first + (first < in - 1 ? 1 : 0);
+  return {first, second, weight};
+}
+
+// How much of output `dst` came from input `src`: the adjoint's weight, by the very arithmetic of the forward.
+template <typename T>
+HF_INLINE T weight_of(Resample mode, T scale, int64_t dst, int64_t src, int64_t in) {
+  const Neighbours<T> n = neighbours<T>(mode, scale, dst, in);
+  T weight = T(0);
+  if (n.first == src) weight += T(1) - n.weight;
+  if (n.second == src) weight += n.weight;
+  return weight;
+}
+
+// A range of outputs [begin, end) outside of which none came from input `src`. It may be wider than needed: callers
+// multiply by weight_of, which is zero there. Rounding of the inverse is covered by one element on either side.
+struct Range {
+  int64_t begin;
+  int64_t end;
+};
+
+template <typename T>
+HF_INLINE Range reached_by(Resample mode, T scale, int64_t src, int64_t in, int64_t out) {
+  if (scale <= T(0)) return {0, out};  // a single output or input: everything may come from anywhere
+  const T offset = mode == Resample::kBilinear ? T(0.5) : T(0);
+  const T low = mode == Resample::kNearest ? static_cast<T>(src) : static_cast<T>(src - 1) + offset;
+  const T high = static_cast<T>(src + 1) + offset;
+  int64_t begin = static_cast<int64_t>(low / scale - offset) - 2;
+  int64_t end = static_cast<int64_t>(high / scale - offset) + 3;
+  // The first and last inputs also serve every output beyond them.
+  if (src == 0) begin = 0;
+  if (src == in - 1) end = out;
+  begin = begin > 0 ? begin : 0;
+  end = end < out ? end : out;
+  return {begin, end};
+}
+
+}  // namespace hrnet_fast

@@ -1,0 +1,255 @@
+"""``fuse_sum`` in Triton: one launch forward, one per term backward.
+
+A program owns a tile of pixels and channels of the result. The element math is that of ``kernels/cuda/resample.h``,
+in float32. Backward gathers: every low-resolution element adds up the outputs that it reached, so there are no atomics
+and results are deterministic; per-channel sums leave one partial per program, added by one library reduction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+NEAREST, BILINEAR, ALIGNED = 0, 1, 2
+
+
+@triton.jit
+def _scale(MODE: tl.constexpr, size_in, size_out):
+    if MODE == 2:
+        return tl.where(size_out > 1, (size_in - 1).to(tl.float32) / tl.maximum(size_out - 1, 1).to(tl.float32), 0.0)
+    return size_in.to(tl.float32) / size_out.to(tl.float32)
+
+
+@triton.jit
+def _neighbours(MODE: tl.constexpr, scale, dst, size_in):
+    """First and second source index of each `dst`, and the second's weight."""
+    if MODE == 0:
+        first = tl.minimum((dst.to(tl.float32) * scale).to(tl.int32), size_in - 1)
+        return first, first, tl.zeros_like(dst).to(tl.float32)
+    if MODE == 2:
+        position = dst.to(tl.float32) * scale
+    else:
+        position = (dst.to(tl.float32) + 0.5) * scale - 0.5
+    position = tl.maximum(position, 0.0)
+    first = tl.minimum(position.to(tl.int32), size_in - 1)
+    weight = tl.minimum(position - first.to(tl.float32), 1.0)
+    return first, tl.minimum(first + 1, size_in - 1), weight
+
+
+@triton.jit
+def _offsets(CHANNELS_LAST: tl.constexpr, n, y, x, c, channels, height, width):
+    """Element offsets [P, C] of pixels (n, y, x) [P] and channels [C]; 64-bit, for tensors past 2^31 elements."""
+    if CHANNELS_LAST:
+        pixel = (n.to(tl.int64) * height + y) * width + x
+        return pixel[:, None] * channels + c[None, :]
+    plane = n.to(tl.int64)[:, None] * channels + c[None, :]
+    return (plane * height + y[:, None]) * width + x[:, None]
+
+
+@triton.jit
+def fuse_sum_kernel(
+    out, xs, scales, shifts, heights, widths, batch, channels, height, width,
+    TERMS: tl.constexpr, AFFINE: tl.constexpr, SAME: tl.constexpr, MODE: tl.constexpr, RELU: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    pixels = batch.to(tl.int64) * height * width
+    p = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = (p < pixels)[:, None] & (c < channels)[None, :]
+    x = (p % width).to(tl.int32)
+    y = ((p // width) % height).to(tl.int32)
+    n = (p // width // height).to(tl.int32)
+    total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    for k in tl.static_range(TERMS):
+        if (SAME >> k) & 1:
+            term = tl.load(
+                xs[k] + _offsets(CHANNELS_LAST, n, y, x, c, channels, height, width), mask=inside, other=0.0
+            ).to(tl.float32)
+        else:
+            h, w = heights[k], widths[k]
+            y0, y1, wy = _neighbours(MODE, _scale(MODE, h, height), y, h)
+            x0, x1, wx = _neighbours(MODE, _scale(MODE, w, width), x, w)
+            term = tl.load(xs[k] + _offsets(CHANNELS_LAST, n, y0, x0, c, channels, h, w), mask=inside, other=0.0)
+            term = term.to(tl.float32)
+            if MODE != 0:
+                b = tl.load(xs[k] + _offsets(CHANNELS_LAST, n, y1, x0, c, channels, h, w), mask=inside, other=0.0)
+                term = (1.0 - wy)[:, None] * term + wy[:, None] * b.to(tl.float32)
+                a = tl.load(xs[k] + _offsets(CHANNELS_LAST, n, y0, x1, c, channels, h, w), mask=inside, other=0.0)
+                b = tl.load(xs[k] + _offsets(CHANNELS_LAST, n, y1, x1, c, channels, h, w), mask=inside, other=0.0)
+                right = (1.0 - wy)[:, None] * a.to(tl.float32) + wy[:, None] * b.to(tl.float32)
+                term = (1.0 - wx)[:, None] * term + wx[:, None] * right
+        if (AFFINE >> k) & 1:
+            scale = tl.load(scales[k] + c, mask=c < channels, other=0.0).to(tl.float32)
+            shift = tl.load(shifts[k] + c, mask=c < channels, other=0.0).to(tl.float32)
+            term = term * scale[None, :] + shift[None, :]
+        total += term
+    if RELU:
+        total = tl.where(total < 0.0, 0.0, total)  # keeps NaN
+    at = _offsets(CHANNELS_LAST, n, y, x, c, channels, height, width)
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _reach(MODE: tl.constexpr, scale, src, size_in, size_out):
+    """First output that may have come from each input `src`: nothing before it did. See Range in resample.h."""
+    shift = 0.5 if MODE == 1 else 0.0
+    low = src.to(tl.float32) + (0.0 if MODE == 0 else shift - 1.0)
+    begin = (low / tl.maximum(scale, 1e-30) - shift).to(tl.int32) - 2
+    begin = tl.where(src == 0, 0, begin)
+    begin = tl.where(scale > 0.0, begin, 0)
+    return tl.minimum(tl.maximum(begin, 0), size_out)
+
+
+@triton.jit
+def _weight(MODE: tl.constexpr, scale, dst, src, size_in):
+    first, second, weight = _neighbours(MODE, scale, dst, size_in)
+    return tl.where(first == src, 1.0 - weight, 0.0) + tl.where(second == src, weight, 0.0)
+
+
+@triton.jit
+def fuse_sum_backward_kernel(
+    grad, out, x_in, scale_in, grad_x, sums, products, batch, channels, height, width, h, w, reach_y, reach_x,
+    SAME: tl.constexpr, AFFINE: tl.constexpr, WANT_X: tl.constexpr, WANT_AFFINE: tl.constexpr, MODE: tl.constexpr,
+    RELU: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    pixels = batch.to(tl.int64) * h * w
+    p = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = (p < pixels)[:, None] & (c < channels)[None, :]
+    x = (p % w).to(tl.int32)
+    y = ((p // w) % h).to(tl.int32)
+    n = (p // w // h).to(tl.int32)
+    total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    scale_y, scale_x = _scale(MODE, h, height), _scale(MODE, w, width)
+    begin_y, begin_x = y, x
+    if not SAME:
+        begin_y = _reach(MODE, scale_y, y, h, height)
+        begin_x = _reach(MODE, scale_x, x, w, width)
+    for dy in range(reach_y):
+        ys = begin_y + dy
+        for dx in range(reach_x):
+            columns = begin_x + dx
+            good = inside & ((ys < height) & (columns < width))[:, None]
+            at = _offsets(CHANNELS_LAST, n, ys, columns, c, channels, height, width)
+            g = tl.load(grad + at, mask=good, other=0.0).to(tl.float32)
+            if RELU:
+                g = tl.where(tl.load(out + at, mask=good, other=0.0).to(tl.float32) <= 0.0, 0.0, g)
+            if not SAME:
+                weight = _weight(MODE, scale_y, ys, y, h) * _weight(MODE, scale_x, columns, x, w)
+                # A zero weight must not turn an infinite gradient elsewhere into NaN.
+                g = tl.where((weight != 0.0)[:, None], g * weight[:, None], 0.0)
+            total += g
+    at = _offsets(CHANNELS_LAST, n, y, x, c, channels, h, w)
+    if WANT_AFFINE:
+        value = tl.load(x_in + at, mask=inside, other=0.0).to(tl.float32)
+        row = tl.program_id(0).to(tl.int64) * channels
+        tl.store(sums + row + c, tl.sum(tl.where(inside, total, 0.0), axis=0), mask=c < channels)
+        tl.store(products + row + c, tl.sum(tl.where(inside, total * value, 0.0), axis=0), mask=c < channels)
+    if WANT_X:
+        if AFFINE:
+            total *= tl.load(scale_in + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
+        tl.store(grad_x + at, total.to(grad_x.dtype.element_ty), mask=inside)
+
+
+def _tile(channels: int, channels_last: bool) -> tuple[int, int]:
+    """Pixels and channels of a program's tile: wide where memory is contiguous."""
+    if channels_last:
+        block_c = min(64, max(16, triton.next_power_of_2(channels)))
+        return 1024 // block_c, block_c
+    return 256, 4
+
+
+def _format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def forward(
+    xs: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    shifts: Sequence[Tensor],
+    size: tuple[int, int],
+    mode: int,
+    relu: bool,
+    channels_last: bool,
+) -> Tensor:
+    """Return act(sum_k resample_k(scale_k * x_k + shift_k)), [N, C, *size]; absent affines are empty tensors."""
+    batch, channels = xs[0].shape[:2]
+    terms = [x.contiguous(memory_format=_format(channels_last)) for x in xs]
+    out = torch.empty(
+        (batch, channels, *size), dtype=xs[0].dtype, device=xs[0].device, memory_format=_format(channels_last)
+    )
+    if out.numel() == 0:
+        return out
+    same = sum(1 << k for k, x in enumerate(terms) if tuple(x.shape[-2:]) == tuple(size))
+    affine = sum(1 << k for k, s in enumerate(scales) if s.numel())
+    block_p, block_c = _tile(channels, channels_last)
+    grid = (triton.cdiv(batch * size[0] * size[1], block_p), triton.cdiv(channels, block_c))
+    fuse_sum_kernel[grid](
+        out, tuple(terms), tuple(scales), tuple(shifts), tuple(x.shape[-2] for x in terms),
+        tuple(x.shape[-1] for x in terms), batch, channels, size[0], size[1],
+        TERMS=len(terms), AFFINE=affine, SAME=same, MODE=mode, RELU=relu, CHANNELS_LAST=channels_last,
+        BLOCK_P=block_p, BLOCK_C=block_c,
+    )  # fmt: skip
+    return out
+
+
+def _longest_reach(mode: int, size_in: int, size_out: int) -> int:
+    """How many outputs from the first that it may have reached an input can reach at most. See Range in resample.h."""
+    if mode == ALIGNED and (size_in == 1 or size_out == 1):
+        return size_out
+    ratio = (size_out - 1) / (size_in - 1) if mode == ALIGNED else size_out / size_in
+    middle = int(ratio * (1 if mode == NEAREST else 2)) + 6
+    # Outputs before the first and behind the last input's centre all come from that one input.
+    return min(size_out, middle + int(ratio) + 2)
+
+
+def backward(
+    grad: Tensor,
+    out: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    size: tuple[int, int],
+    mode: int,
+    relu: bool,
+    channels_last: bool,
+    want_x: bool,
+    want_affine: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return one term's gradients of x, scale and shift; an unwanted one is empty.
+
+    Args:
+        grad, out: the result's gradient and the result, [N, C, H, W].
+        x: the term, or empty where no affine gradient is wanted.
+        size: (h, w) of the term.
+    """
+    layout = _format(channels_last)
+    grad, out = grad.contiguous(memory_format=layout), out.contiguous(memory_format=layout)
+    batch, channels, height, width = out.shape
+    h, w = size
+    none = grad.new_empty(0)
+    block_p, block_c = _tile(channels, channels_last)
+    rows = triton.cdiv(batch * h * w, block_p)
+    partial = (rows, channels) if want_affine else (0,)
+    sums = torch.empty(partial, dtype=torch.float32, device=grad.device)
+    products = torch.empty_like(sums)
+    grad_x = none
+    if want_x:
+        grad_x = torch.empty((batch, channels, h, w), dtype=grad.dtype, device=grad.device, memory_format=layout)
+    same = (h, w) == (height, width)
+    if out.numel() and batch * h * w:
+        fuse_sum_backward_kernel[(rows, triton.cdiv(channels, block_c))](
+            grad, out, x.contiguous(memory_format=layout) if want_affine else grad, scale if scale.numel() else grad,
+            grad_x if want_x else grad, sums, products, batch, channels, height, width, h, w,
+            1 if same else _longest_reach(mode, h, height), 1 if same else _longest_reach(mode, w, width),
+            SAME=same, AFFINE=bool(scale.numel()), WANT_X=want_x, WANT_AFFINE=want_affine, MODE=mode, RELU=relu,
+            CHANNELS_LAST=channels_last, BLOCK_P=block_p, BLOCK_C=block_c,
+        )  # fmt: skip
+    else:
+        grad_x, sums, products = grad_x.zero_(), sums.zero_(), products.zero_()
+    if not want_affine:
+        return grad_x, none, none.new_empty(0)
+    return grad_x, products.sum(0).to(scale.dtype), sums.sum(0).to(scale.dtype)
