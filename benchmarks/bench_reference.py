@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
 from hrnet_fast import create_model
 from hrnet_fast.measure import operator_calls, peak_activations
 from hrnet_fast.models.registry import get_variant
-from pytest_benchmark.fixture import BenchmarkFixture
 
 # Segmentation at a quarter of the paper's sides: 1024x2048 takes half a minute a call on two cores.
 NETWORKS = {

@@ -299,7 +299,8 @@ class HRNetConfig:
         stages = [StageConfig((stage1_channels,), (stage1_blocks,), 1, "bottleneck")]
         if len(num_modules) != len(num_branches):
             raise ConfigError(
-                f"HRNetConfig.make: num_modules={num_modules} and num_branches={num_branches} must name the same stages."
+                f"HRNetConfig.make: num_modules={num_modules} and num_branches={num_branches} must name equally "
+                "many stages."
             )
         for modules, branches in zip(num_modules, num_branches, strict=True):
             channels = tuple(planes * 2**i for i in range(branches))

@@ -19,11 +19,16 @@ ENV_VAR = "HRNET_FAST_IMPL"
 NAMES = ("reference", "cpu", "triton", "cuda")
 
 # Operators that each implementation has. The reference has all.
-OPERATORS: dict[str, tuple[str, ...]] = {"cpu": ("fuse_sum",), "triton": (), "cuda": ()}
+OPERATORS: dict[str, tuple[str, ...]] = {"cpu": ("fuse_sum",), "triton": ("fuse_sum",), "cuda": ()}
 # Implementations that execute whole networks; the others are so far operators to be called by themselves.
 NETWORKS = ("reference",)
 # What runs on a device, fastest first.
 BY_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+
+
+def interpreting() -> bool:
+    """Whether Triton interprets its kernels (``TRITON_INTERPRET=1``): slowly, on any device, to test them."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on")
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def _prerequisite(name: str) -> str | None:
     if name in ("triton", "cuda"):
         import torch
 
-        if not torch.cuda.is_available():
+        if not torch.cuda.is_available() and not (name == "triton" and interpreting()):
             return "torch sees no CUDA device"
     return None
 
@@ -131,7 +136,7 @@ def choose(operator: str, impl: str, tensor: Tensor) -> str:
     able = [name for name in BY_DEVICE.get(tensor.device.type, ()) if _runs(name, operator)]
     if asked == "auto":
         return able[0] if able else "reference"
-    if asked == "reference" or asked in able:
+    if asked == "reference" or asked in able or (asked == "triton" and interpreting()):
         return asked
     why = describe(asked).reason
     raise ImplementationError(

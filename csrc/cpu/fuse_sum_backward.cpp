@@ -45,8 +45,8 @@ struct Job {
   const T* x;     // null where no affine gradient is wanted
   T* grad_x;      // null where it is not wanted
   const math_t<T>* scale;
-  math_t<T>* row_sums;      // per input row: sum of the gathered gradient, by channel
-  math_t<T>* row_products;  // per input row: sum of gradient * x, by channel
+  double* row_sums;      // per input row: sum of the gathered gradient, by channel
+  double* row_products;  // per input row: sum of gradient * x, by channel
   int64_t height, width, out_height, out_width, inner, channels;
   const Reach<math_t<T>>* rows;
   const Reach<math_t<T>>* columns;
@@ -63,10 +63,10 @@ HF_INLINE void gather_down(const Job<T>& job, const T* image, int64_t y, math_t<
   const int64_t count = static_cast<int64_t>(reach.weights.size());
   for (int64_t start = 0; start < n; start += kBlock) {
     const int64_t size = std::min(kBlock, n - start);
-    M* to = wide + start;
+    M* __restrict__ to = wide + start;
     for (int64_t j = 0; j < size; ++j) to[j] = M(0);
     for (int64_t i = 0; i < count; ++i) {
-      const T* row = image + (reach.begin + i) * n + start;
+      const T* __restrict__ row = image + (reach.begin + i) * n + start;
       const M weight = reach.weights[i];
       for (int64_t j = 0; j < size; ++j) to[j] += weight * read_value(row + j);
     }
@@ -79,11 +79,11 @@ HF_INLINE void gather_across(const Job<T>& job, const math_t<T>* wide, math_t<T>
   const int64_t inner = job.inner;
   for (int64_t x = 0; x < job.width; ++x) {
     const Reach<M>& reach = job.columns[x];
-    M* to = narrow + x * inner;
+    M* __restrict__ to = narrow + x * inner;
     for (int64_t c = 0; c < inner; ++c) to[c] = M(0);
     for (size_t i = 0; i < reach.weights.size(); ++i) {
       const M weight = reach.weights[i];
-      const M* from = wide + (reach.begin + static_cast<int64_t>(i)) * inner;
+      const M* __restrict__ from = wide + (reach.begin + static_cast<int64_t>(i)) * inner;
       for (int64_t c = 0; c < inner; ++c) to[c] += weight * from[c];
     }
   }
@@ -103,14 +103,15 @@ HF_INLINE void backward_row(const Job<T>& job, int64_t index, math_t<T>* wide, m
   }
   const int64_t start = index * job.width * inner;
   if (job.row_sums != nullptr) {
-    M* sums = job.row_sums + index * inner;
-    M* products = job.row_products + index * inner;
-    for (int64_t c = 0; c < inner; ++c) sums[c] = products[c] = M(0);
+    // In double: the library's pairwise sums, which these are compared with, lose less than plain ones in float.
+    double* __restrict__ sums = job.row_sums + index * inner;
+    double* __restrict__ products = job.row_products + index * inner;
+    for (int64_t c = 0; c < inner; ++c) sums[c] = products[c] = 0.0;
     for (int64_t x = 0; x < job.width; ++x)
       for (int64_t c = 0; c < inner; ++c) {
         const M g = narrow[x * inner + c];
         sums[c] += g;
-        products[c] += g * read_value(job.x + start + x * inner + c);
+        products[c] += static_cast<double>(g) * read_value(job.x + start + x * inner + c);
       }
   }
   if (job.grad_x == nullptr) return;
@@ -185,11 +186,11 @@ TermGradients term_gradients(const Prepared& p, size_t k, const at::Tensor& mask
   const int64_t count = p.batch * job.channels * job.height;
   at::Tensor sums, products;
   if (want_affine) {
-    sums = at::empty({count, job.inner}, p.scales[k].options());
+    sums = at::empty({count, job.inner}, p.scales[k].options().dtype(at::kDouble));
     products = at::empty_like(sums);
   }
-  job.row_sums = want_affine ? sums.mutable_data_ptr<M>() : nullptr;
-  job.row_products = want_affine ? products.mutable_data_ptr<M>() : nullptr;
+  job.row_sums = want_affine ? sums.mutable_data_ptr<double>() : nullptr;
+  job.row_products = want_affine ? products.mutable_data_ptr<double>() : nullptr;
   at::parallel_for(0, count, grain(job.out_width * job.inner), [&](int64_t begin, int64_t end) {
     std::vector<M> wide(job.out_width * job.inner), narrow(job.width * job.inner);
     backward_rows(job, begin, end, wide.data(), narrow.data());

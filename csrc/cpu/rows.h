@@ -63,7 +63,8 @@ struct Affine {
 
 // accumulator[x, c] (=|+=) affine(row[x, c]).
 template <typename T, bool kFirst>
-HF_INLINE void add_row(math_t<T>* acc, const T* row, Affine<math_t<T>> affine, int64_t width, int64_t inner) {
+HF_INLINE void add_row(math_t<T>* __restrict__ acc, const T* __restrict__ row, Affine<math_t<T>> affine, int64_t width,
+                       int64_t inner) {
   using M = math_t<T>;
   if (affine.scale == nullptr) {
     for (int64_t j = 0; j < width * inner; ++j) acc[j] = (kFirst ? M(0) : acc[j]) + read_value(row + j);
@@ -83,8 +84,8 @@ HF_INLINE void add_row(math_t<T>* acc, const T* row, Affine<math_t<T>> affine, i
 
 // low[x, c] = affine((1 - weight) * above[x, c] + weight * below[x, c]).
 template <typename T>
-HF_INLINE void mix_rows(math_t<T>* low, const T* above, const T* below, math_t<T> weight, Affine<math_t<T>> affine,
-                        int64_t width, int64_t inner) {
+HF_INLINE void mix_rows(math_t<T>* __restrict__ low, const T* __restrict__ above, const T* __restrict__ below,
+                        math_t<T> weight, Affine<math_t<T>> affine, int64_t width, int64_t inner) {
   using M = math_t<T>;
   const M rest = M(1) - weight;
   for (int64_t j = 0; j < width * inner; ++j) low[j] = rest * read_value(above + j) + weight * read_value(below + j);
@@ -99,9 +100,9 @@ HF_INLINE void spread_row(M* acc, const M* low, const Neighbours<M>* columns, in
   for (int64_t x = 0; x < width; ++x) {
     const Neighbours<M> n = columns[x];
     const M weight = n.weight, rest = M(1) - weight;
-    const M* first = low + n.first * inner;
-    const M* second = low + n.second * inner;
-    M* to = acc + x * inner;
+    const M* __restrict__ first = low + n.first * inner;
+    const M* __restrict__ second = low + n.second * inner;
+    M* __restrict__ to = acc + x * inner;
     for (int64_t c = 0; c < inner; ++c) to[c] = (kFirst ? M(0) : to[c]) + (rest * first[c] + weight * second[c]);
   }
 }
@@ -112,8 +113,8 @@ HF_INLINE void repeat_row(math_t<T>* acc, const T* row, const Neighbours<math_t<
                           int64_t width, int64_t inner) {
   using M = math_t<T>;
   for (int64_t x = 0; x < width; ++x) {
-    const T* from = row + columns[x].first * inner;
-    M* to = acc + x * inner;
+    const T* __restrict__ from = row + columns[x].first * inner;
+    M* __restrict__ to = acc + x * inner;
     if (affine.scale == nullptr)
       for (int64_t c = 0; c < inner; ++c) to[c] = (kFirst ? M(0) : to[c]) + read_value(from + c);
     else
@@ -124,7 +125,7 @@ HF_INLINE void repeat_row(math_t<T>* acc, const T* row, const Neighbours<math_t<
 
 // out = act(accumulator), NaN kept: max(NaN, 0) would lose it.
 template <typename T>
-HF_INLINE void finish_row(T* out, const math_t<T>* acc, bool relu, int64_t n) {
+HF_INLINE void finish_row(T* __restrict__ out, const math_t<T>* __restrict__ acc, bool relu, int64_t n) {
   using M = math_t<T>;
   if (relu)
     for (int64_t j = 0; j < n; ++j) write_value(out + j, acc[j] < M(0) ? M(0) : acc[j]);

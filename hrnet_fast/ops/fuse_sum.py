@@ -40,11 +40,11 @@ def fuse_sum(
         mode: ``"bilinear"`` or ``"nearest"``.
         align_corners: of bilinear interpolation.
         activation: ``"relu"`` or None.
-        impl: ``"auto"``, ``"reference"`` or ``"cpu"``.
+        impl: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"`` (which leaves float64 to the reference).
 
     Returns:
-        [N, C, H, W] in the terms' dtype, laid out as the largest term. Half types are computed in float32 and rounded
-        once. Differentiable once in every tensor.
+        [N, C, H, W] in the terms' dtype, laid out as the largest term. Fused implementations compute half types in
+        float32 and round once. Differentiable once in every tensor.
 
     Raises:
         InputError: terms that cannot be summed.
@@ -114,9 +114,15 @@ def _fuse_sum(
     impl: str,
 ) -> Tensor:
     # Chosen here and not by the caller, so that a compiled graph need not trace how.
-    if choose("fuse_sum", impl, xs[0]) == "cpu":
-        out: Tensor = torch.ops.hrnet_fast.fuse_sum_cpu(xs, scales, shifts, size, RESAMPLE[mode, align_corners], relu)
-        return out
+    chosen = choose("fuse_sum", impl, xs[0])
+    code = RESAMPLE[mode, align_corners]
+    if chosen == "cpu":
+        out: Tensor = torch.ops.hrnet_fast.fuse_sum_cpu(xs, scales, shifts, size, code, relu)
+        return out.contiguous(memory_format=_layout(xs))
+    if chosen == "triton" and xs[0].dtype != torch.float64:
+        from hrnet_fast.kernels.triton.fuse_sum import forward
+
+        return forward(xs, scales, shifts, (size[0], size[1]), code, relu, _layout(xs) is torch.channels_last)
     from hrnet_fast.reference.fuse_sum import fuse_sum as reference
 
     out = reference(xs, _or_none(scales), _or_none(shifts), (size[0], size[1]), mode, align_corners, relu)
@@ -159,11 +165,22 @@ def _fuse_sum_backward(
 
     ``xs[k]`` is empty where only its shape, ``sizes[2k:2k+2]``, is needed. ``wanted`` flags xs, then affines.
     """
-    if choose("fuse_sum", impl, grad) == "cpu":
-        code = RESAMPLE[mode, align_corners]
-        results = torch.ops.hrnet_fast.fuse_sum_backward_cpu(grad, out, xs, scales, sizes, code, relu, wanted)
-        return _unshared(results, grad)
+    chosen = choose("fuse_sum", impl, grad)
+    code = RESAMPLE[mode, align_corners]
     n = len(xs)
+    if chosen == "cpu":
+        results = torch.ops.hrnet_fast.fuse_sum_backward_cpu(grad, out, xs, scales, sizes, code, relu, wanted)
+        return _settled(results, out, grad)
+    if chosen == "triton" and grad.dtype != torch.float64:
+        from hrnet_fast.kernels.triton.fuse_sum import backward
+
+        last = _layout([out]) is torch.channels_last
+        terms = [
+            backward(grad, out, xs[k], scales[k], (sizes[2 * k], sizes[2 * k + 1]), code, relu, last,
+                     bool(wanted[k]), bool(wanted[n + k]))
+            for k in range(n)
+        ]  # fmt: skip
+        return _settled([term[part] for part in range(3) for term in terms], out, grad)
     masked = torch.ops.aten.threshold_backward(grad, out, 0) if relu else grad
     found = [grad.new_empty(0) for _ in range(3 * n)]
     for k in range(n):
@@ -174,14 +191,15 @@ def _fuse_sum_backward(
         if wanted[n + k]:
             found[n + k] = (small * xs[k]).sum((0, 2, 3)).to(scale.dtype)
             found[2 * n + k] = small.sum((0, 2, 3)).to(scale.dtype)
-    return _unshared(found, grad)
+    return _settled(found, out, grad)
 
 
-def _unshared(tensors: list[Tensor], *given: Tensor) -> list[Tensor]:
-    """Copies of whatever shares memory with an argument or an earlier result: operators must not alias."""
-    seen = {t.data_ptr() for t in given if t.numel()}
+def _settled(tensors: list[Tensor], out: Tensor, grad: Tensor) -> list[Tensor]:
+    """As the fake promises: maps laid out as the result, and nothing that shares memory with anything else."""
+    seen = {grad.data_ptr()}
     results = []
-    for t in tensors:
+    for tensor in tensors:
+        t = tensor.contiguous(memory_format=_layout([out])) if tensor.dim() == 4 else tensor
         results.append(t.clone() if t.numel() and t.data_ptr() in seen else t)
         seen.add(t.data_ptr())
     return results
@@ -206,7 +224,8 @@ def _fuse_sum_backward_fake(grad, out, xs, scales, sizes, mode, align_corners, r
     none = [grad.new_empty(0) for _ in range(3 * n)]
     for k in range(n):
         if wanted[k]:
-            none[k] = out.new_empty((out.shape[0], out.shape[1], sizes[2 * k], sizes[2 * k + 1]))
+            shape = (out.shape[0], out.shape[1], sizes[2 * k], sizes[2 * k + 1])
+            none[k] = torch.empty(shape, dtype=out.dtype, device=out.device, memory_format=_layout([out]))
         if wanted[n + k]:
             none[n + k], none[2 * n + k] = torch.empty_like(scales[k]), torch.empty_like(scales[k])
     return none

@@ -1,0 +1,68 @@
+"""``fuse_sum`` against the eager operations: target 1 of a four-branch W48 fusion at 256x512, channels-last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+from torch.nn.functional import interpolate, relu_
+
+from hrnet_fast.implementations import describe
+from hrnet_fast.measure import interleaved_seconds, relative_error
+from hrnet_fast.ops import fuse_sum
+
+CHANNELS = 48
+
+
+def eager(xs: list[Tensor], mode: str) -> Tensor:
+    """What a fusion unit runs today: upsample, add, upsample, add, ..., ReLU in place."""
+    total = xs[0]
+    for x in xs[1:]:
+        total = total + interpolate(x, size=total.shape[-2:], mode=mode)
+    return relu_(total)
+
+
+def fused(xs: list[Tensor], mode: str) -> Tensor:
+    return fuse_sum(xs, mode=mode, impl="cpu")
+
+
+@pytest.mark.skipif(not describe("cpu").usable, reason=describe("cpu").reason)
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def bench_fuse_sum(benchmark: BenchmarkFixture, measuring: bool, dtype: torch.dtype, mode: str, direction: str) -> None:
+    torch.manual_seed(0)
+    height, width = (256, 512) if measuring else (32, 64)
+    xs = [torch.randn(1, CHANNELS, height // f, width // f).to(dtype) for f in (1, 2, 4, 8)]
+    xs = [x.contiguous(memory_format=torch.channels_last).requires_grad_() for x in xs]
+    exact = eager([x.detach().double() for x in xs], mode)
+    calls: dict[str, Callable[[], object]] = {}
+    for name, compute in (("eager", eager), ("fused", fused)):
+        out = compute(xs, mode)
+        # No time for a wrong result.
+        assert relative_error(out.detach(), exact) < (1e-5 if dtype == torch.float32 else 1e-2)
+        grad = torch.randn_like(out)
+        calls[name] = (
+            _forward(compute, [x.detach() for x in xs], mode) if direction == "forward" else _backward(out, xs, grad)
+        )
+    seconds = interleaved_seconds(calls, rounds=15 if measuring else 1, warmup=3)
+    benchmark.extra_info.update({f"{name}_ms": round(value * 1e3, 3) for name, value in seconds.items()})
+    benchmark.extra_info["speed_up"] = round(seconds["eager"] / seconds["fused"], 2)
+    benchmark.pedantic(calls["fused"], rounds=7, warmup_rounds=1)
+    if measuring:
+        print(f"\n{direction} {mode} {dtype}: {benchmark.extra_info}")
+
+
+def _forward(compute: Callable[[list[Tensor], str], Tensor], xs: list[Tensor], mode: str) -> Callable[[], object]:
+    def call() -> object:
+        with torch.no_grad():
+            return compute(xs, mode)
+
+    return call
+
+
+def _backward(out: Tensor, xs: list[Tensor], grad: Tensor) -> Callable[[], object]:
+    return lambda: torch.autograd.grad(out, xs, grad, retain_graph=True)

@@ -1,0 +1,273 @@
+"""``fuse_sum``: every implementation against the float64 oracle, forward and backward."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from hrnet_fast import ImplementationError, InputError
+from hrnet_fast.implementations import describe
+from hrnet_fast.ops import fuse_sum
+from hrnet_fast.ops.fuse_sum import _fuse_sum
+
+# The C++ implementation is built by `make setup`; where no compiler works there is none to test.
+needs_cpu = pytest.param("cpu", marks=pytest.mark.skipif(not describe("cpu").usable, reason=describe("cpu").reason))
+IMPLS = ["reference", needs_cpu]
+MODES = [("nearest", False), ("bilinear", False), ("bilinear", True)]
+SIZES = [(16, 24), (17, 25), (65, 97), (1, 1), (5, 1)]
+ROUNDING = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
+CHANNELS = 6
+
+
+@dataclass
+class Case:
+    xs: list[Tensor]
+    scales: list[Tensor | None]
+    shifts: list[Tensor | None]
+    size: tuple[int, int]
+
+    def to(self, dtype: torch.dtype) -> Case:
+        """The same values, exactly, in a wider dtype, each a leaf."""
+        wide = [[None if t is None else t.detach().to(dtype).requires_grad_() for t in ts] for ts in self._parts()]
+        return Case(wide[0], wide[1], wide[2], self.size)  # type: ignore[arg-type]
+
+    def _parts(self) -> list[list[Tensor | None]]:
+        return [list(self.xs), self.scales, self.shifts]
+
+    def leaves(self) -> list[Tensor]:
+        return [t for part in self._parts() for t in part if t is not None]
+
+
+def make_case(
+    size: tuple[int, int], dtype: torch.dtype, *, channels_last: bool = False, batch: int = 2, affine: bool = True
+) -> Case:
+    """An identity term, coarser ones as a fusion has them, and a finer one of an odd ratio."""
+    shapes = [size, *(tuple(max(1, -(-s // f)) for s in size) for f in (2, 4, 8)), (size[0] + 3, 2 * size[1])]
+    xs = [torch.randn(batch, CHANNELS, *s).to(dtype) for s in shapes]
+    if channels_last:
+        xs = [x.contiguous(memory_format=torch.channels_last) for x in xs]
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    scales: list[Tensor | None] = [None, *((torch.rand(CHANNELS, dtype=wide) + 0.5) for _ in shapes[1:])]
+    shifts: list[Tensor | None] = [None, *(torch.randn(CHANNELS, dtype=wide) for _ in shapes[1:])]
+    if not affine:
+        scales = shifts = [None] * len(xs)
+    case = Case(xs, scales, shifts, size)
+    for leaf in case.leaves():
+        leaf.requires_grad_()
+    return case
+
+
+def run(case: Case, impl: str, mode: str, align: bool, activation: str | None = "relu") -> Tensor:
+    return fuse_sum(
+        case.xs, case.scales, case.shifts, size=case.size, mode=mode, align_corners=align, activation=activation,
+        impl=impl,
+    )  # fmt: skip
+
+
+def distance(a: Tensor, exact: Tensor) -> float:
+    norm = exact.double().norm().item()
+    return (a.double() - exact.double()).norm().item() / (norm or 1.0)
+
+
+def within_budget(case: Case, impl: str, mode: str, align: bool) -> None:
+    """Error against the oracle at most twice the reference's own in the same dtype, plus one rounding."""
+    dtype = case.xs[0].dtype
+    exact_case, reference_case = case.to(torch.float64), case.to(torch.float64).to(dtype)
+    out = run(case, impl, mode, align)
+    # The oracle takes the activation's decision from the result under test: at a value that rounding moved across
+    # zero, neither side of the gradient is wrong.
+    alive = (out.detach() > 0).double()
+    grad = torch.randn_like(out)
+    exact = run(exact_case, "reference", mode, align, activation=None)
+    reference = run(reference_case, "reference", mode, align)
+
+    assert out.shape == exact.shape
+    assert out.dtype == dtype
+    # In float64 the oracle rounds like what it judges: a few roundings of difference are neither's fault.
+    floor = (32 if dtype == torch.float64 else 2) * ROUNDING[dtype]
+    assert distance(out, exact.relu()) <= 2 * distance(reference, exact.relu()) + floor
+    given = torch.autograd.grad(out, case.leaves(), grad)
+    wanted = torch.autograd.grad(exact, exact_case.leaves(), grad.double() * alive)
+    alive_reference = run(reference_case, "reference", mode, align, activation=None)
+    allowed = torch.autograd.grad(alive_reference, reference_case.leaves(), grad * alive.to(dtype))
+    for g, w, a, leaf in zip(given, wanted, allowed, case.leaves(), strict=True):
+        assert g.dtype == leaf.dtype
+        assert g.shape == leaf.shape
+        assert distance(g, w) <= 2 * distance(a, w) + floor
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", list(ROUNDING))
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("mode", "align"), MODES)
+@pytest.mark.parametrize("impl", [needs_cpu])
+def test_parity(
+    impl: str, mode: str, align: bool, size: tuple[int, int], dtype: torch.dtype, channels_last: bool
+) -> None:
+    within_budget(make_case(size, dtype, channels_last=channels_last), impl, mode, align)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_reference_is_the_sum_of_its_steps(impl: str) -> None:
+    case = make_case((16, 24), torch.float64, affine=False)
+    interpolate = torch.nn.functional.interpolate
+    expected = case.xs[0] + sum(interpolate(x, size=case.size, mode="bilinear") for x in case.xs[1:])
+    assert torch.allclose(run(case, impl, "bilinear", False, None), expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(("mode", "align"), MODES)
+def test_gradcheck_and_opcheck(impl: str, mode: str, align: bool) -> None:
+    case = make_case((5, 7), torch.float64)
+
+    def call(*leaves: Tensor) -> Tensor:
+        n = len(case.xs)
+        scales, shifts = [None, *leaves[n : 2 * n - 1]], [None, *leaves[2 * n - 1 :]]
+        return fuse_sum(
+            leaves[:n], scales, shifts, size=case.size, mode=mode, align_corners=align, activation=None, impl=impl
+        )
+
+    assert torch.autograd.gradcheck(call, case.leaves(), fast_mode=True)
+    absent = torch.empty(0, dtype=torch.float64)
+    lists = [[absent if t is None else t for t in ts] for ts in (case.scales, case.shifts)]
+    torch.library.opcheck(_fuse_sum, (case.xs, *lists, list(case.size), mode, align, True, impl))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_compiled_whole(impl: str) -> None:
+    case = make_case((9, 6), torch.float32, channels_last=True)
+
+    def step(xs: list[Tensor], scale: Tensor, shift: Tensor) -> Tensor:
+        affine = [None, scale, scale, None, None]
+        return fuse_sum(xs, affine, [None if a is None else shift for a in affine], impl=impl) * 2
+
+    given = (case.xs, case.scales[1], case.shifts[1])
+    leaves = [*case.xs, case.scales[1], case.shifts[1]]
+    eager, compiled = step(*given), torch.compile(step, fullgraph=True)(*given)  # type: ignore[arg-type]
+    assert torch.equal(eager, compiled)
+    for a, b in zip(
+        torch.autograd.grad(eager.square().sum(), leaves),  # type: ignore[arg-type]
+        torch.autograd.grad(compiled.square().sum(), leaves),  # type: ignore[arg-type]
+        strict=True,
+    ):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_nan_and_infinity_go_where_the_reference_sends_them(impl: str) -> None:
+    case = make_case((8, 8), torch.float32, affine=False)
+    with torch.no_grad():
+        case.xs[1][0, 0, 1, 1] = torch.nan
+        case.xs[0][0, 1, 2, 2] = torch.inf
+        case.xs[0][0, 2, 3, 3] = -torch.inf
+    out, expected = run(case, impl, "bilinear", False), run(case, "reference", "bilinear", False)
+    assert torch.equal(out.isnan(), expected.isnan())
+    assert torch.equal(out.isinf(), expected.isinf())
+    assert out.isnan().any()
+    assert out.isinf().any()
+    grads = [torch.autograd.grad(o.sum(), case.xs[:2]) for o in (out, expected)]
+    for a, b in zip(*grads, strict=True):
+        assert torch.allclose(a, b)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_empty_batch(impl: str, channels_last: bool) -> None:
+    case = make_case((8, 6), torch.float32, channels_last=channels_last, batch=0)
+    out = run(case, impl, "bilinear", False)
+    assert out.shape == (0, CHANNELS, 8, 6)
+    grads = torch.autograd.grad(out.sum(), case.leaves())
+    assert all(g.shape == leaf.shape and not g.any() for g, leaf in zip(grads, case.leaves(), strict=True))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_strided_views_and_mixed_layouts(impl: str) -> None:
+    big = torch.randn(2, 2 * CHANNELS, 20, 22, dtype=torch.float64)
+    xs = [big[:, ::2, 2:18, 3:19], torch.randn(2, CHANNELS, 8, 8).double().to(memory_format=torch.channels_last)]
+    out = fuse_sum(xs, impl=impl)
+    expected = fuse_sum([x.contiguous() for x in xs], impl="reference")
+    assert torch.allclose(out, expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_only_wanted_gradients_and_no_second_order(impl: str) -> None:
+    case = make_case((6, 6), torch.float64)
+    for leaf in case.leaves():
+        leaf.requires_grad_(leaf is case.xs[2])
+    out = run(case, impl, "bilinear", False)
+    (grad,) = torch.autograd.grad(out.sum(), [case.xs[2]], create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(grad.sum(), [case.xs[2]])
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_saves_no_term_without_an_affine(impl: str) -> None:
+    """Backward needs the result, and the values of a term only for its scale's gradient."""
+    case = make_case((32, 32), torch.float32, affine=False)
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        out = run(case, impl, "bilinear", False)
+    assert sum(saved) == out.numel()
+
+
+@pytest.mark.parametrize(
+    ("xs", "options", "words"),
+    [
+        ([], {}, "0 terms"),
+        ([torch.ones(1, 2, 3, 3)] * 9, {}, "9 terms"),
+        ([torch.ones(1, 2, 3, 3), torch.ones(1, 3, 3, 3)], {}, "term 1 has shape"),
+        ([torch.ones(2, 3, 3)], {}, "term 0 has shape"),
+        ([torch.ones(1, 2, 3, 3), torch.ones(1, 2, 3, 3).double()], {}, "term 1 is torch.float64"),
+        ([torch.ones(1, 2, 3, 3, dtype=torch.int32)], {}, "floating dtypes"),
+        ([torch.ones(1, 2, 3, 3)], {"mode": "bicubic"}, "mode"),
+        ([torch.ones(1, 2, 3, 3)], {"activation": "gelu"}, "activation"),
+        ([torch.ones(1, 2, 3, 3)], {"scales": [torch.ones(2)]}, "both or neither"),
+        ([torch.ones(1, 2, 3, 3)], {"scales": [torch.ones(3)], "shifts": [torch.ones(3)]}, "both must be"),
+        ([torch.ones(1, 2, 3, 3)], {"scales": [], "shifts": []}, "0 scales"),
+    ],
+)
+def test_what_cannot_be_summed_is_refused(xs: list[Tensor], options: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        fuse_sum(xs, **options)  # type: ignore[arg-type]
+
+
+def test_named_implementations_never_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    xs = [torch.ones(1, 2, 3, 3)]
+    for name in ("cuda", "triton"):
+        with pytest.raises(ImplementationError, match=f"{name}.*cannot run on cpu"):
+            fuse_sum(xs, impl=name)
+    monkeypatch.setenv("HRNET_FAST_IMPL", "cuda")
+    with pytest.raises(ImplementationError, match="HRNET_FAST_IMPL=cuda"):
+        fuse_sum(xs)
+
+
+TRITON_CASES = """
+import torch
+from test_fuse_sum import MODES, make_case, within_budget
+torch.manual_seed(0)
+for mode, align in MODES:
+    for size, dtype, last in (
+        ((5, 7), torch.float32, False), ((6, 4), torch.bfloat16, True), ((4, 9), torch.float16, True),
+        ((1, 1), torch.float32, True),
+    ):
+        within_budget(make_case(size, dtype, channels_last=last, batch=1), "triton", mode, align)
+print("parity held")
+"""
+
+
+def test_triton_under_its_interpreter() -> None:
+    """In a process of its own: whether kernels are interpreted is decided when they are defined."""
+    pytest.importorskip("triton", reason="the package triton is not installed")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", TRITON_CASES], env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "parity held" in done.stdout
