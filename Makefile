@@ -13,10 +13,10 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu kernels/cuda/*.cuh)
 
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test lint format bench kernels-report clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
 
 setup: $(READY)  ## make .venv with everything the other targets need
 
@@ -47,6 +47,9 @@ format: $(READY)  ## rewrite the sources as lint wants them
 
 bench: $(READY)  ## measure the reference networks on this machine
 	$(BIN)/python -m pytest benchmarks/ --benchmark
+
+kernels-report: $(READY)  ## compile the Triton kernels for sm_80, sm_90, sm_100; write kernels/REPORT.md, fail on spills
+	$(BIN)/python scripts/kernels_report.py
 
 clean:  ## remove everything that the other targets made
 	rm -rf $(VENV) build dist demo_output *.egg-info hrnet_fast/_C*.so .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -31,6 +31,7 @@ WRAPPERS: dict[str, Callable[[State], Any]] = {
     "model.": prefixed("model."),
     "module.model.": prefixed("module.model."),
     "_orig_mod.": prefixed("_orig_mod."),
+    "_orig_mod.module.": prefixed("_orig_mod.module."),
     "module._orig_mod.": prefixed("module._orig_mod."),
     "training": lambda s: {
         "epoch": 210,

@@ -68,6 +68,15 @@ def test_create_model() -> None:
     assert model.eval()(image(channels=1)).shape == (1, 7)
 
 
+def test_options_beside_a_config_change_it() -> None:
+    config = tiny_config("v1")
+    assert hf.HRNet(config, num_outputs=5, align_corners=True).config == config.override(
+        num_outputs=5, align_corners=True
+    )
+    with pytest.raises(hf.ConfigError, match=r"unknown option.*width"):
+        hf.HRNet(config, width=8)
+
+
 def test_unknown_names_offer_near_ones() -> None:
     for action in (hf.create_model, hf.get_config):
         with pytest.raises(hf.ConfigError, match=r"'hrnet_w32_pose'.*hrnetv1_w32_pose.*list_models\(\)"):
