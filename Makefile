@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
-SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu kernels/cuda/*.cuh)
+SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu kernels/cuda/*.h kernels/cuda/*.cuh)
 
 .PHONY: help setup demo test lint format bench kernels-report clean
 
@@ -38,14 +38,14 @@ lint: $(READY)  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.cu kernels/cuda/*.cuh)
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 
 format: $(READY)  ## rewrite the sources as lint wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.cu kernels/cuda/*.cuh)
+	$(BIN)/clang-format -i $(SOURCES)
 
-bench: $(READY)  ## measure the reference networks on this machine
+bench: $(READY)  ## measure the reference networks and the operators on this machine
 	$(BIN)/python -m pytest benchmarks/ --benchmark
 
 kernels-report: $(READY)  ## compile the Triton kernels for sm_80, sm_90, sm_100; write kernels/REPORT.md, fail on spills

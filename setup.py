@@ -23,8 +23,8 @@ def extension() -> dict[str, Any]:
         return {}
     try:
         from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
-    except ImportError:
-        print("hrnet_fast: torch is not importable by this build; installing without the compiled extension.")
+    except Exception as error:  # a torch whose libraries are missing raises OSError
+        print(f"hrnet_fast: torch cannot be imported by this build ({error}); installing without the extension.")
         return {}
 
     class OptionalBuild(BuildExtension):  # type: ignore[misc]
@@ -59,6 +59,7 @@ def extension() -> dict[str, Any]:
         "hrnet_fast._C",
         sources + (cuda_sources if with_cuda else []),
         define_macros=[("HRNET_FAST_WITH_CUDA", "1")] if with_cuda else [],
+        depends=[str(p.relative_to(ROOT)) for p in [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("kernels/cuda/*.h")]],
         extra_compile_args={"cxx": ["-O3", "-fvisibility=hidden", "-fopenmp"]},
     )
     return {"ext_modules": [module], "cmdclass": {"build_ext": OptionalBuild}}

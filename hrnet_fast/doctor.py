@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from hrnet_fast import __version__
+from hrnet_fast.errors import ImplementationError
 from hrnet_fast.implementations import ENV_VAR, NAMES, build_info, describe, resolve
 
 _PACKAGES = ("torch", "triton", "numpy", "safetensors", "timm", "torchvision", "onnxruntime", "openvino")
@@ -46,6 +47,13 @@ def _devices() -> list[str]:
     return found
 
 
+def _auto() -> str:
+    try:
+        return resolve()
+    except ImplementationError as error:
+        return f"nothing: {error}"
+
+
 def examine() -> dict[str, Any]:
     """Return versions, devices, tools and implementations of this machine, as plain data."""
     return {
@@ -62,5 +70,5 @@ def examine() -> dict[str, Any]:
             for name in NAMES
             for found in [describe(name)]
         },
-        "auto": resolve(),
+        "auto": _auto(),
     }

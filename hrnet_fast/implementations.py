@@ -7,10 +7,12 @@ back.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from hrnet_fast.errors import ImplementationError
@@ -57,21 +59,29 @@ def build_info() -> dict[str, str] | None:
     return dict(_C.build_info())
 
 
+def _extension_fault() -> str:
+    """Say why :func:`build_info` has nothing to tell: never built, or built for another torch than runs."""
+    try:
+        importlib.import_module("hrnet_fast._C")
+    except ModuleNotFoundError:
+        pass
+    except ImportError as error:
+        return f"the compiled extension does not load; build it anew ({str(error)[:160]})"
+    return "the compiled extension was not built (needs a C++ compiler at install time)"
+
+
 def _prerequisite(name: str) -> str | None:
     """Return what this machine lacks for `name`, or None."""
     if name in ("cpu", "cuda"):
         info = build_info()
         if info is None:
-            return "the compiled extension was not built (needs a C++ compiler at install time)"
+            return _extension_fault()
         if name == "cuda" and info["cuda"] == "none":
             return "the compiled extension was built without nvcc"
     if name == "triton" and importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
-    if name in ("triton", "cuda"):
-        import torch
-
-        if not torch.cuda.is_available() and not (name == "triton" and interpreting()):
-            return "torch sees no CUDA device"
+    if name in ("triton", "cuda") and not torch.cuda.is_available() and not (name == "triton" and interpreting()):
+        return "torch sees no CUDA device"
     return None
 
 
@@ -134,11 +144,16 @@ def choose(operator: str, impl: str, tensor: Tensor) -> str:
     """
     asked, origin = _asked(impl)
     able = [name for name in BY_DEVICE.get(tensor.device.type, ()) if _runs(name, operator)]
+    if tensor.dtype == torch.float64:
+        able = [name for name in able if name != "triton"]  # its kernels compute in float32
     if asked == "auto":
         return able[0] if able else "reference"
-    if asked == "reference" or asked in able or (asked == "triton" and interpreting()):
+    interpreted = asked == "triton" and interpreting() and _runs(asked, operator) and tensor.dtype != torch.float64
+    if asked == "reference" or asked in able or interpreted:
         return asked
     why = describe(asked).reason
+    if asked == "triton" and tensor.dtype == torch.float64:
+        why = "it has no float64"
     raise ImplementationError(
         f"{operator}: {origin} cannot run on {tensor.device}: {why}. Usable here: {', '.join((*able, 'reference'))}."
     )

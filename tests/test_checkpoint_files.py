@@ -237,3 +237,15 @@ def test_tensors_that_share_memory_are_written(state: State, tmp_path: Path) -> 
         path = tmp_path / f"net{suffix}"
         hf.save_checkpoint(shared, path)
         assert_equal_states(hf.load_checkpoint(path).state_dict(), shared)
+
+
+def test_a_quantised_file_is_refused() -> None:
+    state = {k: v.to(torch.int8) if v.dim() == 4 else v for k, v in tiny("v1").state_dict().items()}
+    with pytest.raises(hf.CheckpointError, match="no dense floating tensors"):
+        hf.load_checkpoint(state)
+
+
+def test_two_keys_of_one_meaning_are_refused() -> None:
+    state = hf.convert_checkpoint(tiny("v1").state_dict(), to="mmpose")
+    with pytest.raises(hf.CheckpointError, match=r"mean final_layer\.weight"):
+        hf.load_checkpoint(state | {"final_layer.weight": torch.zeros_like(state["head.final_layer.weight"])})

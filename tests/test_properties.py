@@ -189,7 +189,7 @@ def renamed(draw: st.DrawFn, key: str) -> str:
     return draw(st.sampled_from(names))
 
 
-@settings(max_examples=250, **SETTINGS)
+@settings(max_examples=150, **SETTINGS)
 @given(data=st.data(), family=st.sampled_from(FAMILIES), damage=st.sampled_from(["delete", "reshape", "rename", "add"]))
 def test_damage_is_refused(data: st.DataObject, family: str, damage: str) -> None:
     state = dict(sound(family))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from hrnet_fast.errors import CheckpointError, ConfigError
 from hrnet_fast.reference import HRNetReference
 
 COUNTER = "num_batches_tracked"
+logger = logging.getLogger("hrnet_fast.checkpoints")
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
 
@@ -38,6 +40,11 @@ class Checkpoint:
     family: Family
     config: HRNetConfig
     notes: tuple[str, ...]
+
+    def log_notes(self) -> None:
+        """Tell what was left out or assumed, as warnings of the logger ``hrnet_fast.checkpoints``."""
+        for note in self.notes:
+            logger.warning("%s", note)
 
 
 def parse_checkpoint(source: Source, *, family: str = "auto", torch04: bool = False, **overrides: Any) -> Checkpoint:
@@ -66,6 +73,10 @@ def parse_checkpoint(source: Source, *, family: str = "auto", torch04: bool = Fa
             )
         state = absolute_scales(state)
     config = _infer(state, found, overrides)
+    if config.norm.kind == "gn" and "norm_groups" not in overrides:
+        notes.append(
+            f"group normalisation: {config.norm.groups} groups assumed; give norm_groups= if there were others"
+        )
     check_state(state, config, family=found.name)
     return Checkpoint(state, found, config, tuple(notes))
 
@@ -108,6 +119,13 @@ def check_state(state: Mapping[str, Tensor], config: HRNetConfig, *, family: str
     Raises:
         CheckpointError: anything missing, unexpected or mis-shaped.
     """
+    odd = tuple(k for k, v in state.items() if not k.endswith(COUNTER) and not _is_weight(v))
+    if odd:
+        raise CheckpointError(
+            f"{len(odd)} entries are no dense floating tensors (quantised or sparse?): {', '.join(odd[:6])}. Convert "
+            "them to floating point first.",
+            unexpected=odd,
+        )
     expected = expected_shapes(config)
     no_counters = not any(k.endswith(COUNTER) for k in state)
     missing = tuple(k for k in expected if k not in state and not (no_counters and k.endswith(COUNTER)))
@@ -125,6 +143,10 @@ def check_state(state: Mapping[str, Tensor], config: HRNetConfig, *, family: str
         "Nothing was loaded. Fetch a complete file, or drop entries that are not HRNet's and pass the mapping."
     )
     raise CheckpointError("\n".join(lines), missing=missing, unexpected=unexpected, mismatched=mismatched)
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_quantized
 
 
 def _listed(what: str, names: tuple[str, ...], most: int = 10) -> list[str]:
@@ -153,6 +175,7 @@ def convert_checkpoint(source: Source, to: str, *, family: str = "auto", torch04
     """
     target = get_family(to)
     checkpoint = parse_checkpoint(source, family=family, torch04=torch04)
+    checkpoint.log_notes()
     state = checkpoint.state
     if target.name in ("backbone", "mm_backbone"):
         return target.from_canonical({k: v for k, v in state.items() if is_trunk(k)})

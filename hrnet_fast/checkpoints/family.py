@@ -66,15 +66,25 @@ class Family:
                 f"{', '.join(stray[:6])}. Remove them, or give all keys the same form.",
                 unexpected=stray,
             )
-        return {self._inward(k): v for k, v in kept.items()}
+        out: dict[str, Tensor] = {}
+        for key, value in kept.items():
+            name = self._inward(key)
+            if name in out:
+                raise CheckpointError(
+                    f"Two of the checkpoint's keys mean {name}; one is {key}. Remove the one that is not wanted.",
+                    unexpected=(key,),
+                )
+            out[name] = value
+        return out
 
     def from_canonical(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rename from the authors' names to this family's."""
         return {self._outward(k): v for k, v in state.items()}
 
     def _inward(self, key: str) -> str:
-        if self.trunk_prefix and key.startswith(self.trunk_prefix):
-            return key.removeprefix(self.trunk_prefix)
+        bare = key.removeprefix(self.trunk_prefix)
+        if bare != key and is_trunk(bare):
+            return bare
         return _renamed(key, self.renames)
 
     def _outward(self, key: str) -> str:

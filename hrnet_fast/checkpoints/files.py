@@ -37,9 +37,11 @@ def _numpy_scalars_allowed() -> Iterator[None]:
     except ImportError:
         yield
         return
-    kinds = (np.float64, np.float32, np.int64, np.int32, np.bool_)
-    dtypes = [type(np.dtype(kind)) for kind in kinds]
-    with torch.serialization.safe_globals([np._core.multiarray.scalar, np.dtype, *dtypes]):  # type: ignore[attr-defined]
+    dtypes = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
+    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+    # Files written beside numpy 1 know the function under its older name.
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")]
+    with torch.serialization.safe_globals([*names, np.dtype, *dtypes]):
         yield
 
 

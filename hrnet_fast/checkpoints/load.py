@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
@@ -11,8 +10,6 @@ from hrnet_fast.checkpoints.convert import COUNTER, Checkpoint, Source, parse_ch
 from hrnet_fast.checkpoints.family import is_trunk
 from hrnet_fast.errors import CheckpointError
 from hrnet_fast.models.hrnet import HRNet
-
-logger = logging.getLogger("hrnet_fast.checkpoints")
 
 
 def load_checkpoint(
@@ -40,8 +37,7 @@ def load_checkpoint(
         ImplementationError: a named implementation that cannot run here.
     """
     checkpoint = parse_checkpoint(source, family=family, torch04=torch04, **overrides)
-    for note in checkpoint.notes:
-        logger.warning("%s", note)
+    checkpoint.log_notes()
     with torch.device("meta"):
         model = HRNet(checkpoint.config, impl=impl)
     model.to_empty(device="cpu")
@@ -70,6 +66,7 @@ def load_backbone(model: HRNet, source: Source, *, family: str = "auto") -> HRNe
         CheckpointError: the trunks differ; `model` is then untouched.
     """
     checkpoint = parse_checkpoint(source, family=family)
+    checkpoint.log_notes()
     own = {k: v for k, v in model.state_dict().items() if is_trunk(k)}
     given = {k: v for k, v in checkpoint.state.items() if is_trunk(k)}
     stages = len(model.config.stages)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from hrnet_fast.cli.console import json_option, print_json, print_table, torch04_option
+from hrnet_fast.cli.console import json_option, print_json, print_table, show_notes, torch04_option
 
 
 @click.command()
@@ -79,6 +79,7 @@ def convert(source: Path, output: Path, target: str, family: str, force: bool, t
     """Write SOURCE's weights to OUTPUT (.pth, .pt, .safetensors) under another family's names, whole or not at all."""
     from hrnet_fast.checkpoints import convert_checkpoint, save_checkpoint
 
+    show_notes()
     state = convert_checkpoint(source, to=target, family=family, torch04=torch04)
     save_checkpoint(state, output, overwrite=force)
     done = {"output": str(output), "family": target, "tensors": len(state)}

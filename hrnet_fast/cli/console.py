@@ -29,13 +29,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
     """Print a table; columns whose header ends in ``>`` are set flush right."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=Text(title) if title else None, title_justify="left", header_style="bold")
     for name in columns:
         right = name.endswith(">")
         table.add_column(name.removesuffix(">"), justify="right" if right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))  # as text: brackets are no markup
     # Piped output has no width; a table then keeps its lines whole.
     console = Console()
     Console(width=None if console.is_terminal else max(console.width, 160)).print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import click
@@ -31,6 +32,9 @@ def demo(
     as_json: bool,
 ) -> None:
     """Run four networks on a photograph; report agreement, latency, operator calls and memory."""
+    absent = [name for name in ("matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
+    if absent:
+        raise InputError(f"the report needs {' and '.join(absent)}: pip install 'hrnet-fast[demo]'.")
     from hrnet_fast.cli.console import progress
     from hrnet_fast.demo import DEMO_TASKS, run_demo, write_report
     from hrnet_fast.demo.report import table_rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import click
@@ -16,7 +17,7 @@ def parse_size(text: str) -> tuple[int, int]:
         click.BadParameter: anything else.
     """
     match = re.fullmatch(r"(\d+)[x,](\d+)", text.strip())
-    if not match or "0" in match.groups():
+    if not match or not all(1 <= int(side) <= 65536 for side in match.groups()):
         raise click.BadParameter(f"{text!r} is no size; give height and width as HxW, such as 256x192.")
     return int(match[1]), int(match[2])
 
@@ -31,4 +32,6 @@ def parse_box(text: str) -> Box:
         left, top, width, height = (float(v) for v in text.split(","))
     except ValueError:
         raise click.BadParameter(f"{text!r} is no box; give left,top,width,height in pixels.") from None
+    if not all(map(math.isfinite, (left, top, width, height))):
+        raise click.BadParameter(f"{text!r} is no box; left,top,width,height must be finite.")
     return left, top, width, height

@@ -77,12 +77,18 @@ def run(
                 raise
             failures.append(str(error))
             continue
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error}).") from error
         result = {"image": str(path), "task": task, "family": model.family, **prediction.data}
         stem = output / path.name
-        prediction.picture.save(stem.with_suffix(f"{path.suffix}.png"))
-        for name, image in prediction.maps.items():
-            image.save(stem.with_suffix(f"{path.suffix}.{name}.png"))
-        stem.with_suffix(f"{path.suffix}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        try:
+            prediction.picture.save(stem.with_suffix(f"{path.suffix}.png"))
+            for name, image in prediction.maps.items():
+                image.save(stem.with_suffix(f"{path.suffix}.{name}.png"))
+            text = json.dumps(result, indent=2, allow_nan=False)
+            stem.with_suffix(f"{path.suffix}.json").write_text(text + "\n", encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{stem}: the answer cannot be written ({error}).") from error
         results.append(result)
     if as_json:
         print_json(results)

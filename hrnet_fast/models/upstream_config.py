@@ -39,7 +39,9 @@ def config_from_upstream(cfg: str | os.PathLike[str] | Mapping[str, Any]) -> HRN
             cfg = cfg["model"]
         if "backbone" in cfg or "extra" in cfg or "stage2" in cfg:
             return _from_openmmlab(cfg)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise ConfigError(f"from_config: the configuration lacks or mistypes {error}.") from error
     raise ConfigError(
         f"from_config: no HRNet found under the keys {', '.join(map(str, list(cfg)[:8]))}; accepted are the authors' "
@@ -115,6 +117,8 @@ def _from_authors(cfg: Mapping[str, Any]) -> HRNetConfig:
     if "cls" in name:
         head = HeadConfig("c", model.get("NUM_CLASSES", 1000))
         return HRNetConfig(stages, head, init="kaiming")
+    if "DECONV" in extra or "higher" in name:
+        raise ConfigError(f"from_config: MODEL.NAME={model.get('NAME')!r} has deconvolutions; HRNet's heads have none.")
     if "pose" in name:
         head = HeadConfig("v1", model["NUM_JOINTS"], kernel)
         return HRNetConfig(stages, head, multiscale_output=False)
@@ -135,6 +139,8 @@ def _from_openmmlab(cfg: Mapping[str, Any]) -> HRNetConfig:
     extra = backbone.get("extra", backbone)
     if backbone.get("type", "HRNet") not in ("HRNet", "mmpose.HRNet", "mmseg.HRNet", "mmdet.HRNet"):
         raise ConfigError(f"from_config: backbone type {backbone['type']!r}; accepted is HRNet.")
+    if (backbone.get("conv_cfg") or {}).get("type", "Conv2d") != "Conv2d":
+        raise ConfigError(f"from_config: conv_cfg {backbone['conv_cfg']!r}; accepted is Conv2d.")
     norm = dict(backbone.get("norm_cfg") or {"type": "BN"})
     kind = _MM_NORMS.get(norm.get("type", "BN"))
     if kind is None:
@@ -163,6 +169,8 @@ def _openmmlab_head(cfg: Mapping[str, Any]) -> tuple[HeadConfig, dict[str, Any]]
         neck = cfg["neck"][0] if isinstance(cfg["neck"], (list, tuple)) else cfg["neck"]
         if neck.get("type", "HRFPN") not in ("HRFPN", "mmdet.HRFPN"):
             raise ConfigError(f"from_config: neck type {neck['type']!r}; accepted is HRFPN.")
+        if str(neck.get("pooling_type", "AVG")).upper() != "AVG":
+            raise ConfigError(f"from_config: neck pooling_type {neck['pooling_type']!r}; accepted is AVG.")
         return HeadConfig("v2p", channels=neck["out_channels"], num_levels=neck.get("num_outs", 5)), {}
     backbone = cfg.get("backbone", cfg)
     return HeadConfig("features"), {"multiscale_output": backbone.get("multiscale_output", True)}
@@ -172,7 +180,8 @@ def _decode_head(heads: Any) -> tuple[HeadConfig, dict[str, Any]]:
     """mmsegmentation's: one FCN head, or FCN and OCR heads in a row."""
     dense: dict[str, Any] = {"upsample": "bilinear", "upsample_to": "scale_then_target"}
     fcn = heads if isinstance(heads, Mapping) else heads[0]
-    for key, accepted in (("num_convs", 1), ("concat_input", False), ("kernel_size", 1)):
+    # The backbone interpolates without aligned corners whatever the head does.
+    for key, accepted in (("num_convs", 1), ("concat_input", False), ("kernel_size", 1), ("align_corners", False)):
         if fcn.get(key, accepted) != accepted:
             raise ConfigError(f"from_config: decode_head has {key}={fcn[key]!r}; HRNet's has {accepted!r}.")
     if isinstance(heads, Mapping):

@@ -15,6 +15,7 @@ from hrnet_fast.errors import InputError
 from hrnet_fast.implementations import choose
 
 MAX_TERMS = 8
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # The values of hrnet_fast::Resample in kernels/cuda/resample.h, by (mode, align_corners).
 RESAMPLE = {("nearest", False): 0, ("nearest", True): 0, ("bilinear", False): 1, ("bilinear", True): 2}
 
@@ -40,7 +41,7 @@ def fuse_sum(
         mode: ``"bilinear"`` or ``"nearest"``.
         align_corners: of bilinear interpolation.
         activation: ``"relu"`` or None.
-        impl: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"`` (which leaves float64 to the reference).
+        impl: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"`` (no float64).
 
     Returns:
         [N, C, H, W] in the terms' dtype, laid out as the largest term. Fused implementations compute half types in
@@ -72,13 +73,18 @@ def _checked(xs: list[Tensor], size: tuple[int, int] | None, mode: str, activati
                 f"fuse_sum: term {k} is {x.dtype} on {x.device}; all must be {first.dtype} on {first.device}, as the "
                 "first is."
             )
-    if not first.is_floating_point():
-        raise InputError(f"fuse_sum: {first.dtype} given; floating dtypes are accepted.")
+    if first.dtype not in DTYPES:
+        raise InputError(f"fuse_sum: {first.dtype} given; float64, float32, bfloat16 and float16 are accepted.")
     if mode not in ("bilinear", "nearest"):
         raise InputError(f"fuse_sum: mode {mode!r}; accepted are 'bilinear' and 'nearest'.")
     if activation not in ("relu", None):
         raise InputError(f"fuse_sum: activation {activation!r}; accepted are 'relu' and None.")
-    return (first.shape[-2], first.shape[-1]) if size is None else (size[0], size[1])
+    target = tuple(first.shape[-2:] if size is None else size)
+    if len(target) != 2 or any(not isinstance(s, (int, torch.SymInt)) or s < 0 for s in target):
+        raise InputError(f"fuse_sum: size {size!r}; give (H, W), two integers of at least 0.")
+    if any(0 in x.shape[-2:] and tuple(x.shape[-2:]) != target for x in xs):
+        raise InputError(f"fuse_sum: a term without pixels cannot be interpolated to {target[0]}x{target[1]}.")
+    return target[0], target[1]
 
 
 def _affines(
@@ -98,6 +104,12 @@ def _affines(
                 f"fuse_sum: term {k} has scale {tuple(scale.shape)} and shift {tuple(shift.shape)}; both must be "
                 f"[{channels}]."
             )
+        for affine in (scale, shift):
+            if affine is not None and (affine.device != xs[0].device or not affine.is_floating_point()):
+                raise InputError(
+                    f"fuse_sum: term {k} has an affine of {affine.dtype} on {affine.device}; it must be floating, on "
+                    f"the terms' {xs[0].device}."
+                )
     absent = xs[0].new_empty(0)
     return [absent if s is None else s for s in scales], [absent if s is None else s for s in shifts]
 
@@ -119,7 +131,7 @@ def _fuse_sum(
     if chosen == "cpu":
         out: Tensor = torch.ops.hrnet_fast.fuse_sum_cpu(xs, scales, shifts, size, code, relu)
         return out.contiguous(memory_format=_layout(xs))
-    if chosen == "triton" and xs[0].dtype != torch.float64:
+    if chosen == "triton":
         from hrnet_fast.kernels.triton.fuse_sum import forward
 
         return forward(xs, scales, shifts, (size[0], size[1]), code, relu, _layout(xs) is torch.channels_last)
@@ -171,7 +183,7 @@ def _fuse_sum_backward(
     if chosen == "cpu":
         results = torch.ops.hrnet_fast.fuse_sum_backward_cpu(grad, out, xs, scales, sizes, code, relu, wanted)
         return _settled(results, out, grad)
-    if chosen == "triton" and grad.dtype != torch.float64:
+    if chosen == "triton":
         from hrnet_fast.kernels.triton.fuse_sum import backward
 
         last = _layout([out]) is torch.channels_last

@@ -30,7 +30,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError:
         raise InputError(f"{path}: no such image.") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise InputError(f"{path}: cannot be read as an image ({str(error)[:120]}).") from error
 
 

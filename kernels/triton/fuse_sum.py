@@ -20,8 +20,10 @@ NEAREST, BILINEAR, ALIGNED = 0, 1, 2
 @triton.jit
 def _scale(MODE: tl.constexpr, size_in, size_out):
     if MODE == 2:
-        return tl.where(size_out > 1, (size_in - 1).to(tl.float32) / tl.maximum(size_out - 1, 1).to(tl.float32), 0.0)
-    return size_in.to(tl.float32) / size_out.to(tl.float32)
+        steps = tl.cast(tl.maximum(size_out - 1, 1), tl.float32)
+        return tl.where(size_out > 1, tl.cast(size_in - 1, tl.float32) / steps, 0.0)
+    # cast and not .to: a size of 1 is specialised to a constant.
+    return tl.cast(size_in, tl.float32) / tl.cast(size_out, tl.float32)
 
 
 @triton.jit

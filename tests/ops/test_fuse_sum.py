@@ -225,7 +225,7 @@ def test_saves_no_term_without_an_affine(impl: str) -> None:
         ([torch.ones(1, 2, 3, 3), torch.ones(1, 3, 3, 3)], {}, "term 1 has shape"),
         ([torch.ones(2, 3, 3)], {}, "term 0 has shape"),
         ([torch.ones(1, 2, 3, 3), torch.ones(1, 2, 3, 3).double()], {}, "term 1 is torch.float64"),
-        ([torch.ones(1, 2, 3, 3, dtype=torch.int32)], {}, "floating dtypes"),
+        ([torch.ones(1, 2, 3, 3, dtype=torch.int32)], {}, "float16 are accepted"),
         ([torch.ones(1, 2, 3, 3)], {"mode": "bicubic"}, "mode"),
         ([torch.ones(1, 2, 3, 3)], {"activation": "gelu"}, "activation"),
         ([torch.ones(1, 2, 3, 3)], {"scales": [torch.ones(2)]}, "both or neither"),
@@ -284,3 +284,15 @@ def test_triton_kernels_spill_nothing() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert "36 instances compiled, 0 spill" in done.stdout
+
+
+def test_affines_and_sizes_that_cannot_be() -> None:
+    x, c = torch.ones(1, 2, 3, 3), torch.ones(2)
+    for scale in (c.to("meta"), c.to(torch.int64), c.to(torch.complex64)):
+        with pytest.raises(InputError, match="affine of"):
+            fuse_sum([x], [scale], [c])
+    for size in ((-1, 3), (3.5, 3), (3, 3, 3)):
+        with pytest.raises(InputError, match="two integers"):
+            fuse_sum([x], size=size)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="without pixels"):
+        fuse_sum([x, torch.ones(1, 2, 0, 3)])
