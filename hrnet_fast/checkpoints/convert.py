@@ -122,7 +122,7 @@ def check_state(state: Mapping[str, Tensor], config: HRNetConfig, *, family: str
     odd = tuple(k for k, v in state.items() if not k.endswith(COUNTER) and not _is_weight(v))
     if odd:
         raise CheckpointError(
-            f"{len(odd)} entries are no dense floating tensors (quantised or sparse?): {', '.join(odd[:6])}. Convert "
+            f"{len(odd)} entries are no dense floating tensors (quantised, sparse or meta?): {', '.join(odd[:6])}. Convert "
             "them to floating point first.",
             unexpected=odd,
         )
@@ -146,7 +146,8 @@ def check_state(state: Mapping[str, Tensor], config: HRNetConfig, *, family: str
 
 
 def _is_weight(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_quantized
+    dense = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta)
+    return dense and tensor.is_floating_point()
 
 
 def _listed(what: str, names: tuple[str, ...], most: int = 10) -> list[str]:
