@@ -9,6 +9,7 @@
 
 #include <string>
 
+#include "cpu/bn_act.h"
 #include "cpu/fuse_sum.h"
 
 namespace py = pybind11;
@@ -48,11 +49,25 @@ TORCH_LIBRARY_FRAGMENT(hrnet_fast, m) {
   m.def(
       "fuse_sum_backward_cpu(Tensor grad, Tensor out, Tensor[] xs, Tensor[] scales, int[] sizes, int mode, "
       "bool relu, int[] wanted) -> Tensor[]");
+  m.def(
+      "batch_affine_cpu(Tensor[] xs, int[] channels, Tensor[] weights, Tensor[] biases, Tensor(a!)[] running_means, "
+      "Tensor(b!)[] running_vars, float[] momenta, float[] eps) -> Tensor[]");
+  m.def("statistics_cpu(Tensor x) -> Tensor");
+  m.def("bn_act_cpu(Tensor x, Tensor affine, Tensor? residual, Tensor? residual_affine, bool relu) -> Tensor");
+  m.def(
+      "backward_sums_cpu(Tensor grad, Tensor? addend, Tensor x, Tensor affine, Tensor? out, bool relu, bool keep) -> "
+      "(Tensor, Tensor)");
+  m.def("backward_input_cpu(Tensor grad, Tensor x, Tensor affine, Tensor sums, float count, bool relu) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
   m.impl("fuse_sum_cpu", &hrnet_fast::cpu::fuse_sum_forward);
   m.impl("fuse_sum_backward_cpu", &hrnet_fast::cpu::fuse_sum_backward);
+  m.impl("batch_affine_cpu", &hrnet_fast::cpu::batch_affine);
+  m.impl("statistics_cpu", &hrnet_fast::cpu::statistics);
+  m.impl("bn_act_cpu", &hrnet_fast::cpu::bn_act);
+  m.impl("backward_sums_cpu", &hrnet_fast::cpu::backward_sums);
+  m.impl("backward_input_cpu", &hrnet_fast::cpu::backward_input);
 }
 
 PYBIND11_MODULE(_C, m) {

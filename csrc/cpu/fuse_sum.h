@@ -9,13 +9,7 @@
 #include <vector>
 
 #include "../../kernels/cuda/resample.h"
-
-// One binary, several instruction sets: the loader picks. Elsewhere the compiler's own choice serves.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
-#define HF_CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
-#else
-#define HF_CLONES
-#endif
+#include "clones.h"
 
 namespace hrnet_fast::cpu {
 

@@ -114,8 +114,7 @@ def _affines(
     return [absent if s is None else s for s in scales], [absent if s is None else s for s in shifts]
 
 
-@torch.library.custom_op("hrnet_fast::fuse_sum", mutates_args=())
-def _fuse_sum(
+def compute(
     xs: Sequence[Tensor],
     scales: Sequence[Tensor],
     shifts: Sequence[Tensor],
@@ -125,6 +124,7 @@ def _fuse_sum(
     relu: bool,
     impl: str,
 ) -> Tensor:
+    """The operator without its checks and autograd: what :func:`fuse_sum` registers, for callers with their own."""
     # Chosen here and not by the caller, so that a compiled graph need not trace how.
     chosen = choose("fuse_sum", impl, xs[0])
     code = RESAMPLE[mode, align_corners]
@@ -141,6 +141,9 @@ def _fuse_sum(
     # An operator's result never shares memory with its arguments, and its layout is the one its fake promises.
     out = out.contiguous(memory_format=_layout(xs))
     return out.clone() if any(out.data_ptr() == x.data_ptr() for x in xs) else out
+
+
+_fuse_sum = torch.library.custom_op("hrnet_fast::fuse_sum", compute, mutates_args=())
 
 
 def _or_none(tensors: Sequence[Tensor]) -> list[Tensor | None]:
@@ -160,8 +163,7 @@ def _fuse_sum_fake(xs, scales, shifts, size, mode, align_corners, relu, impl):  
     return torch.empty(shape, dtype=xs[0].dtype, device=xs[0].device, memory_format=_layout(xs))
 
 
-@torch.library.custom_op("hrnet_fast::fuse_sum_backward", mutates_args=())
-def _fuse_sum_backward(
+def gradients(
     grad: Tensor,
     out: Tensor,
     xs: Sequence[Tensor],
@@ -204,6 +206,9 @@ def _fuse_sum_backward(
             found[n + k] = (small * xs[k]).sum((0, 2, 3)).to(scale.dtype)
             found[2 * n + k] = small.sum((0, 2, 3)).to(scale.dtype)
     return _settled(found, out, grad)
+
+
+_fuse_sum_backward = torch.library.custom_op("hrnet_fast::fuse_sum_backward", gradients, mutates_args=())
 
 
 def _settled(tensors: list[Tensor], out: Tensor, grad: Tensor) -> list[Tensor]:

@@ -137,13 +137,22 @@ def _masked(grad: Tensor, x: Tensor, affine: Tensor, out: Tensor | None, relu: b
     if out is None and not relu:
         return grad
     if out is None:
-        out = x.to(affine.dtype) * affine[2].view(1, -1, 1, 1) + affine[3].view(1, -1, 1, 1)
+        out = _applied(x, affine)
     return grad.masked_fill(out <= 0, 0)
 
 
-def bn_act(x: Tensor, affine: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-    """Return act(scale * x + shift + residual) in x's dtype, computed in that of `affine` and rounded once."""
-    y = x.to(affine.dtype) * affine[2].view(1, -1, 1, 1) + affine[3].view(1, -1, 1, 1)
+def bn_act(
+    x: Tensor, affine: Tensor, residual: Tensor | None, relu: bool, residual_affine: Tensor | None = None
+) -> Tensor:
+    """Return act(scale * x + shift + residual) in x's dtype, computed in that of `affine` and rounded once.
+
+    ``residual_affine`` [4, C] normalises the residual as well: a shortcut with a convolution and normalisation.
+    """
+    y = _applied(x, affine)
     if residual is not None:
-        y = y + residual
+        y = y + (residual if residual_affine is None else _applied(residual, residual_affine))
     return (y.relu() if relu else y).to(x.dtype)
+
+
+def _applied(x: Tensor, affine: Tensor) -> Tensor:
+    return x.to(affine.dtype) * affine[2].view(1, -1, 1, 1) + affine[3].view(1, -1, 1, 1)

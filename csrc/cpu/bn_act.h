@@ -1,0 +1,37 @@
+// bn_act on the CPU: the pieces of hrnet_fast/reference/bn_act.py, under the same names.
+
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace hrnet_fast::cpu {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+// Norm j covers channels[j] of the channels of all maps, one map after another; absent tensors are empty ones.
+// Returns (mean, invstd, scale, shift) [4, C] of every map, and updates the running statistics.
+std::vector<at::Tensor> batch_affine(at::TensorList xs, at::IntArrayRef channels, at::TensorList weights,
+                                     at::TensorList biases, at::TensorList running_means, at::TensorList running_vars,
+                                     at::ArrayRef<double> momenta, at::ArrayRef<double> eps);
+
+// Mean and biased variance [2, C].
+at::Tensor statistics(const at::Tensor& x);
+
+// act(scale * x + shift + residual), where the residual may have an affine of its own.
+at::Tensor bn_act(const at::Tensor& x, const at::Tensor& affine, const OptionalTensor& residual,
+                  const OptionalTensor& residual_affine, bool relu);
+
+// ([2, C] sums of g and of g * xhat, g or an empty tensor); g is grad + addend where the activation was positive.
+std::tuple<at::Tensor, at::Tensor> backward_sums(const at::Tensor& grad, const OptionalTensor& addend,
+                                                 const at::Tensor& x, const at::Tensor& affine,
+                                                 const OptionalTensor& out, bool relu, bool keep);
+
+// The gradient of a normalisation's input.
+at::Tensor backward_input(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& affine, const at::Tensor& sums,
+                          double count, bool relu);
+
+}  // namespace hrnet_fast::cpu

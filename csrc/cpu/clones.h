@@ -1,0 +1,23 @@
+// One binary, several instruction sets: what multiversioned kernels share.
+
+#pragma once
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <cstdint>
+
+// The loader picks among the clones. Elsewhere the compiler's own choice serves.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
+#define HF_CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#else
+#define HF_CLONES
+#endif
+
+// Compiles `body(job, begin, end)` for every element type and instruction set, as overloads of `name`. Templates cannot
+// be cloned, hence a macro.
+#define HF_MULTIVERSION(name, body, Job)                                                                    \
+  HF_CLONES void name(const Job<float>& job, int64_t begin, int64_t end) { body(job, begin, end); }         \
+  HF_CLONES void name(const Job<double>& job, int64_t begin, int64_t end) { body(job, begin, end); }        \
+  HF_CLONES void name(const Job<c10::BFloat16>& job, int64_t begin, int64_t end) { body(job, begin, end); } \
+  HF_CLONES void name(const Job<c10::Half>& job, int64_t begin, int64_t end) { body(job, begin, end); }

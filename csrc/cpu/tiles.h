@@ -1,0 +1,105 @@
+// Walking a map [N, C, H, W] in tiles for per-channel arithmetic, channels-last or contiguous.
+//
+// A channels-last tile is a few whole pixels, and the per-channel values are repeated as often, so that inner loops run
+// over long plain arrays whatever the number of channels (18 would leave vectors half empty). A contiguous tile is a
+// run of one plane, whose per-channel values are scalars. Chunks of tiles leave partial sums, in a number that does not
+// depend on the threads: neither do results.
+
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "../../kernels/cuda/resample.h"
+#include "clones.h"
+#include "rows.h"
+
+namespace hrnet_fast::cpu {
+
+constexpr int64_t kTile = 512;       // values a tile has at least, where there are as many
+constexpr int64_t kChunk = 1 << 15;  // values a channels-last chunk has at least
+constexpr int64_t kFlush = 64;       // tiles that are added in float before they go to double
+constexpr int kMostVectors = 6;      // per-channel vectors that a kernel may use
+
+struct Shape {
+  int64_t batch, channels, plane;  // plane: H * W
+  bool channels_last;
+
+  static Shape of(const at::Tensor& x) {
+    return {x.size(0), x.size(1), x.size(2) * x.size(3), x.suggest_memory_format() == at::MemoryFormat::ChannelsLast};
+  }
+  at::MemoryFormat format() const {
+    return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  }
+  int64_t tile() const {
+    return channels_last ? (kTile + channels - 1) / channels * channels : std::min(kTile, (plane + 15) / 16 * 16);
+  }
+  int64_t chunk() const {  // values per chunk
+    const int64_t t = tile();
+    return channels_last ? (kChunk + t - 1) / t * t : plane;
+  }
+  int64_t chunks() const {
+    const int64_t values = batch * channels * plane;
+    return values == 0 ? 0 : (values + chunk() - 1) / chunk();
+  }
+  int64_t values(int64_t index) const { return std::min(chunk(), batch * channels * plane - index * chunk()); }
+  // Chunks a thread takes at least, so that its work outweighs handing it over.
+  int64_t grain() const { return std::max<int64_t>(1, kChunk / std::max<int64_t>(1, chunk())); }
+};
+
+// One tile: `size` values from `offset`; vector k's value for lane j is of<k>(j).
+template <typename M, bool kScalar>
+struct Tile {
+  int64_t offset, size;
+  const M* vectors;
+  int64_t stride;
+
+  HF_INLINE M of(int k, int64_t j) const { return vectors[k * stride + (kScalar ? 0 : j)]; }
+};
+
+// Calls job.tile(Tile, accumulators) for every tile of chunks [begin, end) and, where the job accumulates, leaves per
+// channel and chunk two sums in job.partial: [chunks, 2, C] channels-last, [chunks, 2] contiguous. A job has `shape`,
+// `vectors` (kVectors pointers to [C]), and static flags kVectors and kAccumulates.
+template <typename Job>
+HF_INLINE void walk(const Job& job, int64_t begin, int64_t end) {
+  using M = typename Job::M;
+  const Shape& s = job.shape;
+  const int64_t lanes = s.tile();
+  const int64_t own = s.channels_last ? s.channels : 1;  // channels that a chunk has
+  std::vector<M> vectors((Job::kVectors + 1) * (s.channels_last ? lanes : 1));
+  std::vector<M> sums(Job::kAccumulates ? 2 * lanes : 0);
+  const int64_t stride = s.channels_last ? lanes : 1;
+  M* __restrict__ v = vectors.data();
+  if (s.channels_last)
+    for (int k = 0; k < Job::kVectors; ++k)
+      for (int64_t j = 0; j < lanes; ++j) v[k * stride + j] = job.vectors[k][j % s.channels];
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    const int64_t start = chunk * s.chunk(), size = s.values(chunk);
+    if (!s.channels_last)
+      for (int k = 0; k < Job::kVectors; ++k) v[k] = job.vectors[k][chunk % s.channels];
+    if (Job::kShifts)  // the last vector: what statistics subtract
+      for (int64_t j = 0; j < stride; ++j) v[Job::kVectors * stride + j] = job.shift(start + j % own);
+    double* partial = Job::kAccumulates ? job.partial + chunk * 2 * own : nullptr;
+    if (Job::kAccumulates) std::fill(partial, partial + 2 * own, 0.0);
+    for (int64_t first = 0; first < size; first += kFlush * lanes) {
+      if (Job::kAccumulates) std::fill(sums.begin(), sums.end(), M(0));
+      const int64_t last = std::min(size, first + kFlush * lanes);
+      for (int64_t at = first; at < last; at += lanes) {
+        const int64_t n = std::min(lanes, last - at);
+        if (s.channels_last)
+          job.tile(Tile<M, false>{start + at, n, v, stride}, sums.data(), sums.data() + lanes);
+        else
+          job.tile(Tile<M, true>{start + at, n, v, stride}, sums.data(), sums.data() + lanes);
+      }
+      if (!Job::kAccumulates) continue;
+      for (int k = 0; k < 2; ++k)
+        for (int64_t j = 0; j < lanes; ++j) partial[k * own + (s.channels_last ? j % own : 0)] += sums[k * lanes + j];
+    }
+  }
+}
+
+}  // namespace hrnet_fast::cpu

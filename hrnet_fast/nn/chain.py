@@ -1,0 +1,295 @@
+"""Chains of residual units and of convolutions with normalisation, with a backward that keeps half as much.
+
+Kept for backward are each convolution's output and its [4, C] of normalisation; activations are computed again from
+them by elementwise passes, and no convolution runs twice (design: "Lean units" in DESIGN.md). With ``memory="min"``
+only the chain's input is kept, and its convolutions do run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hrnet_fast.nn.norms import NormCall, count_batches, normalise, reduce_sums
+from hrnet_fast.nn.recipes import Recipe, attach, recipe_of
+from hrnet_fast.ops.bn_pieces import Pieces, pieces
+
+NoneOr = Tensor | None
+PER_STEP = 4  # parameters: the convolution's weight and bias, the normalisation's scale and shift
+
+
+class Step(NamedTuple):
+    """One convolution and its normalisation at a call."""
+
+    weight: Tensor
+    bias: NoneOr
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    norm: NormCall
+
+    def parameters(self) -> tuple[NoneOr, ...]:
+        return self.weight, self.bias, self.norm.norm.weight, self.norm.norm.bias
+
+
+class Unit(NamedTuple):
+    """Steps with ReLU between, a shortcut, and a last ReLU.
+
+    ``shortcut`` is True for the identity, a step for a projection, or None: a plain row of convolutions.
+    """
+
+    steps: tuple[Step, ...]
+    shortcut: Step | bool | None
+
+    def all_steps(self) -> tuple[Step, ...]:
+        return (*self.steps, self.shortcut) if isinstance(self.shortcut, Step) else self.steps
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Units in a row, and how they execute.
+
+    Attributes:
+        units: executed one after another.
+        impl: implementation of the elementwise passes.
+        minimal: keep the input only.
+        dtype: what the convolutions compute in under autocast, or None.
+    """
+
+    units: tuple[Unit, ...]
+    impl: str
+    minimal: bool
+    dtype: torch.dtype | None
+
+    def steps(self) -> list[Step]:
+        return [step for unit in self.units for step in unit.all_steps()]
+
+
+def run_chain(chain: Chain, x: Tensor) -> Tensor:
+    """Return the chain's output, [N, C, H, W]; differentiable once, in the input and every parameter."""
+    steps = chain.steps()
+    parameters = [p for s in steps for p in s.parameters()]
+    count_batches([s.norm for s in steps])
+    if torch.is_grad_enabled() and (x.requires_grad or any(p is not None and p.requires_grad for p in parameters)):
+        return attach(_ChainFunction.apply(chain, recipe_of(x), x, *parameters))  # type: ignore[no-untyped-call]
+    x = x if chain.dtype is None else x.to(chain.dtype)
+    return _execute(chain, pieces(chain.impl, x), x, None, None)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: NoneOr, step: Step) -> Tensor:
+    bias = None if bias is None else bias.to(x.dtype)
+    return torch.ops.aten.convolution(
+        x, weight.to(x.dtype), bias, step.stride, step.padding, step.dilation, False, [0, 0], step.groups
+    )  # type: ignore[no-any-return]
+
+
+def convolve_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, step: Step, want: tuple[bool, bool, bool]
+) -> tuple[NoneOr, NoneOr, NoneOr]:
+    """Return the wanted gradients of input, weight and bias, the parameters' in the weight's dtype."""
+    if not any(want):
+        return None, None, None
+    dx, dw, db = torch.ops.aten.convolution_backward(
+        grad, x, weight.to(x.dtype), [weight.shape[0]], step.stride, step.padding, step.dilation, False, [0, 0],
+        step.groups, want,
+    )  # fmt: skip
+    return dx, None if dw is None else dw.to(weight.dtype), None if db is None else db.to(weight.dtype)
+
+
+class _Kept(NamedTuple):
+    """What one convolution leaves: its output, its normalisation, and the values per channel behind that."""
+
+    y: Tensor
+    affine: Tensor
+    count: float
+
+
+def _step(p: Pieces, x: Tensor, step: Step, known: tuple[Tensor, float] | None) -> _Kept:
+    y = convolve(x, step.weight, step.bias, step)
+    affine, count = known or normalise(p, [y], [step.norm])[0]
+    return _Kept(y, affine, count)
+
+
+def _execute(
+    chain: Chain,
+    p: Pieces,
+    x: Tensor,
+    keep: list[_Kept] | None,
+    known: Iterator[tuple[Tensor, float]] | None,
+) -> Tensor:
+    """Run the chain. `keep` gathers what backward needs; `known` gives normalisations that an earlier run found."""
+    for unit in chain.units:
+        kept, a = [], x
+        for step in unit.steps:
+            if kept:
+                a = p.bn_act(kept[-1].y, kept[-1].affine, None, True)
+            kept.append(_step(p, a, step, next(known) if known else None))
+        if isinstance(unit.shortcut, Step):
+            kept.append(_step(p, x, unit.shortcut, next(known) if known else None))
+        x = _finish(p, unit, kept, x)
+        if keep is not None:
+            keep += kept
+    return x
+
+
+def _finish(p: Pieces, unit: Unit, kept: Sequence[_Kept], x: Tensor) -> Tensor:
+    """Return a unit's output from its convolutions' and its input."""
+    last = kept[len(unit.steps) - 1]
+    if isinstance(unit.shortcut, Step):
+        return p.bn_act(last.y, last.affine, kept[-1].y, True, kept[-1].affine)
+    return p.bn_act(last.y, last.affine, x if unit.shortcut else None, True)
+
+
+class _ChainFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, chain: Chain, recipe: Recipe | None, x: Tensor, *parameters: NoneOr) -> Tensor:
+        ctx.chain, ctx.recipe, ctx.given_dtype = chain, recipe, x.dtype
+        ctx.pieces = pieces(chain.impl, x)
+        ctx.again = _again
+        ctx.cache = None
+        x = x if chain.dtype is None else x.to(chain.dtype)
+        keep: list[_Kept] = []
+        out = _execute(chain, ctx.pieces, x, keep, None)
+        ctx.counts = [k.count for k in keep]
+        ys = [] if chain.minimal else [k.y for k in keep]
+        ctx.save_for_backward(*([] if recipe else [x]), *[k.affine for k in keep], *ys, *parameters)
+        return out
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        kept, activations = _recomputed(ctx)
+        ctx.cache = None
+        parameters = ctx.saved_tensors[-PER_STEP * len(kept) :]
+        found: list[tuple[NoneOr, ...]] = []
+        want = ctx.needs_input_grad[3:]
+        dx: NoneOr = grad
+        addend: NoneOr = None
+        end = len(kept)
+        for k in reversed(range(len(ctx.chain.units))):
+            unit = ctx.chain.units[k]
+            begin = end - len(unit.all_steps())
+            out = activations.pop()
+            assert dx is not None
+            dx, addend, grads = _unit_backward(
+                ctx.pieces, unit, kept[begin:end], activations[-1], out, dx, addend, 
+                parameters[PER_STEP * begin : PER_STEP * end], want[PER_STEP * begin : PER_STEP * end], k > 0 or ctx.needs_input_grad[2],
+            )  # fmt: skip
+            del kept[begin:end], out
+            found = grads + found
+            end = begin
+        if dx is not None and addend is not None:
+            dx = dx + addend
+        dx = None if dx is None or not ctx.needs_input_grad[2] else dx.to(ctx.given_dtype)
+        return None, None, dx, *[g for step in found for g in step]
+
+
+def _again(ctx: Any) -> Tensor:
+    """The node's output, computed anew; backward of the node then finds it."""
+    found: Tensor = _recomputed(ctx)[1][-1]
+    return found
+
+
+def _recomputed(ctx: Any) -> tuple[list[_Kept], list[Tensor]]:
+    """Return what every convolution left, and the units' inputs followed by the output."""
+    if ctx.cache is not None:
+        cached: tuple[list[_Kept], list[Tensor]] = ctx.cache
+        return cached
+    chain, p = ctx.chain, ctx.pieces
+    saved = list(ctx.saved_tensors)
+    if ctx.recipe is not None:
+        x = ctx.recipe.tensor()
+        x = x if chain.dtype is None else x.to(chain.dtype)
+    else:
+        x = saved.pop(0)
+    n = len(ctx.counts)
+    known = list(zip(saved[:n], ctx.counts, strict=True))
+    activations = [x]
+    kept: list[_Kept] = []
+    if chain.minimal:
+        left = iter(known)
+        for unit in chain.units:
+            x = _execute(Chain((unit,), chain.impl, True, None), p, x, kept, left)
+            activations.append(x)
+    else:
+        kept = [_Kept(y, affine, count) for y, (affine, count) in zip(saved[n : 2 * n], known, strict=True)]
+        start = 0
+        for unit in chain.units:
+            end = start + len(unit.all_steps())
+            x = _finish(p, unit, kept[start:end], x)
+            activations.append(x)
+            start = end
+    ctx.cache = (kept, activations)
+    return kept, activations
+
+
+def _unit_backward(
+    p: Pieces,
+    unit: Unit,
+    kept: list[_Kept],
+    x: Tensor,
+    out: Tensor,
+    grad: Tensor,
+    addend: NoneOr,
+    parameters: Sequence[NoneOr],
+    want: Sequence[bool],
+    want_x: bool,
+) -> tuple[NoneOr, NoneOr, list[tuple[NoneOr, ...]]]:
+    """Return the gradient of a unit's input in two parts, to be added, and those of every step's parameters.
+
+    Args:
+        kept: what its convolutions left.
+        x, out: its input and output.
+        grad, addend: the gradient of its output in two parts.
+        parameters, want: four of each step, and whether their gradients are wanted.
+    """
+    grads: list[tuple[NoneOr, ...]] = [()] * len(kept)
+    residual = bool(unit.shortcut)
+    dx: NoneOr = None
+    g: Tensor = grad
+    for j in reversed(range(len(unit.steps))):
+        ends = j == len(unit.steps) - 1
+        own = kept[j]
+        sums, masked = p.backward_sums(
+            g, addend if ends else None, own.y, own.affine, out if ends and residual else None, True, ends and
+            (residual or addend is not None),
+        )  # fmt: skip
+        recompute = masked is None  # else the mask is in the gradient already
+        g = g if masked is None else masked
+        if ends:
+            grad = g
+        dy = _input_gradient(p, g, own, sums, unit.steps[j], recompute)
+        a = x if j == 0 else p.bn_act(kept[j - 1].y, kept[j - 1].affine, None, True)
+        dx, grads[j] = _step_backward(dy, a, unit.steps[j], sums, parameters[PER_STEP * j :], want[PER_STEP * j :], want_x or j > 0)
+        if dx is not None:
+            g = dx
+    if isinstance(unit.shortcut, Step):
+        j, own = len(unit.steps), kept[-1]
+        sums, _ = p.backward_sums(grad, None, own.y, own.affine, None, False, False)
+        dy = _input_gradient(p, grad, own, sums, unit.shortcut, False)
+        other, grads[j] = _step_backward(dy, x, unit.shortcut, sums, parameters[PER_STEP * j :], want[PER_STEP * j :], want_x)
+        return dx, other, grads
+    return dx, grad if residual else None, grads
+
+
+def _input_gradient(p: Pieces, g: Tensor, own: _Kept, sums: Tensor, step: Step, relu: bool) -> Tensor:
+    return p.backward_input(g, own.y, own.affine, reduce_sums(sums, step.norm.group), own.count, relu)
+
+
+def _step_backward(
+    dy: Tensor, x: Tensor, step: Step, sums: Tensor, parameters: Sequence[NoneOr], want: Sequence[bool], want_x: bool
+) -> tuple[NoneOr, tuple[NoneOr, ...]]:
+    weight, bias, scale, shift = parameters[:PER_STEP]
+    assert weight is not None
+    dx, dw, db = convolve_backward(dy, x, weight, step, (want_x, want[0], want[1] and bias is not None))
+    return dx, (dw, db, norm_gradient(sums[1], scale, want[2]), norm_gradient(sums[0], shift, want[3]))
+
+
+def norm_gradient(values: Tensor, parameter: NoneOr, wanted: bool) -> NoneOr:
+    return values.to(parameter.dtype) if wanted and parameter is not None else None

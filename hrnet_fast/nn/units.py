@@ -1,0 +1,158 @@
+"""Residual units and convolution sequences of any code base, recognised by structure and read at every call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from hrnet_fast.nn import norms
+from hrnet_fast.nn.chain import Chain, Step, Unit, run_chain
+
+# What a code base sets to have a unit run again in backward, in place of keeping activations.
+_CHECKPOINT_FLAGS = ("with_cp", "gradient_checkpointing", "grad_checkpointing")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_ROLES = ("conv", "bn", "relu", "act", "downsample")
+
+
+def hooked(modules: Sequence[nn.Module]) -> str | None:
+    """Say which module has a hook that a fused path would not call, or None."""
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return "a global module hook is registered"
+    if torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks:
+        return "a global module hook is registered"
+    for module in modules:
+        if any(getattr(module, name) for name in _HOOKS):
+            return f"a hook is registered on its {type(module).__name__}"
+    return None
+
+
+def conv_fault(module: nn.Module | None) -> str | None:
+    if not isinstance(module, nn.Conv2d):
+        return f"{type(module).__name__} is no 2-d convolution"
+    plain = type(module).forward is nn.Conv2d.forward and type(module)._conv_forward is nn.Conv2d._conv_forward
+    if not plain or "forward" in vars(module):
+        return f"{type(module).__name__} is no plain convolution"
+    if isinstance(module.padding, str) or module.padding_mode != "zeros":
+        return f"its convolution pads by {module.padding_mode!r} {module.padding}"
+    return None
+
+
+def norm_fault(module: nn.Module | None) -> str | None:
+    if module is None:
+        return "a normalisation is missing"
+    if "forward" in vars(module):
+        return f"the forward of its {type(module).__name__} was replaced"
+    return norms.fault(module)
+
+
+def looks_like_unit(module: nn.Module) -> bool:
+    """Whether `module` has a residual unit's attributes; :func:`unit_fault` says whether it can be fused."""
+    children = dict(module.named_children())
+    return {"conv1", "bn1", "conv2", "bn2"} <= children.keys() and not {"conv4", "layer1", "branches"} & children.keys()
+
+
+def depth(unit: nn.Module) -> int:
+    return 3 if getattr(unit, "conv3", None) is not None else 2
+
+
+def unit_fault(unit: nn.Module) -> str | None:
+    """Say why a residual unit cannot be fused as it stands now, or None."""
+    for flag in _CHECKPOINT_FLAGS:
+        if getattr(unit, flag, False):
+            return f"{flag} is set: it already computes its activations again"
+    parts = list(unit.children())
+    for k in range(1, depth(unit) + 1):
+        reason = conv_fault(getattr(unit, f"conv{k}", None)) or norm_fault(getattr(unit, f"bn{k}", None))
+        if reason:
+            return reason
+    for name, child in unit.named_children():
+        reason = _child_fault(name, child)
+        if reason:
+            return reason
+    shortcut = getattr(unit, "downsample", None)
+    if isinstance(shortcut, nn.Sequential):
+        parts += shortcut.children()
+    return hooked(parts)
+
+
+def _child_fault(name: str, child: nn.Module) -> str | None:
+    if isinstance(child, nn.Identity) and name != "downsample":
+        return None
+    role = name.rstrip("123")
+    if role not in _ROLES:
+        return f"its {name} ({type(child).__name__}) is no part of a plain residual unit"
+    if role in ("relu", "act") and type(child) is not nn.ReLU:
+        return f"its activation is {type(child).__name__}, not ReLU"
+    if role == "downsample":
+        layers = list(child.children())
+        if not isinstance(child, nn.Sequential) or len(layers) != 2 or type(child).forward is not nn.Sequential.forward:
+            return "its shortcut is not one convolution and one normalisation"
+        return conv_fault(layers[0]) or norm_fault(layers[1])
+    return None
+
+
+def _step(conv: nn.Module, norm: nn.Module) -> Step:
+    assert isinstance(conv, nn.Conv2d)
+    assert not isinstance(conv.padding, str)
+    return Step(conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups, norms.read(norm))
+
+
+def read_unit(unit: nn.Module) -> Unit:
+    """Describe a unit that has no :func:`unit_fault`."""
+    steps = [_step(unit.get_submodule(f"conv{k}"), unit.get_submodule(f"bn{k}")) for k in range(1, depth(unit) + 1)]
+    shortcut = getattr(unit, "downsample", None)
+    return Unit(tuple(steps), True if shortcut is None else _step(*shortcut.children()))
+
+
+def flat(sequence: nn.Sequential) -> Iterator[nn.Module]:
+    """The sequence's layers; plain sequences inside it are opened, unless something hangs on them."""
+    for child in sequence.children():
+        if isinstance(child, nn.Sequential) and type(child).forward is nn.Sequential.forward and not hooked([child]):
+            yield from flat(child)
+        else:
+            yield child
+
+
+def row_fault(conv: nn.Module, norm: nn.Module, relu: nn.Module) -> str | None:
+    """Say why three neighbours are no fusible convolution, normalisation and ReLU, or None."""
+    if type(relu) is not nn.ReLU:
+        return f"{type(relu).__name__} is no ReLU"
+    return conv_fault(conv) or norm_fault(norm) or hooked([conv, norm, relu])
+
+
+def read_row(conv: nn.Module, norm: nn.Module) -> Unit:
+    return Unit((_step(conv, norm),), None)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What convolutions of `x` compute in under the autocast that is on, or None where none is."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def call_fault(x: Tensor) -> str | None:
+    """Say why a call on `x` takes the plain path, whatever the module."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "under torch.compile, torch.export and tracing the plain modules run (compilers fuse them themselves)"
+    if x.device.type not in ("cpu", "cuda") or type(x) not in (Tensor, nn.Parameter):
+        return f"input is a {type(x).__name__} on {x.device.type}"
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # type: ignore[attr-defined]
+        return "inside a functorch transform"
+    if x.dim() != 4 or x.numel() == 0:
+        return f"input has shape {tuple(x.shape)}"
+    return None
+
+
+def run_units(units: Sequence[Unit], x: Tensor, impl: str, minimal: bool) -> Tensor | str:
+    """Run fusible units on `x`, or say why this call cannot."""
+    dtype = autocast_dtype(x)
+    if dtype is not None and x.dtype != dtype and units[0].shortcut is True:
+        return "the first shortcut adds a float32 input to half precision"
+    if dtype is None and any(s.weight.dtype != x.dtype for u in units for s in u.all_steps()):
+        return "weights and input differ in dtype"
+    return run_chain(Chain(tuple(units), impl, minimal, dtype), x)

@@ -1,0 +1,50 @@
+"""The pieces of ``bn_act`` as the compiled extension has them: see ``hrnet_fast/reference/bn_act.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hrnet_fast.reference.bn_act import Norm
+
+_ABSENT = torch.empty(0)
+
+
+def statistics(x: Tensor) -> Tensor:
+    result: Tensor = torch.ops.hrnet_fast.statistics_cpu(x)
+    return result
+
+
+def batch_affine(xs: Sequence[Tensor], norms: Sequence[Norm]) -> list[Tensor]:
+    found: list[Tensor] = torch.ops.hrnet_fast.batch_affine_cpu(
+        xs,
+        [n.channels for n in norms],
+        [_ABSENT if n.weight is None else n.weight for n in norms],
+        [_ABSENT if n.bias is None else n.bias for n in norms],
+        [_ABSENT if n.running_mean is None else n.running_mean for n in norms],
+        [_ABSENT if n.running_var is None else n.running_var for n in norms],
+        [n.momentum for n in norms],
+        [n.eps for n in norms],
+    )
+    return found
+
+
+def bn_act(
+    x: Tensor, affine: Tensor, residual: Tensor | None, relu: bool, residual_affine: Tensor | None = None
+) -> Tensor:
+    result: Tensor = torch.ops.hrnet_fast.bn_act_cpu(x, affine, residual, residual_affine, relu)
+    return result
+
+
+def backward_sums(
+    grad: Tensor, addend: Tensor | None, x: Tensor, affine: Tensor, out: Tensor | None, relu: bool, keep: bool
+) -> tuple[Tensor, Tensor | None]:
+    sums, kept = torch.ops.hrnet_fast.backward_sums_cpu(grad, addend, x, affine, out, relu, keep)
+    return sums, kept if keep else None
+
+
+def backward_input(grad: Tensor, x: Tensor, affine: Tensor, sums: Tensor, count: float, relu: bool) -> Tensor:
+    result: Tensor = torch.ops.hrnet_fast.backward_input_cpu(grad, x, affine, sums, count, relu)
+    return result
