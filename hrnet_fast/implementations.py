@@ -131,6 +131,22 @@ def resolve(impl: str = "auto") -> str:
     return asked
 
 
+def check_named(impl: str) -> None:
+    """Raise :class:`ImplementationError` where `impl` is unknown, or named and unable to run here."""
+    asked, origin = _asked(impl)
+    if asked not in ("auto", "reference") and not describe(asked).usable:
+        raise ImplementationError(f"{origin} cannot run here: {describe(asked).reason}.")
+
+
+def within_network(operator: str, impl: str) -> str:
+    """Return which implementation of one operator a network takes that was given `impl` for all of them.
+
+    An implementation that has not this operator leaves it to the fastest that has.
+    """
+    asked, _ = _asked(impl)
+    return impl if asked in ("auto", "reference") or operator in OPERATORS[asked] else "auto"
+
+
 @functools.cache
 def _runs(name: str, operator: str) -> bool:
     return operator in OPERATORS[name] and describe(name).usable

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hrnet_fast.implementations import within_network
 from hrnet_fast.nn.norms import NormCall, count_batches, normalise, reduce_sums
 from hrnet_fast.nn.recipes import Recipe, attach, recipe_of
 from hrnet_fast.ops.bn_pieces import Pieces, pieces
@@ -79,7 +80,7 @@ def run_chain(chain: Chain, x: Tensor) -> Tensor:
     if torch.is_grad_enabled() and (x.requires_grad or any(p is not None and p.requires_grad for p in parameters)):
         return attach(_ChainFunction.apply(chain, recipe_of(x), x, *parameters))  # type: ignore[no-untyped-call]
     x = x if chain.dtype is None else x.to(chain.dtype)
-    return _execute(chain, pieces(chain.impl, x), x, None, None)
+    return _execute(chain, pieces(within_network("bn_act", chain.impl), x), x, None, None)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: NoneOr, step: Step) -> Tensor:
@@ -150,7 +151,7 @@ class _ChainFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, chain: Chain, recipe: Recipe | None, x: Tensor, *parameters: NoneOr) -> Tensor:
         ctx.chain, ctx.recipe, ctx.given_dtype = chain, recipe, x.dtype
-        ctx.pieces = pieces(chain.impl, x)
+        ctx.pieces = pieces(within_network("bn_act", chain.impl), x)
         ctx.again = _again
         ctx.cache = None
         x = x if chain.dtype is None else x.to(chain.dtype)
@@ -178,7 +179,7 @@ class _ChainFunction(torch.autograd.Function):
             out = activations.pop()
             assert dx is not None
             dx, addend, grads = _unit_backward(
-                ctx.pieces, unit, kept[begin:end], activations[-1], out, dx, addend, 
+                ctx.pieces, unit, kept[begin:end], activations[-1], out, dx, addend,
                 parameters[PER_STEP * begin : PER_STEP * end], want[PER_STEP * begin : PER_STEP * end], k > 0 or ctx.needs_input_grad[2],
             )  # fmt: skip
             del kept[begin:end], out
@@ -266,14 +267,18 @@ def _unit_backward(
             grad = g
         dy = _input_gradient(p, g, own, sums, unit.steps[j], recompute)
         a = x if j == 0 else p.bn_act(kept[j - 1].y, kept[j - 1].affine, None, True)
-        dx, grads[j] = _step_backward(dy, a, unit.steps[j], sums, parameters[PER_STEP * j :], want[PER_STEP * j :], want_x or j > 0)
+        dx, grads[j] = _step_backward(
+            dy, a, unit.steps[j], sums, parameters[PER_STEP * j :], want[PER_STEP * j :], want_x or j > 0
+        )
         if dx is not None:
             g = dx
     if isinstance(unit.shortcut, Step):
         j, own = len(unit.steps), kept[-1]
         sums, _ = p.backward_sums(grad, None, own.y, own.affine, None, False, False)
         dy = _input_gradient(p, grad, own, sums, unit.shortcut, False)
-        other, grads[j] = _step_backward(dy, x, unit.shortcut, sums, parameters[PER_STEP * j :], want[PER_STEP * j :], want_x)
+        other, grads[j] = _step_backward(
+            dy, x, unit.shortcut, sums, parameters[PER_STEP * j :], want[PER_STEP * j :], want_x
+        )
         return dx, other, grads
     return dx, grad if residual else None, grads
 

@@ -1,0 +1,162 @@
+"""``accelerate``: any code base's HRNet, in place; ``restore`` undoes it and ``explain`` tells what runs how."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from hrnet_fast.errors import InputError
+from hrnet_fast.implementations import check_named
+from hrnet_fast.nn.modules import Fast, FastFusion, FastSequence, FastUnit, Settings, fast_class
+from hrnet_fast.nn.probe import judge, signature
+from hrnet_fast.nn.units import flat, looks_like_unit, row_fault
+
+MEMORY = ("lean", "min")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of a network in a :class:`Report`.
+
+    Attributes:
+        name: where it is in the model.
+        kind: ``"unit"``, ``"sequence"`` or ``"fusion"``.
+        fast: whether it takes the fused path, as it stands now.
+        reason: why it does not, or what of it does not.
+    """
+
+    name: str
+    kind: str
+    fast: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What of a model is accelerated: ``str(report)`` is for people."""
+
+    blocks: tuple[Block, ...]
+    impl: str
+
+    @property
+    def fast(self) -> int:
+        return sum(b.fast for b in self.blocks)
+
+    def __str__(self) -> str:
+        lines = [f"{self.fast} of {len(self.blocks)} blocks take the fused path (impl={self.impl!r})"]
+        lines += [f"  {b.name} ({b.kind}): {b.reason}" for b in self.blocks if b.reason]
+        return "\n".join(lines)
+
+
+def accelerate(model: nn.Module, *, impl: str = "auto", memory: str = "lean") -> nn.Module:
+    """Let an HRNet's residual units, branches and fusions execute fused, in training and evaluation, in place.
+
+    Recognises this package's networks, the authors' repositories', timm's and OpenMMLab's by the structure of their
+    modules. Parameters, keys, signatures, return types, hooks on the accelerated modules and ``isinstance`` stay as
+    they are; optimizers made before stay valid. A block that differs (another convolution or normalisation, hooks
+    inside, checkpointing flags) keeps its own forward; :func:`explain` lists it with the reason. What a block
+    computes is compared with its own forward before it is replaced.
+
+    Args:
+        model: the network, or any module that contains one.
+        impl: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``: of the elementwise passes and the
+            fusion's sums. Convolutions stay with the library.
+        memory: ``"lean"`` keeps convolution outputs only; ``"min"`` keeps the input of each branch only and runs its
+            convolutions once more in backward.
+
+    Returns:
+        `model` itself.
+
+    Raises:
+        InputError: no module of an HRNet was found, or an unknown `memory`.
+        ImplementationError: an unknown implementation, or one that cannot run here.
+    """
+    if memory not in MEMORY:
+        raise InputError(f"accelerate: memory={memory!r}; accepted are 'lean' and 'min'.")
+    check_named(impl)
+    restore(model)
+    candidates = list(_candidates(model))
+    if not any(kind is FastFusion for _, kind in candidates):
+        raise InputError(
+            f"accelerate: {type(model).__name__} has no module with `branches` and `fuse_layers`, as every HRNet has; "
+            "give the model itself, after it was built."
+        )
+    verdicts: dict[object, Settings | str] = {}
+    for module, kind in candidates:
+        key = signature(module)
+        if key not in verdicts:
+            verdicts[key] = judge(module, kind, Settings(impl, memory))
+        verdict = verdicts[key]
+        if isinstance(verdict, str):
+            vars(module)["fast_refused"] = verdict
+            continue
+        module.__class__ = fast_class(kind, type(module))
+        vars(module).update(fast_settings=verdict, fast_note=None)
+    return model
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Undo :func:`accelerate`, in place, and return the model."""
+    for module in model.modules():
+        for name in ("fast_settings", "fast_note", "fast_refused"):
+            vars(module).pop(name, None)
+        if isinstance(module, Fast):
+            module.__class__ = module.fast_base
+    return model
+
+
+def explain(model: nn.Module) -> Report:
+    """Say of every block of `model` whether it takes the fused path, as it stands now, and why not.
+
+    A reason that only a call shows (an input that is no batch of images, a compiler that traces) is told once the
+    call was made.
+
+    Raises:
+        InputError: `model` is not accelerated.
+    """
+    fast = [(name, m) for name, m in model.named_modules() if isinstance(m, Fast)]
+    plain = [(name, m) for name, m in model.named_modules() if getattr(m, "fast_refused", None)]
+    if not fast and not plain:
+        raise InputError(f"explain: this {type(model).__name__} is not accelerated; call accelerate(model) first.")
+    blocks = [Block(name, _kind(m), False, str(m.fast_refused)) for name, m in plain]
+    for name, m in fast:
+        reasons = list(dict.fromkeys([*m.why_plain(), *([f"at the last call: {m.fast_note}"] if m.fast_note else [])]))
+        blocks.append(
+            Block(name, _kind(m), not (m.why_plain() and not isinstance(m, FastSequence)), "; ".join(reasons))
+        )
+    impl = fast[0][1].fast_settings.impl if fast else "auto"
+    return Report(tuple(sorted(blocks, key=lambda b: b.name)), impl)
+
+
+def _kind(module: nn.Module) -> str:
+    return "sequence" if isinstance(module, nn.Sequential) else "unit" if looks_like_unit(module) else "fusion"
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[nn.Module, type[Fast]]]:
+    """Modules to accelerate, outermost first; what is inside a sequence or a unit executes with it."""
+    if is_fusion(model):
+        yield model, FastFusion
+        yield from _candidates(model.branches)  # type: ignore[arg-type]
+    elif _is_sequence(model):
+        yield model, FastSequence
+    elif looks_like_unit(model):
+        yield model, FastUnit
+    else:
+        for child in model.children():
+            yield from _candidates(child)
+
+
+def is_fusion(module: nn.Module) -> bool:
+    """Whether `module` has the attributes of a modularized block that fuses."""
+    layers, branches = getattr(module, "fuse_layers", None), getattr(module, "branches", None)
+    return isinstance(layers, nn.ModuleList) and isinstance(branches, nn.ModuleList) and len(branches) > 1
+
+
+def _is_sequence(module: nn.Module) -> bool:
+    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
+        return False
+    layers = list(flat(module))
+    rows = any(row_fault(*layers[k : k + 3]) is None for k in range(len(layers) - 2))
+    return rows or any(looks_like_unit(layer) for layer in layers)

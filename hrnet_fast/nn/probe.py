@@ -1,0 +1,143 @@
+"""Compares what a block computes with what its fused form would, before it is accelerated.
+
+Attribute names tell what a block looks like, not what its forward does with them. So a copy with random weights runs
+both ways once, with the reference's operators: that judges the structure. A fusion whose
+layers do not say how it upsamples is tried with each way there is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hrnet_fast.nn.modules import Fast, FastFusion, Settings, fast_class
+
+_TOLERANCE = 1e-4  # of float32 sums in two orders; another structure differs by far more
+_UNSAID = (("bilinear", False), ("bilinear", True), ("nearest", False))
+
+
+def signature(module: nn.Module) -> tuple[Any, ...]:
+    """What decides how a block computes: classes and plain attributes. Blocks that share it are compared once."""
+    scalars = (bool, int, float, str, type(None))
+    own = tuple(sorted((k, v) for k, v in vars(module).items() if isinstance(v, scalars) and k != "training"))
+    inner = tuple((name, type(m)) for name, m in module.named_modules())
+    resizing = tuple((m.mode, m.align_corners) for m in module.modules() if isinstance(m, nn.Upsample))
+    return type(module), own, inner, resizing
+
+
+def judge(module: nn.Module, kind: type[Fast], settings: Settings) -> Settings | str:
+    """Return the settings with which `kind` computes what `module` does, or say why there are none."""
+    branches = getattr(module, "branches", None) if kind is FastFusion else None
+    try:
+        if branches is not None:  # they are blocks of their own
+            module._modules["branches"] = nn.ModuleList(nn.Identity() for _ in branches)
+        trial = _trial(module)
+    except Exception as error:  # whatever a foreign module's deepcopy raises
+        return f"it cannot be copied to be compared ({str(error)[:120]})"
+    finally:
+        if branches is not None:
+            module._modules["branches"] = branches
+    if branches is not None:
+        return _judge_fusion(trial, [_out_channels(b) for b in branches], settings)
+    x = _noise(trial, _in_channels(trial), (9, 7))
+    agrees = _agrees(trial, kind, settings, x.clone)
+    return settings if agrees is True else str(agrees)
+
+
+def _judge_fusion(trial: nn.Module, channels: list[int], settings: Settings) -> Settings | str:
+    layers: Any = trial.fuse_layers
+    said = {(m.mode, bool(m.align_corners)) for m in layers.modules() if isinstance(m, nn.Upsample)}
+    reason = ""
+    # Odd sizes show how it interpolates to a target of any size. What upsamples by a factor takes multiples only; that
+    # is tried where layers say so, or where odd sizes fail.
+    for height, width, exact in ((17, 13, False), (16, 32, True))[bool(said) :]:
+        sizes = [(-(-height // (1 << k)), -(-width // (1 << k))) for k in range(len(channels))]
+        xs = [_noise(trial, c, size) for c, size in zip(channels, sizes, strict=True)]
+        for mode, align in said or _UNSAID:
+            found = replace(settings, mode=mode, align_corners=align, exact_scale=exact)
+            agrees = _agrees(trial, FastFusion, found, lambda xs=xs: [x.clone() for x in xs])  # type: ignore[misc]
+            if agrees is True:
+                return found
+            reason = str(agrees)
+    return reason
+
+
+def _agrees(trial: nn.Module, kind: type[Fast], settings: Settings, inputs: Callable[[], Any]) -> bool | str:
+    """True, or in which way the two forwards differ."""
+    base = type(trial)
+    plainly = (
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+        # oneDNN compiles a kernel for every new shape: seconds, for shapes that are used once.
+        torch.backends.mkldnn.flags(enabled=False),
+    )
+    with contextlib.ExitStack() as stack:
+        for context in plainly:
+            stack.enter_context(context)
+        try:
+            wanted = trial(inputs())
+        except Exception as error:
+            return f"its forward cannot be tried ({str(error)[:120]})"
+        trial.__class__ = fast_class(kind, base)
+        vars(trial).update(fast_settings=replace(settings, impl="reference"), fast_note=None)
+        try:
+            given = trial(inputs())
+            note = trial.fast_note
+        finally:
+            trial.__class__ = base
+            del vars(trial)["fast_settings"], vars(trial)["fast_note"]
+    if note is not None:
+        return str(note)
+    lists = [[t] if isinstance(t, Tensor) else list(t) for t in (given, wanted)]
+    same = len(lists[0]) == len(lists[1]) and all(_close(a, b) for a, b in zip(*lists, strict=True))
+    return same or f"the forward of {base.__name__} computes something else than its structure says"
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    return bool((a - b).norm() <= _TOLERANCE * b.norm())
+
+
+def _trial(module: nn.Module) -> nn.Module:
+    """A copy in float32 and evaluation mode, with weights and statistics that hide nothing."""
+    trial = copy.deepcopy(module)
+    if any(p.is_meta for p in trial.parameters()):
+        trial = trial.to_empty(device="cpu")
+    trial = trial.float().eval().requires_grad_(False)
+    random = torch.Generator().manual_seed(0)
+    for name, t in [*trial.named_parameters(), *trial.named_buffers()]:
+        if not t.is_floating_point():
+            continue
+        values = torch.rand(t.shape, generator=random)
+        if t.dim() > 1:
+            values = (values - 0.5) * math.sqrt(12.0 / max(1, t[0].numel()))
+        elif name.endswith("running_mean"):
+            values -= 0.5
+        else:
+            values += 0.5
+        t.copy_(values)
+    return trial
+
+
+def _in_channels(module: nn.Module) -> int:
+    return next(m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d))
+
+
+def _out_channels(branch: nn.Module) -> int:
+    """What a branch of residual units gives: as many channels as it takes, or its last convolution's."""
+    return [m.out_channels for m in branch.modules() if isinstance(m, nn.Conv2d)][-1]
+
+
+def _noise(module: nn.Module, channels: int, size: tuple[int, int]) -> Tensor:
+    random = torch.Generator().manual_seed(1)
+    x = torch.randn(1, channels, *size, generator=random)
+    return x.to(next(module.parameters()).device)
