@@ -6,9 +6,16 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from hrnet_fast.config import HRNetConfig
 from hrnet_fast.implementations import resolve
 from hrnet_fast.models.upstream_config import config_from_upstream
+from hrnet_fast.nn.mixing import mixing_fault, run_mixing
+from hrnet_fast.nn.modules import Settings
+from hrnet_fast.nn.units import call_fault, read_row, row_fault, run_units
+from hrnet_fast.reference.heads import Output
+from hrnet_fast.reference.heads.dense import V2Head
 from hrnet_fast.reference.network import HRNetReference
 from hrnet_fast.reference.norm import NormFactory
 
@@ -32,6 +39,9 @@ class HRNet(HRNetReference):
         InputError: (from forward) an input this network cannot take.
     """
 
+    # Set by `accelerate`: how the stem and the head execute, which have no module of their own.
+    fast_settings: Settings | None = None
+
     def __init__(
         self,
         config: HRNetConfig | None = None,
@@ -49,6 +59,24 @@ class HRNet(HRNetReference):
         self.impl = chosen
         self.family: str | None = None
         self.notes: tuple[str, ...] = ()
+
+    def _stem(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        rows = ((self.conv1, self.bn1, self.relu), (self.conv2, self.bn2, self.relu))
+        settings = self.fast_settings
+        if settings is None or self._head.needs_stem:  # the first map would be kept for the head anyway
+            return super()._stem(x)
+        note = call_fault(x) or next((r for row in rows if (r := row_fault(*row))), None)
+        done = note or run_units([read_row(*row[:2]) for row in rows], x, settings.impl, settings.minimal)
+        return (None, done) if isinstance(done, Tensor) else super()._stem(x)
+
+    def _apply_head(self, features: list[Tensor], size: tuple[int, int]) -> Output:
+        settings, head = self.fast_settings, self._head
+        if settings is not None and isinstance(head, V2Head):
+            layers = self.get_submodule(head.name)
+            if mixing_fault(layers, features) is None:
+                logits = run_mixing(layers, features, self.config.align_corners, settings.impl)
+                return head.finish(logits, size)
+        return super()._apply_head(features, size)
 
     def set_origin(self, family: str, notes: tuple[str, ...]) -> None:
         """Record which family of checkpoints the weights came from, and what loading them left out."""

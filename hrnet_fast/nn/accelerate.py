@@ -84,6 +84,9 @@ def accelerate(model: nn.Module, *, impl: str = "auto", memory: str = "lean") ->
             "give the model itself, after it was built."
         )
     verdicts: dict[object, Settings | str] = {}
+    for module in model.modules():
+        if hasattr(type(module), "fast_settings"):  # this package's network: its stem and head are no modules
+            vars(module)["fast_settings"] = Settings(impl, memory)
     for module, kind in candidates:
         key = signature(module)
         if key not in verdicts:

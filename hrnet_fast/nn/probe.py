@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -76,8 +76,7 @@ def _agrees(trial: nn.Module, kind: type[Fast], settings: Settings, inputs: Call
         torch.no_grad(),
         torch.autocast("cpu", enabled=False),
         torch.autocast("cuda", enabled=False),
-        # oneDNN compiles a kernel for every new shape: seconds, for shapes that are used once.
-        torch.backends.mkldnn.flags(enabled=False),
+        _without_onednn(),
     )
     with contextlib.ExitStack() as stack:
         for context in plainly:
@@ -99,6 +98,17 @@ def _agrees(trial: nn.Module, kind: type[Fast], settings: Settings, inputs: Call
     lists = [[t] if isinstance(t, Tensor) else list(t) for t in (given, wanted)]
     same = len(lists[0]) == len(lists[1]) and all(_close(a, b) for a, b in zip(*lists, strict=True))
     return same or f"the forward of {base.__name__} computes something else than its structure says"
+
+
+@contextlib.contextmanager
+def _without_onednn() -> Iterator[None]:
+    """oneDNN compiles a kernel for every new shape: seconds in all, for shapes that are used once."""
+    before = torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
+    torch.backends.mkldnn.enabled = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before  # type: ignore[attr-defined]
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

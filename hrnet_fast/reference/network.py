@@ -120,6 +120,9 @@ class HRNetReference(nn.Module):
         features = self._branches(x)
         if half is not None:
             features = [half, *features]
+        return self._apply_head(features, size)
+
+    def _apply_head(self, features: list[Tensor], size: tuple[int, int]) -> Output:
         return self._head(self, features, size)
 
     def _stem(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
