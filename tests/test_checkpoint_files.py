@@ -245,6 +245,13 @@ def test_a_quantised_file_is_refused() -> None:
         hf.load_checkpoint(state)
 
 
+def test_meta_tensors_are_refused() -> None:
+    """They have shapes and no values: the network would be filled with whatever memory holds."""
+    state = {k: v.to("meta") for k, v in tiny("v1").state_dict().items()}
+    with pytest.raises(hf.CheckpointError, match="meta"):
+        hf.load_checkpoint(state)
+
+
 def test_two_keys_of_one_meaning_are_refused() -> None:
     state = hf.convert_checkpoint(tiny("v1").state_dict(), to="mmpose")
     with pytest.raises(hf.CheckpointError, match=r"mean final_layer\.weight"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -153,6 +154,25 @@ def test_the_trunks_prefix_is_needed_throughout() -> None:
     state["conv1.weight"] = state.pop("backbone.conv1.weight")
     with pytest.raises(hf.CheckpointError, match=r"conv1\.weight"):
         hf.load_checkpoint(state)
+
+
+@pytest.mark.parametrize(
+    ("family", "own", "canonical"),
+    [
+        ("mmseg", "decode_head.conv_seg.weight", "last_layer.3.weight"),
+        ("mmseg_ocr", "decode_head.1.conv_seg.bias", "cls_head.bias"),
+        ("mmpose", "head.final_layer.bias", "final_layer.bias"),
+        ("mmpose_0x_face", "keypoint_head.final_layer.1.weight", "head.1.weight"),
+        ("det", "neck.reduction_conv.0.bias", "neck.reduction_conv.conv.bias"),
+    ],
+)
+def test_the_heads_names_are_one_familys(family: str, own: str, canonical: str) -> None:
+    """A head's key under the authors' name in an mm* file: the strict comparison alone would let it pass."""
+    state = state_of(family)
+    state[canonical] = state.pop(own)
+    with pytest.raises(hf.CheckpointError, match=re.escape(canonical)) as caught:
+        hf.load_checkpoint(state)
+    assert caught.value.unexpected == (canonical,)
 
 
 @pytest.mark.parametrize(

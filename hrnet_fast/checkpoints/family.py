@@ -52,7 +52,8 @@ class Family:
         """Rename to the authors' names; keys that fit no rule keep theirs and fail the strict comparison later.
 
         Raises:
-            CheckpointError: trunk keys with and without the prefix: two could become one.
+            CheckpointError: trunk keys without the prefix, head keys that have the authors' name already, or two keys
+                of one meaning.
         """
         ignored = [k for k in state if k.startswith(self.ignored)] if self.ignored else []
         if ignored:
@@ -75,6 +76,14 @@ class Family:
                     unexpected=(key,),
                 )
             out[name] = value
+        own, canonical = (tuple(rule[side] for rule in self.renames) for side in (0, 1))
+        foreign = tuple(k for k in kept if k.startswith(canonical) and not k.startswith(own))
+        if foreign:
+            raise CheckpointError(
+                f"The checkpoint was read as family {self.name!r}, which has other names for {', '.join(foreign[:6])}. "
+                "Remove these keys, or give all keys the names of one family.",
+                unexpected=foreign,
+            )
         return out
 
     def from_canonical(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
