@@ -75,7 +75,9 @@ def usage(kernel: Any, signature: dict[str, Any], constants: dict[str, Any], cap
 def main() -> int:
     """Compile, tabulate, and report spills."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--target", type=int, action="append", choices=TARGETS, help="only this architecture; writes nothing")
+    parser.add_argument(
+        "--target", type=int, action="append", choices=TARGETS, help="only this architecture; writes nothing"
+    )
     parser.add_argument("--check", action="store_true", help="write nothing")
     arguments = parser.parse_args()
     targets = [t for t in TARGETS if t in (arguments.target or TARGETS)]
