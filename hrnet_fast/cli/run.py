@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def _check_options(task: str, heeded: tuple[str, ...], optional: tuple[str, ...]
 
 
 def _check_absent(files: list[Path]) -> None:
-    old = [file for file in files if file.exists()]
+    old = [file for file in files if os.path.exists(file)]
     if old:
         more = f" and {len(old) - 1} more" if len(old) > 1 else ""
         raise InputError(
