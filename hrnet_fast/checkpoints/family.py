@@ -27,11 +27,13 @@ class Family:
         description: one line for people.
         heads: head kinds its files can hold.
         marks: key prefixes of which all occur in every such file (in its own names).
-        renames: ``(its prefix, canonical prefix)``; the longest that fits applies. A key that none fits is unexpected.
+        renames: ``(its prefix, canonical prefix)``; the longest that fits applies. A key that none fits keeps its
+            name, and may not be one that a rule gives.
         trunk_prefix: what stands before the trunk's keys.
         ignored: prefixes of what such files hold beside the HRNet (detection heads); dropped with a note.
         defaults: fields of :class:`HRNetConfig` that the files do not tell.
-        head_conv_bias: whether the format has biases before the head's normalisations; None where both occur.
+        head_conv_bias: whether the format has biases before the head's normalisations; None where both occur, or where
+            the head has no normalisation.
     """
 
     name: str
