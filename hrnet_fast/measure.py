@@ -33,8 +33,8 @@ def complexity(config: HRNetConfig, input_size: tuple[int, int]) -> tuple[int, f
 class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operators that compute (views and allocations do not) and follows the storages they make.
 
-    An operator's result is new unless it shares an argument's storage: a view of a weight, or a buffer changed in place,
-    was there before the call.
+    An operator's result is new unless it shares an argument's storage: a view of a weight and a buffer changed in place
+    were there before the call.
     """
 
     FREE = ("aten.empty", "aten.detach", "aten.view", "aten.alias")
