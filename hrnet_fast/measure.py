@@ -31,7 +31,11 @@ def complexity(config: HRNetConfig, input_size: tuple[int, int]) -> tuple[int, f
 
 
 class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts operators that compute (views and allocations do not) and follows the storages they make."""
+    """Counts operators that compute (views and allocations do not) and follows the storages they make.
+
+    An operator's result is new unless it shares an argument's storage: a view of a weight and a buffer changed in place
+    were there before the call.
+    """
 
     FREE = ("aten.empty", "aten.detach", "aten.view", "aten.alias")
 
@@ -43,18 +47,21 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # A constant's storage is made for the call, and reaches the dispatcher as this operator's argument.
+        given = () if str(func).startswith("aten.lift") else tree_leaves((args, kwargs))
+        old = {leaf.untyped_storage()._cdata for leaf in given if isinstance(leaf, Tensor)}
         out = func(*args, **(kwargs or {}))
         if not (func.is_view or str(func).startswith(self.FREE)):
             self.calls += 1
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
-                self._follow(leaf)
+                self._follow(leaf, old)
         return out
 
-    def _follow(self, tensor: Tensor) -> None:
+    def _follow(self, tensor: Tensor, old: set[int]) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key in self._seen:
+        if key in old or key in self._seen:
             return
         self._seen.add(key)
         self.live += size

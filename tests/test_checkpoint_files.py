@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 import resource
+import shutil
 import stat
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,9 +137,81 @@ def test_old_format_truncated(state: State, tmp_path: Path) -> None:
 def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(hf.CheckpointError, match=r"none\.pth: no such file"):
         hf.load_checkpoint(tmp_path / "none.pth")
+    (tmp_path / "file").write_bytes(b"")
+    for name in ("no\0name.pth", "file/net.pth"):
+        with pytest.raises(hf.CheckpointError, match="no such file"):
+            hf.load_checkpoint(tmp_path / name)
     (tmp_path / "folder.pth").mkdir()
     with pytest.raises(hf.CheckpointError, match=r"folder\.pth: no such file"):
         hf.load_checkpoint(tmp_path / "folder.pth")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_that_may_not_be_read(
+    suffix: str, state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root, no permission keeps a file from being read; hence the stand-in."""
+    path = write(state, tmp_path / f"net{suffix}")
+
+    def denied(self: Path, *_: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(
+        hf.CheckpointError, match=r"cannot be opened \(Permission denied\)\. Make .* readable"
+    ) as caught:
+        hf.load_checkpoint(path)
+    assert "truncated" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can be another user for a while")
+def test_a_folder_that_may_not_be_searched(state: State) -> None:
+    """The real thing, as nobody. A folder of its own: pytest's may be closed to others already."""
+    folder = Path(tempfile.mkdtemp())
+    path = write(state, folder / "net.pth")
+    folder.chmod(0o700)
+    hf.save_checkpoint(hf.load_checkpoint(path).state_dict(), folder / "other.pth")  # imports what nobody may not
+    try:
+        os.seteuid(65534)
+        for error, action in (
+            ("cannot be opened", hf.load_checkpoint),
+            ("cannot be written", lambda p: hf.save_checkpoint(state, p)),
+        ):
+            with pytest.raises(hf.CheckpointError, match=rf"{error} \(Permission denied\)"):
+                action(path)
+    finally:
+        os.seteuid(0)
+        shutil.rmtree(folder)
+
+
+def test_without_the_package_safetensors(state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(state, tmp_path / "net.safetensors")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    for action in (hf.load_checkpoint, lambda p: hf.save_checkpoint(state, p, overwrite=True)):
+        with pytest.raises(hf.CheckpointError, match=r"net\.safetensors: .*pip install safetensors") as caught:
+            action(path)
+        assert "truncated" not in str(caught.value)
+    assert os.listdir(tmp_path) == [path.name]
+    assert hf.load_checkpoint(write(state, tmp_path / "net.pth")).family == "pose"
+
+
+@pytest.mark.parametrize("error", [RuntimeError(), OSError(), RuntimeError("\n")])
+def test_errors_without_a_message(
+    error: Exception, state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(state, tmp_path / "net.pth")
+    name = type(error).__name__
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(hf.CheckpointError, match=rf"cannot be read \({name}\)"):
+        hf.load_checkpoint(path)
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(hf.CheckpointError, match=rf"cannot be written \({name}\)"):
+        hf.save_checkpoint(state, path, overwrite=True)
 
 
 @pytest.mark.parametrize("name", ["net.onnx", "net", "net.txt", "net.pth.zip"])
@@ -242,6 +317,13 @@ def test_tensors_that_share_memory_are_written(state: State, tmp_path: Path) -> 
 def test_a_quantised_file_is_refused() -> None:
     state = {k: v.to(torch.int8) if v.dim() == 4 else v for k, v in tiny("v1").state_dict().items()}
     with pytest.raises(hf.CheckpointError, match="no dense floating tensors"):
+        hf.load_checkpoint(state)
+
+
+def test_meta_tensors_are_refused() -> None:
+    """They have shapes and no values: the network would be filled with whatever memory holds."""
+    state = {k: v.to("meta") for k, v in tiny("v1").state_dict().items()}
+    with pytest.raises(hf.CheckpointError, match="meta"):
         hf.load_checkpoint(state)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -86,12 +87,65 @@ def test_auxiliary_segmentation_heads_are_left_out() -> None:
     assert any("auxiliary_head" in note for note in loaded.notes)
 
 
+@pytest.mark.parametrize(
+    ("family", "biases"),
+    [
+        ("seg", ("last_layer.0.bias",)),
+        ("seg_ocr", ("aux_head.0.bias", "conv3x3_ocr.0.bias")),
+        ("face", ("head.0.bias",)),
+        ("mmpose_face", ("head.conv_layers.0.bias",)),
+        ("mmpose_0x_face", ("keypoint_head.final_layer.0.bias",)),
+    ],
+)
+def test_a_head_without_its_bias_is_noted(
+    family: str, biases: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = state_of(family)
+    assert set(biases) < set(whole)
+    assert hf.load_checkpoint(whole).notes == ()
+    with caplog.at_level(logging.WARNING, "hrnet_fast.checkpoints"):
+        loaded = hf.load_checkpoint({k: v for k, v in whole.items() if k not in biases})
+    assert loaded.family == family
+    assert not loaded.config.head.conv_bias
+    (note,) = loaded.notes
+    assert "no bias" in note
+    assert note in caplog.text
+
+
+@pytest.mark.parametrize("family", ["mmseg", "mmseg_ocr", "cls"])
+def test_heads_that_need_no_bias_are_not_noted(family: str) -> None:
+    assert hf.load_checkpoint(state_of(family, conv_bias=False)).notes == ()
+
+
 def test_old_imagenet_files_are_backbones() -> None:
     state = state_of("pose_imagenet")
     loaded = hf.load_checkpoint(state)
     assert loaded.family == "pose_imagenet"
     assert [tuple(m.shape[1:]) for m in loaded(image())] == [(4, 16, 16), (8, 8, 8), (16, 4, 4), (32, 2, 2)]
     assert any(f"left out {len(old_imagenet_head())}" in note for note in loaded.notes)
+
+
+@pytest.mark.parametrize("classifier", [True, False])
+def test_a_pose_net_beside_the_old_imagenet_head_is_a_pose_net(classifier: bool) -> None:
+    state = state_of("pose")
+    old = {k: v for k, v in old_imagenet_head().items() if classifier or not k.startswith("classifier.")}
+    for source in (state | old, old | state):
+        loaded = hf.load_checkpoint(source)
+        assert loaded.family == "pose"
+        assert_equal_states(loaded.state_dict(), state)
+        assert any(f"left out {len(old)}" in note and "head" in note for note in loaded.notes)
+
+
+@pytest.mark.parametrize("family", ["face", "seg"])
+def test_other_networks_beside_the_old_imagenet_head_are_refused(family: str) -> None:
+    with pytest.raises(hf.CheckpointError, match=rf"family '{family}'.*\n.*unexpected.*head\.0\.0\.0\.") as caught:
+        hf.load_checkpoint(old_imagenet_head() | state_of(family))
+    assert "head.0.0.0.conv1.weight" in caught.value.unexpected
+
+
+def test_a_pose_nets_face_head_is_not_left_out() -> None:
+    with pytest.raises(hf.CheckpointError, match="'face' head"):
+        hf.load_checkpoint(state_of("pose") | {k: v for k, v in state_of("face").items() if k.startswith("head.")})
 
 
 def test_files_older_than_the_counters() -> None:
@@ -153,6 +207,25 @@ def test_the_trunks_prefix_is_needed_throughout() -> None:
     state["conv1.weight"] = state.pop("backbone.conv1.weight")
     with pytest.raises(hf.CheckpointError, match=r"conv1\.weight"):
         hf.load_checkpoint(state)
+
+
+@pytest.mark.parametrize(
+    ("family", "own", "canonical"),
+    [
+        ("mmseg", "decode_head.conv_seg.weight", "last_layer.3.weight"),
+        ("mmseg_ocr", "decode_head.1.conv_seg.bias", "cls_head.bias"),
+        ("mmpose", "head.final_layer.bias", "final_layer.bias"),
+        ("mmpose_0x_face", "keypoint_head.final_layer.1.weight", "head.1.weight"),
+        ("det", "neck.reduction_conv.0.bias", "neck.reduction_conv.conv.bias"),
+    ],
+)
+def test_the_heads_names_are_one_familys(family: str, own: str, canonical: str) -> None:
+    """A head's key under the authors' name in an mm* file: the strict comparison alone would let it pass."""
+    state = state_of(family)
+    state[canonical] = state.pop(own)
+    with pytest.raises(hf.CheckpointError, match=re.escape(canonical)) as caught:
+        hf.load_checkpoint(state)
+    assert caught.value.unexpected == (canonical,)
 
 
 @pytest.mark.parametrize(

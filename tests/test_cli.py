@@ -13,6 +13,7 @@ from PIL import Image
 from hrnet_fast import FAMILIES, HRNetConfig, load_checkpoint
 from hrnet_fast.cli import main
 from hrnet_fast.demo.weights import random_state
+from hrnet_fast.tasks import TASKS
 
 TINY = {"num_blocks": 1, "num_modules": (1, 1, 1), "stage1_blocks": 1, "stage1_channels": 8, "width": 8}
 
@@ -134,6 +135,8 @@ def test_run_answers_and_draws(
     picture = Image.open(out_dir / "photo.jpg.png").convert("RGB")
     assert picture.width == 90
     assert picture.height >= 70
+    endings = ("json", "png", *(f"{name}.png" for name in TASKS[task].maps))
+    assert sorted(p.name for p in out_dir.iterdir()) == sorted(f"photo.jpg.{ending}" for ending in endings)
     if task == "segmentation":
         labels = np.array(Image.open(out_dir / "photo.jpg.labels.png"))
         assert labels.shape == (70, 90)
@@ -160,7 +163,8 @@ def test_run_refuses_what_cannot_be(capsys: pytest.CaptureFixture[str], tmp_path
     assert "cannot do pose" in refused(capsys, "run", photo, "-c", path, "-t", "pose", "-o", out)
     base = ("run", photo, "-c", path, "-t", "classification", "-o", out)
     assert "no such image" in refused(capsys, "run", tmp_path / "none", *base[2:])
-    assert "left,top,width,height" in refused(capsys, *base, "--box", "1,2,3")
+    boxed = ("run", photo, "-c", path, "-t", "pose", "-o", out, "--box", "1,2,3")
+    assert "left,top,width,height" in refused(capsys, *boxed)
     assert "cannot run here" in refused(capsys, *base, "--impl", "cuda")
     assert "is not one of" in refused(capsys, *base, "--impl", "magic")
     labels = tmp_path / "labels.txt"
@@ -170,6 +174,72 @@ def test_run_refuses_what_cannot_be(capsys: pytest.CaptureFixture[str], tmp_path
     pose = checkpoint(tmp_path, "v1", "pose", 5)
     assert "mirror" in refused(capsys, "run", photo, "-c", pose, "-t", "pose", "-o", out, "--flip")
     assert "Invalid value for '--task'" in refused(capsys, *base[:5], "dancing")
+
+
+TASK_OPTIONS: dict[str, tuple[str, ...]] = {
+    "pose": ("--size", "--box", "--flip", "--threshold"),
+    "segmentation": ("--size", "--flip", "--labels"),
+    "classification": ("--size", "--flip", "--labels", "--top"),
+    "landmarks": ("--size", "--box", "--threshold"),
+}
+# Defaults among them: what counts is that the option was given.
+VALUES: dict[str, tuple[str, ...]] = {
+    "--size": ("64x64",),
+    "--box": ("0,0,30,30",),
+    "--flip": (),
+    "--labels": ("labels.txt",),
+    "--top": ("5",),
+    "--threshold": ("0.2",),
+}
+
+
+@pytest.mark.parametrize("task", TASK_OPTIONS)
+def test_run_refuses_options_that_the_task_ignores(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: Path, task: str
+) -> None:
+    """Before anything is read: the checkpoint does not exist."""
+    base = ("run", photo, "-c", tmp_path / "none.pth", "-t", task, "-o", tmp_path / "out")
+    read = ", ".join(TASK_OPTIONS[task])
+    for option, value in VALUES.items():
+        err = refused(capsys, *base, option, *value)
+        if option in TASK_OPTIONS[task]:
+            assert "does not read" not in err
+        else:
+            assert f"{task} does not read {option}; leave that out. It reads {read}." in err
+    everything = [word for option, value in VALUES.items() for word in (option, *value)]
+    ignored = ", ".join(option for option in VALUES if option not in TASK_OPTIONS[task])
+    assert f"does not read {ignored};" in refused(capsys, *base, *everything)
+
+
+def test_run_names_as_many_classes_as_asked(capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: Path) -> None:
+    path = checkpoint(tmp_path, "c", "timm", 10)
+    base = ("run", photo, "-c", path, "-t", "classification", "--size", "64x64", "--json")
+    for top, found in ((), 5), (("--top", 2), 2), (("--top", 99), 10):
+        code, out, _ = call(capsys, *base, "-o", tmp_path / f"out{found}", *top)
+        assert code == 0
+        (result,) = json.loads(out)
+        assert len(result["classes"]) == found
+    assert "--top" in refused(capsys, *base, "--top", "0")
+
+
+@pytest.mark.parametrize("kept", ["photo.jpg.json", "photo.jpg.png", "photo.jpg.labels.png"])
+def test_run_keeps_earlier_results(capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: Path, kept: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / kept).write_bytes(b"precious")
+    absent = ("run", photo, "-c", tmp_path / "none.pth", "-t", "segmentation", "-o", out)
+    err = refused(capsys, *absent)  # before anything is computed: there is no such checkpoint
+    assert kept in err
+    assert "--force" in err
+    assert "no such file" in refused(capsys, *absent, "--force")
+    assert [(p.name, p.read_bytes()) for p in out.iterdir()] == [(kept, b"precious")]
+    path = checkpoint(tmp_path, "v2", "seg", 7)
+    code, _, _ = call(capsys, "run", photo, "-c", path, "-t", "segmentation", "-o", out, "--force")
+    assert code == 0
+    assert (out / kept).read_bytes() != b"precious"
+    assert "photo.jpg.json and 2 more: earlier results" in refused(
+        capsys, "run", photo, "-c", path, "-t", "segmentation", "-o", out
+    )
 
 
 def _empty(tmp_path: Path) -> Path:

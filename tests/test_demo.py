@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tiny_networks import tiny
 
+import hrnet_fast.demo.run
 from hrnet_fast.cli import main
 from hrnet_fast.demo.weights import random_state
 from hrnet_fast.models import get_config
@@ -60,12 +62,37 @@ def test_bad_arguments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
         (("-c", f"pose={tmp_path}/none.pth", "--task", "pose"), "no such file"),
         (("--image", tmp_path / "none.jpg", "--task", "pose"), "no such image"),
         (("--rounds", 0), "at least 1"),
+        (("-c", f"pose={tmp_path}/none.pth", "--task", "detection"), "--task leaves pose out"),
+        (("-c", f"pose={tmp_path}/none.pth", "-c", f"pose={tmp_path}/other.pth"), "one file a task"),
     ):
         assert demo(*argv, "-o", tmp_path / "out") == 2
         err = capsys.readouterr().err
         assert words in err
         assert err.count("\n") == 1
         assert not (tmp_path / "out").exists()
+
+
+TASK_HEADS = {"pose": "v1", "segmentation": "v2", "classification": "c", "detection": "v2p"}
+
+
+@pytest.mark.parametrize("task", TASK_HEADS)
+def test_checkpoints_of_other_heads_are_refused(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first task is measured, whichever task it is given for."""
+
+    def measured(*_: object) -> None:
+        raise AssertionError("measured before the checkpoints were looked at")
+
+    monkeypatch.setattr(hrnet_fast.demo.run, "_compete", measured)
+    head = "features" if task == "detection" else "v2p"
+    weights = tmp_path / "other.pth"
+    torch.save(tiny(head).state_dict(), weights)
+    assert demo("-c", f"{task}={weights}", "-o", tmp_path / "out") == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert f"({head} head) cannot do {task}; that takes one with a " in err
+    assert TASK_HEADS[task] in err.split("takes one with a")[1]
+    assert not (tmp_path / "out").exists()
 
 
 def test_random_state_is_reproducible_and_lively() -> None:

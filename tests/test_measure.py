@@ -25,6 +25,27 @@ def test_peak_counts_live_storages_once() -> None:
     assert peak_activations(chain) == 8000
 
 
+@pytest.mark.parametrize("inference", [True, False])
+def test_weights_are_no_activations(inference: bool) -> None:
+    """Neither through a view (a linear layer transposes its weight) nor changed in place (running statistics)."""
+    layers = torch.nn.Sequential(torch.nn.BatchNorm1d(100), torch.nn.Linear(100, 50), torch.nn.Linear(50, 10))
+    mean = layers[0].running_mean
+    x = torch.zeros(1, 100)
+
+    def call() -> torch.Tensor:
+        mean.mul_(0.5)
+        x.add_(1).t()
+        return (x @ layers[1].weight.t() @ layers[2].weight.t()).detach()
+
+    with torch.inference_mode(inference):
+        assert peak_activations(call) == 4 * (50 + 10)
+        assert peak_activations(lambda: layers[1](x).sum()) == 4 * (50 + 1)
+
+
+def test_constants_are_activations() -> None:
+    assert peak_activations(lambda: torch.tensor([1.0, 2.0])) == 8
+
+
 def test_views_and_allocations_are_no_operator_calls() -> None:
     x = torch.ones(4, 4)
     assert operator_calls(lambda: (x.view(16), x.t(), torch.empty(3))) == 0

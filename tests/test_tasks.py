@@ -90,7 +90,7 @@ def test_flip_averages_with_the_mirrored_image(pose: HRNet) -> None:
     with torch.inference_mode():
         both = (pose(x) + flip_back(pose(x.flip(-1)), COCO_FLIP)) / 2
     points, scores = decode(both[0])
-    predict, _ = TASKS["pose"]
+    predict = TASKS["pose"].predict
     answer = predict(pose, image, Options(size=(64, 32), flip=True)).data["people"][0]["keypoints"]
     expected = to_image(points, (16, 8), (0.0, 0.0, 32.0, 64.0))
     for keypoint, (px, py), score in zip(answer, expected.tolist(), scores.tolist(), strict=True):
@@ -100,7 +100,7 @@ def test_flip_averages_with_the_mirrored_image(pose: HRNet) -> None:
 
 def test_every_box_is_answered(pose: HRNet) -> None:
     image = Image.new("RGB", (100, 80), (120, 90, 30))
-    predict, _ = TASKS["pose"]
+    predict = TASKS["pose"].predict
     boxes = ((0.0, 0.0, 30.0, 60.0), (50.0, 10.0, 40.0, 60.0))
     found = predict(pose, image, Options(size=(64, 64), boxes=boxes, threshold=-1e9))
     assert len(found.data["people"]) == 2
@@ -112,6 +112,6 @@ def test_every_box_is_answered(pose: HRNet) -> None:
 def test_a_network_of_another_kind_is_refused(pose: HRNet) -> None:
     image = Image.new("RGB", (64, 64))
     for task in ("classification",):
-        predict, _ = TASKS[task]
+        predict = TASKS[task].predict
         with pytest.raises(InputError, match="take a classification checkpoint"):
             predict(pose, image, Options(size=(64, 64)))

@@ -190,6 +190,25 @@ def test_mmpose_landmarks_take_all_resolutions() -> None:
     assert (config.upsample, config.multiscale_output) == ("bilinear", True)
 
 
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_bare_backbone_says_how_many_maps_it_returns(wrapped: bool) -> None:
+    def maps(stage4: dict[str, Any], **options: Any) -> bool:
+        extra = lower_stages(18)
+        extra["stage4"] |= stage4
+        mapping = {"type": "HRNet", "extra": extra} | options
+        return read({"backbone": mapping} if wrapped else mapping).multiscale_output
+
+    assert maps({})
+    assert not maps({"multiscale_output": False})
+    assert not maps({}, multiscale_output=False)
+    assert maps({"multiscale_output": True}, multiscale_output=False)
+    extra = lower_stages(18)
+    extra["stage4"] |= {"multiscale_output": False}
+    assert not read(extra).multiscale_output
+    del extra["stage4"]
+    assert read(extra).multiscale_output
+
+
 def test_other_necks_are_refused() -> None:
     with pytest.raises(hf.ConfigError, match="FPN"):
         read({"backbone": backbone(), "neck": {"type": "FPN", "out_channels": 256}})

@@ -4,7 +4,11 @@ Their names are the canonical ones, but for the detection repository's prefixes.
 """
 
 from hrnet_fast.checkpoints.family import Family
+from hrnet_fast.checkpoints.openmmlab import DETECTORS, FPN_CONV
 
+# Rows of units, named head.<part>.<row>.<unit>, and the classifier. This head of the authors' ImageNet weights for pose
+# predates Figure 11 and belongs to no network in use. (A face net's head has head.<layer>.weight.)
+_OLD_IMAGENET_HEAD = (*(f"head.{part}.{row}." for part in range(10) for row in range(10)), "classifier.")
 _BILINEAR = {"upsample": "bilinear", "upsample_to": "target"}
 
 POSE = Family(
@@ -12,6 +16,7 @@ POSE = Family(
     "authors' deep-high-resolution-net.pytorch: HRNetV1 heatmaps",
     heads=("v1",),
     marks=("stage2.", "final_layer.weight"),
+    ignored=_OLD_IMAGENET_HEAD,  # beside heatmaps it is a leftover
 )
 SEG = Family(
     "seg",
@@ -50,11 +55,8 @@ DET = Family(
     heads=("v2p",),
     marks=("backbone.stage2.", "neck.reduction_conv.0."),
     trunk_prefix="backbone.",
-    renames=(
-        ("neck.reduction_conv.0.", "neck.reduction_conv.conv."),
-        *((f"neck.fpn_conv.{i}.", f"neck.fpn_convs.{i}.conv.") for i in range(10)),
-    ),
-    ignored=("rpn_head.", "bbox_head.", "mask_head.", "roi_head.", "semantic_head.", "mask_iou_head."),
+    renames=(("neck.reduction_conv.0.", "neck.reduction_conv.conv."), *FPN_CONV),
+    ignored=DETECTORS,
     defaults={"init": "kaiming"},
 )
 POSE_IMAGENET = Family(
@@ -62,7 +64,6 @@ POSE_IMAGENET = Family(
     "authors' ImageNet weights for the pose net (hrnet_w32-36af842e.pth): loads as a backbone, to='backbone' writes it",
     heads=("features",),
     marks=("stage2.", "head.0.0.0."),
-    # Their classification head predates Figure 11 and belongs to no network in use.
     ignored=("head.", "classifier.", "fc.", "final_layer.", "incre_modules.", "downsamp_modules."),
     defaults={"init": "kaiming"},
 )

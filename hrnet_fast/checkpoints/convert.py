@@ -33,7 +33,7 @@ class Checkpoint:
         state: tensors under the authors' names, as they were stored (none added, none changed).
         family: where it came from.
         config: the network it belongs to.
-        notes: what was left out or could not be told, for people.
+        notes: what was left out, is lacking or could not be told, for people.
     """
 
     state: dict[str, Tensor]
@@ -76,6 +76,10 @@ def parse_checkpoint(source: Source, *, family: str = "auto", torch04: bool = Fa
     if config.norm.kind == "gn" and "norm_groups" not in overrides:
         notes.append(
             f"group normalisation: {config.norm.groups} groups assumed; give norm_groups= if there were others"
+        )
+    if found.head_conv_bias and not config.head.conv_bias:
+        notes.append(
+            f"the head's convolution has no bias, which files of family {found.name!r} have; nor has the network, then"
         )
     check_state(state, config, family=found.name)
     return Checkpoint(state, found, config, tuple(notes))
@@ -122,8 +126,8 @@ def check_state(state: Mapping[str, Tensor], config: HRNetConfig, *, family: str
     odd = tuple(k for k, v in state.items() if not k.endswith(COUNTER) and not _is_weight(v))
     if odd:
         raise CheckpointError(
-            f"{len(odd)} entries are no dense floating tensors (quantised, sparse or meta?): {', '.join(odd[:6])}. Convert "
-            "them to floating point first.",
+            f"{len(odd)} entries are no dense floating tensors (quantised, sparse or meta?): {', '.join(odd[:6])}. "
+            "Convert them to floating point first; tensors on the meta device have no values to load.",
             unexpected=odd,
         )
     expected = expected_shapes(config)
@@ -186,7 +190,7 @@ def convert_checkpoint(source: Source, to: str, *, family: str = "auto", torch04
             f"A {checkpoint.family.name!r} checkpoint ({checkpoint.config.head.kind} head) cannot be written as "
             f"{to!r}; it can be written as {', '.join(dict.fromkeys((*able, 'backbone', 'mm_backbone')))}."
         )
-    if target.name == "face" or target.name.endswith("_face") or target.head_conv_bias is None:
+    if target.head_conv_bias is None:
         return target.from_canonical(state)
     return target.from_canonical(_with_biases(state) if target.head_conv_bias else _without_biases(state))
 

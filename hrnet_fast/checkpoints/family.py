@@ -27,11 +27,13 @@ class Family:
         description: one line for people.
         heads: head kinds its files can hold.
         marks: key prefixes of which all occur in every such file (in its own names).
-        renames: ``(its prefix, canonical prefix)``; the longest that fits applies. A key that none fits is unexpected.
+        renames: ``(its prefix, canonical prefix)``; the longest that fits applies. A key that none fits keeps its
+            name, and may not be one that a rule gives.
         trunk_prefix: what stands before the trunk's keys.
         ignored: prefixes of what such files hold beside the HRNet (detection heads); dropped with a note.
         defaults: fields of :class:`HRNetConfig` that the files do not tell.
-        head_conv_bias: whether the format has biases before the head's normalisations; None where both occur.
+        head_conv_bias: whether the format has biases before the head's normalisations; None where both occur, or where
+            the head has no normalisation.
     """
 
     name: str
@@ -52,7 +54,8 @@ class Family:
         """Rename to the authors' names; keys that fit no rule keep theirs and fail the strict comparison later.
 
         Raises:
-            CheckpointError: trunk keys with and without the prefix: two could become one.
+            CheckpointError: trunk keys without the prefix, head keys that have the authors' name already, or two keys
+                of one meaning.
         """
         ignored = [k for k in state if k.startswith(self.ignored)] if self.ignored else []
         if ignored:
@@ -75,6 +78,14 @@ class Family:
                     unexpected=(key,),
                 )
             out[name] = value
+        own, canonical = (tuple(rule[side] for rule in self.renames) for side in (0, 1))
+        foreign = tuple(k for k in kept if k.startswith(canonical) and not k.startswith(own))
+        if foreign:
+            raise CheckpointError(
+                f"The checkpoint was read as family {self.name!r}, which has other names for {', '.join(foreign[:6])}. "
+                "Remove these keys, or give all keys the names of one family.",
+                unexpected=foreign,
+            )
         return out
 
     def from_canonical(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -49,18 +50,29 @@ def read_file(path: str | os.PathLike[str]) -> Any:
     """Return what a ``.pth``, ``.pt``, ``.pth.tar`` or ``.safetensors`` file holds, tensors on the CPU.
 
     Raises:
-        CheckpointError: no such file, another kind of file, a truncated or corrupt one, or one that pickles objects
-            other than tensors and plain containers.
+        CheckpointError: no such file, one that may not be read, another kind of file, a truncated or corrupt one, one
+            that pickles objects other than tensors and plain containers, or one whose package is not installed.
     """
     path = Path(path)
     suffix = _checked_suffix(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file.")
     try:
-        if suffix == SAFETENSORS:
-            from safetensors.torch import load_file
-
-            return load_file(path)
+        found = stat.S_ISREG(path.stat().st_mode)
+        if found:
+            with path.open("rb"):
+                pass
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
+        found = False
+    except OSError as error:  # told apart from what a broken file's content raises below
+        raise CheckpointError(
+            f"{path}: cannot be opened ({_first_line(error)}). Make the file and its folders readable to this user, or "
+            "give the path of a readable copy."
+        ) from error
+    if not found:
+        raise CheckpointError(f"{path}: no such file.")
+    safetensors = _safetensors(path) if suffix == SAFETENSORS else None
+    try:
+        if safetensors is not None:
+            return safetensors.load_file(path)
         with _numpy_scalars_allowed():
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -71,15 +83,31 @@ def read_file(path: str | os.PathLike[str]) -> Any:
             "comes from a source you trust, open it once yourself with torch.load(..., weights_only=False), save its "
             "model's state_dict() with torch.save, and load that."
         ) from error
-    except Exception as error:  # zip, struct, OS and safetensors errors: all mean that the file cannot be read
+    except Exception as error:  # zip, struct and safetensors errors: all mean that the content is broken
         raise _corrupt(path, error) from error
 
 
 def _corrupt(path: Path, error: Exception) -> CheckpointError:
-    detail = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     return CheckpointError(
-        f"{path}: cannot be read ({detail}); the file is truncated or no checkpoint. Fetch it again."
+        f"{path}: cannot be read ({_first_line(error)}); the file is truncated or no checkpoint. Fetch it again."
     )
+
+
+def _first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    text = getattr(error, "strerror", None) or str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _safetensors(path: Path) -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise CheckpointError(
+            f"{path}: {SAFETENSORS} files need the package safetensors, which cannot be imported "
+            f"({_first_line(error)}). Install it (pip install safetensors), or use a .pth file."
+        ) from error
+    return safetensors.torch
 
 
 def save_checkpoint(state: Mapping[str, Tensor], path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -89,20 +117,20 @@ def save_checkpoint(state: Mapping[str, Tensor], path: str | os.PathLike[str], *
     leaves what was there before.
 
     Raises:
-        CheckpointError: another suffix, a missing folder, a full disk, or an existing file without `overwrite`.
+        CheckpointError: another suffix, a missing folder, a full disk, an existing file without `overwrite`, or
+            `.safetensors` without its package.
     """
     path = Path(path)
     suffix = _checked_suffix(path)
-    if path.exists() and not overwrite:
+    if os.path.exists(path) and not overwrite:  # False, not an error, in a folder that may not be searched
         raise CheckpointError(f"{path}: exists already; give another name, or overwrite it explicitly.")
+    safetensors = _safetensors(path) if suffix == SAFETENSORS else None
     temporary: str | None = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
             temporary = handle.name
-            if suffix == SAFETENSORS:
-                from safetensors.torch import save
-
-                handle.write(save(_apart(state)))
+            if safetensors is not None:
+                handle.write(safetensors.save(_apart(state)))
             else:
                 torch.save(dict(state), handle)
             handle.flush()
@@ -113,7 +141,7 @@ def save_checkpoint(state: Mapping[str, Tensor], path: str | os.PathLike[str], *
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
-        raise CheckpointError(f"{path}: cannot be written ({str(error).splitlines()[0]}).") from error
+        raise CheckpointError(f"{path}: cannot be written ({_first_line(error)}).") from error
     finally:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):

@@ -2,7 +2,11 @@
 
 from hrnet_fast.checkpoints.family import Family
 
-_DETECTORS = ("rpn_head.", "bbox_head.", "mask_head.", "roi_head.", "semantic_head.", "mask_iou_head.")
+# Beside the HRNet in the files of detectors, and what HRFPN's convolutions were called at first. The authors' detection
+# repository began as an mmdetection of that time.
+DETECTORS = ("rpn_head.", "bbox_head.", "mask_head.", "roi_head.", "semantic_head.", "mask_iou_head.")
+FPN_CONV = tuple((f"neck.fpn_conv.{i}.", f"neck.fpn_convs.{i}.conv.") for i in range(10))
+
 _OCR_BLOCK = "ocr_distri_head.object_context_block."
 _MM_OCR_BLOCK = "decode_head.1.object_context_block."
 _LANDMARKS = {"upsample": "bilinear"}
@@ -50,6 +54,7 @@ MMPOSE_FACE = Family(
         ("head.final_layer.", "head.3."),
     ),
     defaults=_LANDMARKS,
+    head_conv_bias=True,
 )
 MMPOSE_0X_FACE = Family(
     "mmpose_0x_face",
@@ -59,6 +64,7 @@ MMPOSE_0X_FACE = Family(
     trunk_prefix="backbone.",
     renames=(("keypoint_head.final_layer.", "head."),),
     defaults=_LANDMARKS,
+    head_conv_bias=True,
 )
 MMSEG = Family(
     "mmseg",
@@ -110,7 +116,7 @@ MMDET = Family(
     heads=("v2p",),
     marks=("backbone.stage2.", "neck.fpn_convs."),
     trunk_prefix="backbone.",
-    ignored=_DETECTORS,
+    ignored=DETECTORS,
     defaults={"init": "kaiming"},
 )
 MMDET_1X = Family(
@@ -119,8 +125,8 @@ MMDET_1X = Family(
     heads=("v2p",),
     marks=("backbone.stage2.", "neck.fpn_conv.", "neck.reduction_conv.conv."),
     trunk_prefix="backbone.",
-    renames=tuple((f"neck.fpn_conv.{i}.", f"neck.fpn_convs.{i}.conv.") for i in range(10)),
-    ignored=_DETECTORS,
+    renames=FPN_CONV,
+    ignored=DETECTORS,
     defaults={"init": "kaiming"},
 )
 MM_BACKBONE = Family(

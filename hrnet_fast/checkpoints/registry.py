@@ -39,12 +39,12 @@ _ORDERED = (
     openmmlab.MM_BACKBONE,
     authors.SEG_OCR,
     authors.SEG,
-    authors.POSE_IMAGENET,
+    authors.POSE,
     authors.FACE,
+    authors.POSE_IMAGENET,
     authors.CLS,
     timm.TIMM,  # the same names as cls, which therefore comes first; both compute the same
     timm.TIMM_FEATURES,
-    authors.POSE,
     authors.BACKBONE,
 )
 FAMILIES: dict[str, Family] = {family.name: family for family in _ORDERED}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def info(what: str, family: str, input_size: str | None, torch04: bool, as_json:
         config = variant.make()
         about |= {"task": variant.task, "description": variant.description}
         size = size or variant.input_size
-    elif Path(what).exists() or Path(what).suffix:
+    elif Path(what).suffix or os.path.exists(what):
         from hrnet_fast.checkpoints import parse_checkpoint
 
         checkpoint = parse_checkpoint(what, family=family, torch04=torch04)

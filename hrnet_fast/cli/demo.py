@@ -41,6 +41,8 @@ def demo(
 
     show_notes()
     given = dict(_pair(c, tuple(DEMO_TASKS)) for c in checkpoints)
+    if len(given) < len(checkpoints):
+        raise InputError(f"--checkpoint {checkpoints[-1]}: give one file a task.")
     unknown = sorted(set(tasks) - set(DEMO_TASKS))
     if unknown:
         raise InputError(f"--task {unknown[0]}: accepted are {', '.join(DEMO_TASKS)}.")
@@ -49,6 +51,9 @@ def demo(
     if (output / "report.html").exists() and not force:
         raise InputError(f"{output}: holds a report already; give another --output, or --force to replace it.")
     chosen = tasks or tuple(DEMO_TASKS)
+    idle = sorted(set(given) - set(chosen))
+    if idle:
+        raise InputError(f"--checkpoint {idle[0]}={given[idle[0]]}: --task leaves {idle[0]} out; drop one of the two.")
     steps = progress(run_demo(chosen, image=image, checkpoints=given, rounds=rounds), len(chosen), "demo")
     results = list(steps)
     pages = write_report(results, output)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from hrnet_fast.cli.console import impl_option, json_option, print_json, progress, show_notes, torch04_option
 from hrnet_fast.cli.parsing import parse_box, parse_size
@@ -21,10 +24,12 @@ TASK_NAMES = ("pose", "segmentation", "classification", "landmarks")
 @click.option("--checkpoint", "-c", required=True, type=click.Path(path_type=Path), help="A file of any family.")
 @click.option("--task", "-t", required=True, type=click.Choice(TASK_NAMES))
 @click.option("--output", "-o", default=Path("hrnet_output"), show_default=True, type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace earlier results in the output folder.")
 @click.option("--size", default=None, help="Input HxW of the network; each task has its own default.")
 @click.option("--box", "boxes", multiple=True, help="left,top,width,height of a person or face; may be repeated.")
-@click.option("--flip", is_flag=True, help="Average with the mirrored image.")
+@click.option("--flip", is_flag=True, help="Average with the mirrored image (not for landmarks).")
 @click.option("--labels", type=click.Path(path_type=Path), help="A text file with one class name a line.")
+@click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="How many classes to name.")
 @click.option("--threshold", default=0.2, show_default=True, help="Keypoints below this score are not drawn.")
 @click.option("--family", default="auto", show_default=True, help="The checkpoint's family.")
 @torch04_option
@@ -35,10 +40,12 @@ def run(
     checkpoint: Path,
     task: str,
     output: Path,
+    force: bool,
     size: str | None,
     boxes: tuple[str, ...],
     flip: bool,
     labels: Path | None,
+    top: int,
     threshold: float,
     family: str,
     torch04: bool,
@@ -49,29 +56,31 @@ def run(
     from hrnet_fast.checkpoints import load_checkpoint
     from hrnet_fast.tasks import TASKS, Options
     from hrnet_fast.tasks.images import find_images, read_image
+    from hrnet_fast.tasks.prediction import check_head
 
     show_notes()
+    chosen = TASKS[task]
+    _check_options(task, chosen.options, tuple(field.name for field in dataclasses.fields(Options)))
     options = Options(
         size=parse_size(size) if size else None,
         boxes=tuple(parse_box(b) for b in boxes),
         flip=flip,
         labels=_read_labels(labels) if labels else (),
+        top=top,
         threshold=threshold,
     )
     paths = find_images(images)
+    if not force:
+        endings = ("json", "png", *(f"{name}.png" for name in chosen.maps))
+        _check_absent([output / f"{path.name}.{ending}" for path in paths for ending in endings])
     model = load_checkpoint(checkpoint, family=family, torch04=torch04, impl=impl)
-    predict, heads = TASKS[task]
-    if model.config.head.kind not in heads:
-        raise InputError(
-            f"{checkpoint}: a {model.family} checkpoint ({model.config.head.kind} head) cannot do {task}; that takes "
-            f"one with a {' or '.join(heads)} head."
-        )
+    check_head(model, chosen.heads, task, checkpoint)
     _make_folder(output)
     results: list[dict[str, Any]] = []
     failures: list[str] = []
     for path in progress(paths, len(paths), task):
         try:
-            prediction = predict(model, read_image(path), options)
+            prediction = chosen.predict(model, read_image(path), options)
         except InputError as error:
             if len(paths) == 1:
                 raise
@@ -82,11 +91,11 @@ def run(
         result = {"image": str(path), "task": task, "family": model.family, **prediction.data}
         stem = output / path.name
         try:
-            prediction.picture.save(stem.with_suffix(f"{path.suffix}.png"))
+            prediction.picture.save(f"{stem}.png")
             for name, image in prediction.maps.items():
-                image.save(stem.with_suffix(f"{path.suffix}.{name}.png"))
+                image.save(f"{stem}.{name}.png")
             text = json.dumps(result, indent=2, allow_nan=False)
-            stem.with_suffix(f"{path.suffix}.json").write_text(text + "\n", encoding="utf-8")
+            Path(f"{stem}.json").write_text(text + "\n", encoding="utf-8")
         except (OSError, ValueError) as error:
             raise InputError(f"{stem}: the answer cannot be written ({error}).") from error
         results.append(result)
@@ -96,6 +105,29 @@ def run(
         click.echo(f"{len(results)} of {len(paths)} images done; JSON and pictures are in {output}/")
     if failures:
         raise InputError(f"{len(failures)} of {len(paths)} images failed: {'; '.join(failures[:5])}")
+
+
+def _check_options(task: str, heeded: tuple[str, ...], optional: tuple[str, ...]) -> None:
+    """Refuse options on the command line that the task would ignore."""
+    context = click.get_current_context()
+    flags = {p.name: p.opts[0] for p in context.command.params if p.name in optional}
+    idle = [
+        flag
+        for name, flag in flags.items()
+        if name not in heeded and context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    ]
+    if idle:
+        read = ", ".join(flag for name, flag in flags.items() if name in heeded)
+        raise InputError(f"{task} does not read {', '.join(idle)}; leave that out. It reads {read}.")
+
+
+def _check_absent(files: list[Path]) -> None:
+    old = [file for file in files if os.path.exists(file)]
+    if old:
+        more = f" and {len(old) - 1} more" if len(old) > 1 else ""
+        raise InputError(
+            f"{old[0]}{more}: earlier results; give another --output, or --force to replace what is there."
+        )
 
 
 def _read_labels(path: Path) -> tuple[str, ...]:

@@ -14,9 +14,8 @@ def picture_of(task: str, model: HRNet, photo: Image.Image) -> Image.Image:
     """Return the photograph with the task's answer drawn on it."""
     model = model.cpu()
     if task in TASKS:
-        predict, _ = TASKS[task]
         # Every keypoint is drawn, however unsure: the picture is to show what the network says.
-        return predict(model, photo, Options(threshold=float("-inf"))).picture
+        return TASKS[task].predict(model, photo, Options(threshold=float("-inf"))).picture
     return _pyramid(model, photo)
 
 

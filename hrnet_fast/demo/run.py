@@ -20,7 +20,9 @@ from hrnet_fast.demo.pictures import picture_of
 from hrnet_fast.demo.weights import random_state
 from hrnet_fast.measure import interleaved_seconds, operator_calls, peak_activations, relative_error
 from hrnet_fast.models import HRNet, get_config
+from hrnet_fast.tasks import TASKS
 from hrnet_fast.tasks.images import crop, fit_box, read_image, to_tensor
+from hrnet_fast.tasks.prediction import check_head
 
 
 @dataclass(frozen=True)
@@ -99,26 +101,46 @@ def run_demo(
     Args:
         tasks: names in :data:`DEMO_TASKS`.
         image: a photograph, or None for the one that comes along.
-        checkpoints: trained weights by task; a task without runs on random weights and says so.
+        checkpoints: trained weights by task, read before the first task is measured; a task without runs on random
+            weights and says so.
         rounds: timed rounds in which the contenders take turns.
 
     Raises:
-        InputError, CheckpointError: an unreadable image or checkpoint.
+        InputError: an unreadable image, or a checkpoint whose head cannot do its task.
+        CheckpointError: an unreadable checkpoint.
     """
     photo, name = demo_image(image)
+    trained = {task: _trained(task, checkpoints[task]) for task in tasks if task in checkpoints}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for task in tasks:
-        yield _measure(task, photo, name, checkpoints.get(task), rounds, device)
+        if task in trained:
+            yield _measure(task, photo, name, trained[task], checkpoints[task].name, rounds, device)
+        else:
+            yield _measure(task, photo, name, _random(task), None, rounds, device)
+
+
+def _trained(task: str, checkpoint: Path) -> HRNet:
+    model = load_checkpoint(checkpoint)
+    heads = TASKS[task].heads if task in TASKS else (get_config(DEMO_TASKS[task].model).head.kind,)
+    check_head(model, heads, task, checkpoint)
+    return model
+
+
+def _random(task: str) -> HRNet:
+    entry = DEMO_TASKS[task]
+    return load_checkpoint(random_state(get_config(entry.model), entry.family))
 
 
 def _measure(
-    task: str, photo: Image.Image, image_name: str, checkpoint: Path | None, rounds: int, device: torch.device
+    task: str,
+    photo: Image.Image,
+    image_name: str,
+    model: HRNet,
+    weights: str | None,
+    rounds: int,
+    device: torch.device,
 ) -> TaskResult:
     entry = DEMO_TASKS[task]
-    if checkpoint is None:
-        model = load_checkpoint(random_state(get_config(entry.model), entry.family))
-    else:
-        model = load_checkpoint(checkpoint)
     model = model.to(device)  # moved once; contenders get copies
     x = _input(photo, entry.input_size).to(device)
     with torch.inference_mode():
@@ -127,10 +149,10 @@ def _measure(
         picture = picture_of(task, model, photo)
     return TaskResult(
         task=task,
-        model=entry.model if checkpoint is None else f"W{model.config.out_channels[0]} {model.config.head.kind}",
+        model=entry.model if weights is None else f"W{model.config.out_channels[0]} {model.config.head.kind}",
         family=model.family or "",
-        random_weights=checkpoint is None,
-        weights="random" if checkpoint is None else checkpoint.name,
+        random_weights=weights is None,
+        weights=weights or "random",
         image_name=image_name,
         input_size=entry.input_size,
         parameters=sum(p.numel() for p in model.parameters()),

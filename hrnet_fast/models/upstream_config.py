@@ -173,7 +173,10 @@ def _openmmlab_head(cfg: Mapping[str, Any]) -> tuple[HeadConfig, dict[str, Any]]
             raise ConfigError(f"from_config: neck pooling_type {neck['pooling_type']!r}; accepted is AVG.")
         return HeadConfig("v2p", channels=neck["out_channels"], num_levels=neck.get("num_outs", 5)), {}
     backbone = cfg.get("backbone", cfg)
-    return HeadConfig("features"), {"multiscale_output": backbone.get("multiscale_output", True)}
+    # mmpose's backbone reads the fourth stage's entry, mmsegmentation's and mmdetection's their own.
+    stage4 = backbone.get("extra", backbone).get("stage4", {})
+    multiscale = stage4.get("multiscale_output", backbone.get("multiscale_output", True))
+    return HeadConfig("features"), {"multiscale_output": multiscale}
 
 
 def _decode_head(heads: Any) -> tuple[HeadConfig, dict[str, Any]]:

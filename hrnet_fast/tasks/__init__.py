@@ -6,15 +6,14 @@
 
 from hrnet_fast.tasks.classification import predict_classes
 from hrnet_fast.tasks.pose import predict_keypoints, predict_landmarks
-from hrnet_fast.tasks.prediction import Options, Prediction, Predictor
+from hrnet_fast.tasks.prediction import Options, Prediction, Task
 from hrnet_fast.tasks.segmentation import predict_segmentation
 
-# task -> (predictor, head kinds that answer it)
-TASKS: dict[str, tuple[Predictor, tuple[str, ...]]] = {
-    "pose": (predict_keypoints, ("v1", "v1h", "v2")),
-    "segmentation": (predict_segmentation, ("v1h", "v2", "ocr")),
-    "classification": (predict_classes, ("c", "ci", "cii")),
-    "landmarks": (predict_landmarks, ("face", "v2", "v1")),
+TASKS: dict[str, Task] = {
+    "pose": Task(predict_keypoints, ("v1", "v1h", "v2"), ("size", "boxes", "flip", "threshold")),
+    "segmentation": Task(predict_segmentation, ("v1h", "v2", "ocr"), ("size", "flip", "labels"), maps=("labels",)),
+    "classification": Task(predict_classes, ("c", "ci", "cii"), ("size", "flip", "labels", "top")),
+    "landmarks": Task(predict_landmarks, ("face", "v2", "v1"), ("size", "boxes", "threshold")),
 }
 
-__all__ = ["TASKS", "Options", "Prediction"]
+__all__ = ["TASKS", "Options", "Prediction", "Task"]

@@ -1,13 +1,15 @@
-"""What goes into a task beside the image, and what comes out."""
+"""What a task is, what goes into it beside the image, and what comes out."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
 
+from hrnet_fast.errors import InputError
 from hrnet_fast.models import HRNet
 
 Box = tuple[float, float, float, float]  # left, top, width, height in pixels
@@ -15,7 +17,7 @@ Box = tuple[float, float, float, float]  # left, top, width, height in pixels
 
 @dataclass(frozen=True)
 class Options:
-    """Choices that a task may heed.
+    """Choices; :attr:`Task.options` says which of them a task heeds.
 
     Attributes:
         size: (H, W) that the network sees; None is the task's own.
@@ -50,3 +52,34 @@ class Prediction:
 
 
 Predictor = Callable[[HRNet, Image.Image, Options], Prediction]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task and what it takes.
+
+    Attributes:
+        predict: from network, image and options to the answer.
+        heads: head kinds that answer it.
+        options: fields of :class:`Options` that it heeds.
+        maps: suffixes of the further images that every answer has.
+    """
+
+    predict: Predictor
+    heads: tuple[str, ...]
+    options: tuple[str, ...]
+    maps: tuple[str, ...] = ()
+
+
+def check_head(model: HRNet, heads: tuple[str, ...], task: str, source: str | os.PathLike[str]) -> None:
+    """Compare the head of `source`'s network with those that can do the task.
+
+    Raises:
+        InputError: it is none of `heads`.
+    """
+    kind = model.config.head.kind
+    if kind not in heads:
+        raise InputError(
+            f"{source}: a {model.family} checkpoint ({kind} head) cannot do {task}; that takes one with a "
+            f"{' or '.join(heads)} head."
+        )

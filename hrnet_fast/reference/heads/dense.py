@@ -13,7 +13,11 @@ from hrnet_fast.reference.norm import NormFactory
 
 
 class FeaturesHead(Head):
-    """The branches themselves, or timm's ``features_only`` maps; a list in the order of ``out_indices``."""
+    """The branches themselves, or timm's ``features_only`` maps; a list in the order of ``out_indices``.
+
+    In training, timm widens every level and so updates the running statistics of levels that ``out_indices`` leaves
+    out; here those are not computed and their statistics stay. Outputs and gradients are the same.
+    """
 
     def __init__(self, config: HRNetConfig) -> None:
         super().__init__(config)
