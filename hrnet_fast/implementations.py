@@ -147,6 +147,14 @@ def within_network(operator: str, impl: str) -> str:
     return impl if asked in ("auto", "reference") or operator in OPERATORS[asked] else "auto"
 
 
+def auto_is_plain(impl: str, tensor: Tensor) -> bool:
+    """Whether ``"auto"`` finds nothing faster than plain PyTorch for a network's operators on `tensor`."""
+    return _asked(impl)[0] == "auto" and "reference" in (
+        choose("bn_act", impl, tensor),
+        choose("fuse_sum", impl, tensor),
+    )
+
+
 @functools.cache
 def _runs(name: str, operator: str) -> bool:
     return operator in OPERATORS[name] and describe(name).usable

@@ -65,7 +65,7 @@ class HRNet(HRNetReference):
         settings = self.fast_settings
         if settings is None or self._head.needs_stem:  # the first map would be kept for the head anyway
             return super()._stem(x)
-        note = call_fault(x) or next((r for row in rows if (r := row_fault(*row))), None)
+        note = call_fault(x, settings.impl) or next((r for row in rows if (r := row_fault(*row))), None)
         done = note or run_units([read_row(*row[:2]) for row in rows], x, settings.impl, settings.minimal)
         return (None, done) if isinstance(done, Tensor) else super()._stem(x)
 
@@ -73,7 +73,7 @@ class HRNet(HRNetReference):
         settings, head = self.fast_settings, self._head
         if settings is not None and isinstance(head, V2Head):
             layers = self.get_submodule(head.name)
-            if mixing_fault(layers, features) is None:
+            if mixing_fault(layers, features, settings.impl) is None:
                 logits = run_mixing(layers, features, self.config.align_corners, settings.impl)
                 return head.finish(logits, size)
         return super()._apply_head(features, size)

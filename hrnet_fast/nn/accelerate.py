@@ -10,7 +10,7 @@ from torch import nn
 from hrnet_fast.errors import InputError
 from hrnet_fast.implementations import check_named
 from hrnet_fast.nn.modules import Fast, FastFusion, FastSequence, FastUnit, Settings, fast_class
-from hrnet_fast.nn.probe import judge, signature
+from hrnet_fast.nn.probe import judge, known_settings, signature
 from hrnet_fast.nn.units import flat, looks_like_unit, row_fault
 
 MEMORY = ("lean", "min")
@@ -88,16 +88,32 @@ def accelerate(model: nn.Module, *, impl: str = "auto", memory: str = "lean") ->
         if hasattr(type(module), "fast_settings"):  # this package's network: its stem and head are no modules
             vars(module)["fast_settings"] = Settings(impl, memory)
     for module, kind in candidates:
-        key = signature(module)
-        if key not in verdicts:
-            verdicts[key] = judge(module, kind, Settings(impl, memory))
-        verdict = verdicts[key]
+        units = [m for m in flat(module) if looks_like_unit(m)] if isinstance(module, nn.Sequential) else []
+        for unit in units:
+            verdict = _verdict(unit, FastUnit, Settings(impl, memory), verdicts)
+            if isinstance(verdict, str):
+                vars(unit)["fast_refused"] = verdict
+        # What a plain nn.Sequential does with its layers needs no comparison.
+        verdict = Settings(impl, memory) if units or isinstance(module, nn.Sequential) else None
+        verdict = verdict or _verdict(module, kind, Settings(impl, memory), verdicts)
         if isinstance(verdict, str):
             vars(module)["fast_refused"] = verdict
             continue
-        module.__class__ = fast_class(kind, type(module))
         vars(module).update(fast_settings=verdict, fast_note=None)
+        module.__class__ = fast_class(kind, type(module))
     return model
+
+
+def _verdict(
+    module: nn.Module, kind: type[Fast], settings: Settings, verdicts: dict[object, Settings | str]
+) -> Settings | str:
+    known = known_settings(module, settings)
+    if known is not None:
+        return known
+    key = signature(module)
+    if key not in verdicts:
+        verdicts[key] = judge(module, kind, settings)
+    return verdicts[key]
 
 
 def restore(model: nn.Module) -> nn.Module:
@@ -125,10 +141,10 @@ def explain(model: nn.Module) -> Report:
         raise InputError(f"explain: this {type(model).__name__} is not accelerated; call accelerate(model) first.")
     blocks = [Block(name, _kind(m), False, str(m.fast_refused)) for name, m in plain]
     for name, m in fast:
-        reasons = list(dict.fromkeys([*m.why_plain(), *([f"at the last call: {m.fast_note}"] if m.fast_note else [])]))
-        blocks.append(
-            Block(name, _kind(m), not (m.why_plain() and not isinstance(m, FastSequence)), "; ".join(reasons))
-        )
+        why = m.why_plain()
+        last = [f"at the last call: {m.fast_note}"] if m.fast_note and m.fast_note not in why else []
+        # A sequence runs what it can, so a reason there is about a part.
+        blocks.append(Block(name, _kind(m), not (why or last) or m.partly_fast(), "; ".join(dict.fromkeys(why + last))))
     impl = fast[0][1].fast_settings.impl if fast else "auto"
     return Report(tuple(sorted(blocks, key=lambda b: b.name)), impl)
 

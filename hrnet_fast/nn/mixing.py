@@ -36,12 +36,12 @@ class Mixing(NamedTuple):
         return within_network("fuse_sum", self.impl)
 
 
-def mixing_fault(layers: nn.Module, xs: Sequence[Tensor]) -> str | None:
+def mixing_fault(layers: nn.Module, xs: Sequence[Tensor], impl: str) -> str | None:
     """Say why a head's layers take the plain path on these maps, or None."""
     parts = list(layers.children())
     if len(parts) != 4:
         return "it is not convolution, normalisation, ReLU and convolution"
-    reason = next((r for r in map(call_fault, xs) if r), None) or row_fault(*parts[:3]) or conv_fault(parts[3])
+    reason = next((r for x in xs if (r := call_fault(x, impl))), None) or row_fault(*parts[:3]) or conv_fault(parts[3])
     if reason is None and tuple(parts[0].kernel_size) != (1, 1):  # type: ignore[arg-type]
         reason = "its first convolution is not 1x1"
     dtype = autocast_dtype(xs[0])

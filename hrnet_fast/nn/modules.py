@@ -76,6 +76,10 @@ class Fast(nn.Module):
         """Reasons for which parts of this module take the plain path as it stands now; empty if none does."""
         raise NotImplementedError
 
+    def partly_fast(self) -> bool:
+        """Whether some of it takes the fused path in spite of these reasons."""
+        return False
+
 
 class FastUnit(Fast):
     """One residual unit."""
@@ -85,7 +89,7 @@ class FastUnit(Fast):
         return [reason] if reason else []
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        note = call_fault(x) or unit_fault(self)
+        note = call_fault(x, self.fast_settings.impl) or unit_fault(self)
         if args or kwargs:
             note = "called with more than the input"
         if note is None:
@@ -108,7 +112,8 @@ class FastSequence(Fast):
         k = 0
         while k < len(layers):
             if looks_like_unit(layers[k]):
-                found.append(([layers[k]], unit_fault(layers[k]) or hooked([layers[k]])))
+                reason = vars(layers[k]).get("fast_refused") or unit_fault(layers[k]) or hooked([layers[k]])
+                found.append(([layers[k]], reason))
                 k += 1
                 continue
             row = layers[k : k + 3]
@@ -121,10 +126,13 @@ class FastSequence(Fast):
         return found
 
     def why_plain(self) -> list[str]:
-        return [reason for _, reason in self.parts() if reason]
+        return list(dict.fromkeys(reason for _, reason in self.parts() if reason))
+
+    def partly_fast(self) -> bool:
+        return any(reason is None for _, reason in self.parts()) and not self.fast_note
 
     def forward(self, input: Tensor) -> Any:  # nn.Sequential's own name for it
-        note = call_fault(input)
+        note = call_fault(input, self.fast_settings.impl)
         if note is not None:
             return self._plain(note, input)
         x, pending, notes = input, list[nn.Module](), list[str]()
@@ -144,7 +152,6 @@ class FastSequence(Fast):
                     x = done
                 units, pending = [], []
             for layer in layers:
-                notes.append(reason)
                 x = layer(x)
         self.fast_note = "; ".join(dict.fromkeys(notes)) or None
         return x
@@ -162,7 +169,8 @@ class FastFusion(Fast):
         return [terms] if isinstance(terms, str) else []
 
     def forward(self, x: list[Tensor]) -> Any:
-        note = next((n for n in map(call_fault, x) if n), None) or self._sizes(x) or self._dtypes(x)
+        impl = self.fast_settings.impl
+        note = next((n for one in x if (n := call_fault(one, impl))), None) or self._sizes(x) or self._dtypes(x)
         terms = self._terms() if note is None else ""
         if isinstance(terms, str):
             return self._plain(note or terms, x)

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from hrnet_fast.nn.modules import Fast, FastFusion, Settings, fast_class
+from hrnet_fast.reference.blocks import BasicBlock, Bottleneck
+from hrnet_fast.reference.fusion import HighResolutionModule
 
 _TOLERANCE = 1e-4  # of float32 sums in two orders; another structure differs by far more
 _UNSAID = (("bilinear", False), ("bilinear", True), ("nearest", False))
@@ -30,6 +32,18 @@ def signature(module: nn.Module) -> tuple[Any, ...]:
     inner = tuple((name, type(m)) for name, m in module.named_modules())
     resizing = tuple((m.mode, m.align_corners) for m in module.modules() if isinstance(m, nn.Upsample))
     return type(module), own, inner, resizing
+
+
+def known_settings(module: nn.Module, settings: Settings) -> Settings | str | None:
+    """Return the settings of this package's own blocks, or why they are not fused; None for another's."""
+    if type(module) in (BasicBlock, Bottleneck):
+        return settings
+    if type(module) is not HighResolutionModule:
+        return None
+    if module.product or not module.strided:
+        return "it multiplies, or reduces by interpolation (an ablation of the paper's section 7)"
+    exact = module.upsample_to != "target"
+    return replace(settings, mode=module.upsample, align_corners=module.align_corners, exact_scale=exact)
 
 
 def judge(module: nn.Module, kind: type[Fast], settings: Settings) -> Settings | str:

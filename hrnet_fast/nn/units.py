@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from hrnet_fast.implementations import auto_is_plain
 from hrnet_fast.nn import norms
 from hrnet_fast.nn.chain import Chain, Step, Unit, run_chain
 
@@ -135,7 +136,7 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind)
 
 
-def call_fault(x: Tensor) -> str | None:
+def call_fault(x: Tensor, impl: str) -> str | None:
     """Say why a call on `x` takes the plain path, whatever the module."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "under torch.compile, torch.export and tracing the plain modules run (compilers fuse them themselves)"
@@ -145,6 +146,8 @@ def call_fault(x: Tensor) -> str | None:
         return "inside a functorch transform"
     if x.dim() != 4 or x.numel() == 0:
         return f"input has shape {tuple(x.shape)}"
+    if auto_is_plain(impl, x):
+        return f"no fused operators for {x.dtype} on {x.device.type} here: `hrnet-fast doctor` says what is missing"
     return None
 
 
