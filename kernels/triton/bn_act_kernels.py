@@ -1,0 +1,244 @@
+"""Device code of ``bn_act`` in Triton; ``bn_act.py`` beside it launches it.
+
+A map is seen as [images, pixels, channels]: channels-last is one image of N*H*W pixels, contiguous N images of H*W. A
+reduction leaves one partial per program and channel; they are added up in a fixed order, without atomics.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _tile(t, channels, pixels, CHANNELS_LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Element offsets [P, C] of tile t, its mask, and that of its pixels [P].
+
+    A tile stays within one image. Offsets are 64-bit, for more than 2^31 elements; within the tile 32 bits suffice.
+    """
+    size = tl.cast(pixels, tl.int64)
+    p = tl.arange(0, BLOCK_P)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    if CHANNELS_LAST:
+        start = tl.cast(t, tl.int64) * BLOCK_P
+        at = start * channels + (p[:, None] * channels + c[None, :])
+    else:
+        tiles = tl.cdiv(size, BLOCK_P).to(tl.int32)
+        start = tl.cast(t % tiles, tl.int64) * BLOCK_P
+        plane = (tl.cast(t // tiles, tl.int64) * channels + c) * size
+        at = (start + plane)[None, :] + p[:, None]
+    valid = p < tl.minimum(size - start, BLOCK_P).to(tl.int32)
+    inside = valid[:, None] & (c < channels)[None, :]
+    return at, inside, valid
+
+
+@triton.jit
+def _row(table, k, channels, BLOCK_C: tl.constexpr):
+    """Row k of a [rows, channels] float32 table, this program's channels of it, as [1, C]."""
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    return tl.load(table + k * channels + c, mask=c < channels, other=0.0)[None, :]
+
+
+@triton.jit
+def bn_statistics_kernel(
+    x_in, partials, channels, pixels, total, per_program,
+    CHANNELS_LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Count, mean and sum of squared deviations of this program's tiles, into row program_id(0) of [3, rows, C].
+
+    Welford's update in every lane, so that nothing is squared before its mean is gone, and Chan's formula across lanes.
+    """
+    count = tl.zeros((BLOCK_P,), tl.float32)
+    mean = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    squares = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    first = tl.program_id(0) * per_program
+    for t in range(first, tl.minimum(first + per_program, total)):
+        at, inside, valid = _tile(t, channels, pixels, CHANNELS_LAST, BLOCK_P, BLOCK_C)
+        x = tl.load(x_in + at, mask=inside, other=0.0).to(tl.float32)
+        count += valid.to(tl.float32)
+        delta = tl.where(inside, x - mean, 0.0)
+        mean += delta * (1.0 / tl.maximum(count, 1.0))[:, None]
+        squares += delta * (x - mean)
+    n = tl.sum(count, axis=0)
+    # Relative to the first lane, which has pixels if any has: a large common mean then costs no digits.
+    base = tl.sum(tl.where((tl.arange(0, BLOCK_P) == 0)[:, None], mean, 0.0), axis=0)
+    spread = tl.where((count > 0.0)[:, None], mean - base[None, :], 0.0)
+    shift = tl.sum(count[:, None] * spread, axis=0) / n
+    deviation = spread - shift[None, :]
+    squares = tl.sum(squares + count[:, None] * deviation * deviation, axis=0)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    rows = tl.num_programs(0).to(tl.int64)
+    row = partials + tl.program_id(0).to(tl.int64) * channels + c
+    tl.store(row, tl.zeros_like(base) + n, mask=c < channels)
+    tl.store(row + rows * channels, base + shift, mask=c < channels)
+    tl.store(row + 2 * rows * channels, squares, mask=c < channels)
+
+
+@triton.jit
+def _combined(partials, rows, channels, c, keep, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Mean and biased variance [C] of channels c from all partials; rows in their order, by Chan's formula."""
+    size = tl.cast(rows, tl.int64) * channels
+    base = tl.load(partials + size + c, mask=keep, other=0.0)
+    count = tl.zeros((BLOCK_C,), tl.float32)
+    shift = tl.zeros((BLOCK_C,), tl.float32)
+    for start in range(0, rows, BLOCK_R):
+        r = start + tl.arange(0, BLOCK_R)
+        mask = (r < rows)[:, None] & keep[None, :]
+        at = r[:, None] * channels + c[None, :]
+        n = tl.load(partials + at, mask=mask, other=0.0)
+        mean = tl.load(partials + size + at, mask=mask, other=0.0)
+        count += tl.sum(n, axis=0)
+        shift += tl.sum(tl.where(mask, n * (mean - base[None, :]), 0.0), axis=0)
+    count = tl.where(keep, count, 1.0)
+    shift = shift / count
+    squares = tl.zeros((BLOCK_C,), tl.float32)
+    for start in range(0, rows, BLOCK_R):
+        r = start + tl.arange(0, BLOCK_R)
+        mask = (r < rows)[:, None] & keep[None, :]
+        at = r[:, None] * channels + c[None, :]
+        n = tl.load(partials + at, mask=mask, other=0.0)
+        deviation = tl.load(partials + size + at, mask=mask, other=0.0) - base[None, :] - shift[None, :]
+        own = tl.load(partials + 2 * size + at, mask=mask, other=0.0)
+        squares += tl.sum(tl.where(mask, own + n * deviation * deviation, 0.0), axis=0)
+    return base + shift, squares / count
+
+
+@triton.jit
+def bn_moments_kernel(partials, result, rows, channels, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Mean and biased variance, [2, C]."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mean, variance = _combined(partials, rows, channels, c, c < channels, BLOCK_R, BLOCK_C)
+    tl.store(result + c, mean, mask=c < channels)
+    tl.store(result + channels + c, variance, mask=c < channels)
+
+
+@triton.jit
+def _lerp(at, value, weight, keep):
+    old = tl.load(at, mask=keep, other=0.0).to(tl.float32)
+    tl.store(at, (old + weight * (value - old)).to(at.dtype.element_ty), mask=keep)
+
+
+@triton.jit
+def bn_affine_kernel(
+    partials, result, rows, channels, unbiased, starts, sizes, weights, biases, means, variances, momenta, epsilons,
+    NORMS: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, MEAN: tl.constexpr, VARIANCE: tl.constexpr,
+    BATCH: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Mean, invstd, scale and shift [4, C] of stacked norms: of the batch, moving the running statistics, or of those.
+
+    ``WEIGHT``, ``BIAS``, ``MEAN`` and ``VARIANCE`` have a bit for every norm that has that tensor.
+    """
+    # One norm per program: its tensors are its own, and only here is known which they are.
+    k = tl.program_id(1)
+    local = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    start, size, epsilon = k * 0, k * 0, k * 0.0
+    for i in tl.static_range(NORMS):
+        start = tl.where(k == i, starts[i], start)
+        size = tl.where(k == i, sizes[i], size)
+        epsilon = tl.where(k == i, epsilons[i], epsilon)
+    keep = local < size
+    mean = tl.zeros((BLOCK_C,), tl.float32)
+    variance = tl.zeros((BLOCK_C,), tl.float32)
+    if BATCH:
+        mean, variance = _combined(partials, rows, channels, start + local, keep, BLOCK_R, BLOCK_C)
+    weight = tl.zeros((BLOCK_C,), tl.float32) + 1.0
+    bias = tl.zeros((BLOCK_C,), tl.float32)
+    for i in tl.static_range(NORMS):
+        mine = keep & (k == i)
+        if (WEIGHT >> i) & 1:
+            given = tl.load(weights[i] + local, mask=mine, other=0.0).to(tl.float32)
+            weight = tl.where(mine, given, weight)
+        if (BIAS >> i) & 1:
+            bias += tl.load(biases[i] + local, mask=mine, other=0.0).to(tl.float32)
+        if BATCH:
+            if (MEAN >> i) & 1:
+                _lerp(means[i] + local, mean, momenta[i], mine)
+            if (VARIANCE >> i) & 1:
+                _lerp(variances[i] + local, variance * unbiased, momenta[i], mine)
+        else:
+            mean += tl.load(means[i] + local, mask=mine, other=0.0).to(tl.float32)
+            variance += tl.load(variances[i] + local, mask=mine, other=0.0).to(tl.float32)
+    invstd = tl.div_rn(tl.zeros_like(mean) + 1.0, tl.sqrt_rn(variance + epsilon))
+    scale = invstd * weight
+    at = result + start + local
+    tl.store(at, mean, mask=keep)
+    tl.store(at + channels, invstd, mask=keep)
+    tl.store(at + 2 * channels, scale, mask=keep)
+    tl.store(at + 3 * channels, bias - mean * scale, mask=keep)
+
+
+@triton.jit
+def _normalised(x, affine_in, channels, BLOCK_C: tl.constexpr):
+    # One rounding by name, and not by the compiler's choice: backward must find the sign that forward found.
+    scale, shift = _row(affine_in, 2, channels, BLOCK_C), _row(affine_in, 3, channels, BLOCK_C)
+    return tl.fma(x, tl.broadcast_to(scale, x.shape), tl.broadcast_to(shift, x.shape))
+
+
+@triton.jit
+def bn_act_kernel(
+    x_in, affine_in, residual, out, channels, pixels,
+    RESIDUAL: tl.constexpr, RELU: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    at, inside, _ = _tile(tl.program_id(0), channels, pixels, CHANNELS_LAST, BLOCK_P, BLOCK_C)
+    x = tl.load(x_in + at, mask=inside, other=0.0).to(tl.float32)
+    y = _normalised(x, affine_in, channels, BLOCK_C)
+    if RESIDUAL:
+        y += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+    if RELU:
+        y = tl.where(y < 0.0, 0.0, y)  # keeps NaN
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def bn_backward_sums_kernel(
+    grad, addend, x_in, affine_in, out, kept, partials, channels, pixels, total, per_program,
+    ADDEND: tl.constexpr, OUT: tl.constexpr, RELU: tl.constexpr, KEEP: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Sums of g and of g * (x - mean) * invstd over this program's tiles, into its row of [2, rows, C]; see the piece."""
+    mean, invstd = _row(affine_in, 0, channels, BLOCK_C), _row(affine_in, 1, channels, BLOCK_C)
+    sums = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    products = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    first = tl.program_id(0) * per_program
+    for t in range(first, tl.minimum(first + per_program, total)):
+        at, inside, _ = _tile(t, channels, pixels, CHANNELS_LAST, BLOCK_P, BLOCK_C)
+        g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+        if ADDEND:
+            g += tl.load(addend + at, mask=inside, other=0.0).to(tl.float32)
+            # As it will be kept: what is summed here and what the input's gradient uses must be the same numbers.
+            g = g.to(grad.dtype.element_ty).to(tl.float32)
+        x = tl.load(x_in + at, mask=inside, other=0.0).to(tl.float32)
+        if OUT:
+            g = tl.where(tl.load(out + at, mask=inside, other=0.0).to(tl.float32) <= 0.0, 0.0, g)  # NaN lets pass
+        elif RELU:
+            g = tl.where(_normalised(x, affine_in, channels, BLOCK_C) <= 0.0, 0.0, g)
+        if KEEP:
+            tl.store(kept + at, g.to(kept.dtype.element_ty), mask=inside)
+        sums += g
+        # A lane outside has g = 0, but its channel's statistics may be infinite.
+        products += tl.where(inside, g * ((x - mean) * invstd), 0.0)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    row = partials + tl.program_id(0).to(tl.int64) * channels + c
+    tl.store(row, tl.sum(sums, axis=0), mask=c < channels)
+    tl.store(row + tl.num_programs(0).to(tl.int64) * channels, tl.sum(products, axis=0), mask=c < channels)
+
+
+@triton.jit
+def bn_backward_input_kernel(
+    grad, x_in, affine_in, sums, grad_x, share, channels, pixels,
+    BATCH: tl.constexpr, RELU: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    at, inside, _ = _tile(tl.program_id(0), channels, pixels, CHANNELS_LAST, BLOCK_P, BLOCK_C)
+    g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+    if BATCH or RELU:
+        x = tl.load(x_in + at, mask=inside, other=0.0).to(tl.float32)
+        if RELU:
+            g = tl.where(_normalised(x, affine_in, channels, BLOCK_C) <= 0.0, 0.0, g)
+        if BATCH:
+            mean, invstd = _row(affine_in, 0, channels, BLOCK_C), _row(affine_in, 1, channels, BLOCK_C)
+            g -= _row(sums, 0, channels, BLOCK_C) * share
+            g -= (x - mean) * (invstd * (_row(sums, 1, channels, BLOCK_C) * share))
+    g *= _row(affine_in, 2, channels, BLOCK_C)
+    tl.store(grad_x + at, g.to(grad_x.dtype.element_ty), mask=inside)
