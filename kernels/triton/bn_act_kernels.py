@@ -12,24 +12,27 @@ import triton.language as tl
 
 @triton.jit
 def _tile(t, channels, pixels, CHANNELS_LAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Element offsets [P, C] of tile t, its mask, and that of its pixels [P].
+    """First element of tile t, offsets [P, C] from there, their mask, and that of the tile's pixels [P].
 
-    A tile stays within one image. Offsets are 64-bit, for more than 2^31 elements; within the tile 32 bits suffice.
+    A tile stays within one image. The first element's index is one 64-bit scalar, for more than 2^31 elements, so that
+    the many offsets need 32 bits only, except between the planes of a contiguous map.
     """
     size = tl.cast(pixels, tl.int64)
     p = tl.arange(0, BLOCK_P)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    own = tl.program_id(1) * BLOCK_C
+    c = tl.arange(0, BLOCK_C)
     if CHANNELS_LAST:
         start = tl.cast(t, tl.int64) * BLOCK_P
-        at = start * channels + (p[:, None] * channels + c[None, :])
+        first = start * channels + own
+        at = p[:, None] * channels + c[None, :]
     else:
         tiles = tl.cdiv(size, BLOCK_P).to(tl.int32)
         start = tl.cast(t % tiles, tl.int64) * BLOCK_P
-        plane = (tl.cast(t // tiles, tl.int64) * channels + c) * size
-        at = (start + plane)[None, :] + p[:, None]
+        first = (tl.cast(t // tiles, tl.int64) * channels + own) * size + start
+        at = (c.to(tl.int64) * size)[None, :] + p[:, None]
     valid = p < tl.minimum(size - start, BLOCK_P).to(tl.int32)
-    inside = valid[:, None] & (c < channels)[None, :]
-    return at, inside, valid
+    inside = valid[:, None] & (c < channels - own)[None, :]
+    return first, at, inside, valid
 
 
 @triton.jit
@@ -51,10 +54,10 @@ def bn_statistics_kernel(
     count = tl.zeros((BLOCK_P,), tl.float32)
     mean = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     squares = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    first = tl.program_id(0) * per_program
-    for t in range(first, tl.minimum(first + per_program, total)):
-        at, inside, valid = _tile(t, channels, pixels, CHANNELS_LAST, BLOCK_P, BLOCK_C)
-        x = tl.load(x_in + at, mask=inside, other=0.0).to(tl.float32)
+    begin = tl.program_id(0) * per_program
+    for t in range(begin, tl.minimum(begin + per_program, total)):
+        first, at, inside, valid = _tile(t, channels, pixels, CHANNELS_LAST, BLOCK_P, BLOCK_C)
+        x = tl.load(x_in + first + at, mask=inside, other=0.0).to(tl.float32)
         count += valid.to(tl.float32)
         delta = tl.where(inside, x - mean, 0.0)
         mean += delta * (1.0 / tl.maximum(count, 1.0))[:, None]
@@ -180,14 +183,14 @@ def bn_act_kernel(
     RESIDUAL: tl.constexpr, RELU: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    at, inside, _ = _tile(tl.program_id(0), channels, pixels, CHANNELS_LAST, BLOCK_P, BLOCK_C)
-    x = tl.load(x_in + at, mask=inside, other=0.0).to(tl.float32)
+    first, at, inside, _ = _tile(tl.program_id(0), channels, pixels, CHANNELS_LAST, BLOCK_P, BLOCK_C)
+    x = tl.load(x_in + first + at, mask=inside, other=0.0).to(tl.float32)
     y = _normalised(x, affine_in, channels, BLOCK_C)
     if RESIDUAL:
-        y += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+        y += tl.load(residual + first + at, mask=inside, other=0.0).to(tl.float32)
     if RELU:
         y = tl.where(y < 0.0, 0.0, y)  # keeps NaN
-    tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + first + at, y.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -200,21 +203,21 @@ def bn_backward_sums_kernel(
     mean, invstd = _row(affine_in, 0, channels, BLOCK_C), _row(affine_in, 1, channels, BLOCK_C)
     sums = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     products = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    first = tl.program_id(0) * per_program
-    for t in range(first, tl.minimum(first + per_program, total)):
-        at, inside, _ = _tile(t, channels, pixels, CHANNELS_LAST, BLOCK_P, BLOCK_C)
-        g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+    begin = tl.program_id(0) * per_program
+    for t in range(begin, tl.minimum(begin + per_program, total)):
+        first, at, inside, _ = _tile(t, channels, pixels, CHANNELS_LAST, BLOCK_P, BLOCK_C)
+        g = tl.load(grad + first + at, mask=inside, other=0.0).to(tl.float32)
         if ADDEND:
-            g += tl.load(addend + at, mask=inside, other=0.0).to(tl.float32)
+            g += tl.load(addend + first + at, mask=inside, other=0.0).to(tl.float32)
             # As it will be kept: what is summed here and what the input's gradient uses must be the same numbers.
             g = g.to(grad.dtype.element_ty).to(tl.float32)
-        x = tl.load(x_in + at, mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(x_in + first + at, mask=inside, other=0.0).to(tl.float32)
         if OUT:
-            g = tl.where(tl.load(out + at, mask=inside, other=0.0).to(tl.float32) <= 0.0, 0.0, g)  # NaN lets pass
+            g = tl.where(tl.load(out + first + at, mask=inside, other=0.0).to(tl.float32) <= 0.0, 0.0, g)  # NaN lets pass
         elif RELU:
             g = tl.where(_normalised(x, affine_in, channels, BLOCK_C) <= 0.0, 0.0, g)
         if KEEP:
-            tl.store(kept + at, g.to(kept.dtype.element_ty), mask=inside)
+            tl.store(kept + first + at, g.to(kept.dtype.element_ty), mask=inside)
         sums += g
         # A lane outside has g = 0, but its channel's statistics may be infinite.
         products += tl.where(inside, g * ((x - mean) * invstd), 0.0)
@@ -230,10 +233,10 @@ def bn_backward_input_kernel(
     BATCH: tl.constexpr, RELU: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    at, inside, _ = _tile(tl.program_id(0), channels, pixels, CHANNELS_LAST, BLOCK_P, BLOCK_C)
-    g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+    first, at, inside, _ = _tile(tl.program_id(0), channels, pixels, CHANNELS_LAST, BLOCK_P, BLOCK_C)
+    g = tl.load(grad + first + at, mask=inside, other=0.0).to(tl.float32)
     if BATCH or RELU:
-        x = tl.load(x_in + at, mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(x_in + first + at, mask=inside, other=0.0).to(tl.float32)
         if RELU:
             g = tl.where(_normalised(x, affine_in, channels, BLOCK_C) <= 0.0, 0.0, g)
         if BATCH:
@@ -241,4 +244,4 @@ def bn_backward_input_kernel(
             g -= _row(sums, 0, channels, BLOCK_C) * share
             g -= (x - mean) * (invstd * (_row(sums, 1, channels, BLOCK_C) * share))
     g *= _row(affine_in, 2, channels, BLOCK_C)
-    tl.store(grad_x + at, g.to(grad_x.dtype.element_ty), mask=inside)
+    tl.store(grad_x + first + at, g.to(grad_x.dtype.element_ty), mask=inside)
