@@ -20,7 +20,7 @@ def bn_act_instances() -> Iterator[Instance]:
             yield from _passes(dtype, layout, bn_act.tile(48, 96 * 72, last))
     rows = {"partials": "*fp32", "result": "*fp32", "rows": "i32", "channels": "i32"}
     yield bn_act_kernels.bn_moments_kernel, "fp32", rows, dict(bn_act.COMBINE)
-    lists = {name: ("*fp32",) * 3 for name in ("weights", "biases", "means", "variances")}
+    lists = dict.fromkeys(("weights", "biases", "means", "variances"), ("*fp32",) * 3)
     numbers = {"momenta": ("fp32",) * 3, "epsilons": ("fp32",) * 3}
     signature = {**rows, "unbiased": "fp32", "starts": ("i32",) * 3, "sizes": ("i32",) * 3, **lists, **numbers}
     everything = dict.fromkeys(("WEIGHT", "BIAS", "MEAN", "VARIANCE"), 0b111)

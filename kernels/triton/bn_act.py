@@ -127,9 +127,7 @@ def running_affine(norms: Sequence[Norm], dtype: torch.dtype) -> Tensor:
     return _affine_of(norms, result, None, 0, 1.0)
 
 
-def _affine_of(
-    norms: Sequence[Norm], result: Tensor, partials: Tensor | None, rows: int, unbiased: float
-) -> Tensor:
+def _affine_of(norms: Sequence[Norm], result: Tensor, partials: Tensor | None, rows: int, unbiased: float) -> Tensor:
     """Fill `result` from partial moments, or where there are none from the running statistics."""
     sizes = [n.channels for n in norms]
     copies: list[tuple[Tensor, Tensor]] = []

@@ -199,7 +199,7 @@ def bn_backward_sums_kernel(
     ADDEND: tl.constexpr, OUT: tl.constexpr, RELU: tl.constexpr, KEEP: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Sums of g and of g * (x - mean) * invstd over this program's tiles, into its row of [2, rows, C]; see the piece."""
+    """Sums of g and of g * (x - mean) * invstd over this program's tiles, into its row of [2, rows, C]."""
     mean, invstd = _row(affine_in, 0, channels, BLOCK_C), _row(affine_in, 1, channels, BLOCK_C)
     sums = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     products = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
@@ -213,7 +213,9 @@ def bn_backward_sums_kernel(
             g = g.to(grad.dtype.element_ty).to(tl.float32)
         x = tl.load(x_in + first + at, mask=inside, other=0.0).to(tl.float32)
         if OUT:
-            g = tl.where(tl.load(out + first + at, mask=inside, other=0.0).to(tl.float32) <= 0.0, 0.0, g)  # NaN lets pass
+            g = tl.where(
+                tl.load(out + first + at, mask=inside, other=0.0).to(tl.float32) <= 0.0, 0.0, g
+            )  # NaN lets pass
         elif RELU:
             g = tl.where(_normalised(x, affine_in, channels, BLOCK_C) <= 0.0, 0.0, g)
         if KEEP:
