@@ -80,8 +80,8 @@ class _View:
 
 
 def _partial_moments(view: _View, x: Tensor) -> Tensor:
-    """Count, mean and sum of squared deviations of every program, [3, rows, C]."""
-    partials = view.table(3, view.rows)
+    """Count, mean and sum of squared deviations of every program, [3, rows, C], and what the means are relative to."""
+    partials = view.table(3 * view.rows + 1)
     bn_statistics_kernel[(view.rows, view.columns)](
         view.dense(x), partials, view.channels, view.pixels, view.tiles, view.per_program, **view.blocks
     )

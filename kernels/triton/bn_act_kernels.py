@@ -49,41 +49,47 @@ def bn_statistics_kernel(
 ):  # fmt: skip
     """Count, mean and sum of squared deviations of this program's tiles, into row program_id(0) of [3, rows, C].
 
-    Welford's update in every lane, so that nothing is squared before its mean is gone, and Chan's formula across lanes.
+    Everything is relative to each channel's very first value, kept in one more row: x - centre has no large mean left
+    that could cost digits. Welford's update in every lane, should that value be far out; Chan's formula across lanes.
     """
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    start = c.to(tl.int64)
+    if not CHANNELS_LAST:
+        start = start * pixels
+    centre = tl.load(x_in + start, mask=c < channels, other=0.0).to(tl.float32)
     count = tl.zeros((BLOCK_P,), tl.float32)
     mean = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     squares = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     begin = tl.program_id(0) * per_program
     for t in range(begin, tl.minimum(begin + per_program, total)):
         first, at, inside, valid = _tile(t, channels, pixels, CHANNELS_LAST, BLOCK_P, BLOCK_C)
-        x = tl.load(x_in + first + at, mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(x_in + first + at, mask=inside, other=0.0).to(tl.float32) - centre[None, :]
         count += valid.to(tl.float32)
         delta = tl.where(inside, x - mean, 0.0)
         mean += delta * (1.0 / tl.maximum(count, 1.0))[:, None]
         squares += delta * (x - mean)
     n = tl.sum(count, axis=0)
-    # Relative to the first lane, which has pixels if any has: a large common mean then costs no digits.
-    base = tl.sum(tl.where((tl.arange(0, BLOCK_P) == 0)[:, None], mean, 0.0), axis=0)
-    spread = tl.where((count > 0.0)[:, None], mean - base[None, :], 0.0)
-    shift = tl.sum(count[:, None] * spread, axis=0) / n
-    deviation = spread - shift[None, :]
+    average = tl.sum(count[:, None] * mean, axis=0) / n
+    deviation = mean - average[None, :]
     squares = tl.sum(squares + count[:, None] * deviation * deviation, axis=0)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     rows = tl.num_programs(0).to(tl.int64)
     row = partials + tl.program_id(0).to(tl.int64) * channels + c
-    tl.store(row, tl.zeros_like(base) + n, mask=c < channels)
-    tl.store(row + rows * channels, base + shift, mask=c < channels)
+    tl.store(row, tl.zeros_like(average) + n, mask=c < channels)
+    tl.store(row + rows * channels, average, mask=c < channels)
     tl.store(row + 2 * rows * channels, squares, mask=c < channels)
+    tl.store(partials + 3 * rows * channels + c, centre, mask=(c < channels) & (tl.program_id(0) == 0))
 
 
 @triton.jit
 def _combined(partials, rows, channels, c, keep, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Mean and biased variance [C] of channels c from all partials; rows in their order, by Chan's formula."""
+    """Mean, in two parts to be added, and biased variance [C] of channels c, from all partials by Chan's formula.
+
+    Rows are added in their order. The mean's first part may be large and is exact; the second is small.
+    """
     size = tl.cast(rows, tl.int64) * channels
-    base = tl.load(partials + size + c, mask=keep, other=0.0)
+    centre = tl.load(partials + 3 * size + c, mask=keep, other=0.0)
     count = tl.zeros((BLOCK_C,), tl.float32)
-    shift = tl.zeros((BLOCK_C,), tl.float32)
+    total = tl.zeros((BLOCK_C,), tl.float32)
     for start in range(0, rows, BLOCK_R):
         r = start + tl.arange(0, BLOCK_R)
         mask = (r < rows)[:, None] & keep[None, :]
@@ -91,27 +97,27 @@ def _combined(partials, rows, channels, c, keep, BLOCK_R: tl.constexpr, BLOCK_C:
         n = tl.load(partials + at, mask=mask, other=0.0)
         mean = tl.load(partials + size + at, mask=mask, other=0.0)
         count += tl.sum(n, axis=0)
-        shift += tl.sum(tl.where(mask, n * (mean - base[None, :]), 0.0), axis=0)
+        total += tl.sum(n * mean, axis=0)
     count = tl.where(keep, count, 1.0)
-    shift = shift / count
+    average = total / count
     squares = tl.zeros((BLOCK_C,), tl.float32)
     for start in range(0, rows, BLOCK_R):
         r = start + tl.arange(0, BLOCK_R)
         mask = (r < rows)[:, None] & keep[None, :]
         at = r[:, None] * channels + c[None, :]
         n = tl.load(partials + at, mask=mask, other=0.0)
-        deviation = tl.load(partials + size + at, mask=mask, other=0.0) - base[None, :] - shift[None, :]
+        deviation = tl.load(partials + size + at, mask=mask, other=0.0) - average[None, :]
         own = tl.load(partials + 2 * size + at, mask=mask, other=0.0)
-        squares += tl.sum(tl.where(mask, own + n * deviation * deviation, 0.0), axis=0)
-    return base + shift, squares / count
+        squares += tl.sum(own + n * deviation * deviation, axis=0)
+    return centre, average, squares / count
 
 
 @triton.jit
 def bn_moments_kernel(partials, result, rows, channels, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     """Mean and biased variance, [2, C]."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mean, variance = _combined(partials, rows, channels, c, c < channels, BLOCK_R, BLOCK_C)
-    tl.store(result + c, mean, mask=c < channels)
+    base, shift, variance = _combined(partials, rows, channels, c, c < channels, BLOCK_R, BLOCK_C)
+    tl.store(result + c, base + shift, mask=c < channels)
     tl.store(result + channels + c, variance, mask=c < channels)
 
 
@@ -140,10 +146,11 @@ def bn_affine_kernel(
         size = tl.where(k == i, sizes[i], size)
         epsilon = tl.where(k == i, epsilons[i], epsilon)
     keep = local < size
-    mean = tl.zeros((BLOCK_C,), tl.float32)
+    base = tl.zeros((BLOCK_C,), tl.float32)
+    small = tl.zeros((BLOCK_C,), tl.float32)
     variance = tl.zeros((BLOCK_C,), tl.float32)
     if BATCH:
-        mean, variance = _combined(partials, rows, channels, start + local, keep, BLOCK_R, BLOCK_C)
+        base, small, variance = _combined(partials, rows, channels, start + local, keep, BLOCK_R, BLOCK_C)
     weight = tl.zeros((BLOCK_C,), tl.float32) + 1.0
     bias = tl.zeros((BLOCK_C,), tl.float32)
     for i in tl.static_range(NORMS):
@@ -155,19 +162,20 @@ def bn_affine_kernel(
             bias += tl.load(biases[i] + local, mask=mine, other=0.0).to(tl.float32)
         if BATCH:
             if (MEAN >> i) & 1:
-                _lerp(means[i] + local, mean, momenta[i], mine)
+                _lerp(means[i] + local, base + small, momenta[i], mine)
             if (VARIANCE >> i) & 1:
                 _lerp(variances[i] + local, variance * unbiased, momenta[i], mine)
         else:
-            mean += tl.load(means[i] + local, mask=mine, other=0.0).to(tl.float32)
+            base += tl.load(means[i] + local, mask=mine, other=0.0).to(tl.float32)
             variance += tl.load(variances[i] + local, mask=mine, other=0.0).to(tl.float32)
-    invstd = tl.div_rn(tl.zeros_like(mean) + 1.0, tl.sqrt_rn(variance + epsilon))
+    invstd = tl.div_rn(tl.zeros_like(base) + 1.0, tl.sqrt_rn(variance + epsilon))
     scale = invstd * weight
     at = result + start + local
-    tl.store(at, mean, mask=keep)
+    tl.store(at, base + small, mask=keep)
     tl.store(at + channels, invstd, mask=keep)
     tl.store(at + 2 * channels, scale, mask=keep)
-    tl.store(at + 3 * channels, bias - mean * scale, mask=keep)
+    # Rounded once, and from the unrounded mean: with a large mean that rounding is the whole result's error.
+    tl.store(at + 3 * channels, tl.fma(-base, scale, tl.fma(-small, scale, bias)), mask=keep)
 
 
 @triton.jit

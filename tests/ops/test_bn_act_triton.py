@@ -65,7 +65,8 @@ def check(shape, dtype, last, norms, partials, step):
             assert out.dtype == dtype and out.stride() == x.stride()
             expected = reference.bn_act(x, affine, residual, relu)
             near(out, expected, dtype)
-            for addend, activated in ((None, None), (b, expected if relu else None)):
+        for relu in (False, True) if residual is None else ():
+            for addend, activated in ((None, None), (b, reference.bn_act(x, affine, b, True) if relu else None)):
                 sums = [m.backward_sums(a, addend, x, affine, activated, relu, True) for m in (triton, reference)]
                 near(sums[0][1], sums[1][1], dtype)
                 # Truncated, not rounded, by the interpreter: another gradient altogether.
@@ -87,15 +88,15 @@ check((3, 18, 9, 6), torch.bfloat16, True, stacked(18), 3, 2)
 check((2, 5, 1, 1), torch.float16, False, [norm(5, running_mean=None, running_var=None)], 1024, 32)
 check((4, 1, 3, 1), torch.float32, True, [norm(1)], 1024, 32)
 check((3, 3, 1, 300), torch.float32, False, [norm(3)], 4, 2)
-check((2, 70, 9, 5), torch.float32, True, [norm(70)], 6, 32)
+check((1, 70, 9, 5), torch.float32, True, [norm(70)], 6, 32)
 
-# A mean of a thousand deviations costs the variance a digit or two of seven, not all of them.
+# A mean of a thousand deviations costs the variance nothing.
 for dtype in (torch.float32, torch.bfloat16):
-    x = (torch.randn(2, 4, 16, 20) * 4 + 4000).to(dtype)
+    x = (torch.randn(2, 4, 8, 40) * 4 + 4000).to(dtype)
     for layout in (torch.contiguous_format, torch.channels_last):
         moments, exact = triton.statistics(x.contiguous(memory_format=layout)), reference.statistics(x)
         assert ((moments[0] - exact[0]) / exact[0]).abs().max() < 2.0**-22
-        assert ((moments[1] - exact[1]) / exact[1]).abs().max() < 1e-4, dtype
+        assert ((moments[1] - exact[1]) / exact[1]).abs().max() < 2.0**-20, dtype
 
 empty = torch.empty(0, 4, 3, 3)
 sums, kept = triton.backward_sums(empty, None, empty, torch.ones(4, 4), None, True, True)
@@ -122,8 +123,8 @@ for size, dtype, last in (((5, 7), torch.float32, False), ((4, 9), torch.float16
         for residual in (True, False):
             within_budget(make_case(size, dtype, channels_last=last, residual=residual, training=training), "triton", 4)
 within_budget(make_case((6, 4), torch.bfloat16, channels_last=True), "triton", 6)
-within_budget(make_case((24, 30), torch.float32, ratio=1e3, batch=2), "triton", 4)
-keeps("triton", False, True, 1)
+within_budget(make_case((12, 15), torch.float32, ratio=1e3, batch=2), "triton", 1e3)
+keeps("triton", True, False)
 print("parity held")
 """
 
@@ -132,7 +133,7 @@ print("parity held")
 def test_triton_under_its_interpreter(program: str) -> None:
     """In a process of its own: whether kernels are interpreted is decided when they are defined."""
     pytest.importorskip("triton", reason="the package triton is not installed")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path + [str(Path(__file__).parent)])}
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=280, check=False
     )
