@@ -99,7 +99,7 @@ def _combined(partials, rows, channels, c, keep, BLOCK_R: tl.constexpr, BLOCK_C:
         count += tl.sum(n, axis=0)
         total += tl.sum(n * mean, axis=0)
     count = tl.where(keep, count, 1.0)
-    average = total / count
+    average = tl.div_rn(total, count)
     squares = tl.zeros((BLOCK_C,), tl.float32)
     for start in range(0, rows, BLOCK_R):
         r = start + tl.arange(0, BLOCK_R)
@@ -109,7 +109,7 @@ def _combined(partials, rows, channels, c, keep, BLOCK_R: tl.constexpr, BLOCK_C:
         deviation = tl.load(partials + size + at, mask=mask, other=0.0) - average[None, :]
         own = tl.load(partials + 2 * size + at, mask=mask, other=0.0)
         squares += tl.sum(own + n * deviation * deviation, axis=0)
-    return centre, average, squares / count
+    return centre, average, tl.div_rn(squares, count)
 
 
 @triton.jit

@@ -47,11 +47,11 @@ def test_opcheck(impl: str, channels_last: bool) -> None:
     out, grad = _bn_act(x, weight, bias, affine, case.residual, True, True, impl).detach(), torch.randn_like(x)
     for given in (out, None):
         for wanted in ((True, True, given is not None), (True, False, False), (False, True, False)):
-            torch.library.opcheck(_bn_act_backward, (grad, x, affine, given, True, True, *wanted, impl))
+            for batch in (True, False):
+                torch.library.opcheck(_bn_act_backward, (grad, x, affine, given, True, batch, *wanted, impl))
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize(("residual", "training"), [(True, True), (False, True), (True, False)])
 @pytest.mark.parametrize("impl", IMPLS)
 def test_compiled_whole(impl: str, residual: bool, training: bool) -> None:
     case = make_case((9, 6), torch.float32, device=device_of(impl), channels_last=True, residual=residual,
@@ -103,10 +103,11 @@ def test_keeps_the_input_and_statistics(impl: str, relu: bool, residual: bool) -
     assert sum(saved) == maps * case.x.nbytes + 4 * CHANNELS * 4
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("impl", IMPLS)
-def test_only_wanted_gradients(impl: str) -> None:
+def test_only_wanted_gradients_and_the_same_again(impl: str, training: bool) -> None:
     for residual in (True, False):
-        full = make_case((6, 6), torch.float32, device=device_of(impl), residual=residual)
+        full = make_case((6, 6), torch.float32, device=device_of(impl), residual=residual, training=training)
         start = full.to(torch.float32, torch.float32)
         grad = torch.randn_like(full.x)
         wanted = torch.autograd.grad(run(full, impl), full.leaves(), grad)
