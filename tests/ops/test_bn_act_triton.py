@@ -129,7 +129,10 @@ print("parity held")
 """
 
 
-@pytest.mark.parametrize("program", [PIECES, WHOLE], ids=["pieces", "whole"])
+OFFSETS = "import bn_act_tiles"
+
+
+@pytest.mark.parametrize("program", [PIECES, WHOLE, OFFSETS], ids=["pieces", "whole", "offsets"])
 def test_triton_under_its_interpreter(program: str) -> None:
     """In a process of its own: whether kernels are interpreted is decided when they are defined."""
     pytest.importorskip("triton", reason="the package triton is not installed")
