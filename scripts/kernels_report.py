@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import triton
+from kernel_instances_bn_act import bn_act_instances
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -82,7 +83,7 @@ def main() -> int:
     arguments = parser.parse_args()
     targets = [t for t in TARGETS if t in (arguments.target or TARGETS)]
     lines, spills = [], []
-    for kernel, label, signature, constants in fuse_sum_instances():
+    for kernel, label, signature, constants in (*fuse_sum_instances(), *bn_act_instances()):
         for capability in targets:
             used = usage(kernel, signature, constants, capability)
             row = (kernel.__name__, label, f"sm_{capability}", *(used[k] for k in ("REG", "STACK", "LOCAL", "SHARED")))

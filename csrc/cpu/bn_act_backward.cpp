@@ -52,7 +52,14 @@ struct Sums {
       for (int64_t j = 0; j < t.size; ++j) g[j] = read_value(from + j) + read_value(more + j);
     }
     mask_tile(mask, t, own, out == nullptr ? nullptr : out + t.offset, g);
-    if (kept != nullptr) finish_row<T>(kept + t.offset, g, false, t.size);
+    if (kept != nullptr) {
+      // What is summed and what the input's gradient is made of shall be the same numbers: the rounded ones.
+      finish_row<T>(kept + t.offset, g, false, t.size);
+      if constexpr (sizeof(T) < sizeof(M)) {
+        const T* __restrict__ rounded = kept + t.offset;
+        for (int64_t j = 0; j < t.size; ++j) g[j] = read_value(rounded + j);
+      }
+    }
     for (int64_t j = 0; j < t.size; ++j) {
       first[j] += g[j];
       second[j] += g[j] * (read_value(own + j) - t.of(0, j));

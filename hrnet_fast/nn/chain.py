@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hrnet_fast.implementations import within_network
-from hrnet_fast.nn.norms import NormCall, count_batches, normalise, reduce_sums
+from hrnet_fast.nn.norms import Count, NormCall, count_batches, input_gradient, normalise
 from hrnet_fast.nn.recipes import Recipe, attach, recipe_of
 from hrnet_fast.ops.bn_pieces import Pieces, pieces
 
@@ -108,10 +108,10 @@ class _Kept(NamedTuple):
 
     y: Tensor
     affine: Tensor
-    count: float
+    count: Count
 
 
-def _step(p: Pieces, x: Tensor, step: Step, known: tuple[Tensor, float] | None) -> _Kept:
+def _step(p: Pieces, x: Tensor, step: Step, known: tuple[Tensor, Count] | None) -> _Kept:
     y = convolve(x, step.weight, step.bias, step)
     affine, count = known or normalise(p, [y], [step.norm])[0]
     return _Kept(y, affine, count)
@@ -122,7 +122,7 @@ def _execute(
     p: Pieces,
     x: Tensor,
     keep: list[_Kept] | None,
-    known: Iterator[tuple[Tensor, float]] | None,
+    known: Iterator[tuple[Tensor, Count]] | None,
 ) -> Tensor:
     """Run the chain. `keep` gathers what backward needs; `known` gives normalisations that an earlier run found."""
     for unit in chain.units:
@@ -284,7 +284,7 @@ def _unit_backward(
 
 
 def _input_gradient(p: Pieces, g: Tensor, own: _Kept, sums: Tensor, step: Step, relu: bool) -> Tensor:
-    return p.backward_input(g, own.y, own.affine, reduce_sums(sums, step.norm.group), own.count, relu)
+    return input_gradient(p, g, own.y, own.affine, sums, own.count, step.norm, relu)
 
 
 def _step_backward(

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from hrnet_fast.implementations import within_network
 from hrnet_fast.nn.chain import PER_STEP, NoneOr, convolve, convolve_backward, norm_gradient
 from hrnet_fast.nn.fusion_plan import Fusion, Group, Term, bias_of, stacked_weight
-from hrnet_fast.nn.norms import count_batches, normalise, reduce_sums
+from hrnet_fast.nn.norms import Count, count_batches, input_gradient, normalise
 from hrnet_fast.nn.recipes import Recipe, recipe_of
 from hrnet_fast.ops.bn_pieces import Pieces, pieces
 from hrnet_fast.ops.fuse_sum import compute, gradients
@@ -27,7 +27,7 @@ class _Kept(NamedTuple):
 
     y: Tensor
     affine: Tensor
-    count: float
+    count: Count
 
 
 def run_fusion(fusion: Fusion, xs: Sequence[Tensor]) -> list[Tensor]:
@@ -208,7 +208,7 @@ class _Backward:
             ]
         g = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         sums, _ = self.p.backward_sums(g, None, own.y, own.affine, None, relu, False)
-        dy = self.p.backward_input(g, own.y, own.affine, reduce_sums(sums, group.step.norm.group), own.count, relu)
+        dy = input_gradient(self.p, g, own.y, own.affine, sums, own.count, group.step.norm, relu)
         parameters, want = (
             self.parameters[start:end],
             self.want[self.fusion.sources + start : self.fusion.sources + end],

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from hrnet_fast.implementations import within_network
 from hrnet_fast.nn.chain import PER_STEP, NoneOr, Step, convolve, convolve_backward, norm_gradient
-from hrnet_fast.nn.norms import count_batches, normalise, reduce_sums
+from hrnet_fast.nn.norms import Count, count_batches, input_gradient, normalise
 from hrnet_fast.nn.recipes import recipe_of
 from hrnet_fast.nn.units import autocast_dtype, call_fault, conv_fault, hooked, read_row, row_fault
 from hrnet_fast.ops.bn_pieces import Pieces, pieces
@@ -71,7 +71,7 @@ def run_mixing(layers: nn.Module, xs: Sequence[Tensor], align_corners: bool, imp
     return _execute(mixing, pieces(within_network("bn_act", impl), xs[0]), xs)[0]
 
 
-def _execute(mixing: Mixing, p: Pieces, xs: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, float]:
+def _execute(mixing: Mixing, p: Pieces, xs: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Count]:
     """Return the output, and what backward needs: the mixed maps, their normalisation and count."""
     y = _mixed(mixing, xs)
     (affine, count), *_ = normalise(p, [y], [mixing.mix.norm])
@@ -117,7 +117,7 @@ class _MixingFunction(torch.autograd.Function):
         del a
         assert da is not None
         sums, _ = p.backward_sums(da, None, y, affine, None, True, False)
-        dy = p.backward_input(da, y, affine, reduce_sums(sums, mixing.mix.norm.group), ctx.count, True)
+        dy = input_gradient(p, da, y, affine, sums, ctx.count, mixing.mix.norm, True)
         sizes = [s for x in xs for s in x.shape[-2:]]
         empty = [y.new_empty(0)] * len(xs)
         small = gradients(

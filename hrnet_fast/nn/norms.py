@@ -10,9 +10,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hrnet_fast.ops.bn_act_sync import joint_affine, joint_sums, values_per_channel
 from hrnet_fast.ops.bn_pieces import Pieces
-from hrnet_fast.reference.bn_act import Norm, affine, math_dtype, running_affine, update_running
+from hrnet_fast.reference.bn_act import Norm, math_dtype
 from hrnet_fast.reference.norm import FrozenBatchNorm2d
+
+# Values per channel behind some statistics: joint ones are counted on the device.
+Count = float | Tensor
 
 _FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, FrozenBatchNorm2d.forward)
 
@@ -73,20 +77,16 @@ def count_batches(calls: Sequence[NormCall]) -> None:
         torch._foreach_add_(counters, 1)
 
 
-def values_per_channel(y: Tensor) -> int:
-    return y.numel() // y.shape[1]
-
-
 def check_count(y: Tensor, calls: Sequence[NormCall]) -> None:
     """Raise what ``torch.nn.functional.batch_norm`` raises where a batch has no variance."""
-    if values_per_channel(y) <= 1 and any(c.batch and c.group is None for c in calls):
+    if values_per_channel(y) == 1 and any(c.batch and c.group is None for c in calls):
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {y.shape}")
 
 
-def normalise(pieces: Pieces, ys: Sequence[Tensor], calls: Sequence[NormCall]) -> list[tuple[Tensor, float]]:
+def normalise(pieces: Pieces, ys: Sequence[Tensor], calls: Sequence[NormCall]) -> list[tuple[Tensor, Count]]:
     """Return [4, C] (mean, invstd, scale, shift) of every map, and how many values per channel it stands for.
 
-    All layers are of one kind: :func:`alike`. The count is of all processes, and infinite for given statistics.
+    All layers are of one kind: :func:`alike`. The count is of all processes (then a tensor), and infinite for given statistics.
     Running statistics move.
 
     Args:
@@ -94,9 +94,11 @@ def normalise(pieces: Pieces, ys: Sequence[Tensor], calls: Sequence[NormCall]) -
         calls: layers in order along the channels of all maps.
     """
     if not calls[0].batch:
-        return [(a, float("inf")) for a in _given(ys, calls)]
+        shares = zip(ys, _shares(ys, calls), strict=True)
+        return [(pieces.running_affine(own, math_dtype(y.dtype)), float("inf")) for y, own in shares]
     if calls[0].group is not None:
-        return _joint(pieces, ys, calls, calls[0].group)
+        shares = zip(ys, _shares(ys, calls), strict=True)
+        return [joint_affine(pieces, y, own, calls[0].group) for y, own in shares]
     for y in ys:
         check_count(y, calls)
     affines = pieces.batch_affine(ys, [c.norm for c in calls])
@@ -118,37 +120,15 @@ def _shares(ys: Sequence[Tensor], calls: Sequence[NormCall]) -> list[list[Norm]]
     return shares
 
 
-def _given(ys: Sequence[Tensor], calls: Sequence[NormCall]) -> list[Tensor]:
-    return [running_affine(own, math_dtype(y.dtype)) for y, own in zip(ys, _shares(ys, calls), strict=True)]
+def input_gradient(
+    pieces: Pieces, grad: Tensor, y: Tensor, affine: Tensor, sums: Tensor, count: Count, call: NormCall, relu: bool
+) -> Tensor:
+    """Return ``backward_input`` with the sums of all processes where they share their statistics.
 
-
-def _joint(
-    pieces: Pieces, ys: Sequence[Tensor], calls: Sequence[NormCall], group: dist.ProcessGroup
-) -> list[tuple[Tensor, float]]:
-    """Statistics over the batches of all processes: gathered in one message, joined in float64."""
-    results = []
-    for y, own in zip(ys, _shares(ys, calls), strict=True):
-        count = values_per_channel(y)
-        moments = pieces.statistics(y).double() if count else y.new_zeros(2, y.shape[1], dtype=torch.float64)
-        packed = torch.cat([moments.flatten(), moments.new_tensor([float(count)])])
-        gathered = packed.new_empty(dist.get_world_size(group), packed.numel())
-        dist.all_gather(list(gathered.unbind()), packed, group=group)
-        counts, means, variances = gathered[:, -1:], *gathered[:, :-1].chunk(2, dim=1)
-        total = float(counts.sum())
-        if total <= 1:
-            raise ValueError(f"Expected more than 1 value per channel when training, got input size {y.shape}")
-        mean = (means * counts).sum(0) / total
-        variance = ((variances + (means - mean) ** 2) * counts).sum(0) / total
-        dtype = math_dtype(y.dtype)
-        results.append((affine(mean.to(dtype), variance.to(dtype), own), total))
-        update_running(own, mean.to(dtype), variance.to(dtype), int(total))
-    return results
-
-
-def reduce_sums(sums: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Return the sums of all processes; the given ones stay this process's, as parameters' gradients do."""
-    if group is None:
-        return sums
-    joint = sums.clone()
-    dist.all_reduce(joint, group=group)
-    return joint
+    The given sums stay this process's: they are the parameters' gradients.
+    """
+    if isinstance(count, Tensor):
+        return pieces.backward_input(
+            grad, y, affine, joint_sums(sums, y, count, call.group), float(values_per_channel(y)), relu
+        )
+    return pieces.backward_input(grad, y, affine, sums, count, relu)

@@ -7,7 +7,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hrnet_fast.reference.bn_act import Norm
+# Arithmetic on [C] tensors, needed between the collectives of several processes only.
+from hrnet_fast.reference.bn_act import Norm, affine, running_affine, update_running
+
+__all__ = [
+    "affine",
+    "backward_input",
+    "backward_sums",
+    "batch_affine",
+    "bn_act",
+    "running_affine",
+    "statistics",
+    "update_running",
+]
 
 _ABSENT = torch.empty(0)
 

@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Protocol, cast
 
+import torch
 from torch import Tensor
 
 from hrnet_fast.implementations import choose
@@ -25,6 +26,14 @@ class Pieces(Protocol):
     """What a module of pieces has."""
 
     def statistics(self, x: Tensor) -> Tensor: ...
+
+    def affine(self, mean: Tensor, variance: Tensor, norms: Sequence[Norm]) -> Tensor: ...
+
+    def running_affine(self, norms: Sequence[Norm], dtype: torch.dtype) -> Tensor: ...
+
+    def update_running(
+        self, norms: Sequence[Norm], mean: Tensor, variance: Tensor, count: int | float | Tensor
+    ) -> None: ...
 
     def batch_affine(self, xs: Sequence[Tensor], norms: Sequence[Norm]) -> list[Tensor]: ...
 

@@ -283,7 +283,7 @@ def test_triton_kernels_spill_nothing() -> None:
         env=environment, capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert "36 instances compiled, 0 spill" in done.stdout
+    assert "67 instances compiled, 0 spill" in done.stdout
 
 
 def test_affines_and_sizes_that_cannot_be() -> None:

@@ -1,0 +1,85 @@
+"""``bn_act`` against eager ``batch_norm``, addition and ReLU: the end of a residual unit of a W48's first branch.
+
+Takes what ``impl="auto"`` picks here, and says which: on a device that is Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+from torch.nn.functional import batch_norm, relu_
+
+from hrnet_fast.implementations import choose
+from hrnet_fast.measure import interleaved_seconds, relative_error
+from hrnet_fast.ops import bn_act
+
+CHANNELS = 48
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def running(dtype: torch.dtype) -> list[Tensor]:
+    return [value(CHANNELS, device=DEVICE, dtype=dtype) for value in (torch.zeros, torch.ones)]
+
+
+def eager(leaves: list[Tensor], buffers: list[Tensor]) -> Tensor:
+    """What a residual unit runs today: normalise, add, ReLU in place."""
+    x, weight, bias, *residual = leaves
+    y = batch_norm(x, buffers[0], buffers[1], weight, bias, training=True)
+    return relu_(y + residual[0] if residual else y)
+
+
+def fused(leaves: list[Tensor], buffers: list[Tensor]) -> Tensor:
+    x, weight, bias, *residual = leaves
+    return bn_act(x, weight, bias, *buffers, residual=residual[0] if residual else None)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("residual", [True, False], ids=["residual", "plain"])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["last", "contiguous"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def bench_bn_act(
+    benchmark: BenchmarkFixture, measuring: bool, dtype: torch.dtype, layout: torch.memory_format, residual: bool,
+    direction: str,
+) -> None:  # fmt: skip
+    torch.manual_seed(0)
+    batch, height, width = (32 if DEVICE == "cuda" else 2, 96, 72) if measuring else (2, 12, 9)
+    maps = [torch.randn(batch, CHANNELS, height, width, device=DEVICE).to(dtype) for _ in range(2 if residual else 1)]
+    maps = [m.contiguous(memory_format=layout) for m in maps]
+    vectors = [torch.rand(CHANNELS, device=DEVICE) + 0.5 for _ in range(2)]
+    leaves = [t.requires_grad_() for t in (maps[0], *vectors, *maps[1:])]
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    exact = eager(wide, running(torch.float64))
+    grad = torch.randn_like(maps[0])
+    exact_grads = torch.autograd.grad(exact, wide, grad.double())
+    calls: dict[str, Callable[[], object]] = {}
+    for name, compute in (("eager", eager), ("fused", fused)):
+        # Each its own: eager keeps them for backward, and would notice another's update.
+        buffers = running(torch.float32)
+        out = compute(leaves, buffers)
+        grads = torch.autograd.grad(out, leaves, grad, retain_graph=True)
+        # No time for a wrong result.
+        assert relative_error(out.detach(), exact.detach()) < (1e-5 if dtype == torch.float32 else 1e-2)
+        assert relative_error(grads, exact_grads) < (1e-3 if dtype == torch.float32 else 5e-2)
+        calls[name] = _forward(compute, leaves, buffers) if direction == "forward" else _backward(out, leaves, grad)
+    seconds = interleaved_seconds(calls, rounds=15 if measuring else 1, warmup=3 if measuring else 0)
+    benchmark.extra_info["impl"] = choose("bn_act", "auto", maps[0])
+    benchmark.extra_info.update({f"{name}_ms": round(value * 1e3, 3) for name, value in seconds.items()})
+    benchmark.extra_info["speed_up"] = round(seconds["eager"] / seconds["fused"], 2)
+    benchmark.pedantic(calls["fused"], rounds=7 if measuring else 1, warmup_rounds=1 if measuring else 0)
+    if measuring:
+        print(f"\n{direction} {dtype} {layout} residual={residual}: {benchmark.extra_info}")
+
+
+def _forward(
+    compute: Callable[[list[Tensor], list[Tensor]], Tensor], leaves: list[Tensor], buffers: list[Tensor]
+) -> Callable[[], object]:
+    # With gradients wanted: what training runs, with what it keeps.
+    return lambda: compute(leaves, buffers)
+
+
+def _backward(out: Tensor, leaves: list[Tensor], grad: Tensor) -> Callable[[], object]:
+    return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)

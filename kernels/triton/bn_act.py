@@ -1,0 +1,205 @@
+"""``bn_act`` in Triton: the pieces of ``hrnet_fast/reference/bn_act.py``, computed in float32.
+
+Reductions are split: every program leaves one partial per channel, and a second, small launch combines them in a fixed
+order. The number of programs depends on the shape alone, so that results repeat bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from hrnet_fast.kernels.triton.bn_act_kernels import (
+    bn_act_kernel,
+    bn_affine_kernel,
+    bn_backward_input_kernel,
+    bn_backward_sums_kernel,
+    bn_moments_kernel,
+    bn_statistics_kernel,
+)
+
+# Arithmetic on [C] tensors, only needed between the collectives of several processes: no kernel of its own.
+from hrnet_fast.reference.bn_act import Norm, affine, update_running
+
+__all__ = [
+    "affine",
+    "backward_input",
+    "backward_sums",
+    "batch_affine",
+    "bn_act",
+    "running_affine",
+    "statistics",
+    "update_running",
+]
+
+# Programs of a reduction, over all blocks of channels: several for each multiprocessor of today's largest devices.
+PROGRAMS = 1024
+# What the kernels that combine partials take at once: partials, and channels.
+COMBINE = {"BLOCK_R": 32, "BLOCK_C": 32}
+
+
+def tile(channels: int, pixels: int, channels_last: bool) -> dict[str, Any]:
+    """Layout, and pixels and channels of a program's tile: powers of two, 1024 together, wide where memory is."""
+    if channels_last:
+        block_c = min(64, max(16, triton.next_power_of_2(channels)))
+        return {"CHANNELS_LAST": True, "BLOCK_P": 1024 // block_c, "BLOCK_C": block_c}
+    block_p = min(256, max(16, triton.next_power_of_2(pixels)))
+    return {"CHANNELS_LAST": False, "BLOCK_P": block_p, "BLOCK_C": 1024 // block_p}
+
+
+class _View:
+    """How a map's memory is walked: its dense tensors, the kernels' size arguments and their grids."""
+
+    def __init__(self, x: Tensor) -> None:
+        batch, self.channels, height, width = x.shape
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        self.format = torch.channels_last if last and not x.is_contiguous() else torch.contiguous_format
+        # One pixel per image is the same memory in both layouts, and walked channels-last leaves no lane idle.
+        last = self.format is torch.channels_last or height * width == 1
+        images, self.pixels = (1, batch * height * width) if last else (batch, height * width)
+        self.blocks = tile(self.channels, self.pixels, last)
+        self.columns = triton.cdiv(self.channels, self.blocks["BLOCK_C"])
+        self.tiles = images * triton.cdiv(self.pixels, self.blocks["BLOCK_P"])
+        wanted = max(1, min(self.tiles, PROGRAMS // max(1, self.columns)))
+        self.per_program = max(1, triton.cdiv(self.tiles, wanted))
+        self.rows = max(1, triton.cdiv(self.tiles, self.per_program))
+        self.device = x.device
+
+    def dense(self, t: Tensor) -> Tensor:
+        return t.contiguous(memory_format=self.format)
+
+    def like(self, t: Tensor) -> Tensor:
+        return torch.empty(t.shape, dtype=t.dtype, device=t.device, memory_format=self.format)
+
+    def table(self, *shape: int) -> Tensor:
+        return torch.empty(*shape, self.channels, dtype=torch.float32, device=self.device)
+
+
+def _partial_moments(view: _View, x: Tensor) -> Tensor:
+    """Count, mean and sum of squared deviations of every program, [3, rows, C], and what the means are relative to."""
+    partials = view.table(3 * view.rows + 1)
+    bn_statistics_kernel[(view.rows, view.columns)](
+        view.dense(x), partials, view.channels, view.pixels, view.tiles, view.per_program, **view.blocks
+    )
+    return partials
+
+
+def statistics(x: Tensor) -> Tensor:
+    """Return mean and biased variance of [N, C, H, W] over all but C, as float32 [2, C]."""
+    view = _View(x)
+    if x.numel() == 0:
+        return view.table(2).fill_(torch.nan)
+    result = view.table(2)
+    bn_moments_kernel[(triton.cdiv(view.channels, COMBINE["BLOCK_C"]),)](
+        _partial_moments(view, x), result, view.rows, view.channels, **COMBINE
+    )
+    return result
+
+
+def batch_affine(xs: Sequence[Tensor], norms: Sequence[Norm]) -> list[Tensor]:
+    """Return mean, invstd, scale and shift [4, C] of each map's own statistics, and update the running ones.
+
+    ``norms`` stand in order along the channels of all maps. Two launches per map.
+    """
+    results = []
+    left = list(norms)
+    for x in xs:
+        own: list[Norm] = []
+        while sum(n.channels for n in own) < x.shape[1]:
+            own.append(left.pop(0))
+        view = _View(x)
+        count = view.pixels if view.blocks["CHANNELS_LAST"] else view.pixels * x.shape[0]
+        unbiased = count / (count - 1) if count > 1 else float("nan")
+        results.append(_affine_of(own, view.table(4), _partial_moments(view, x), view.rows, unbiased))
+    return results
+
+
+def running_affine(norms: Sequence[Norm], dtype: torch.dtype) -> Tensor:
+    """Return mean, invstd, scale and shift [4, C] of the running statistics, float32 whatever `dtype`."""
+    channels = sum(n.channels for n in norms)
+    first = norms[0].running_mean
+    assert first is not None
+    result = torch.empty(4, channels, dtype=torch.float32, device=first.device)
+    return _affine_of(norms, result, None, 0, 1.0)
+
+
+def _affine_of(norms: Sequence[Norm], result: Tensor, partials: Tensor | None, rows: int, unbiased: float) -> Tensor:
+    """Fill `result` from partial moments, or where there are none from the running statistics."""
+    sizes = [n.channels for n in norms]
+    copies: list[tuple[Tensor, Tensor]] = []
+
+    def given(tensors: list[Tensor | None], written: bool = False) -> tuple[int, tuple[Tensor, ...]]:
+        """Bits of those that there are, and all as dense pointers: `result` stands for an absent one."""
+        dense = tuple(result if t is None else t.contiguous() for t in tensors)
+        copies.extend((t, d) for t, d in zip(tensors, dense, strict=True) if written and t is not None and t is not d)
+        return sum(1 << i for i, t in enumerate(tensors) if t is not None), dense
+
+    batch = partials is not None
+    has_weight, weights = given([n.weight for n in norms])
+    has_bias, biases = given([n.bias for n in norms])
+    has_mean, means = given([n.running_mean for n in norms], written=batch)
+    has_variance, variances = given([n.running_var for n in norms], written=batch)
+    bn_affine_kernel[(triton.cdiv(max(sizes), COMBINE["BLOCK_C"]), len(sizes))](
+        result if partials is None else partials, result, rows, result.shape[1], unbiased,
+        tuple(sum(sizes[:i]) for i in range(len(sizes))), tuple(sizes), weights, biases, means, variances,
+        tuple(float(n.momentum) for n in norms), tuple(float(n.eps) for n in norms),
+        NORMS=len(sizes), WEIGHT=has_weight, BIAS=has_bias, MEAN=has_mean, VARIANCE=has_variance, BATCH=batch,
+        **COMBINE,
+    )  # fmt: skip
+    for target, source in copies:
+        target.copy_(source)
+    return result
+
+
+def bn_act(
+    x: Tensor, affine: Tensor, residual: Tensor | None, relu: bool, residual_affine: Tensor | None = None
+) -> Tensor:
+    """Return act(scale * x + shift + residual) in x's dtype and layout, rounded once; see the reference.
+
+    Not ``fuse_sum_kernel``: this one names its multiply-add, so that backward recomputes the very same sign.
+    """
+    view = _View(x)
+    out = view.like(x)
+    if x.numel():
+        x = view.dense(x)
+        bn_act_kernel[(view.tiles, view.columns)](
+            x, affine.contiguous(), x if residual is None else view.dense(residual),
+            affine if residual_affine is None else residual_affine.contiguous(), out, view.channels, view.pixels,
+            RESIDUAL=residual is not None, RESIDUAL_AFFINE=residual_affine is not None, RELU=relu, **view.blocks,
+        )  # fmt: skip
+    return out
+
+
+def backward_sums(
+    grad: Tensor, addend: Tensor | None, x: Tensor, affine: Tensor, out: Tensor | None, relu: bool, keep: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the sums [2, C] of g and of g * (x - mean) * invstd, and on request g; see the reference."""
+    view = _View(x)
+    kept = view.like(grad) if keep else None
+    partials = view.table(2, view.rows)
+    grad, x = view.dense(grad), view.dense(x)
+    # Without elements nothing is launched over: the one row is of zeros.
+    if x.numel() == 0:
+        return partials.zero_().sum(1), kept
+    bn_backward_sums_kernel[(view.rows, view.columns)](
+        grad, grad if addend is None else view.dense(addend), x, affine.contiguous(), grad if out is None else view.dense(out),
+        grad if kept is None else kept, partials, view.channels, view.pixels, view.tiles, view.per_program,
+        ADDEND=addend is not None, OUT=out is not None, RELU=relu, KEEP=keep, **view.blocks,
+    )  # fmt: skip
+    return partials.sum(1), kept
+
+
+def backward_input(grad: Tensor, x: Tensor, affine: Tensor, sums: Tensor, count: float, relu: bool) -> Tensor:
+    """Return the gradient of a normalisation's input, in x's dtype and layout; see the reference."""
+    view = _View(x)
+    grad_x = view.like(x)
+    if x.numel():
+        bn_backward_input_kernel[(view.tiles, view.columns)](
+            view.dense(grad), view.dense(x), affine.contiguous(), sums, grad_x, 1.0 / count, view.channels, view.pixels,
+            BATCH=count != float("inf"), RELU=relu, **view.blocks,
+        )  # fmt: skip
+    return grad_x
