@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
+from hrnet_fast.implementations import describe
 from hrnet_fast.ops import bn_act
 
 # The Triton kernels themselves run on a device; test_bn_act_triton.py has them interpreted.
 on_device = pytest.param("triton", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
-IMPLS = ["reference", on_device]
+# The C++ implementation is built by `make setup`; where no compiler works there is none to test.
+needs_cpu = pytest.param("cpu", marks=pytest.mark.skipif(not describe("cpu").usable, reason=describe("cpu").reason))
+IMPLS = ["reference", needs_cpu, on_device]
 SIZES = [(17, 25), (65, 97), (8, 6), (1, 1), (5, 1)]
 ROUNDING = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
 CHANNELS = 6
