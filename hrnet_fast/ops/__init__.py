@@ -1,5 +1,7 @@
 """The fused operators, usable alone. One file each: public function, checks, ``torch.library`` contract, autograd."""
 
 from hrnet_fast.ops.fuse_sum import fuse_sum
+from hrnet_fast.ops.strided_conv_chain import strided_conv_chain
+from hrnet_fast.ops.upsample_conv1x1_sum import upsample_conv1x1_sum
 
-__all__ = ["fuse_sum"]
+__all__ = ["fuse_sum", "strided_conv_chain", "upsample_conv1x1_sum"]
