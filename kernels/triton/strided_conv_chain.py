@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hrnet_fast.implementations import interpreting
 from hrnet_fast.kernels.triton.fuse_sum import _offsets, _own_tile
+from hrnet_fast.kernels.triton.upsample_conv1x1_sum import _strided, vectors, wide
 
 
 @triton.jit
@@ -23,7 +24,7 @@ def strided_conv_chain_kernel(
     out, xs, weight, bias, addend, in_channels, strides_n, strides_c, strides_h, strides_w, all_channels,
     height_in, width_in, channels, height, width, addend_n, addend_c, addend_h, addend_w, relu_begin, relu_end,
     INPUTS: tl.constexpr, BIAS: tl.constexpr, ADDEND: tl.constexpr, RELU: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    WIDEN: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,
+    WIDE: tl.constexpr, WIDEN: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     n, y, x, c, inside = _own_tile(channels, height, width, BLOCK_P, BLOCK_C)
     total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
@@ -40,8 +41,7 @@ def strided_conv_chain_kernel(
             i = step % blocks * BLOCK_I + tl.arange(0, BLOCK_I)
             rows, columns = 2 * y - 1 + tap // 3, 2 * x - 1 + tap % 3
             good = (rows >= 0) & (rows < height_in) & (columns >= 0) & (columns < width_in)
-            at = rows.to(tl.int64) * strides_h[k] + columns.to(tl.int64) * strides_w[k]
-            at = at[:, None] + (i.to(tl.int64) * strides_c[k])[None, :]
+            at = _strided(rows, columns, i, strides_c[k], strides_h[k], strides_w[k], WIDE)
             pixels = tl.load(image + at, mask=good[:, None] & (i < size)[None, :], other=0.0)
             at = filters[None, :] + (tap * all_channels + before + i)[:, None]
             taps = tl.load(weight + at, mask=(i < size)[:, None] & (c < channels)[None, :], other=0.0)
@@ -52,8 +52,7 @@ def strided_conv_chain_kernel(
     if BIAS:
         total += tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
     if ADDEND:
-        at = n.to(tl.int64) * addend_n + y.to(tl.int64) * addend_h + x.to(tl.int64) * addend_w
-        at = at[:, None] + (c.to(tl.int64) * addend_c)[None, :]
+        at = n.to(tl.int64) * addend_n + _strided(y, x, c, addend_c, addend_h, addend_w, WIDE)
         total += tl.load(addend + at, mask=inside, other=0.0).to(tl.float32)
     if RELU:
         chosen = (c >= relu_begin) & (c < relu_end)
@@ -62,10 +61,15 @@ def strided_conv_chain_kernel(
     tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
 
 
-def tile(channels: int, itemsize: int) -> tuple[int, int, int]:
-    """Pixels, output and input channels of a program's tile; tl.dot takes no fewer than 16 of each."""
+def tile(channels: int, itemsize: int, narrow: bool) -> tuple[int, int, int, int]:
+    """Pixels, output and input channels of a program's tile, and its warps; tl.dot takes no fewer than 16 of each.
+
+    Where every element is addressed by itself (not `narrow`), more threads share the addresses.
+    """
     block_c = min(64, max(16, triton.next_power_of_2(channels)))
-    return (64, block_c, 32) if itemsize == 2 else (32, min(32, block_c), 16)
+    if itemsize == 4:
+        return 32, min(32, block_c), 16, 4
+    return 64, block_c, 32, 4 if narrow else 8
 
 
 def forward(
@@ -85,7 +89,8 @@ def forward(
     out = torch.empty(shape, dtype=xs[0].dtype, device=xs[0].device, memory_format=layout)
     if out.numel() == 0:
         return out
-    block_p, block_c, block_i = tile(channels, out.element_size())
+    far = wide(xs if addend is None else [*xs, addend])
+    block_p, block_c, block_i, warps = tile(channels, out.element_size(), vectors(xs) and not far)
     grid = (batch * triton.cdiv(height * width, block_p), triton.cdiv(channels, block_c))
     strided_conv_chain_kernel[grid](
         out, tuple(xs), weight.permute(0, 2, 3, 1).contiguous(), out if bias is None else bias.contiguous(),
@@ -93,6 +98,7 @@ def forward(
         *(tuple(x.stride(d) for x in xs) for d in range(4)), all_channels, height_in, width_in,
         channels, height, width, *(out if addend is None else addend).stride(), *relu,
         INPUTS=len(xs), BIAS=bias is not None, ADDEND=addend is not None, RELU=relu[0] < relu[1],
-        CHANNELS_LAST=channels_last, WIDEN=interpreting(), BLOCK_P=block_p, BLOCK_C=block_c, BLOCK_I=block_i,
+        CHANNELS_LAST=channels_last, WIDE=far, WIDEN=interpreting(), BLOCK_P=block_p, BLOCK_C=block_c, BLOCK_I=block_i,
+        num_warps=warps,
     )  # fmt: skip
     return out

@@ -19,28 +19,39 @@ from hrnet_fast.kernels.triton.fuse_sum import _neighbours, _offsets, _own_tile,
 
 
 @triton.jit
-def _rows(term, y, x, i, mask, stride_c, stride_h, stride_w):
-    """Float32 values [P, I] of one image at rows and columns [P] and channels [I]."""
-    at = tl.cast(y, tl.int64) * stride_h + tl.cast(x, tl.int64) * stride_w
-    return tl.load(term + at[:, None] + (tl.cast(i, tl.int64) * stride_c)[None, :], mask=mask, other=0.0).to(tl.float32)
+def _strided(y, x, i, stride_c, stride_h, stride_w, WIDE: tl.constexpr):
+    """Element offsets [P, I] of rows and columns [P] and channels [I] within one image.
+
+    64-bit only where an image needs it: a tile of 64-bit offsets fills the registers.
+    """
+    if WIDE:
+        y, x, i = y.to(tl.int64), x.to(tl.int64), i.to(tl.int64)
+    return (y * stride_h + x * stride_w)[:, None] + (i * stride_c)[None, :]
+
+
+@triton.jit
+def _rows(term, y, x, i, mask, stride_c, stride_h, stride_w, WIDE: tl.constexpr):
+    """Float32 values [P, I] of one image."""
+    return tl.load(term + _strided(y, x, i, stride_c, stride_h, stride_w, WIDE), mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _resampled(
-    term, y, x, i, mask, h, w, height, width, stride_c, stride_h, stride_w, SAME: tl.constexpr, MODE: tl.constexpr
-):
+    term, y, x, i, mask, h, w, height, width, stride_c, stride_h, stride_w,
+    SAME: tl.constexpr, MODE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """The term's channels [I] at the result's pixels [P]. What does not depend on `i` leaves the caller's loop."""
     if SAME:
-        value = _rows(term, y, x, i, mask, stride_c, stride_h, stride_w)
+        value = _rows(term, y, x, i, mask, stride_c, stride_h, stride_w, WIDE)
     else:
         y0, y1, wy = _neighbours(MODE, _scale(MODE, h, height), y, h)
         x0, x1, wx = _neighbours(MODE, _scale(MODE, w, width), x, w)
-        value = _rows(term, y0, x0, i, mask, stride_c, stride_h, stride_w)
+        value = _rows(term, y0, x0, i, mask, stride_c, stride_h, stride_w, WIDE)
         if MODE != 0:
-            below = _rows(term, y1, x0, i, mask, stride_c, stride_h, stride_w)
+            below = _rows(term, y1, x0, i, mask, stride_c, stride_h, stride_w, WIDE)
             value = (1.0 - wy)[:, None] * value + wy[:, None] * below
-            right = _rows(term, y0, x1, i, mask, stride_c, stride_h, stride_w)
-            below = _rows(term, y1, x1, i, mask, stride_c, stride_h, stride_w)
+            right = _rows(term, y0, x1, i, mask, stride_c, stride_h, stride_w, WIDE)
+            below = _rows(term, y1, x1, i, mask, stride_c, stride_h, stride_w, WIDE)
             right = (1.0 - wy)[:, None] * right + wy[:, None] * below
             value = (1.0 - wx)[:, None] * value + wx[:, None] * right
     return value
@@ -51,7 +62,7 @@ def upsample_conv1x1_sum_kernel(
     out, xs, weights, bias, in_channels, heights, widths, strides_n, strides_c, strides_h, strides_w,
     channels, height, width,
     TERMS: tl.constexpr, WEIGHTED: tl.constexpr, SAME: tl.constexpr, MODE: tl.constexpr, BIAS: tl.constexpr,
-    RELU: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDEN: tl.constexpr,
+    RELU: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     n, y, x, c, inside = _own_tile(channels, height, width, BLOCK_P, BLOCK_C)
@@ -65,7 +76,7 @@ def upsample_conv1x1_sum_kernel(
                 i = begin + tl.arange(0, BLOCK_I)
                 rows = _resampled(
                     term, y, x, i, pixel[:, None] & (i < size)[None, :], heights[k], widths[k], height, width,
-                    strides_c[k], strides_h[k], strides_w[k], (SAME >> k) & 1, MODE,
+                    strides_c[k], strides_h[k], strides_w[k], (SAME >> k) & 1, MODE, WIDE,
                 )  # fmt: skip
                 at = tl.cast(c, tl.int64)[None, :] * size + i[:, None]
                 weight = tl.load(weights[k] + at, mask=(i < size)[:, None] & (c < channels)[None, :], other=0.0)
@@ -76,7 +87,7 @@ def upsample_conv1x1_sum_kernel(
         else:
             total += _resampled(
                 term, y, x, c, inside, heights[k], widths[k], height, width, strides_c[k], strides_h[k], strides_w[k],
-                (SAME >> k) & 1, MODE,
+                (SAME >> k) & 1, MODE, WIDE,
             )  # fmt: skip
     if BIAS:
         total += tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
@@ -86,10 +97,26 @@ def upsample_conv1x1_sum_kernel(
     tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
 
 
-def tile(channels: int, itemsize: int) -> tuple[int, int, int]:
-    """Pixels, output and input channels of a program's tile; tl.dot takes no fewer than 16 of each."""
+def wide(xs: Sequence[Tensor]) -> bool:
+    """Whether an image of any of `xs` reaches past what 32-bit offsets can address; a batch may do so without."""
+    return any(sum((x.shape[d] - 1) * x.stride(d) for d in (1, 2, 3)) >= 2**31 for x in xs)
+
+
+def vectors(xs: Sequence[Tensor]) -> bool:
+    """Whether Triton can tell that channels lie in aligned 16-byte runs, and so reads several with one load."""
+    runs = ((x.stride(1) == 1, x.shape[1], x.stride(2), x.stride(3), x.data_ptr()) for x in xs)
+    return all(unit and not any(n % 16 for n in steps) for unit, *steps in runs)
+
+
+def tile(channels: int, itemsize: int, narrow: bool) -> tuple[int, int, int, int]:
+    """Pixels, output and input channels of a program's tile, and its warps; tl.dot takes no fewer than 16 of each.
+
+    Where every element is addressed by itself (not `narrow`), four gathers of a larger tile leave the registers.
+    """
     block_c = min(64, max(16, triton.next_power_of_2(channels)))
-    return (64, block_c, 32) if itemsize == 2 else (32, min(32, block_c), 16)
+    if itemsize == 4:
+        return 32, min(32, block_c), 16, 4
+    return (64, block_c, 32, 4) if narrow else (64, block_c, 16, 8)
 
 
 def forward(
@@ -107,7 +134,8 @@ def forward(
     out = torch.empty((xs[0].shape[0], channels, *size), dtype=xs[0].dtype, device=xs[0].device, memory_format=layout)
     if out.numel() == 0:
         return out
-    block_p, block_c, block_i = tile(channels, out.element_size())
+    far = wide(xs)
+    block_p, block_c, block_i, warps = tile(channels, out.element_size(), vectors(xs) and not far)
     grid = (out.shape[0] * triton.cdiv(size[0] * size[1], block_p), triton.cdiv(channels, block_c))
     upsample_conv1x1_sum_kernel[grid](
         out, tuple(xs), tuple(w.contiguous() for w in weights), out if bias is None else bias.contiguous(),
@@ -115,7 +143,7 @@ def forward(
         channels, size[0], size[1],
         TERMS=len(xs), WEIGHTED=sum(1 << k for k, w in enumerate(weights) if w.numel()),
         SAME=sum(1 << k for k, x in enumerate(xs) if tuple(x.shape[-2:]) == tuple(size)), MODE=mode,
-        BIAS=bias is not None, RELU=relu, CHANNELS_LAST=channels_last, WIDEN=interpreting(),
-        BLOCK_P=block_p, BLOCK_C=block_c, BLOCK_I=block_i,
+        BIAS=bias is not None, RELU=relu, CHANNELS_LAST=channels_last, WIDE=far, WIDEN=interpreting(),
+        BLOCK_P=block_p, BLOCK_C=block_c, BLOCK_I=block_i, num_warps=warps,
     )  # fmt: skip
     return out
