@@ -42,11 +42,12 @@ def fuse_sum_instances() -> Iterator[Instance]:
         for last in (True, False):
             for mode in MODES:
                 yield from _fuse_sum(dtype, last, mode, 48, {}, {})
-    ones = dict.fromkeys((*(("heights", k) for k in range(4)), *(("widths", k) for k in range(4)), "height", "width"), 1)
+    ones = dict.fromkeys(
+        (*(("heights", k) for k in range(4)), *(("widths", k) for k in range(4)), "height", "width"), 1
+    )
     for last in (True, False):
         for mode in MODES:
-            yield from _fuse_sum("fp32", last, mode, 1, {**ones, "channels": 1},
-                                 {"channels": 1, "height": 1, "width": 1, "h": 1, "w": 1, "reach_y": 1, "reach_x": 1})  # fmt: skip
+            yield from _fuse_sum("fp32", last, mode, 1, ones, ones_backward)
 
 
 def _fuse_sum(
@@ -116,8 +117,9 @@ def _upsample(
         signature |= dict.fromkeys(("strides_n", "strides_h", "strides_w"), ("i64",) * terms)
     constants |= {("strides_c" if last else "strides_w", k): 1 for k in range(terms)} | (ones or {})
     label = ", ".join(filter(None, (dtype, _layout(last), mode[1], detail)))
-    return Instance(module.upsample_conv1x1_sum_kernel, label, signature, constants,
-                    _divisible(last, vectors, ("out", "xs", "weights", "bias"), ("channels",)), warps, dtype != "fp32")  # fmt: skip
+    divisible = _divisible(last, vectors, ("out", "xs", "weights", "bias"), ("channels",))
+    kernel = module.upsample_conv1x1_sum_kernel
+    return Instance(kernel, label, signature, constants, divisible, warps, dtype != "fp32")
 
 
 def _divisible(last: bool, vectors: bool, pointers: tuple[str, ...], channels: tuple[str, ...]) -> tuple[str, ...]:
@@ -164,9 +166,9 @@ def _strided(
         signature |= dict.fromkeys(("strides_n", "strides_h", "strides_w"), ("i64",) * 3)
     constants |= {("strides_c" if last else "strides_w", k): 1 for k in range(3)} | (ones or {})
     label = ", ".join(filter(None, (dtype, _layout(last), detail)))
-    return Instance(module.strided_conv_chain_kernel, label, signature, constants,
-                    _divisible(last, vectors, ("out", "xs", "weight", "bias", "addend"), ("channels", "all_channels")),
-                    warps, dtype != "fp32")  # fmt: skip
+    divisible = _divisible(last, vectors, ("out", "xs", "weight", "bias", "addend"), ("channels", "all_channels"))
+    kernel = module.strided_conv_chain_kernel
+    return Instance(kernel, label, signature, constants, divisible, warps, dtype != "fp32")
 
 
 INSTANCES: dict[str, Callable[[], Iterator[Instance]]] = {

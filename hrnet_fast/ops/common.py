@@ -16,8 +16,10 @@ def layout_of(x: Tensor) -> torch.memory_format:
 def settled(tensor: Tensor, layout: torch.memory_format, taken: Sequence[Tensor]) -> Tensor:
     """`tensor` as an operator may return it: laid out as its fake promises, sharing memory with none of `taken`."""
     result = tensor.contiguous(memory_format=layout)
-    shared = result.numel() and any(result.data_ptr() == t.data_ptr() for t in taken)
-    return result.clone() if shared else result
+    # By storages and not addresses: a part of a split may already be laid out as it should, or be empty.
+    storage = result.untyped_storage()._cdata
+    shared = any(storage == t.untyped_storage()._cdata for t in taken)
+    return result.clone(memory_format=layout) if shared else result
 
 
 def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -41,6 +43,11 @@ def convolution_gradients(
         assert not want_weight
         x = grad.new_empty(1).expand(*shape)
     pad = weight.shape[-1] // 2
+    if grad.dtype == torch.bfloat16 and grad.device.type == "cpu" and stride > 1 and shape[-1] == 1:
+        # oneDNN's bfloat16 weight gradient leaves the taps that no column reaches unwritten (torch 2.13).
+        wide = (grad.float(), x.float(), shape, weight.float(), stride, want_x, want_weight)
+        gradients = convolution_gradients(*wide)
+        return tuple(None if g is None else g.to(grad.dtype) for g in gradients)  # type: ignore[return-value]
     found = torch.ops.aten.convolution_backward(
         grad, x, weight, None, [stride, stride], [pad, pad], [1, 1], False, [0, 0], 1, [want_x, want_weight, False]
     )

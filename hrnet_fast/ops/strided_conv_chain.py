@@ -189,7 +189,7 @@ def _gradients(
         if want_weight and of_weight is not None:
             found[n] = of_weight.contiguous(memory_format=_weight_layout(weight))
         if want_x and of_joined is not None:
-            parts = of_joined.split(list(channels), dim=1)
+            parts = torch.split_with_sizes(of_joined, list(channels), dim=1)
             for k in (k for k in range(n) if wanted[k]):
                 found[k] = settled(parts[k], layout_of(grad), [grad, *found[:k]])
     if bias is not None and wanted[n + 1]:

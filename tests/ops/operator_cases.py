@@ -36,8 +36,10 @@ class Case(Protocol):
     def run(self, impl: str) -> Tensor: ...
     def oracle(self) -> Tensor:
         """Without activation, composed in another way than the reference."""
+
     def plain(self) -> Tensor:
         """The reference without activation."""
+
     def gate(self, out: Tensor) -> Tensor:
         """One where the activation of a result let its value pass, zero elsewhere, float64."""
 
@@ -70,7 +72,9 @@ def within_budget(case: Case, impl: str) -> None:
     for g, w, a, leaf in zip(given, wanted, allowed, case.leaves(), strict=True):
         assert g.dtype == leaf.dtype
         assert g.shape == leaf.shape
-        assert distance(g, w) <= 2 * distance(a, w) + floor
+        # On a CPU the library's own bfloat16 weight gradient holds garbage where maps are one column wide.
+        own = distance(a, w) if a.isfinite().all() else 0.0
+        assert distance(g, w) <= 2 * own + floor
 
 
 def copies(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:

@@ -40,9 +40,7 @@ class Case:
         return [t for t in (*self.xs, self.weight, self.bias, self.addend) if t is not None]
 
     def run(self, impl: str) -> Tensor:
-        return strided_conv_chain(
-            self.xs, self.weight, bias=self.bias, addend=self.addend, relu=self.relu, impl=impl
-        )
+        return strided_conv_chain(self.xs, self.weight, bias=self.bias, addend=self.addend, relu=self.relu, impl=impl)
 
     def plain(self) -> Tensor:
         return reference(self.xs, self.weight, self.bias, self.addend, (0, 0))
@@ -116,7 +114,7 @@ def test_gradcheck_and_opcheck(relu: tuple[int, int] | bool) -> None:
 
         def call(*leaves: Tensor) -> Tensor:
             *xs, weight, bias, addend = leaves
-            return strided_conv_chain(xs, weight, bias=bias, addend=addend, relu=relu, impl="reference")  # noqa: B023
+            return strided_conv_chain(xs, weight, bias=bias, addend=addend, relu=relu, impl="reference")
 
         assert torch.autograd.gradcheck(call, case.leaves(), fast_mode=True)
         begin, end = relu if isinstance(relu, tuple) else (0, OUT)

@@ -143,7 +143,18 @@ def test_gradcheck_and_opcheck(impl: str, mode: str, align: bool) -> None:
         shapes = [s for x in xs for s in x.shape[1:]]
         wanted = [1] * len(xs) + [int(m.numel() > 0) for m in matrices] + [1]
         detached = [[t.detach() for t in ts] for ts in (xs, matrices, [case.bias])]
-        given = (torch.randn_like(out), out, detached[0], detached[1], detached[2][0], shapes, mode, align, True, wanted)
+        given = (
+            torch.randn_like(out),
+            out,
+            detached[0],
+            detached[1],
+            detached[2][0],
+            shapes,
+            mode,
+            align,
+            True,
+            wanted,
+        )
         torch.library.opcheck(_gradients, (*given, impl), test_utils=("test_schema", "test_faketensor"))
 
 
