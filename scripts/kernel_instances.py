@@ -42,9 +42,9 @@ def fuse_sum_instances() -> Iterator[Instance]:
         for last in (True, False):
             for mode in MODES:
                 yield from _fuse_sum(dtype, last, mode, 48, {}, {})
-    ones = dict.fromkeys(
-        (*(("heights", k) for k in range(4)), *(("widths", k) for k in range(4)), "height", "width"), 1
-    )
+    ones: dict[Any, int] = {(name, k): 1 for name in ("heights", "widths") for k in range(4)}
+    ones |= dict.fromkeys(("channels", "height", "width"), 1)
+    ones_backward: dict[Any, int] = dict.fromkeys(("channels", "height", "width", "h", "w", "reach_y", "reach_x"), 1)
     for last in (True, False):
         for mode in MODES:
             yield from _fuse_sum("fp32", last, mode, 1, ones, ones_backward)
