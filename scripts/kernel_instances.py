@@ -41,18 +41,15 @@ def fuse_sum_instances() -> Iterator[Instance]:
     for dtype in ("fp32", "bf16"):
         for last in (True, False):
             for mode in MODES:
-                yield from _fuse_sum(dtype, last, mode, 48, {}, {})
+                yield from _fuse_sum(dtype, last, mode, 48, {})
     ones: dict[Any, int] = {(name, k): 1 for name in ("heights", "widths") for k in range(4)}
     ones |= dict.fromkeys(("channels", "height", "width"), 1)
-    ones_backward: dict[Any, int] = dict.fromkeys(("channels", "height", "width", "h", "w", "reach_y", "reach_x"), 1)
     for last in (True, False):
         for mode in MODES:
-            yield from _fuse_sum("fp32", last, mode, 1, ones, ones_backward)
+            yield from _fuse_sum("fp32", last, mode, 1, ones)
 
 
-def _fuse_sum(
-    dtype: str, last: bool, mode: tuple[int, str], channels: int, ones: dict[Any, int], ones_backward: dict[Any, int]
-) -> Iterator[Instance]:
+def _fuse_sum(dtype: str, last: bool, mode: tuple[int, str], channels: int, ones: dict[Any, int]) -> Iterator[Instance]:
     ints = dict.fromkeys(("channels", "height", "width"), "i32")
     block_p, block_c = fuse_sum.tile(channels, last)
     common = {"MODE": mode[0], "CHANNELS_LAST": last, "BLOCK_P": block_p, "BLOCK_C": block_c, "RELU": True}
@@ -71,7 +68,11 @@ def _fuse_sum(
             "grad_x": f"*{dtype}", "sums": "*fp32", "products": "*fp32", **ints,
             "h": "i32", "w": "i32", "reach_y": "i32", "reach_x": "i32",
         }  # fmt: skip
-        constants = {"SAME": same, "AFFINE": True, "WANT_X": True, "WANT_AFFINE": True, **common, **ones_backward}
+        constants = {"SAME": same, "AFFINE": True, "WANT_X": True, "WANT_AFFINE": True, **common}
+        if ones:
+            # An upsampled term of size 1 has a larger target.
+            constants |= dict.fromkeys(ints if same else ("channels",), 1) | {"h": 1, "w": 1}
+            constants |= {"reach_y": 1, "reach_x": 1} if same else {}
         detail = label + (", identity" if same else ", upsampled")
         yield Instance(fuse_sum.fuse_sum_backward_kernel, detail, signature, constants)
 

@@ -29,7 +29,9 @@ def strided_conv_chain_kernel(
     n, y, x, c, inside = _own_tile(channels, height, width, BLOCK_P, BLOCK_C)
     total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     # Weights lie as [C_out, 3, 3, C_in], so that a block of input channels is contiguous.
-    filters = tl.cast(c, tl.int64) * 9 * all_channels
+    filters = c * 9 * all_channels
+    if WIDE:
+        filters = c.to(tl.int64) * 9 * all_channels
     before = 0  # channels of the inputs that came earlier
     for k in tl.static_range(INPUTS):
         size = in_channels[k]
@@ -89,7 +91,7 @@ def forward(
     out = torch.empty(shape, dtype=xs[0].dtype, device=xs[0].device, memory_format=layout)
     if out.numel() == 0:
         return out
-    far = wide(xs if addend is None else [*xs, addend])
+    far = wide(xs if addend is None else [*xs, addend], weight.numel())
     block_p, block_c, block_i, warps = tile(channels, out.element_size(), vectors(xs) and not far)
     grid = (batch * triton.cdiv(height * width, block_p), triton.cdiv(channels, block_c))
     strided_conv_chain_kernel[grid](

@@ -78,7 +78,9 @@ def upsample_conv1x1_sum_kernel(
                     term, y, x, i, pixel[:, None] & (i < size)[None, :], heights[k], widths[k], height, width,
                     strides_c[k], strides_h[k], strides_w[k], (SAME >> k) & 1, MODE, WIDE,
                 )  # fmt: skip
-                at = tl.cast(c, tl.int64)[None, :] * size + i[:, None]
+                at = c[None, :] * size + i[:, None]
+                if WIDE:
+                    at = c.to(tl.int64)[None, :] * size + i[:, None]
                 weight = tl.load(weights[k] + at, mask=(i < size)[:, None] & (c < channels)[None, :], other=0.0)
                 rows = rows.to(weight.dtype)
                 if WIDEN:  # the interpreter multiplies no bfloat16
@@ -97,9 +99,9 @@ def upsample_conv1x1_sum_kernel(
     tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
 
 
-def wide(xs: Sequence[Tensor]) -> bool:
-    """Whether an image of any of `xs` reaches past what 32-bit offsets can address; a batch may do so without."""
-    return any(sum((x.shape[d] - 1) * x.stride(d) for d in (1, 2, 3)) >= 2**31 for x in xs)
+def wide(xs: Sequence[Tensor], weights: int) -> bool:
+    """Whether an image of any of `xs`, or that many `weights`, needs 64-bit offsets; a batch may be larger without."""
+    return weights >= 2**31 or any(sum((x.shape[d] - 1) * x.stride(d) for d in (1, 2, 3)) >= 2**31 for x in xs)
 
 
 def vectors(xs: Sequence[Tensor]) -> bool:
@@ -134,7 +136,7 @@ def forward(
     out = torch.empty((xs[0].shape[0], channels, *size), dtype=xs[0].dtype, device=xs[0].device, memory_format=layout)
     if out.numel() == 0:
         return out
-    far = wide(xs)
+    far = wide(xs, max(w.numel() for w in weights))
     block_p, block_c, block_i, warps = tile(channels, out.element_size(), vectors(xs) and not far)
     grid = (out.shape[0] * triton.cdiv(size[0] * size[1], block_p), triton.cdiv(channels, block_c))
     upsample_conv1x1_sum_kernel[grid](

@@ -6,17 +6,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from operator_cases import (
-    IMPLS,
-    ROUNDING,
-    compiled_ahead,
-    copies,
-    device_of,
-    distance,
-    interpreted,
-    widest,
-    within_budget,
-)
+from operator_cases import IMPLS, ROUNDING, compiled_ahead, copies, device_of, distance, interpreted, widest
+from operator_cases import within_budget as judge
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate
 
@@ -42,7 +33,9 @@ class Case:
     align: bool = False
 
     def to(self, dtype: torch.dtype) -> Case:
-        bias = None if self.bias is None else copies([self.bias], max(dtype, self.bias.dtype, key=_bits))[0]
+        bias = self.bias
+        if bias is not None:
+            bias = copies([bias], dtype if dtype.itemsize > bias.dtype.itemsize else bias.dtype)[0]
         return replace(self, xs=copies(self.xs, dtype), weights=copies(self.weights, dtype), bias=bias)
 
     def leaves(self) -> list[Tensor]:
@@ -68,10 +61,6 @@ class Case:
 
     def gate(self, out: Tensor) -> Tensor:
         return (out > 0).double()
-
-
-def _bits(dtype: torch.dtype) -> int:
-    return dtype.itemsize
 
 
 def make_case(
@@ -102,7 +91,7 @@ def test_parity(
 ) -> None:
     if impl == "triton" and dtype == torch.float64:
         pytest.skip("Triton's kernels compute in float32")
-    within_budget(make_case(size, dtype, mode, align, channels_last=channels_last, device=device_of(impl)), impl)
+    judge(make_case(size, dtype, mode, align, channels_last=channels_last, device=device_of(impl)), impl)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -142,19 +131,8 @@ def test_gradcheck_and_opcheck(impl: str, mode: str, align: bool) -> None:
         out = _forward(*arguments).detach()
         shapes = [s for x in xs for s in x.shape[1:]]
         wanted = [1] * len(xs) + [int(m.numel() > 0) for m in matrices] + [1]
-        detached = [[t.detach() for t in ts] for ts in (xs, matrices, [case.bias])]
-        given = (
-            torch.randn_like(out),
-            out,
-            detached[0],
-            detached[1],
-            detached[2][0],
-            shapes,
-            mode,
-            align,
-            True,
-            wanted,
-        )
+        detached = [[t.detach() for t in ts] for ts in (xs, matrices)]
+        given = (torch.randn_like(out), out, *detached, case.bias.detach(), shapes, mode, align, True, wanted)
         torch.library.opcheck(_gradients, (*given, impl), test_utils=("test_schema", "test_faketensor"))
 
 
@@ -285,7 +263,7 @@ for mode, size, dtype, last in (
     (bilinear, (4, 3), torch.float16, False), (aligned, (3, 4), torch.float32, True),
     (bilinear, (1, 3), torch.float32, True), (aligned, (1, 1), torch.bfloat16, True),
 ):
-    within_budget(make_case(size, dtype, *mode, channels_last=last, batch=1, terms=terms), "triton")
+    judge(make_case(size, dtype, *mode, channels_last=last, batch=1, terms=terms), "triton")
 test_channels_of_wide_networks("triton")
 test_nan_and_infinity_go_where_the_reference_sends_them("triton")
 test_empty_batch("triton", True)
@@ -307,8 +285,9 @@ def test_offsets_are_wide_only_where_one_image_needs_them() -> None:
     from hrnet_fast.kernels.triton.upsample_conv1x1_sum import vectors, wide
 
     batch = torch.empty(64, 48, 1024, 1024, device="meta")  # past 2^31 elements, by its images
-    assert not wide([batch])
-    assert wide([X, torch.empty(1, 2**11 + 1, 1024, 1024, device="meta")])
+    assert not wide([batch], 1)
+    assert wide([X], 2**31)
+    assert wide([X, torch.empty(1, 2**11 + 1, 1024, 1024, device="meta")], 1)
     assert vectors([torch.empty(2, 48, 5, 7).to(memory_format=torch.channels_last)])
     assert not vectors([torch.empty(2, 18, 5, 7).to(memory_format=torch.channels_last)])
     assert not vectors([torch.empty(2, 48, 5, 7)])
