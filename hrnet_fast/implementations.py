@@ -21,7 +21,11 @@ ENV_VAR = "HRNET_FAST_IMPL"
 NAMES = ("reference", "cpu", "triton", "cuda")
 
 # Operators that each implementation has. The reference has all.
-OPERATORS: dict[str, tuple[str, ...]] = {"cpu": ("fuse_sum", "bn_act"), "triton": ("fuse_sum", "bn_act"), "cuda": ()}
+OPERATORS: dict[str, tuple[str, ...]] = {
+    "cpu": ("fuse_sum", "bn_act"),
+    "triton": ("fuse_sum", "bn_act", "upsample_conv1x1_sum", "strided_conv_chain"),
+    "cuda": (),
+}
 # Implementations that execute whole networks; the others are so far operators to be called by themselves.
 NETWORKS = ("reference",)
 # What runs on a device, fastest first.

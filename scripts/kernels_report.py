@@ -1,7 +1,8 @@
-"""Compile every Triton kernel ahead of time for sm_80, sm_90 and sm_100 and tabulate registers, spills, shared memory.
+"""Compile every Triton kernel ahead of time for sm_80, sm_90 and sm_100 and tabulate what each needs.
 
 No GPU is needed: Triton ships the assembler and ``cuobjdump``. Writes ``kernels/REPORT.md`` (not with ``--check``, nor
-when ``--target`` leaves an architecture out) and exits with 1 if any kernel spills.
+when an option leaves a target or an operator out) and exits with 1 if any kernel spills, or lacks the tensor-core
+instructions that it should have.
 """
 
 from __future__ import annotations
@@ -11,92 +12,92 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import triton
-from kernel_instances_bn_act import bn_act_instances
+from kernel_instances import INSTANCES, Instance
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hrnet_fast.kernels.triton import fuse_sum
-
 TARGETS = (80, 90, 100)
 REPORT = Path(__file__).parents[1] / "kernels" / "REPORT.md"
+# PTX of Ampere, Hopper and Blackwell for products on tensor cores.
+TENSOR_CORES = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
 HEADER = """# Triton kernels, compiled ahead of time
 
 `make kernels-report` wrote this table with triton {version}. Stack and local memory are spills, in bytes per thread;
-both must be zero.
+both must be zero. Shared memory is a program's, in bytes. Where tensor cores multiply, their PTX instruction is named.
 
-| kernel | instance | target | registers | stack | local | shared |
-| --- | --- | --- | --- | --- | --- | --- |
+| kernel | instance | target | registers | stack | local | shared | tensor cores |
+| --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 
-def fuse_sum_instances() -> Iterator[tuple[Any, str, dict[str, Any], dict[str, Any]]]:
-    """Forward of a four-branch target, backward of its upsampled and of its identity term, as fusions call them."""
-    ints = dict.fromkeys(("channels", "height", "width"), "i32")
-    for dtype in ("fp32", "bf16"):
-        for last in (True, False):
-            block_p, block_c = fuse_sum.tile(48, last)
-            common = {"CHANNELS_LAST": last, "BLOCK_P": block_p, "BLOCK_C": block_c, "RELU": True}
-            for mode, name in ((0, "nearest"), (1, "bilinear"), (2, "bilinear, corners aligned")):
-                layout = "channels-last" if last else "contiguous"
-                label = f"{dtype}, {layout}, {name}"
-                lists = {"xs": (f"*{dtype}",) * 4, "scales": ("*fp32",) * 4, "shifts": ("*fp32",) * 4}
-                signature = {"out": f"*{dtype}", **lists, "heights": ("i32",) * 4, "widths": ("i32",) * 4, **ints}
-                constants = {"TERMS": 4, "AFFINE": 0b1110, "SAME": 0b0001, "MODE": mode, **common}
-                yield fuse_sum.fuse_sum_kernel, label, signature, constants
-                for same in (False, True):
-                    signature = {
-                        "grad": f"*{dtype}", "out": f"*{dtype}", "x_in": f"*{dtype}", "scale_in": "*fp32",
-                        "grad_x": f"*{dtype}", "sums": "*fp32", "products": "*fp32", **ints,
-                        "h": "i32", "w": "i32", "reach_y": "i32", "reach_x": "i32",
-                    }  # fmt: skip
-                    constants = {"SAME": same, "AFFINE": True, "WANT_X": True, "WANT_AFFINE": True, "MODE": mode}
-                    detail = label + (", identity" if same else ", upsampled")
-                    yield fuse_sum.fuse_sum_backward_kernel, detail, signature, {**constants, **common}
+def source(instance: Instance) -> ASTSource:
+    """Return what Triton compiles for an instance, with constants and divisibility at their places in tuples."""
+    names = instance.kernel.arg_names
+    signature, constants, attributes = dict(instance.signature), {}, {}
+    for key, value in instance.constants.items():
+        name, *index = (key,) if isinstance(key, str) else key
+        constants[(names.index(name), *index)] = value
+        if index:
+            types = list(signature[name])
+            types[index[0]] = "constexpr"
+            signature[name] = tuple(types)
+        else:
+            signature[name] = "constexpr"
+    for name in instance.divisible:
+        place = names.index(name)
+        many = isinstance(signature[name], tuple)
+        paths = [(place, j) for j in range(len(signature[name]))] if many else [(place,)]
+        attributes |= {path: [["tt.divisibility", 16]] for path in paths if path not in constants}
+    return ASTSource(instance.kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 
-def usage(kernel: Any, signature: dict[str, Any], constants: dict[str, Any], capability: int) -> dict[str, int]:
-    """Return registers, stack, local and shared memory of one compiled instance."""
-    full = {**signature, **dict.fromkeys(constants, "constexpr")}
-    source = ASTSource(kernel, signature=full, constexprs=constants)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4})
+def usage(instance: Instance, capability: int) -> dict[str, Any]:
+    """Return registers, stack, local and shared memory, and tensor-core instructions, of one compiled instance."""
+    options = {"num_warps": instance.warps}
+    compiled = triton.compile(source(instance), target=GPUTarget("cuda", capability, 32), options=options)
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
         text = subprocess.run([tool, "-res-usage", cubin.name], capture_output=True, text=True, check=True).stdout
-    found = dict(re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text))
-    return {k: int(v) for k, v in found.items()}
+    found: dict[str, Any] = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    # cuobjdump sees static shared memory alone; Triton asks for its own at the launch.
+    found["SHARED"] = compiled.metadata.shared
+    found["MMA"] = ", ".join(sorted(set(TENSOR_CORES.findall(compiled.asm["ptx"])))) or "-"
+    return found
 
 
 def main() -> int:
-    """Compile, tabulate, and report spills."""
+    """Compile, tabulate, and report faults."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--target", type=int, action="append", choices=TARGETS, help="only this architecture; writes nothing"
-    )
+    parser.add_argument("--target", type=int, action="append", choices=TARGETS, help="only this one; writes nothing")
+    parser.add_argument("--kernel", action="append", choices=INSTANCES, help="only this operator's; writes nothing")
     parser.add_argument("--check", action="store_true", help="write nothing")
     arguments = parser.parse_args()
     targets = [t for t in TARGETS if t in (arguments.target or TARGETS)]
-    lines, spills = [], []
-    for kernel, label, signature, constants in (*fuse_sum_instances(), *bn_act_instances()):
-        for capability in targets:
-            used = usage(kernel, signature, constants, capability)
-            row = (kernel.__name__, label, f"sm_{capability}", *(used[k] for k in ("REG", "STACK", "LOCAL", "SHARED")))
-            lines.append("| " + " | ".join(map(str, row)) + " |")
-            if used["STACK"] or used["LOCAL"]:
-                spills.append(lines[-1])
-    if len(targets) < len(TARGETS):
+    lines, spills, missing = [], [], []
+    for operator in arguments.kernel or INSTANCES:
+        for instance in INSTANCES[operator]():
+            for capability in targets:
+                used = usage(instance, capability)
+                figures = (used[k] for k in ("REG", "STACK", "LOCAL", "SHARED", "MMA"))
+                row = (instance.kernel.__name__, instance.label, f"sm_{capability}", *figures)
+                lines.append("| " + " | ".join(map(str, row)) + " |")
+                if used["STACK"] or used["LOCAL"]:
+                    spills.append(lines[-1])
+                if instance.tensor_cores and used["MMA"] == "-":
+                    missing.append(lines[-1])
+    if len(targets) < len(TARGETS) or arguments.kernel:
         print(f"{REPORT.name} not written: only {', '.join(f'sm_{t}' for t in targets)} compiled")
     elif not arguments.check:
         REPORT.write_text(HEADER.format(version=triton.__version__) + "\n".join(lines) + "\n", encoding="utf-8")
-    print(f"{len(lines)} instances compiled, {len(spills)} spill")
-    print("\n".join(spills))
-    return 1 if spills else 0
+    print(f"{len(lines)} instances compiled, {len(spills)} spill, {len(missing)} lack tensor cores")
+    print("\n".join(spills + missing))
+    return 1 if spills or missing else 0
 
 
 if __name__ == "__main__":

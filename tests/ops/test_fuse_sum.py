@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from operator_cases import compiled_ahead
 from torch import Tensor
 
 from hrnet_fast import ImplementationError, InputError
@@ -275,15 +276,7 @@ def test_triton_under_its_interpreter() -> None:
 
 def test_triton_kernels_spill_nothing() -> None:
     """Compiled ahead of time for one target here; `make kernels-report` does all three."""
-    pytest.importorskip("triton", reason="the package triton is not installed")
-    script = Path(__file__).parents[2] / "scripts" / "kernels_report.py"
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, str(script), "--check", "--target", "90"],
-        env=environment, capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert "67 instances compiled, 0 spill" in done.stdout
+    compiled_ahead("fuse_sum", 36)
 
 
 def test_affines_and_sizes_that_cannot_be() -> None:

@@ -1,0 +1,254 @@
+"""``strided_conv_chain``: one level of a fusion's stride-2 chains, with normalisations folded.
+
+All 3x3 stride-2 convolutions that leave one resolution are one convolution with stacked outputs; those that are summed
+at the next one have stacked inputs (paper, section 3.2). ReLU follows where a chain continues, not where it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hrnet_fast.errors import InputError
+from hrnet_fast.implementations import choose
+from hrnet_fast.ops.common import autocast, convolution_gradients, layout_of, settled
+from hrnet_fast.ops.fuse_sum import DTYPES
+
+NAME = "strided_conv_chain"
+MAX_INPUTS = 8
+
+
+def strided_conv_chain(
+    xs: Sequence[Tensor],
+    weight: Tensor,
+    *,
+    bias: Tensor | None = None,
+    addend: Tensor | None = None,
+    relu: tuple[int, int] | bool | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Return conv3x3(cat(xs), weight, stride 2, padding 1) + bias + addend, some of its channels through a ReLU.
+
+    Args:
+        xs: one to eight inputs [N, C_i, H, W] of one floating dtype and device; channels-last, contiguous or any
+            strides. The Triton implementation never writes their concatenation.
+        weight: [C_out, sum of C_i, 3, 3] in the inputs' dtype.
+        bias: [C_out], or None.
+        addend: [N, C_out, H', W'] in the inputs' dtype with H' = (H + 1) // 2, W' = (W + 1) // 2; or None.
+        relu: True for a ReLU on all output channels, (begin, end) for those in that range, None or False for none.
+        impl: ``"auto"``, ``"reference"`` (the library's convolution) or ``"triton"`` (no float64).
+
+    Returns:
+        [N, C_out, H', W'] in the inputs' dtype, laid out as the input with the most channels. Differentiable once in
+        every tensor; keeps the inputs, and the result where a part of it was activated. Under autocast, in its dtype.
+
+    Raises:
+        InputError: inputs, a weight, a bias, an addend or a range that do not fit.
+        ImplementationError: a named implementation that cannot run here.
+    """
+    inputs = list(xs)
+    if not 1 <= len(inputs) <= MAX_INPUTS:
+        raise InputError(f"{NAME}: {len(inputs)} inputs given; 1 to {MAX_INPUTS} are accepted.")
+    cast = autocast(*inputs, weight, bias, addend)
+    inputs = [t for t in cast[: len(inputs)] if t is not None]
+    weight, bias, addend = cast[-3], cast[-2], cast[-1]  # type: ignore[assignment]
+    _check_inputs(inputs, weight)
+    _check_epilogue(inputs[0], weight, bias, addend)
+    begin, end = _range(relu, weight.shape[0])
+    result: Tensor = _forward(inputs, weight, bias, addend, begin, end, impl)
+    return result
+
+
+def _check_inputs(xs: list[Tensor], weight: Tensor) -> None:
+    first = xs[0]
+    for k, x in enumerate(xs):
+        if x.dim() != 4 or (x.shape[0], *x.shape[2:]) != (first.shape[0], *first.shape[2:]) or 0 in x.shape[1:]:
+            raise InputError(
+                f"{NAME}: input {k} has shape {tuple(x.shape)}; all are [N, C, H, W], not empty but for N, with the N, "
+                f"H and W of the first, {tuple(first.shape)}."
+            )
+        if x.dtype != first.dtype or x.device != first.device:
+            raise InputError(
+                f"{NAME}: input {k} is {x.dtype} on {x.device}; all must be {first.dtype} on {first.device}, as the "
+                "first is."
+            )
+    if first.dtype not in DTYPES:
+        raise InputError(f"{NAME}: {first.dtype} given; float64, float32, bfloat16 and float16 are accepted.")
+    channels = sum(x.shape[1] for x in xs)
+    if weight.dim() != 4 or weight.shape[0] < 1 or tuple(weight.shape[1:]) != (channels, 3, 3):
+        raise InputError(
+            f"{NAME}: weight has shape {tuple(weight.shape)}; for inputs of {channels} channels together it must be "
+            f"[C_out, {channels}, 3, 3]."
+        )
+    if weight.dtype != first.dtype or weight.device != first.device:
+        raise InputError(
+            f"{NAME}: weight is {weight.dtype} on {weight.device}; it must be {first.dtype} on {first.device}, as the "
+            "inputs are."
+        )
+
+
+def _check_epilogue(first: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None) -> None:
+    channels = weight.shape[0]
+    if bias is not None and (
+        tuple(bias.shape) != (channels,) or bias.device != first.device or not bias.is_floating_point()
+    ):
+        raise InputError(
+            f"{NAME}: bias is {bias.dtype} {list(bias.shape)} on {bias.device}; it must be floating [{channels}] on "
+            f"{first.device}."
+        )
+    shape = _shape(first, weight)
+    if addend is not None and (
+        tuple(addend.shape) != shape or addend.dtype != first.dtype or addend.device != first.device
+    ):
+        raise InputError(
+            f"{NAME}: addend is {addend.dtype} {list(addend.shape)} on {addend.device}; it must be {first.dtype} "
+            f"{list(shape)} on {first.device}."
+        )
+
+
+def _range(relu: tuple[int, int] | bool | None, channels: int) -> tuple[int, int]:
+    """First activated channel and the one behind the last; equal where there are none."""
+    if relu is None or isinstance(relu, bool):
+        return 0, channels if relu else 0
+    pair = tuple(relu) if isinstance(relu, Sequence) else ()
+    if len(pair) != 2 or any(not isinstance(r, int) or isinstance(r, bool) for r in pair):
+        raise InputError(f"{NAME}: relu {relu!r}; give True, None or (begin, end), two integers.")
+    if not 0 <= pair[0] <= pair[1] <= channels:
+        raise InputError(f"{NAME}: relu {relu!r} is no range of the {channels} output channels.")
+    return pair[0], pair[1]
+
+
+def _shape(x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
+    return x.shape[0], weight.shape[0], (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2
+
+
+def _layout(xs: Sequence[Tensor]) -> torch.memory_format:
+    """The layout of the input with the most channels: the one that a concatenation would cost most to copy."""
+    return layout_of(max(xs, key=lambda x: x.shape[1]))
+
+
+def _weight_layout(weight: Tensor) -> torch.memory_format:
+    channels_last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+@torch.library.custom_op(f"hrnet_fast::{NAME}", mutates_args=())
+def _forward(
+    xs: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    addend: Tensor | None,
+    relu_begin: int,
+    relu_end: int,
+    impl: str,
+) -> Tensor:
+    # Chosen here and not by the caller, so that a compiled graph need not trace how.
+    layout = _layout(xs)
+    if choose(NAME, impl, xs[0]) == "triton":
+        from hrnet_fast.kernels.triton.strided_conv_chain import forward
+
+        return forward(xs, weight, bias, addend, (relu_begin, relu_end), layout is torch.channels_last)
+    from hrnet_fast.reference.strided_conv_chain import strided_conv_chain as reference
+
+    return settled(reference(xs, weight, bias, addend, (relu_begin, relu_end)), layout, xs)
+
+
+@_forward.register_fake
+def _forward_fake(xs, weight, bias, addend, relu_begin, relu_end, impl):  # type: ignore[no-untyped-def]
+    return torch.empty(_shape(xs[0], weight), dtype=xs[0].dtype, device=xs[0].device, memory_format=_layout(xs))
+
+
+@torch.library.custom_op(f"hrnet_fast::{NAME}_backward", mutates_args=())
+def _gradients(
+    grad: Tensor,
+    out: Tensor,
+    xs: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    shapes: Sequence[int],
+    relu_begin: int,
+    relu_end: int,
+    wanted: Sequence[int],
+) -> list[Tensor]:
+    """Gradients of all xs, then weight, bias and addend; an unwanted one is empty.
+
+    ``out`` is empty without an activation; xs are where the weight needs no gradient, [C_i..., H, W] being ``shapes``.
+    The library's convolution computes them, whatever computed the forward pass.
+    """
+    n = len(xs)
+    *channels, height, width = shapes
+    found = [grad.new_empty(0) for _ in range(n + 3)]
+    masked = _masked(grad, out, relu_begin, relu_end)
+    want_x, want_weight = any(wanted[:n]), bool(wanted[n])
+    if want_x or want_weight:
+        joined = (xs[0] if n == 1 else torch.cat(list(xs), dim=1)) if want_weight else None
+        shape = (grad.shape[0], sum(channels), height, width)
+        of_joined, of_weight = convolution_gradients(masked, joined, shape, weight, 2, want_x, want_weight)
+        if want_weight and of_weight is not None:
+            found[n] = of_weight.contiguous(memory_format=_weight_layout(weight))
+        if want_x and of_joined is not None:
+            parts = torch.split_with_sizes(of_joined, list(channels), dim=1)
+            for k in (k for k in range(n) if wanted[k]):
+                found[k] = settled(parts[k], layout_of(grad), [grad, *found[:k]])
+    if bias is not None and wanted[n + 1]:
+        wide = torch.float64 if bias.dtype == torch.float64 else torch.float32
+        found[n + 1] = masked.sum((0, 2, 3), dtype=wide).to(bias.dtype)
+    if wanted[n + 2]:
+        found[n + 2] = settled(masked, layout_of(grad), [grad, *found[:n]])
+    return found
+
+
+def _masked(grad: Tensor, out: Tensor, begin: int, end: int) -> Tensor:
+    """The gradient, zero where the activation was."""
+    if begin == end:
+        return grad
+    if begin == 0 and end == grad.shape[1]:
+        whole: Tensor = torch.ops.aten.threshold_backward(grad, out, 0)
+        return whole
+    masked = grad.contiguous(memory_format=layout_of(grad)).clone()
+    masked[:, begin:end] = torch.ops.aten.threshold_backward(grad[:, begin:end], out[:, begin:end], 0)
+    return masked
+
+
+@_gradients.register_fake
+def _gradients_fake(grad, out, xs, weight, bias, shapes, relu_begin, relu_end, wanted):  # type: ignore[no-untyped-def]
+    n = len(xs)
+    *channels, height, width = shapes
+    found = [grad.new_empty(0) for _ in range(n + 3)]
+    like = {"dtype": grad.dtype, "device": grad.device}
+    for k in range(n):
+        if wanted[k]:
+            shape = (grad.shape[0], channels[k], height, width)
+            found[k] = torch.empty(shape, memory_format=layout_of(grad), **like)
+    if wanted[n]:
+        found[n] = torch.empty(weight.shape, memory_format=_weight_layout(weight), **like)
+    if wanted[n + 1]:
+        found[n + 1] = torch.empty_like(bias)
+    if wanted[n + 2]:
+        found[n + 2] = torch.empty(grad.shape, memory_format=layout_of(grad), **like)
+    return found
+
+
+def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    xs, weight, bias, addend, ctx.begin, ctx.end, _ = inputs
+    ctx.inputs = len(xs)
+    ctx.shapes = [x.shape[1] for x in xs] + list(xs[0].shape[2:])
+    ctx.wanted = [int(t is not None and t.requires_grad) for t in (*xs, weight, bias, addend)]
+    absent = output.new_empty(0)
+    kept = list(xs) if weight.requires_grad else [absent] * len(xs)
+    ctx.save_for_backward(output if ctx.begin < ctx.end else absent, *kept, weight, bias)
+
+
+def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+    out, *rest = ctx.saved_tensors
+    n = ctx.inputs
+    found = torch.ops.hrnet_fast.strided_conv_chain_backward(
+        grad, out, rest[:n], rest[n], rest[n + 1], ctx.shapes, ctx.begin, ctx.end, ctx.wanted
+    )
+    given = [g if w else None for g, w in zip(found, ctx.wanted, strict=True)]
+    return given[:n], *given[n:], None, None, None
+
+
+_forward.register_autograd(_backward, setup_context=_setup_context)
