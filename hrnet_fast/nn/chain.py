@@ -178,10 +178,11 @@ class _ChainFunction(torch.autograd.Function):
             begin = end - len(unit.all_steps())
             out = activations.pop()
             assert dx is not None
+            own = slice(PER_STEP * begin, PER_STEP * end)
+            want_x = k > 0 or ctx.needs_input_grad[2]
             dx, addend, grads = _unit_backward(
-                ctx.pieces, unit, kept[begin:end], activations[-1], out, dx, addend,
-                parameters[PER_STEP * begin : PER_STEP * end], want[PER_STEP * begin : PER_STEP * end], k > 0 or ctx.needs_input_grad[2],
-            )  # fmt: skip
+                ctx.pieces, unit, kept[begin:end], activations[-1], out, dx, addend, parameters[own], want[own], want_x
+            )
             del kept[begin:end], out
             found = grads + found
             end = begin

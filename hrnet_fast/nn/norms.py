@@ -86,8 +86,8 @@ def check_count(y: Tensor, calls: Sequence[NormCall]) -> None:
 def normalise(pieces: Pieces, ys: Sequence[Tensor], calls: Sequence[NormCall]) -> list[tuple[Tensor, Count]]:
     """Return [4, C] (mean, invstd, scale, shift) of every map, and how many values per channel it stands for.
 
-    All layers are of one kind: :func:`alike`. The count is of all processes (then a tensor), and infinite for given statistics.
-    Running statistics move.
+    All layers are of one kind: :func:`alike`. The count is of all processes (then a tensor), and infinite for given
+    statistics. Running statistics move.
 
     Args:
         ys: maps [N, C_k, H, W].
