@@ -18,11 +18,12 @@ namespace hrnet_fast {
 
 enum class Resample : int { kNearest = 0, kBilinear = 1, kBilinearAligned = 2 };
 
-// Two neighbours along one axis and the weight of the second; the first weighs 1 - weight.
-template <typename T>
+// Two neighbours along one axis and the weight of the second; the first weighs 1 - weight. Index is int32_t on devices,
+// where 64-bit arithmetic costs several instructions.
+template <typename T, typename Index = int64_t>
 struct Neighbours {
-  int64_t first;
-  int64_t second;
+  Index first;
+  Index second;
   T weight;
 };
 
@@ -35,29 +36,29 @@ HF_INLINE T axis_scale(Resample mode, int64_t in, int64_t out) {
 }
 
 // The inputs that output element `dst` mixes along one axis of `in` elements.
-template <typename T>
-HF_INLINE Neighbours<T> neighbours(Resample mode, T scale, int64_t dst, int64_t in) {
+template <typename T, typename Index>
+HF_INLINE Neighbours<T, Index> neighbours(Resample mode, T scale, Index dst, Index in) {
   if (mode == Resample::kNearest) {
     // PyTorch computes scale and index in float for every dtype.
-    int64_t index = static_cast<int64_t>(static_cast<float>(dst) * static_cast<float>(scale));
+    Index index = static_cast<Index>(static_cast<float>(dst) * static_cast<float>(scale));
     index = index < in - 1 ? index : in - 1;
     return {index, index, T(0)};
   }
   T position = mode == Resample::kBilinearAligned ? static_cast<T>(dst) * scale
                                                   : (static_cast<T>(dst) + T(0.5)) * scale - T(0.5);
   position = position > T(0) ? position : T(0);
-  int64_t first = static_cast<int64_t>(position);
+  Index first = static_cast<Index>(position);
   first = first < in - 1 ? first : in - 1;
   T weight = position - static_cast<T>(first);
   weight = weight < T(1) ? weight : T(1);
-  const int64_t second = first + (first < in - 1 ? 1 : 0);
+  const Index second = first + (first < in - 1 ? 1 : 0);
   return {first, second, weight};
 }
 
 // How much of output `dst` came from input `src`: the adjoint's weight, by the very arithmetic of the forward.
-template <typename T>
-HF_INLINE T weight_of(Resample mode, T scale, int64_t dst, int64_t src, int64_t in) {
-  const Neighbours<T> n = neighbours<T>(mode, scale, dst, in);
+template <typename T, typename Index>
+HF_INLINE T weight_of(Resample mode, T scale, Index dst, Index src, Index in) {
+  const Neighbours<T, Index> n = neighbours<T, Index>(mode, scale, dst, in);
   T weight = T(0);
   if (n.first == src) weight += T(1) - n.weight;
   if (n.second == src) weight += n.weight;
