@@ -42,7 +42,7 @@ struct Spread {
 template <typename T>
 struct FuseSumBackwardPlan {
   FuseSumBackwardArguments<T> a;
-  math_t<T> scale_y, scale_x;
+  math_t<T> scale_y, scale_x, inverse_y, inverse_x;
   bool same_size;
   uint32_t items;  // packs of one image, of one channel or group of channels
   int groups, lanes, split, repeats, all_groups;
@@ -53,12 +53,11 @@ struct FuseSumBackwardPlan {
 
 // The outputs [begin, end) that have a weight for element `src` of one axis.
 template <typename M, Resample kMode>
-HF_DEVICE void outputs_of(M scale, int src, int in, int out, int& begin, int& end) {
-  const Range range = reached_by<M>(kMode, scale, src, in, out);
-  begin = static_cast<int>(range.begin);
-  end = static_cast<int>(range.end);
-  while (begin < end && weight_of<M, int>(kMode, scale, begin, src, in) == M(0)) ++begin;
-  while (begin < end && weight_of<M, int>(kMode, scale, end - 1, src, in) == M(0)) --end;
+HF_DEVICE Range<int> outputs_of(M scale, M inverse, int src, int in, int out) {
+  Range<int> range = reached_by<M, int>(kMode, inverse, src, in, out);
+  while (range.begin < range.end && weight_of<M, int>(kMode, scale, range.begin, src, in) == M(0)) ++range.begin;
+  while (range.begin < range.end && weight_of<M, int>(kMode, scale, range.end - 1, src, in) == M(0)) --range.end;
+  return range;
 }
 
 // The gradient of one pack of the result, zero where the activation was.
@@ -80,12 +79,11 @@ HF_DEVICE void gathered(const FuseSumBackwardPlan<T>& plan, uint32_t n, uint32_t
                         math_t<T> (&total)[kWidth]) {
   using M = math_t<T>;
   const auto& a = plan.a;
-  int top, bottom, left, right;
-  outputs_of<M, kMode>(plan.scale_y, y, a.height, a.out_height, top, bottom);
-  outputs_of<M, kMode>(plan.scale_x, x, a.width, a.out_width, left, right);
-  for (int i = top + share; i < bottom; i += plan.split) {
+  const auto rows = outputs_of<M, kMode>(plan.scale_y, plan.inverse_y, y, a.height, a.out_height);
+  const auto columns = outputs_of<M, kMode>(plan.scale_x, plan.inverse_x, x, a.width, a.out_width);
+  for (int i = rows.begin + share; i < rows.end; i += plan.split) {
     const M down = weight_of<M, int>(kMode, plan.scale_y, i, y, a.height);
-    for (int k = left; k < right; ++k) {
+    for (int k = columns.begin; k < columns.end; ++k) {
       const M weight = down * weight_of<M, int>(kMode, plan.scale_x, k, x, a.width);
       if (weight == M(0)) continue;  // an infinite gradient there must not become NaN here
       M g[kWidth];

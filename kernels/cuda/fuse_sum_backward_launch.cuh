@@ -69,6 +69,8 @@ cudaError_t fuse_sum_backward_launch(const FuseSumBackwardArguments<T>& a, cudaS
   plan.a = a;
   plan.scale_y = axis_scale<M>(a.mode, a.height, a.out_height);
   plan.scale_x = axis_scale<M>(a.mode, a.width, a.out_width);
+  plan.inverse_y = inverse_scale(plan.scale_y);
+  plan.inverse_x = inverse_scale(plan.scale_x);
   plan.same_size = a.height == a.out_height && a.width == a.out_width;
   const int64_t pixels = static_cast<int64_t>(a.height) * a.width;
   const int64_t out_pixels = static_cast<int64_t>(a.out_height) * a.out_width;

@@ -67,19 +67,26 @@ HF_INLINE T weight_of(Resample mode, T scale, Index dst, Index src, Index in) {
 
 // A range of outputs [begin, end) outside of which none came from input `src`. It may be wider than needed: callers
 // multiply by weight_of, which is zero there. Rounding of the inverse is covered by one element on either side.
+template <typename Index = int64_t>
 struct Range {
-  int64_t begin;
-  int64_t end;
+  Index begin;
+  Index end;
 };
 
+// The reciprocal of axis_scale; 0 where there is none: everything may come from anywhere.
 template <typename T>
-HF_INLINE Range reached_by(Resample mode, T scale, int64_t src, int64_t in, int64_t out) {
-  if (scale <= T(0)) return {0, out};  // a single output or input: everything may come from anywhere
+HF_INLINE T inverse_scale(T scale) {
+  return scale > T(0) ? T(1) / scale : T(0);
+}
+
+template <typename T, typename Index>
+HF_INLINE Range<Index> reached_by(Resample mode, T inverse, Index src, Index in, Index out) {
+  if (inverse <= T(0)) return {0, out};  // a single output or input
   const T offset = mode == Resample::kBilinear ? T(0.5) : T(0);
   const T low = mode == Resample::kNearest ? static_cast<T>(src) : static_cast<T>(src - 1) + offset;
   const T high = static_cast<T>(src + 1) + offset;
-  int64_t begin = static_cast<int64_t>(low / scale - offset) - 2;
-  int64_t end = static_cast<int64_t>(high / scale - offset) + 3;
+  Index begin = static_cast<Index>(low * inverse - offset) - 2;
+  Index end = static_cast<Index>(high * inverse - offset) + 3;
   // The first and last inputs also serve every output beyond them.
   if (src == 0) begin = 0;
   if (src == in - 1) end = out;
