@@ -22,6 +22,9 @@
 namespace hrnet_fast::cuda {
 
 constexpr int kThreads = 256;  // of a block, in every kernel
+// Blocks that must fit a multiprocessor at once: 64 registers per thread. Left to itself the compiler takes fewer and
+// spills a few.
+constexpr int kBlocks = 4;
 constexpr int kMaxTerms = 8;
 
 // What a type computes in: half types in float.

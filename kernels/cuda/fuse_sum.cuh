@@ -82,7 +82,7 @@ HF_DEVICE void resampled(const typename FuseSumPlan<T>::Term& term, uint32_t n, 
 }
 
 template <typename T, int kWidth, Resample kMode, bool kLast>
-__global__ void __launch_bounds__(kThreads) fuse_sum_kernel(const __grid_constant__ FuseSumPlan<T> plan) {
+__global__ void __launch_bounds__(kThreads, kBlocks) fuse_sum_kernel(const __grid_constant__ FuseSumPlan<T> plan) {
   using M = math_t<T>;
   const uint32_t n = plan.blocks.quotient(blockIdx.x);
   const uint32_t item = plan.blocks.remainder(blockIdx.x, n) * kThreads + threadIdx.x;

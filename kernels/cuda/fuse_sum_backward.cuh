@@ -95,7 +95,7 @@ HF_DEVICE void gathered(const FuseSumBackwardPlan<T>& plan, uint32_t n, uint32_t
 }
 
 template <typename T, int kWidth, Resample kMode, bool kLast>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     fuse_sum_backward_kernel(const __grid_constant__ FuseSumBackwardPlan<T> plan) {
   using M = math_t<T>;
   // Sums per thread: one per channel of its pack.
@@ -193,7 +193,7 @@ struct ColumnSums {
   int columns;
 };
 
-static __global__ void __launch_bounds__(kThreads) column_sums_kernel(const __grid_constant__ ColumnSums plan) {
+static __global__ void __launch_bounds__(kThreads, kBlocks) column_sums_kernel(const __grid_constant__ ColumnSums plan) {
   constexpr int kColumns = 4, kLanes = kThreads / kColumns;
   __shared__ double buffer[kThreads];
   const int own = static_cast<int>(threadIdx.x) % kColumns, lane = static_cast<int>(threadIdx.x) / kColumns;
