@@ -10,6 +10,9 @@
 #include <string>
 
 #include "cpu/fuse_sum.h"
+#if defined(HRNET_FAST_WITH_CUDA)
+#include "cuda/operators.h"
+#endif
 
 namespace py = pybind11;
 
@@ -48,12 +51,25 @@ TORCH_LIBRARY_FRAGMENT(hrnet_fast, m) {
   m.def(
       "fuse_sum_backward_cpu(Tensor grad, Tensor out, Tensor[] xs, Tensor[] scales, int[] sizes, int mode, "
       "bool relu, int[] wanted) -> Tensor[]");
+#if defined(HRNET_FAST_WITH_CUDA)
+  m.def("fuse_sum_cuda(Tensor[] xs, Tensor[] scales, Tensor[] shifts, int[] size, int mode, bool relu) -> Tensor");
+  m.def(
+      "fuse_sum_backward_cuda(Tensor grad, Tensor out, Tensor[] xs, Tensor[] scales, int[] sizes, int mode, "
+      "bool relu, int[] wanted) -> Tensor[]");
+#endif
 }
 
 TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
   m.impl("fuse_sum_cpu", &hrnet_fast::cpu::fuse_sum_forward);
   m.impl("fuse_sum_backward_cpu", &hrnet_fast::cpu::fuse_sum_backward);
 }
+
+#if defined(HRNET_FAST_WITH_CUDA)
+TORCH_LIBRARY_IMPL(hrnet_fast, CUDA, m) {
+  m.impl("fuse_sum_cuda", &hrnet_fast::cuda::fuse_sum_forward_tensors);
+  m.impl("fuse_sum_backward_cuda", &hrnet_fast::cuda::fuse_sum_backward_tensors);
+}
+#endif
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "hrnet_fast's compiled extension";

@@ -21,7 +21,7 @@ ENV_VAR = "HRNET_FAST_IMPL"
 NAMES = ("reference", "cpu", "triton", "cuda")
 
 # Operators that each implementation has. The reference has all.
-OPERATORS: dict[str, tuple[str, ...]] = {"cpu": ("fuse_sum",), "triton": ("fuse_sum",), "cuda": ()}
+OPERATORS: dict[str, tuple[str, ...]] = {"cpu": ("fuse_sum",), "triton": ("fuse_sum",), "cuda": ("fuse_sum",)}
 # Implementations that execute whole networks; the others are so far operators to be called by themselves.
 NETWORKS = ("reference",)
 # What runs on a device, fastest first.

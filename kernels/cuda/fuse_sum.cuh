@@ -1,7 +1,7 @@
 // fuse_sum in CUDA, forward: act(sum_k resample_k(scale_k * x_k + shift_k)) in one launch.
 //
-// A thread finishes one pack of the result: neighbouring channels of a pixel (channels-last) or neighbouring pixels of a
-// row (contiguous), for all terms, in registers. Source indices and weights are computed on the fly. Terms are walked
+// A thread finishes one pack of the result: neighbouring channels of a pixel (channels-last) or neighbouring pixels of
+// a row (contiguous), for all terms, in registers. Source indices and weights are computed on the fly. Terms are walked
 // in a loop over the kernel's parameters, which stay in constant memory.
 
 #pragma once

@@ -193,7 +193,8 @@ struct ColumnSums {
   int columns;
 };
 
-static __global__ void __launch_bounds__(kThreads, kBlocks) column_sums_kernel(const __grid_constant__ ColumnSums plan) {
+static __global__ void __launch_bounds__(kThreads, kBlocks)
+    column_sums_kernel(const __grid_constant__ ColumnSums plan) {
   constexpr int kColumns = 4, kLanes = kThreads / kColumns;
   __shared__ double buffer[kThreads];
   const int own = static_cast<int>(threadIdx.x) % kColumns, lane = static_cast<int>(threadIdx.x) / kColumns;

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 CODES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 ROUNDING = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
 MODES = [("nearest", False), ("bilinear", False), ("bilinear", True)]
-FLAGS = ["-std=c++17", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-strict-aliasing",
+FLAGS = ["-std=c++17", "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-strict-aliasing",
          "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]  # fmt: skip
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
@@ -313,8 +313,8 @@ def test_large_odd_size(program: Path, tmp_path: Path) -> None:
 
 def test_many_channels(program: Path, tmp_path: Path) -> None:
     """More packs of channels than a block has threads for, and no multiple of them."""
-    givens = [given([(3, 2), (2, 2)], torch.float32, channels, last=last)
-              for channels in (140, 257, 1100) for last in (True, False)]  # fmt: skip
+    givens = [given([(2, 2), (1, 2)], torch.float32, channels, 1, last=last)
+              for channels in (140, 257) for last in (True, False)]  # fmt: skip
     judge(program, tmp_path, givens)
 
 
