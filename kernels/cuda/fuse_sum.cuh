@@ -171,18 +171,31 @@ cudaError_t fuse_sum_launch(const FuseSumArguments<T>& a, cudaStream_t stream) {
   return cudaErrorInvalidValue;
 }
 
-template <typename T, int kWidth>
-cudaError_t fuse_sum_layout(const FuseSumArguments<T>& a, cudaStream_t stream) {
-  return a.channels_last ? fuse_sum_launch<T, kWidth, true>(a, stream) : fuse_sum_launch<T, kWidth, false>(a, stream);
+// Eight pixels of a contiguous row would gather from 32 places at once, and spill; four of a half type are 64 bits.
+template <typename T>
+constexpr int kRowWidth = kVectorWidth<T> < 4 ? kVectorWidth<T> : 4;
+
+// The widest pack that the arguments allow.
+template <typename T>
+int fuse_sum_width(const FuseSumArguments<T>& a) {
+  for (const int width : {a.channels_last ? kVectorWidth<T> : kRowWidth<T>, 2})
+    if (fuse_sum_fits(a, width)) return width;
+  return 1;
 }
 
 // Queues the sum on `stream`. cudaErrorInvalidValue: an image of 2^31 packs or more, or not 1 to 8 terms.
 template <typename T>
 cudaError_t fuse_sum_forward(const FuseSumArguments<T>& a, cudaStream_t stream) {
   if (a.count < 1 || a.count > kMaxTerms) return cudaErrorInvalidValue;
-  if (fuse_sum_fits(a, kVectorWidth<T>)) return fuse_sum_layout<T, kVectorWidth<T>>(a, stream);
-  if (fuse_sum_fits(a, 2)) return fuse_sum_layout<T, 2>(a, stream);
-  return fuse_sum_layout<T, 1>(a, stream);
+  const int width = fuse_sum_width(a);
+  if (a.channels_last) {
+    if (width == 1) return fuse_sum_launch<T, 1, true>(a, stream);
+    if (width == 2) return fuse_sum_launch<T, 2, true>(a, stream);
+    return fuse_sum_launch<T, kVectorWidth<T>, true>(a, stream);
+  }
+  if (width == 1) return fuse_sum_launch<T, 1, false>(a, stream);
+  if (width == 2) return fuse_sum_launch<T, 2, false>(a, stream);
+  return fuse_sum_launch<T, kRowWidth<T>, false>(a, stream);
 }
 
 }  // namespace hrnet_fast::cuda

@@ -86,7 +86,7 @@ void forward(Case& c) {
   }
   a.out = c.map<T>(true);
   check(cuda::fuse_sum_forward(a, nullptr));
-  c.out.number(fuse_sum_fits(a, cuda::kVectorWidth<T>) ? cuda::kVectorWidth<T> : fuse_sum_fits(a, 2) ? 2 : 1);
+  c.out.number(fuse_sum_width(a));
   c.out.file.write(c.result, c.result_bytes);
 }
 

@@ -287,7 +287,7 @@ def test_parity(program: Path, tmp_path: Path, dtype: torch.dtype) -> None:
             givens.append(given([(1, width), (1, 1), (5, 1)], dtype, channels, batch=1, **options))
     widths, backs = judge(program, tmp_path, givens)
     full = 16 // dtype.itemsize
-    assert set(widths) == {full, 2, 1}
+    assert set(widths) == {full, min(full, 4), 2, 1}  # no more than four pixels of a row
     assert {b.width for b in backs} == {full, 2, 1}
     assert {b.split for b in backs} > {1}
 
