@@ -2,8 +2,8 @@
 
 The extension is built where torch can be imported by the build (``pip install --no-build-isolation``) and a C++
 compiler works; with nvcc and a CUDA build of torch the CUDA sources join in, for the architectures in
-``TORCH_CUDA_ARCH_LIST``, else for the visible devices', else for data-centre devices since sm_80. Whatever goes wrong is printed and the install goes on without it:
-``hrnet-fast doctor`` says what is missing. ``HRNET_FAST_BUILD=0`` skips it.
+``TORCH_CUDA_ARCH_LIST``, else for the visible devices', else for data-centre devices since sm_80. Whatever goes wrong is
+printed and the install goes on without it: ``hrnet-fast doctor`` says what is missing. ``HRNET_FAST_BUILD=0`` skips it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def extension() -> dict[str, Any]:
     cuda_sources = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc" / "cuda").glob("*.cu"))
     with_cuda = bool(cuda_sources) and CUDA_HOME is not None and _torch_has_cuda()
     if with_cuda and not os.environ.get("TORCH_CUDA_ARCH_LIST") and not _sees_a_device():
-        os.environ["TORCH_CUDA_ARCH_LIST"] = _default_architectures(Path(CUDA_HOME) / "bin" / "nvcc")
+        os.environ["TORCH_CUDA_ARCH_LIST"] = _default_architectures(Path(str(CUDA_HOME)) / "bin" / "nvcc")
     kind = CUDAExtension if with_cuda else CppExtension
     sources = [
         "csrc/registration.cpp",

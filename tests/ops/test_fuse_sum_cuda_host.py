@@ -135,7 +135,9 @@ class Given:
                  for ts in (self.xs, self.scales, self.shifts)]  # fmt: skip
         out = reference(lists[0], lists[1], lists[2], self.size, *self.mode, False)  # type: ignore[arg-type]
         leaves = [t for ts in lists for t in ts]
-        found = iter(torch.autograd.grad(out, [t for t in leaves if t is not None], torch.where(alive, self.grad, 0).to(dtype)))
+        found = iter(
+            torch.autograd.grad(out, [t for t in leaves if t is not None], torch.where(alive, self.grad, 0).to(dtype))
+        )
         return (out.relu() if self.relu else out).detach(), [None if t is None else next(found) for t in leaves]
 
 
@@ -229,7 +231,12 @@ def backward(program: Path, folder: Path, givens: Sequence[Given], outs: Sequenc
 
 
 def given(
-    shapes: Sequence[tuple[int, int]], dtype: torch.dtype, channels: int = 8, batch: int = 2, affine: int = 1, **options: Any
+    shapes: Sequence[tuple[int, int]],
+    dtype: torch.dtype,
+    channels: int = 8,
+    batch: int = 2,
+    affine: int = 1,
+    **options: Any,
 ) -> Given:
     """Terms of these sizes, the first one's being the result's. Every `affine`-th has an affine; 0: none."""
     xs = [torch.randn(batch, channels, *s).to(dtype) for s in shapes]
