@@ -2,8 +2,8 @@
 
 The extension is built where torch can be imported by the build (``pip install --no-build-isolation``) and a C++
 compiler works; with nvcc and a CUDA build of torch the CUDA sources join in, for the architectures in
-``TORCH_CUDA_ARCH_LIST``, else for the visible devices', else for data-centre devices since sm_80. Whatever goes wrong is
-printed and the install goes on without it: ``hrnet-fast doctor`` says what is missing. ``HRNET_FAST_BUILD=0`` skips it.
+``TORCH_CUDA_ARCH_LIST``, else for the visible devices', else for data-centre devices since sm_80. Whatever goes wrong
+is printed and the install goes on without it: ``hrnet-fast doctor`` says what is missing. ``HRNET_FAST_BUILD=0`` skips it.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def extension() -> dict[str, Any]:
                 found = found or len(kept) < len(module.sources)
                 module.sources = kept
                 module.define_macros = [m for m in module.define_macros if m[0] != "HRNET_FAST_WITH_CUDA"]
+                module.libraries = [name for name in module.libraries if "cuda" not in name]
             return found
 
         def _give_up(self, error: BaseException) -> None:

@@ -307,7 +307,7 @@ def test_channel_slices_of_wider_maps(program: Path, tmp_path: Path, sliced: int
         for dtype in (torch.float32, torch.bfloat16)
     ]
     widths, _ = judge(program, tmp_path, givens)
-    assert max(widths) == 8
+    assert max(widths) == (8 if sliced == 8 else 4)
     if sliced == 1:  # neither address nor step are multiples of a pack's
         assert {w for w, g in zip(widths, givens, strict=True) if g.last} == {1}
 
