@@ -3,7 +3,8 @@
 The extension is built where torch can be imported by the build (``pip install --no-build-isolation``) and a C++
 compiler works; with nvcc and a CUDA build of torch the CUDA sources join in, for the architectures in
 ``TORCH_CUDA_ARCH_LIST``, else for the visible devices', else for data-centre devices since sm_80. Whatever goes wrong
-is printed and the install goes on without it: ``hrnet-fast doctor`` says what is missing. ``HRNET_FAST_BUILD=0`` skips it.
+is printed and the install goes on without it: ``hrnet-fast doctor`` says what is missing. ``HRNET_FAST_BUILD=0`` skips
+it.
 """
 
 from __future__ import annotations
