@@ -11,6 +11,9 @@
 
 #include "cpu/bn_act.h"
 #include "cpu/fuse_sum.h"
+#if defined(HRNET_FAST_WITH_CUDA)
+#include "cuda/operators.h"
+#endif
 
 namespace py = pybind11;
 
@@ -58,6 +61,12 @@ TORCH_LIBRARY_FRAGMENT(hrnet_fast, m) {
       "backward_sums_cpu(Tensor grad, Tensor? addend, Tensor x, Tensor affine, Tensor? out, bool relu, bool keep) -> "
       "(Tensor, Tensor)");
   m.def("backward_input_cpu(Tensor grad, Tensor x, Tensor affine, Tensor sums, float count, bool relu) -> Tensor");
+#if defined(HRNET_FAST_WITH_CUDA)
+  m.def("fuse_sum_cuda(Tensor[] xs, Tensor[] scales, Tensor[] shifts, int[] size, int mode, bool relu) -> Tensor");
+  m.def(
+      "fuse_sum_backward_cuda(Tensor grad, Tensor out, Tensor[] xs, Tensor[] scales, int[] sizes, int mode, "
+      "bool relu, int[] wanted) -> Tensor[]");
+#endif
 }
 
 TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
@@ -69,6 +78,13 @@ TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
   m.impl("backward_sums_cpu", &hrnet_fast::cpu::backward_sums);
   m.impl("backward_input_cpu", &hrnet_fast::cpu::backward_input);
 }
+
+#if defined(HRNET_FAST_WITH_CUDA)
+TORCH_LIBRARY_IMPL(hrnet_fast, CUDA, m) {
+  m.impl("fuse_sum_cuda", &hrnet_fast::cuda::fuse_sum_forward_tensors);
+  m.impl("fuse_sum_backward_cuda", &hrnet_fast::cuda::fuse_sum_backward_tensors);
+}
+#endif
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "hrnet_fast's compiled extension";

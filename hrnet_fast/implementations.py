@@ -24,7 +24,7 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 OPERATORS: dict[str, tuple[str, ...]] = {
     "cpu": ("fuse_sum", "bn_act"),
     "triton": ("fuse_sum", "bn_act", "upsample_conv1x1_sum", "strided_conv_chain"),
-    "cuda": (),
+    "cuda": ("fuse_sum",),
 }
 # Implementations that execute whole networks; the others are so far operators to be called by themselves.
 NETWORKS = ("reference",)

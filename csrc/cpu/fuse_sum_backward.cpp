@@ -34,7 +34,7 @@ std::vector<Reach<M>> reach_table(Resample mode, int64_t in, int64_t out) {
   const M scale = axis_scale<M>(mode, in, out);
   int64_t before = 0;
   for (int64_t src = 0; src < in; ++src) {
-    const Range range = reached_by<M>(mode, scale, src, in, out);
+    const Range<> range = reached_by<M>(mode, inverse_scale(scale), src, in, out);
     int64_t first = range.end, last = range.begin;
     for (int64_t dst = range.begin; dst < range.end; ++dst)
       if (weight_of<M>(mode, scale, dst, src, in) != M(0)) {
