@@ -10,6 +10,7 @@
 #include <string>
 
 #include "cpu/bn_act.h"
+#include "cpu/clones.h"
 #include "cpu/fuse_sum.h"
 #if defined(HRNET_FAST_WITH_CUDA)
 #include "cuda/operators.h"
@@ -35,6 +36,7 @@ py::dict build_info() {
   py::dict info;
   info["torch"] = TORCH_VERSION;
   info["compiler"] = compiler();
+  info["instructions"] = hrnet_fast::cpu::instruction_set();
   info["cplusplus"] = std::to_string(__cplusplus);
 #if defined(HRNET_FAST_WITH_CUDA)
   info["cuda"] = "compiled in";
