@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from hrnet_fast.errors import InputError
-from hrnet_fast.implementations import check_named
+from hrnet_fast.implementations import resolve
 from hrnet_fast.nn.modules import Fast, FastFusion, FastSequence, FastUnit, Settings, fast_class
 from hrnet_fast.nn.probe import judge, known_settings, signature
 from hrnet_fast.nn.units import flat, looks_like_unit, row_fault
@@ -75,7 +75,7 @@ def accelerate(model: nn.Module, *, impl: str = "auto", memory: str = "lean") ->
     """
     if memory not in MEMORY:
         raise InputError(f"accelerate: memory={memory!r}; accepted are 'lean' and 'min'.")
-    check_named(impl)
+    resolve(impl)
     restore(model)
     candidates = list(_candidates(model))
     if not any(kind is FastFusion for _, kind in candidates):
