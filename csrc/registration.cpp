@@ -57,6 +57,9 @@ TORCH_LIBRARY_FRAGMENT(hrnet_fast, m) {
   m.def(
       "batch_affine_cpu(Tensor[] xs, int[] channels, Tensor[] weights, Tensor[] biases, Tensor(a!)[] running_means, "
       "Tensor(b!)[] running_vars, float[] momenta, float[] eps) -> Tensor[]");
+  m.def(
+      "running_affine_cpu(int[] channels, Tensor[] weights, Tensor[] biases, Tensor[] running_means, "
+      "Tensor[] running_vars, float[] eps, bool wide) -> Tensor");
   m.def("statistics_cpu(Tensor x) -> Tensor");
   m.def("bn_act_cpu(Tensor x, Tensor affine, Tensor? residual, Tensor? residual_affine, bool relu) -> Tensor");
   m.def(
@@ -75,6 +78,7 @@ TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
   m.impl("fuse_sum_cpu", &hrnet_fast::cpu::fuse_sum_forward);
   m.impl("fuse_sum_backward_cpu", &hrnet_fast::cpu::fuse_sum_backward);
   m.impl("batch_affine_cpu", &hrnet_fast::cpu::batch_affine);
+  m.impl("running_affine_cpu", &hrnet_fast::cpu::running_affine);
   m.impl("statistics_cpu", &hrnet_fast::cpu::statistics);
   m.impl("bn_act_cpu", &hrnet_fast::cpu::bn_act);
   m.impl("backward_sums_cpu", &hrnet_fast::cpu::backward_sums);

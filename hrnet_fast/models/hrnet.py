@@ -11,7 +11,7 @@ from torch import Tensor
 from hrnet_fast.config import HRNetConfig
 from hrnet_fast.implementations import resolve
 from hrnet_fast.models.upstream_config import config_from_upstream
-from hrnet_fast.nn.accelerate import accelerate
+from hrnet_fast.nn.accelerate import accelerate_blocks
 from hrnet_fast.nn.mixing import mixing_fault, run_mixing
 from hrnet_fast.nn.modules import Settings
 from hrnet_fast.nn.units import call_fault, read_row, row_fault, run_units
@@ -60,7 +60,7 @@ class HRNet(HRNetReference):
         super().__init__(config, norm_layer)
         self.impl = chosen
         if chosen != "reference":
-            accelerate(self, impl=impl)
+            accelerate_blocks(self, impl, "lean")
         self.family: str | None = None
         self.notes: tuple[str, ...] = ()
 

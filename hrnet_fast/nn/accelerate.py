@@ -73,16 +73,21 @@ def accelerate(model: nn.Module, *, impl: str = "auto", memory: str = "lean") ->
         InputError: no module of an HRNet was found, or an unknown `memory`.
         ImplementationError: an unknown implementation, or one that cannot run here.
     """
+    if not any(is_fusion(module) for module in model.modules()):
+        raise InputError(
+            f"accelerate: {type(model).__name__} has no module with `branches` and `fuse_layers`, as every HRNet has; "
+            "give the model itself, after it was built."
+        )
+    return accelerate_blocks(model, impl, memory)
+
+
+def accelerate_blocks(model: nn.Module, impl: str, memory: str) -> nn.Module:
+    """:func:`accelerate` for a module known to be of an HRNet: one of its stages, or a network without fusions."""
     if memory not in MEMORY:
         raise InputError(f"accelerate: memory={memory!r}; accepted are 'lean' and 'min'.")
     resolve(impl)
     restore(model)
     candidates = list(_candidates(model))
-    if not any(kind is FastFusion for _, kind in candidates):
-        raise InputError(
-            f"accelerate: {type(model).__name__} has no module with `branches` and `fuse_layers`, as every HRNet has; "
-            "give the model itself, after it was built."
-        )
     verdicts: dict[object, Settings | str] = {}
     for module in model.modules():
         if hasattr(type(module), "fast_settings"):  # this package's network: its stem and head are no modules
