@@ -40,7 +40,7 @@ def known_settings(module: nn.Module, settings: Settings) -> Settings | str | No
         return settings
     if type(module) is not HighResolutionModule:
         return None
-    if module.product or not module.strided:
+    if module.product or not (module.strided or module.num_outputs == 1):
         return "it multiplies, or reduces by interpolation (an ablation of the paper's section 7)"
     exact = module.upsample_to != "target"
     return replace(settings, mode=module.upsample, align_corners=module.align_corners, exact_scale=exact)
