@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hrnet_fast import _C  # noqa: F401  (registers what torch.ops finds below)
+
 # Arithmetic on [C] tensors, needed between the collectives of several processes only.
 from hrnet_fast.reference.bn_act import Norm, affine, update_running
 
