@@ -88,6 +88,8 @@ def accelerate(model: nn.Module, *, impl: str = "auto", memory: str = "lean") ->
         if hasattr(type(module), "fast_settings"):  # this package's network: its stem and head are no modules
             vars(module)["fast_settings"] = Settings(impl, memory)
     for module, kind in candidates:
+        if isinstance(module, Fast):
+            continue  # it stands in several places
         units = [m for m in flat(module) if looks_like_unit(m)] if isinstance(module, nn.Sequential) else []
         for unit in units:
             verdict = _verdict(unit, FastUnit, Settings(impl, memory), verdicts)

@@ -154,6 +154,7 @@ class _ChainFunction(torch.autograd.Function):
         ctx.pieces = pieces(within_network("bn_act", chain.impl), x)
         ctx.again = _again
         ctx.cache = None
+        ctx.device_type = x.device.type
         x = x if chain.dtype is None else x.to(chain.dtype)
         keep: list[_Kept] = []
         out = _execute(chain, ctx.pieces, x, keep, None)
@@ -165,9 +166,8 @@ class _ChainFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        kept, activations = _recomputed(ctx)
+        kept, activations, parameters = _recomputed(ctx)
         ctx.cache = None
-        parameters = ctx.saved_tensors[-PER_STEP * len(kept) :]
         found: list[tuple[NoneOr, ...]] = []
         want = ctx.needs_input_grad[3:]
         dx: NoneOr = grad
@@ -198,11 +198,27 @@ def _again(ctx: Any) -> Tensor:
     return found
 
 
-def _recomputed(ctx: Any) -> tuple[list[_Kept], list[Tensor]]:
-    """Return what every convolution left, and the units' inputs followed by the output."""
-    if ctx.cache is not None:
-        cached: tuple[list[_Kept], list[Tensor]] = ctx.cache
+_Found = tuple[list[_Kept], list[Tensor], list[NoneOr]]
+
+
+def _recomputed(ctx: Any) -> _Found:
+    """Return what every convolution left, the units' inputs followed by the output, and the parameters.
+
+    What a consumer's backward asked for serves the node's own within the same pass. It does not outlive that:
+    parameters may move before the next. Within one pass, ``torch.utils.checkpoint`` lets tensors be fetched only once.
+    """
+    task = torch._C._current_graph_task_id()
+    if ctx.cache is not None and ctx.cache[0] == task:
+        cached: _Found = ctx.cache[1]
         return cached
+    # An autocast around backward would have convolutions that run again compute in another precision.
+    with torch.autocast(ctx.device_type, enabled=False):
+        found = _found_again(ctx)
+    ctx.cache = (task, found)
+    return found
+
+
+def _found_again(ctx: Any) -> _Found:
     chain, p = ctx.chain, ctx.pieces
     saved = list(ctx.saved_tensors)
     if ctx.recipe is not None:
@@ -227,8 +243,7 @@ def _recomputed(ctx: Any) -> tuple[list[_Kept], list[Tensor]]:
             x = _finish(p, unit, kept[start:end], x)
             activations.append(x)
             start = end
-    ctx.cache = (kept, activations)
-    return kept, activations
+    return kept, activations, saved[-PER_STEP * n :]
 
 
 def _unit_backward(

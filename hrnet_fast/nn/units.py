@@ -61,6 +61,8 @@ def depth(unit: nn.Module) -> int:
 
 def unit_fault(unit: nn.Module) -> str | None:
     """Say why a residual unit cannot be fused as it stands now, or None."""
+    if "forward" in vars(unit):
+        return "its forward was replaced"
     for flag in _CHECKPOINT_FLAGS:
         if getattr(unit, flag, False):
             return f"{flag} is set: it already computes its activations again"
@@ -110,7 +112,7 @@ def read_unit(unit: nn.Module) -> Unit:
 
 def flat(sequence: nn.Sequential) -> Iterator[nn.Module]:
     """The sequence's layers; plain sequences inside it are opened, unless something hangs on them."""
-    for child in sequence.children():
+    for child in sequence:  # not children(), which names a layer that stands in two places once
         if isinstance(child, nn.Sequential) and type(child).forward is nn.Sequential.forward and not hooked([child]):
             yield from flat(child)
         else:
@@ -140,7 +142,7 @@ def call_fault(x: Tensor, impl: str) -> str | None:
     """Say why a call on `x` takes the plain path, whatever the module."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "under torch.compile, torch.export and tracing the plain modules run (compilers fuse them themselves)"
-    if x.device.type not in ("cpu", "cuda") or type(x) not in (Tensor, nn.Parameter):
+    if type(x) not in (Tensor, nn.Parameter) or x.device.type not in ("cpu", "cuda"):
         return f"input is a {type(x).__name__} on {x.device.type}"
     if torch._C._functorch.peek_interpreter_stack() is not None:  # type: ignore[attr-defined]
         return "inside a functorch transform"
