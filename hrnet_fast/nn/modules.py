@@ -181,8 +181,9 @@ class FastFusion(Fast):
     def forward(self, x: list[Tensor]) -> Any:
         impl = self.fast_settings.impl
         note = next((n for one in x if (n := call_fault(one, impl))), None) or self._dtypes(x)
-        terms: list[list[Term]] | str | None = note or self._terms()
-        terms = terms if isinstance(terms, str) else self._sizes(x, terms) or terms
+        terms = self._terms() if note is None else note
+        if not isinstance(terms, str):
+            terms = self._sizes(x, terms) or terms
         if isinstance(terms, str):
             return self._plain(terms, x)
         self.fast_note = None

@@ -149,7 +149,7 @@ def _trial(module: nn.Module) -> nn.Module:
     trial = trial.float().eval().requires_grad_(False)
     for part in trial.modules():
         if type(part) is nn.SyncBatchNorm:  # a comparison is no business of other processes
-            part.__class__ = nn.BatchNorm2d
+            part.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
     random = torch.Generator().manual_seed(0)
     for name, t in [*trial.named_parameters(), *trial.named_buffers()]:
         if not t.is_floating_point():
