@@ -25,8 +25,11 @@ def reasons(model: nn.Module) -> dict[str, str]:
 
 
 def assert_all_fast(model: nn.Module) -> Report:
+    """Every block, and every part of one but layers that have no fused form, such as a head's classifier."""
     report = explain(model)
-    assert all(b.fast and not b.reason for b in report.blocks), str(report)
+    for b in report.blocks:
+        assert b.fast, str(report)
+        assert not b.reason or all(r.endswith("stands outside of a fusible row") for r in b.reason.split("; ")), str(b)
     return report
 
 
