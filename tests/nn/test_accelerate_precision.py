@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ def run(model: nn.Module, x: Tensor, half: bool) -> dict[str, Tensor]:
         "outputs": vector(outputs),
         "gradients": vector(found.values()),
         "input": vector([x.grad]),
-        "statistics": vector([b for name, b in model.named_buffers() if "running" in name]),
+        "running statistics": vector([b for name, b in model.named_buffers() if "running" in name]),
     }
 
 
@@ -52,15 +53,29 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return torch.nn.functional.cosine_similarity(a, b, 0).item()
 
 
-def compare(plain: nn.Module, fast: nn.Module, x: Tensor, dtype: torch.dtype) -> None:
+def compare(plain: nn.Module, fast: nn.Module, layout: torch.memory_format, dtype: torch.dtype) -> None:
+    """Judge medians over several batches.
+
+    One activation that rounding takes across zero moves a gradient by far more than rounding; either network meets
+    such a batch now and then.
+    """
     half = dtype == torch.bfloat16
-    exact = run(copy.deepcopy(plain).double(), x.double(), False)
-    own, given = run(plain, x, half), run(fast, x, half)
-    assert_all_fast(fast)
-    for name, e in exact.items():
-        allowed = 2 * distance(own[name], e) + ROUNDING[dtype]
-        assert distance(given[name], e) <= allowed, (name, distance(given[name], e), distance(own[name], e))
-        assert 1 - cosine(given[name], e) <= 4 * (1 - cosine(own[name], e)) + ROUNDING[dtype], name
+    oracle = copy.deepcopy(plain).double()
+    errors: list[dict[str, tuple[float, float, float, float]]] = []
+    for seed in range(5):
+        x = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(seed)).to(memory_format=layout)
+        exact, own, given = run(oracle, x.double(), False), run(plain, x, half), run(fast, x, half)
+        assert_all_fast(fast)
+        errors.append(
+            {
+                k: (distance(own[k], e), distance(given[k], e), 1 - cosine(own[k], e), 1 - cosine(given[k], e))
+                for k, e in exact.items()
+            }
+        )
+    for name in errors[0]:
+        own_l2, given_l2, own_turn, given_turn = (statistics.median(e[name][k] for e in errors) for k in range(4))
+        assert given_l2 <= 2 * own_l2 + ROUNDING[dtype], (name, given_l2, own_l2)
+        assert given_turn <= 4 * own_turn + ROUNDING[dtype] ** 2, (name, given_turn, own_turn)
 
 
 @pytest.mark.parametrize("memory", ["lean", "min"])
@@ -71,7 +86,7 @@ def test_a_step_of_training(impl: str, dtype: torch.dtype, layout: torch.memory_
     needs_extension(impl)
     plain = tiny("v1", width=8).to(memory_format=layout)
     fast = accelerated(plain, impl, memory)
-    compare(plain, fast, image(64, 64, batch=4).to(memory_format=layout), dtype)
+    compare(plain, fast, layout, dtype)
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)
@@ -82,7 +97,7 @@ def test_heads(head: str, dtype: torch.dtype) -> None:
     for module in plain.modules():
         if isinstance(module, nn.Dropout2d):
             module.p = 0.0
-    compare(plain, accelerated(plain, "cpu"), image(64, 64, batch=4), dtype)
+    compare(plain, accelerated(plain, "cpu"), torch.contiguous_format, dtype)
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)
