@@ -53,6 +53,8 @@ def assert_trains_alike(fast: nn.Module, plain: nn.Module, x: Tensor | None = No
     """One step of training gives equal outputs, gradients (the input's too) and statistics."""
     if x is None:
         x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    fast.zero_grad()
+    plain.zero_grad()
     own, other = x.clone().requires_grad_(), x.clone().requires_grad_()
     for a, e in zip(train_once(fast, own), train_once(plain, other), strict=True):
         assert a.dtype == e.dtype
