@@ -11,7 +11,7 @@ from hrnet_fast.errors import InputError
 from hrnet_fast.implementations import check_named
 from hrnet_fast.nn.modules import Fast, FastFusion, FastSequence, FastUnit, Settings, fast_class
 from hrnet_fast.nn.probe import judge, known_settings, signature
-from hrnet_fast.nn.units import flat, looks_like_unit, row_fault
+from hrnet_fast.nn.units import flat, looks_like_unit, row_fault, unit_fault
 
 MEMORY = ("lean", "min")
 
@@ -83,7 +83,7 @@ def accelerate(model: nn.Module, *, impl: str = "auto", memory: str = "lean") ->
             f"accelerate: {type(model).__name__} has no module with `branches` and `fuse_layers`, as every HRNet has; "
             "give the model itself, after it was built."
         )
-    verdicts: dict[object, Settings | str] = {}
+    verdicts: dict[object, Settings] = {}
     for module in model.modules():
         if hasattr(type(module), "fast_settings"):  # this package's network: its stem and head are no modules
             vars(module)["fast_settings"] = Settings(impl, memory)
@@ -107,14 +107,18 @@ def accelerate(model: nn.Module, *, impl: str = "auto", memory: str = "lean") ->
 
 
 def _verdict(
-    module: nn.Module, kind: type[Fast], settings: Settings, verdicts: dict[object, Settings | str]
+    module: nn.Module, kind: type[Fast], settings: Settings, verdicts: dict[object, Settings]
 ) -> Settings | str:
     known = known_settings(module, settings)
     if known is not None:
         return known
     key = signature(module)
     if key not in verdicts:
-        verdicts[key] = judge(module, kind, settings)
+        reason = unit_fault(module) if kind is FastUnit else None
+        found = reason or judge(module, kind, settings)
+        if isinstance(found, str):
+            return found  # of this one: its like may lack the hook, or whatever stands in the way
+        verdicts[key] = found
     return verdicts[key]
 
 

@@ -189,6 +189,15 @@ def test_a_changed_unit_falls_back_alone(change: str, when: str) -> None:
     assert all(reason in why for why in told.values())
 
 
+@pytest.mark.parametrize("change", ["hook", "checkpointing", "forward of a norm"])
+def test_the_first_unit_decides_for_no_other(change: str) -> None:
+    plain = up.net(up.MMPoseModule, up.MMBasicBlock)
+    CHANGES[change][0](plain.stage2[0].branches[0][0] if change == "checkpointing" else plain.layer1[0])
+    fast = accelerate(plain, impl="reference")
+    assert len([b for b in explain(fast).blocks if b.reason]) <= 2
+    assert CHANGES[change][1] in str(explain(fast))
+
+
 def _leaky_fusion(module: Any) -> None:
     module.relu = nn.LeakyReLU(0.1)
 
