@@ -7,7 +7,7 @@ a fusion upsamples, whether it changes the list it is given, and how units name 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tiny_networks import enliven
@@ -115,7 +115,7 @@ class MMBasicBlock(nn.Module):
 class HighResolutionModule(nn.Module):
     """The authors' for pose: ``nn.Upsample`` inside ``fuse_layers``; forward writes into the list it is given."""
 
-    inner: dict[str, Any] | None = {"mode": "nearest"}  # of the upsampling inside fuse_layers, if it is there
+    inner: ClassVar[dict[str, Any] | None] = {"mode": "nearest"}  # of upsampling inside fuse_layers, if it is there
 
     def __init__(
         self, num_branches: int, block: Callable[..., nn.Module] = BasicBlock, multi_scale_output: bool = True
@@ -180,7 +180,7 @@ class AlignedModule(SegmentationModule):
 class MMSegModule(SegmentationModule):
     """mmsegmentation's: upsamples by the scale, then once more to the target's size."""
 
-    inner = {"mode": "bilinear", "align_corners": False}  # noqa: RUF012
+    inner: ClassVar[dict[str, Any] | None] = {"mode": "bilinear", "align_corners": False}
 
 
 class MMPoseModule(HighResolutionModule):

@@ -111,6 +111,7 @@ class _FusionFunction(torch.autograd.Function):
     def forward(ctx: Any, fusion: Fusion, recipes: tuple[Recipe | None, ...], *tensors: NoneOr) -> tuple[Tensor, ...]:
         xs: list[Tensor] = list(tensors[: fusion.sources])  # type: ignore[arg-type]
         ctx.fusion, ctx.recipes = fusion, recipes
+        ctx.set_materialize_grads(False)  # parameters behind a target that nobody used have no gradient, not a zero one
         ctx.pieces = pieces(within_network("bn_act", fusion.impl), xs[0])
         keep: list[_Kept] = []
         outs = _execute(fusion, ctx.pieces, xs, keep)
@@ -123,7 +124,7 @@ class _FusionFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: NoneOr) -> tuple[Any, ...]:
         return (None, None, *_Backward(ctx).run(grads))
 
 
@@ -152,9 +153,10 @@ class _Backward:
             if any(not m.ends for m in g.members)
         }
 
-    def run(self, grads: Sequence[Tensor]) -> list[NoneOr]:
-        for r, row in enumerate(self.fusion.terms):
-            self._target(row, grads[r], self.outs[r])
+    def run(self, grads: Sequence[NoneOr]) -> list[NoneOr]:
+        for row, grad, out in zip(self.fusion.terms, grads, self.outs, strict=True):
+            if grad is not None:
+                self._target(row, grad, out)
         found: list[NoneOr] = [None] * len(self.parameters)
         starts, position = [], 0
         for g in self.fusion.groups:
@@ -199,7 +201,13 @@ class _Backward:
 
     def _group(self, k: int, start: int, end: int) -> list[NoneOr]:
         group, own = self.fusion.groups[k], self.kept[k]
-        parts = [self.of_member.pop((k, j)) for j in range(len(group.members))]
+        given = [self.of_member.pop((k, j), None) for j in range(len(group.members))]
+        if all(g is None for g in given):
+            return [None] * (end - start)
+        parts = [
+            torch.zeros_like(own.y[:, m.begin : m.end]) if g is None else g
+            for m, g in zip(group.members, given, strict=True)
+        ]
         relu = not any(m.ends for m in group.members)  # then one mask, computed again, serves all
         if not relu:
             parts = [
@@ -225,6 +233,9 @@ class _Backward:
             self._add(group.source, dx)
         grads: list[NoneOr] = []
         for j, m in enumerate(group.members):
+            if given[j] is None:
+                grads += [None] * PER_STEP
+                continue
             _, _, scale, shift = parameters[PER_STEP * j : PER_STEP * (j + 1)]
             own_want = want[PER_STEP * j : PER_STEP * (j + 1)]
             grads.append(dw[m.begin : m.end] if dw is not None and own_want[0] else None)

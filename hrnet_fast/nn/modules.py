@@ -180,10 +180,10 @@ class FastFusion(Fast):
 
     def forward(self, x: list[Tensor]) -> Any:
         impl = self.fast_settings.impl
-        note = next((n for one in x if (n := call_fault(one, impl))), None) or self._dtypes(x)
+        note = next((n for one in x if (n := call_fault(one, impl))), None)
         terms = self._terms() if note is None else note
         if not isinstance(terms, str):
-            terms = self._sizes(x, terms) or terms
+            terms = self._sizes(x, terms) or self._dtypes(x, terms) or terms
         if isinstance(terms, str):
             return self._plain(terms, x)
         self.fast_note = None
@@ -219,11 +219,11 @@ class FastFusion(Fast):
                     return f"a map of {own} does not fit one of {target}"
         return None
 
-    def _dtypes(self, xs: Sequence[Tensor]) -> str | None:
+    def _dtypes(self, xs: Sequence[Tensor], terms: Sequence[Sequence[Term]]) -> str | None:
         dtype = autocast_dtype(xs[0])
         if any(x.dtype != (dtype or xs[0].dtype) for x in xs):
             return "branches differ in dtype from what convolutions compute in"
-        weights = {p.dtype for p in self.fuse_layers.parameters() if p.dim() == 4}  # type: ignore[union-attr,operator]
+        weights = {s.weight.dtype for row in terms for t in row for s in t.steps}
         if dtype is None and weights != {xs[0].dtype}:
             return "weights and branches differ in dtype"
         return None

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
 from hrnet_fast.implementations import auto_is_plain
@@ -146,6 +147,8 @@ def call_fault(x: Tensor, impl: str) -> str | None:
         return f"input is a {type(x).__name__} on {x.device.type}"
     if torch._C._functorch.peek_interpreter_stack() is not None:  # type: ignore[attr-defined]
         return "inside a functorch transform"
+    if forward_ad._current_level >= 0:
+        return "inside forward-mode differentiation"
     if x.dim() != 4 or x.numel() == 0:
         return f"input has shape {tuple(x.shape)}"
     if auto_is_plain(impl, x):

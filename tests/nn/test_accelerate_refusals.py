@@ -1,4 +1,4 @@
-"""Blocks that look like an HRNet's and are none, or are one with something added: alone on the plain path, and named."""
+"""Blocks that look like an HRNet's and are none, or have something added: on the plain path alone, and named."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from comparison import accelerated, assert_all_fast, assert_evaluates_alike, assert_trains_alike
-from tiny_networks import enliven, image
 from timm_helper import import_timm, timm_is_installed
+from tiny_networks import enliven, image
 
 if not timm_is_installed():
     pytest.skip("timm is not installed", allow_module_level=True)
