@@ -12,8 +12,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu kernels/cuda/*.h kernels/cuda/*.cuh)
+HOST_RUN := $(wildcard tests/cuda_host/*)
 
-.PHONY: help setup demo test lint format bench kernels-report clean
+.PHONY: help setup demo test lint format bench kernels-report cuda-report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -38,18 +39,21 @@ lint: $(READY)  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES) $(HOST_RUN)
 
 format: $(READY)  ## rewrite the sources as lint wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(SOURCES)
+	$(BIN)/clang-format -i $(SOURCES) $(HOST_RUN)
 
 bench: $(READY)  ## measure the reference networks and the operators on this machine
 	$(BIN)/python -m pytest benchmarks/ --benchmark
 
 kernels-report: $(READY)  ## compile the Triton kernels for sm_80, sm_90, sm_100; write kernels/REPORT.md, fail on spills
 	$(BIN)/python scripts/kernels_report.py
+
+cuda-report: $(READY)  ## compile the CUDA kernels for the same targets with nvcc; write kernels/REPORT_CUDA.md, fail on spills
+	$(BIN)/python scripts/cuda_report.py
 
 clean:  ## remove everything that the other targets made
 	rm -rf $(VENV) build dist demo_output *.egg-info hrnet_fast/_C*.so .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

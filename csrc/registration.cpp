@@ -10,7 +10,11 @@
 #include <string>
 
 #include "cpu/bn_act.h"
+#include "cpu/clones.h"
 #include "cpu/fuse_sum.h"
+#if defined(HRNET_FAST_WITH_CUDA)
+#include "cuda/operators.h"
+#endif
 
 namespace py = pybind11;
 
@@ -32,6 +36,7 @@ py::dict build_info() {
   py::dict info;
   info["torch"] = TORCH_VERSION;
   info["compiler"] = compiler();
+  info["instructions"] = hrnet_fast::cpu::instruction_set();
   info["cplusplus"] = std::to_string(__cplusplus);
 #if defined(HRNET_FAST_WITH_CUDA)
   info["cuda"] = "compiled in";
@@ -52,23 +57,40 @@ TORCH_LIBRARY_FRAGMENT(hrnet_fast, m) {
   m.def(
       "batch_affine_cpu(Tensor[] xs, int[] channels, Tensor[] weights, Tensor[] biases, Tensor(a!)[] running_means, "
       "Tensor(b!)[] running_vars, float[] momenta, float[] eps) -> Tensor[]");
+  m.def(
+      "running_affine_cpu(int[] channels, Tensor[] weights, Tensor[] biases, Tensor[] running_means, "
+      "Tensor[] running_vars, float[] eps, bool wide) -> Tensor");
   m.def("statistics_cpu(Tensor x) -> Tensor");
   m.def("bn_act_cpu(Tensor x, Tensor affine, Tensor? residual, Tensor? residual_affine, bool relu) -> Tensor");
   m.def(
       "backward_sums_cpu(Tensor grad, Tensor? addend, Tensor x, Tensor affine, Tensor? out, bool relu, bool keep) -> "
       "(Tensor, Tensor)");
   m.def("backward_input_cpu(Tensor grad, Tensor x, Tensor affine, Tensor sums, float count, bool relu) -> Tensor");
+#if defined(HRNET_FAST_WITH_CUDA)
+  m.def("fuse_sum_cuda(Tensor[] xs, Tensor[] scales, Tensor[] shifts, int[] size, int mode, bool relu) -> Tensor");
+  m.def(
+      "fuse_sum_backward_cuda(Tensor grad, Tensor out, Tensor[] xs, Tensor[] scales, int[] sizes, int mode, "
+      "bool relu, int[] wanted) -> Tensor[]");
+#endif
 }
 
 TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
   m.impl("fuse_sum_cpu", &hrnet_fast::cpu::fuse_sum_forward);
   m.impl("fuse_sum_backward_cpu", &hrnet_fast::cpu::fuse_sum_backward);
   m.impl("batch_affine_cpu", &hrnet_fast::cpu::batch_affine);
+  m.impl("running_affine_cpu", &hrnet_fast::cpu::running_affine);
   m.impl("statistics_cpu", &hrnet_fast::cpu::statistics);
   m.impl("bn_act_cpu", &hrnet_fast::cpu::bn_act);
   m.impl("backward_sums_cpu", &hrnet_fast::cpu::backward_sums);
   m.impl("backward_input_cpu", &hrnet_fast::cpu::backward_input);
 }
+
+#if defined(HRNET_FAST_WITH_CUDA)
+TORCH_LIBRARY_IMPL(hrnet_fast, CUDA, m) {
+  m.impl("fuse_sum_cuda", &hrnet_fast::cuda::fuse_sum_forward_tensors);
+  m.impl("fuse_sum_backward_cuda", &hrnet_fast::cuda::fuse_sum_backward_tensors);
+}
+#endif
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "hrnet_fast's compiled extension";

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from hrnet_fast.config import HeadConfig, HRNetConfig, NormConfig, StageConfig
     from hrnet_fast.errors import CheckpointError, ConfigError, HRNetFastError, ImplementationError, InputError
     from hrnet_fast.models import HRNet, create_model, get_config, list_models
+    from hrnet_fast.nn import accelerate, explain, restore
 
 _HOMES = {
     "FAMILIES": "checkpoints",
+    "accelerate": "nn",
     "convert_checkpoint": "checkpoints",
     "load_backbone": "checkpoints",
     "load_checkpoint": "checkpoints",
@@ -40,8 +42,10 @@ _HOMES = {
     "InputError": "errors",
     "HRNet": "models",
     "create_model": "models",
+    "explain": "nn",
     "get_config": "models",
     "list_models": "models",
+    "restore": "nn",
 }
 __all__ = [
     "FAMILIES",
@@ -56,13 +60,16 @@ __all__ = [
     "NormConfig",
     "StageConfig",
     "__version__",
+    "accelerate",
     "convert_checkpoint",
     "create_model",
+    "explain",
     "get_config",
     "list_models",
     "load_backbone",
     "load_checkpoint",
     "ops",
+    "restore",
     "save_checkpoint",
 ]
 

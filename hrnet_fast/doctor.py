@@ -66,9 +66,7 @@ def examine() -> dict[str, Any]:
         "extension": build_info(),
         "environment": {ENV_VAR: os.environ.get(ENV_VAR)},
         "implementations": {
-            name: {"usable": found.usable, "networks": found.networks, "reason": found.reason}
-            for name in NAMES
-            for found in [describe(name)]
+            name: {"usable": found.usable, "reason": found.reason} for name in NAMES for found in [describe(name)]
         },
         "auto": _auto(),
     }

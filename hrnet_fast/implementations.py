@@ -24,10 +24,8 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 OPERATORS: dict[str, tuple[str, ...]] = {
     "cpu": ("fuse_sum", "bn_act"),
     "triton": ("fuse_sum", "bn_act", "upsample_conv1x1_sum", "strided_conv_chain"),
-    "cuda": (),
+    "cuda": ("fuse_sum",),
 }
-# Implementations that execute whole networks; the others are so far operators to be called by themselves.
-NETWORKS = ("reference",)
 # What runs on a device, fastest first.
 BY_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
@@ -44,13 +42,11 @@ class Implementation:
     Attributes:
         name: ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
         usable: whether its operators can run here.
-        networks: whether it executes whole networks.
         reason: why it can or cannot.
     """
 
     name: str
     usable: bool
-    networks: bool
     reason: str
 
 
@@ -92,15 +88,11 @@ def _prerequisite(name: str) -> str | None:
 def describe(name: str) -> Implementation:
     """Say whether `name` can run here, and why or why not."""
     if name == "reference":
-        return Implementation(name, True, True, "plain PyTorch, runs wherever torch does; every operator")
+        return Implementation(name, True, "plain PyTorch, runs wherever torch does; every operator")
     lacking = _prerequisite(name)
-    networks = name in NETWORKS
-    if not OPERATORS[name]:
-        state = f"and {lacking}" if lacking else "though this machine could run it"
-        return Implementation(name, False, networks, f"this version has no {name} operators, {state}")
     if lacking:
-        return Implementation(name, False, networks, lacking)
-    return Implementation(name, True, networks, f"operators: {', '.join(OPERATORS[name])}")
+        return Implementation(name, False, lacking)
+    return Implementation(name, True, f"operators: {', '.join(OPERATORS[name])}")
 
 
 def _asked(impl: str) -> tuple[str, str]:
@@ -117,6 +109,9 @@ def _asked(impl: str) -> tuple[str, str]:
 def resolve(impl: str = "auto") -> str:
     """Return the implementation that `impl` means for a whole network here.
 
+    For ``"auto"`` that is what this machine's fastest device runs; a network itself decides at every call, by the
+    device it is on.
+
     Args:
         impl: ``"auto"`` (then the environment variable ``HRNET_FAST_IMPL`` decides, if set) or a name.
 
@@ -125,21 +120,13 @@ def resolve(impl: str = "auto") -> str:
     """
     asked, origin = _asked(impl)
     if asked == "auto":
-        return next((n for n in reversed(NETWORKS) if describe(n).usable), "reference")
+        return next(name for name in ("cuda", "triton", "cpu", "reference") if describe(name).usable)
     found = describe(asked)
-    if not (found.usable and found.networks):
-        reason = f"no network executes with it yet ({found.reason})" if found.usable else found.reason
+    if not found.usable:
         raise ImplementationError(
-            f"{origin} cannot run here: {reason}. Take 'auto' or 'reference'; `hrnet-fast doctor` shows all."
+            f"{origin} cannot run here: {found.reason}. Take 'auto' or 'reference'; `hrnet-fast doctor` shows all."
         )
     return asked
-
-
-def check_named(impl: str) -> None:
-    """Raise :class:`ImplementationError` where `impl` is unknown, or named and unable to run here."""
-    asked, origin = _asked(impl)
-    if asked not in ("auto", "reference") and not describe(asked).usable:
-        raise ImplementationError(f"{origin} cannot run here: {describe(asked).reason}.")
 
 
 def within_network(operator: str, impl: str) -> str:
@@ -171,6 +158,8 @@ def choose(operator: str, impl: str, tensor: Tensor) -> str:
         ImplementationError: a named implementation without this operator, or for another device.
     """
     asked, origin = _asked(impl)
+    if impl == "auto" and asked in OPERATORS and operator not in OPERATORS[asked]:
+        asked = "auto"  # the environment names one for all operators; it counts for those that it has
     able = [name for name in BY_DEVICE.get(tensor.device.type, ()) if _runs(name, operator)]
     if tensor.dtype == torch.float64:
         able = [name for name in able if name != "triton"]  # its kernels compute in float32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -87,6 +87,25 @@ def peak_activations(call: Callable[[], Any]) -> int:
     with watcher:
         call()
     return watcher.peak
+
+
+def saved_bytes(call: Callable[[], Any], parameters: Iterable[Tensor] = ()) -> int:
+    """Return how many bytes of tensors the graph that `call` returns keeps for its backward, each storage once.
+
+    Weights are no activations: those in `parameters` are left out. Copies of them in another dtype count.
+    """
+    weights = {p.untyped_storage().data_ptr() for p in parameters}
+    kept: dict[int, Tensor] = {}  # the tensors too, so that no address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = call()
+    del result
+    return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 
 def interleaved_seconds(calls: Mapping[str, Callable[[], Any]], rounds: int = 5, warmup: int = 1) -> dict[str, float]:

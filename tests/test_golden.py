@@ -11,7 +11,6 @@ from tiny_networks import maps, relative_l2
 from torch import Tensor, nn
 
 import hrnet_fast as hf
-from hrnet_fast.nn import accelerate, explain
 
 OUTPUT_TYPES = {"seg_ocr": list, "timm_features": list, "mmdet": tuple}
 
@@ -19,7 +18,7 @@ OUTPUT_TYPES = {"seg_ocr": list, "timm_features": list, "mmdet": tuple}
 @pytest.fixture(scope="module", params=case_names())
 def loaded(request: pytest.FixtureRequest) -> tuple[GoldenCase, hf.HRNet]:
     case = load_case(request.param)
-    return case, hf.load_checkpoint(case.state())
+    return case, hf.load_checkpoint(case.state(), impl="reference")
 
 
 @pytest.fixture(params=["plain", "accelerated"])
@@ -27,15 +26,15 @@ def network(request: pytest.FixtureRequest, loaded: tuple[GoldenCase, hf.HRNet])
     """A copy of the case's network, in evaluation mode."""
     model = copy.deepcopy(loaded[1])
     if request.param == "accelerated":
-        accelerate(model, impl="reference")
-        assert all(block.fast for block in explain(model).blocks), str(explain(model))
+        hf.accelerate(model, impl="reference")
+        assert all(block.fast for block in hf.explain(model).blocks), str(hf.explain(model))
     return model
 
 
 def assert_stayed_fast(model: hf.HRNet) -> None:
     """If it is accelerated, no call of any block took the plain path."""
     if any(hasattr(m, "fast_base") for m in model.modules()):
-        assert all(block.fast for block in explain(model).blocks), str(explain(model))
+        assert all(block.fast for block in hf.explain(model).blocks), str(hf.explain(model))
 
 
 def test_all_cases_are_there() -> None:

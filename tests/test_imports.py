@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,16 @@ def test_leaves_import_nothing_else(part: str) -> None:
 def test_arrows_go_one_way(part: str) -> None:
     for path in sources(part):
         assert {n for n in imported(path) if within(n, FORBIDDEN[part])} == set(), path
+
+
+def test_device_code_knows_no_framework() -> None:
+    """``kernels/cuda`` works on raw pointers: whoever has CUDA can include it."""
+    files = [p for p in (PACKAGE / "kernels" / "cuda").iterdir() if p.suffix in (".h", ".cuh")]
+    assert files
+    known = {"HF_CUDA_SHIM", "cuda_bf16.h", "cuda_fp16.h", "cuda_runtime.h", "cstdint", *(p.name for p in files)}
+    for path in files:
+        included = re.findall(r"^#include\s+[<\"]?([^>\"\s]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(included) <= known, path
 
 
 def run_fresh(program: str) -> str:

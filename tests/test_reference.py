@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import hrnet_fast as hf
+from hrnet_fast import restore
 from hrnet_fast.reference.blocks import Bottleneck
 
 DENSE = ("v1", "v1h", "v2", "face")
@@ -109,7 +110,7 @@ def test_out_indices_choose_and_order() -> None:
 
 
 def test_widened_features_count_from_the_stem() -> None:
-    model = tiny("features", feature_location="incre")
+    model = restore(tiny("features", feature_location="incre"))
     x = image(64, 96)
     output = run(model, x)
     assert [tuple(m.shape[1:]) for m in output] == [
@@ -118,7 +119,7 @@ def test_widened_features_count_from_the_stem() -> None:
     stem = F.relu(model.bn1(F.conv2d(x, model.conv1.weight, stride=2, padding=1)))
     torch.testing.assert_close(output[0], stem)
     for indices in ((3,), (0, 4), (2, 1)):
-        chosen = tiny("features", feature_location="incre", out_indices=indices)
+        chosen = restore(tiny("features", feature_location="incre", out_indices=indices))
         assert_same(run(chosen, x), [output[i] for i in indices])
 
 

@@ -143,6 +143,23 @@ std::vector<double> values_or(const at::Tensor& t, int64_t channels, double othe
   return values;
 }
 
+// Channels [start, start + n) of an affine [4, C]: mean, invstd, scale, shift.
+void write_affine(at::Tensor& result, int64_t start, int64_t n, const double* mean, const double* variance,
+                  const at::Tensor& weight, const at::Tensor& bias, double eps) {
+  const auto scale = values_or(weight, n, 1.0), shift = values_or(bias, n, 0.0);
+  const int64_t width = result.size(1);
+  AT_DISPATCH_FLOATING_TYPES(result.scalar_type(), "bn_affine", [&] {
+    scalar_t* to = result.mutable_data_ptr<scalar_t>() + start;
+    for (int64_t c = 0; c < n; ++c) {
+      const double invstd = 1.0 / std::sqrt(variance[c] + eps);
+      to[c] = static_cast<scalar_t>(mean[c]);
+      to[width + c] = static_cast<scalar_t>(invstd);
+      to[2 * width + c] = static_cast<scalar_t>(invstd * scale[c]);
+      to[3 * width + c] = static_cast<scalar_t>(shift[c] - mean[c] * invstd * scale[c]);
+    }
+  });
+}
+
 void move_towards(const at::Tensor& running, const double* value, double factor, double momentum) {
   if (running.numel() == 0) return;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, running.scalar_type(), "bn_running", [&] {
@@ -175,18 +192,8 @@ std::vector<at::Tensor> batch_affine(at::TensorList xs, at::IntArrayRef channels
     const int64_t width = x.size(1);
     at::Tensor result = at::empty({4, width}, x.options().dtype(math_type(x.scalar_type())).memory_format({}));
     for (int64_t start = 0; start < width; start += channels[j - 1]) {
-      const int64_t n = channels[j];
-      const auto weight = values_or(weights[j], n, 1.0), bias = values_or(biases[j], n, 0.0);
-      AT_DISPATCH_FLOATING_TYPES(result.scalar_type(), "batch_affine", [&] {
-        scalar_t* to = result.mutable_data_ptr<scalar_t>() + start;
-        for (int64_t c = 0; c < n; ++c) {
-          const double mean = total.mean[start + c], invstd = 1.0 / std::sqrt(total.variance[start + c] + eps[j]);
-          to[c] = static_cast<scalar_t>(mean);
-          to[width + c] = static_cast<scalar_t>(invstd);
-          to[2 * width + c] = static_cast<scalar_t>(invstd * weight[c]);
-          to[3 * width + c] = static_cast<scalar_t>(bias[c] - mean * invstd * weight[c]);
-        }
-      });
+      write_affine(result, start, channels[j], total.mean.data() + start, total.variance.data() + start, weights[j],
+                   biases[j], eps[j]);
       move_towards(running_means[j], total.mean.data() + start, 1.0, momenta[j]);
       move_towards(running_vars[j], total.variance.data() + start, count / (count - 1.0), momenta[j]);
       ++j;
@@ -194,6 +201,20 @@ std::vector<at::Tensor> batch_affine(at::TensorList xs, at::IntArrayRef channels
     results.push_back(result);
   }
   return results;
+}
+
+at::Tensor running_affine(at::IntArrayRef channels, at::TensorList weights, at::TensorList biases,
+                          at::TensorList running_means, at::TensorList running_vars, at::ArrayRef<double> eps,
+                          bool wide) {
+  int64_t width = 0;
+  for (const int64_t n : channels) width += n;
+  at::Tensor result = at::empty({4, width}, at::TensorOptions().dtype(wide ? at::kDouble : at::kFloat));
+  for (int64_t start = 0, j = 0; start < width; start += channels[j++]) {
+    const auto mean = values_or(running_means[j], channels[j], 0.0);
+    const auto variance = values_or(running_vars[j], channels[j], 1.0);
+    write_affine(result, start, channels[j], mean.data(), variance.data(), weights[j], biases[j], eps[j]);
+  }
+  return result;
 }
 
 at::Tensor bn_act(const at::Tensor& given, const at::Tensor& affine, const OptionalTensor& given_residual,

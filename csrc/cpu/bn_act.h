@@ -18,6 +18,11 @@ std::vector<at::Tensor> batch_affine(at::TensorList xs, at::IntArrayRef channels
                                      at::TensorList biases, at::TensorList running_means, at::TensorList running_vars,
                                      at::ArrayRef<double> momenta, at::ArrayRef<double> eps);
 
+// The same of the running statistics, in double if `wide`.
+at::Tensor running_affine(at::IntArrayRef channels, at::TensorList weights, at::TensorList biases,
+                          at::TensorList running_means, at::TensorList running_vars, at::ArrayRef<double> eps,
+                          bool wide);
+
 // Mean and biased variance [2, C].
 at::Tensor statistics(const at::Tensor& x);
 

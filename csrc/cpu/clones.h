@@ -7,9 +7,20 @@
 
 #include <cstdint>
 
-// The loader picks among the clones. Elsewhere the compiler's own choice serves.
+namespace hrnet_fast::cpu {
+// The instruction set that the loader picked for multiversioned kernels.
+const char* instruction_set();
+}  // namespace hrnet_fast::cpu
+
+// The loader picks among the clones, by what the processor supports: an architecture's name, such as skylake-avx512,
+// would match that one model alone. Elsewhere the compiler's own choice serves.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
-#define HF_CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#define HF_MULTIVERSIONED 1
+#if __GNUC__ >= 12
+#define HF_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define HF_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
 #else
 #define HF_CLONES
 #endif

@@ -1,8 +1,9 @@
-// fuse_sum on the CPU, backward: the gradient, masked by the activation, gathered back to every term's resolution.
+// fuse_sum on the CPU, backward: one pass over the gradient for all terms.
 //
-// Every input row gathers from the output rows that it reached (no scatter, no atomics): first down, into a float
-// buffer as wide as the output, then across. Per-channel sums for the affine's gradients are kept per row and added in
-// a fixed order, so results do not depend on the number of threads.
+// A thread walks down some rows of the result. Each row is masked by the activation once, in cache; for every term it
+// is gathered across to the term's width and added, with its weight, to the term's rows that it reached. A term's row
+// belongs to the thread that meets the first result row it reached, which then reads on past its own rows; so every sum
+// has one owner and one order, nothing is scattered, and results do not depend on the number of threads.
 
 #include <ATen/Parallel.h>
 
@@ -16,199 +17,288 @@ namespace hrnet_fast::cpu {
 namespace {
 
 template <typename M>
-struct Reach {  // outputs that one input element reached along one axis
+struct Reach {  // result elements that one term element reached along one axis
   int64_t begin = 0;
   std::vector<M> weights;
+  int64_t end() const { return begin + static_cast<int64_t>(weights.size()); }
 };
 
+// Begins ascend, also those of elements that reached nothing.
 template <typename M>
 std::vector<Reach<M>> reach_table(Resample mode, int64_t in, int64_t out) {
-  const M scale = axis_scale<M>(mode, in, out);
   std::vector<Reach<M>> table(in);
+  if (in == out) {
+    for (int64_t i = 0; i < in; ++i) table[i] = {i, {M(1)}};
+    return table;
+  }
+  const M scale = axis_scale<M>(mode, in, out);
+  int64_t before = 0;
   for (int64_t src = 0; src < in; ++src) {
-    const Range range = reached_by<M>(mode, scale, src, in, out);
+    const Range<> range = reached_by<M>(mode, inverse_scale(scale), src, in, out);
     int64_t first = range.end, last = range.begin;
     for (int64_t dst = range.begin; dst < range.end; ++dst)
       if (weight_of<M>(mode, scale, dst, src, in) != M(0)) {
         first = std::min(first, dst);
         last = std::max(last, dst + 1);
       }
-    table[src].begin = first;
-    for (int64_t dst = first; dst < last; ++dst) table[src].weights.push_back(weight_of<M>(mode, scale, dst, src, in));
+    Reach<M>& reach = table[src];
+    reach.begin = before = first < last ? first : before;
+    for (int64_t dst = first; dst < last; ++dst) reach.weights.push_back(weight_of<M>(mode, scale, dst, src, in));
   }
   return table;
 }
 
+// One term whose gradient, or whose affine's, is wanted and is not simply the masked gradient.
+template <typename T>
+struct Term {
+  const T* x;  // null where no affine gradient is wanted
+  T* grad_x;   // null where it is not wanted
+  const math_t<T>* scale;
+  double* row_sums;      // per row of the term: sum of the gathered gradient, by channel
+  double* row_products;  // per row of the term: sum of gradient * x, by channel
+  int64_t height, width;
+  bool same_width;
+  std::vector<Reach<math_t<T>>> rows, columns;
+  int64_t window;  // most rows that one result row adds to
+};
+
 template <typename T>
 struct Job {
-  const T* grad;  // masked, at the output's size
-  const T* x;     // null where no affine gradient is wanted
-  T* grad_x;      // null where it is not wanted
-  const math_t<T>* scale;
-  double* row_sums;      // per input row: sum of the gathered gradient, by channel
-  double* row_products;  // per input row: sum of gradient * x, by channel
-  int64_t height, width, out_height, out_width, inner, channels;
-  const Reach<math_t<T>>* rows;
-  const Reach<math_t<T>>* columns;
+  const T* grad;
+  const T* out;  // null: no activation
+  T* masked;     // null where nobody wants the masked gradient itself
+  std::vector<Term<T>> terms;
+  int64_t height, width, inner, channels;
 };
 
-// Values that stay in the first-level cache while all rows are added to them.
-constexpr int64_t kBlock = 2048;
-
 template <typename T>
-HF_INLINE void gather_down(const Job<T>& job, const T* image, int64_t y, math_t<T>* wide) {
+HF_INLINE void mask_row(const Job<T>& job, int64_t start, int64_t n, bool own, math_t<T>* __restrict__ row) {
   using M = math_t<T>;
-  const int64_t n = job.out_width * job.inner;
-  const Reach<M>& reach = job.rows[y];
-  const int64_t count = static_cast<int64_t>(reach.weights.size());
-  for (int64_t start = 0; start < n; start += kBlock) {
-    const int64_t size = std::min(kBlock, n - start);
-    M* __restrict__ to = wide + start;
-    for (int64_t j = 0; j < size; ++j) to[j] = M(0);
-    for (int64_t i = 0; i < count; ++i) {
-      const T* __restrict__ row = image + (reach.begin + i) * n + start;
-      const M weight = reach.weights[i];
-      for (int64_t j = 0; j < size; ++j) to[j] += weight * read_value(row + j);
-    }
-  }
-}
-
-template <typename T>
-HF_INLINE void gather_across(const Job<T>& job, const math_t<T>* wide, math_t<T>* narrow) {
-  using M = math_t<T>;
-  const int64_t inner = job.inner;
-  for (int64_t x = 0; x < job.width; ++x) {
-    const Reach<M>& reach = job.columns[x];
-    M* __restrict__ to = narrow + x * inner;
-    for (int64_t c = 0; c < inner; ++c) to[c] = M(0);
-    for (size_t i = 0; i < reach.weights.size(); ++i) {
-      const M weight = reach.weights[i];
-      const M* __restrict__ from = wide + (reach.begin + static_cast<int64_t>(i)) * inner;
-      for (int64_t c = 0; c < inner; ++c) to[c] += weight * from[c];
-    }
-  }
-}
-
-template <typename T>
-HF_INLINE void backward_row(const Job<T>& job, int64_t index, math_t<T>* wide, math_t<T>* narrow) {
-  using M = math_t<T>;
-  const int64_t plane = index / job.height, y = index % job.height, inner = job.inner;
-  const T* image = job.grad + plane * job.out_height * job.out_width * inner;
-  if (job.rows == nullptr) {
-    const T* row = image + y * job.out_width * inner;
-    for (int64_t j = 0; j < job.width * inner; ++j) narrow[j] = read_value(row + j);
+  const T* __restrict__ grad = job.grad + start;
+  if (job.out == nullptr) {
+    for (int64_t j = 0; j < n; ++j) row[j] = read_value(grad + j);
   } else {
-    gather_down(job, image, y, wide);
-    gather_across(job, wide, narrow);
+    const T* __restrict__ out = job.out + start;
+    for (int64_t j = 0; j < n; ++j) {
+      const M g = read_value(grad + j), y = read_value(out + j);
+      row[j] = y <= M(0) ? M(0) : g;  // as aten::threshold_backward: a NaN lets the gradient through
+    }
   }
-  const int64_t start = index * job.width * inner;
-  if (job.row_sums != nullptr) {
+  if (own && job.masked != nullptr) finish_row<T>(job.masked + start, row, false, n);
+}
+
+// to (=|+=) the weighted sum of `count` (1 to 4) neighbouring pixels: so many at once that `to` is seldom touched.
+template <typename M, bool kFirst>
+HF_INLINE void add_pixels(M* __restrict__ to, const M* __restrict__ from, const M* w, size_t count, int64_t inner) {
+  const M *b = from + inner, *c = from + 2 * inner, *d = from + 3 * inner;
+  const auto sum = [&](auto value) {
+    for (int64_t j = 0; j < inner; ++j) to[j] = (kFirst ? M(0) : to[j]) + value(j);
+  };
+  if (count >= 4) {
+    const M w0 = w[0], w1 = w[1], w2 = w[2], w3 = w[3];
+    sum([&](int64_t j) { return w0 * from[j] + w1 * b[j] + (w2 * c[j] + w3 * d[j]); });
+  } else if (count == 3) {
+    const M w0 = w[0], w1 = w[1], w2 = w[2];
+    sum([&](int64_t j) { return w0 * from[j] + w1 * b[j] + w2 * c[j]; });
+  } else if (count == 2) {
+    const M w0 = w[0], w1 = w[1];
+    sum([&](int64_t j) { return w0 * from[j] + w1 * b[j]; });
+  } else {
+    const M w0 = w[0];
+    sum([&](int64_t j) { return w0 * from[j]; });
+  }
+}
+
+template <typename T>
+HF_INLINE void gather_across(const Term<T>& term, const math_t<T>* row, math_t<T>* narrow, int64_t inner) {
+  using M = math_t<T>;
+  for (int64_t x = 0; x < term.width; ++x) {
+    const Reach<M>& reach = term.columns[x];
+    const size_t taps = reach.weights.size();
+    const M* weights = reach.weights.data();
+    const M* from = row + reach.begin * inner;
+    M* to = narrow + x * inner;
+    if (taps == 0)
+      for (int64_t c = 0; c < inner; ++c) to[c] = M(0);
+    else
+      add_pixels<M, true>(to, from, weights, taps, inner);
+    for (size_t i = 4; i < taps; i += 4)
+      add_pixels<M, false>(to, from + static_cast<int64_t>(i) * inner, weights + i, taps - i, inner);
+  }
+}
+
+// The term's row is complete: its affine's sums, and its gradient.
+template <typename T>
+HF_INLINE void finish(const Job<T>& job, const Term<T>& term, int64_t plane, int64_t y, const math_t<T>* total) {
+  using M = math_t<T>;
+  const int64_t index = plane * term.height + y, inner = job.inner, n = term.width * inner, start = index * n;
+  if (term.row_sums != nullptr) {
     // In double: the library's pairwise sums, which these are compared with, lose less than plain ones in float.
-    double* __restrict__ sums = job.row_sums + index * inner;
-    double* __restrict__ products = job.row_products + index * inner;
+    double* __restrict__ sums = term.row_sums + index * inner;
+    double* __restrict__ products = term.row_products + index * inner;
     for (int64_t c = 0; c < inner; ++c) sums[c] = products[c] = 0.0;
-    for (int64_t x = 0; x < job.width; ++x)
+    for (int64_t x = 0; x < term.width; ++x)
       for (int64_t c = 0; c < inner; ++c) {
-        const M g = narrow[x * inner + c];
+        const M g = total[x * inner + c];
         sums[c] += g;
-        products[c] += static_cast<double>(g) * read_value(job.x + start + x * inner + c);
+        products[c] += static_cast<double>(g) * read_value(term.x + start + x * inner + c);
       }
   }
-  if (job.grad_x == nullptr) return;
-  T* to = job.grad_x + start;
-  if (job.scale == nullptr) {
-    for (int64_t j = 0; j < job.width * inner; ++j) write_value(to + j, narrow[j]);
-    return;
+  if (term.grad_x == nullptr) return;
+  T* to = term.grad_x + start;
+  if (term.scale == nullptr) return finish_row<T>(to, total, false, n);
+  const M* scale = inner == 1 ? term.scale + plane % job.channels : term.scale;
+  for (int64_t x = 0; x < term.width; ++x)
+    for (int64_t c = 0; c < inner; ++c) write_value(to + x * inner + c, total[x * inner + c] * scale[c]);
+}
+
+// Where a thread stands in a term's rows, and the sums of those it has begun.
+template <typename M>
+struct Cursor {
+  int64_t first, last;  // rows of this thread that are not complete: [first, last) of the term
+  std::vector<M> sums;  // [window, width * inner]
+};
+
+// Adds result row y to the term's rows [cursor.first, ...) that it reached, and completes those that end with it.
+template <typename T>
+HF_INLINE void add_row_to(const Job<T>& job, const Term<T>& term, int64_t plane, int64_t y, const math_t<T>* row,
+                          math_t<T>* narrow, Cursor<math_t<T>>& cursor) {
+  using M = math_t<T>;
+  const int64_t n = term.width * job.inner;
+  const M* from = row;
+  bool gathered = term.same_width;
+  for (int64_t r = cursor.first; r < cursor.last && term.rows[r].begin <= y; ++r) {
+    const Reach<M>& reach = term.rows[r];
+    M* __restrict__ sum = cursor.sums.data() + (r % term.window) * n;
+    if (y < reach.end()) {
+      if (!gathered) gather_across(term, row, narrow, job.inner);
+      if (!gathered) from = narrow;
+      gathered = true;
+      const M weight = reach.weights[y - reach.begin];
+      const M* __restrict__ own = from;
+      if (y == reach.begin)
+        for (int64_t j = 0; j < n; ++j) sum[j] = weight * own[j];
+      else
+        for (int64_t j = 0; j < n; ++j) sum[j] += weight * own[j];
+    } else if (reach.weights.empty()) {
+      for (int64_t j = 0; j < n; ++j) sum[j] = M(0);
+    }
+    if (y + 1 >= reach.end() && r == cursor.first) {
+      finish(job, term, plane, r, sum);
+      ++cursor.first;
+    }
   }
-  const M* scale = inner == 1 ? job.scale + plane % job.channels : job.scale;
-  for (int64_t x = 0; x < job.width; ++x)
-    for (int64_t c = 0; c < inner; ++c) write_value(to + x * inner + c, narrow[x * inner + c] * scale[c]);
 }
 
-#define HF_BACKWARD_ROWS(T, NAME)                                                                          \
-  HF_CLONES void NAME(const Job<T>& job, int64_t begin, int64_t end, math_t<T>* wide, math_t<T>* narrow) { \
-    for (int64_t i = begin; i < end; ++i) backward_row<T>(job, i, wide, narrow);                           \
+// Result rows [begin, end) of all planes; then on, without masking for others, until their terms' rows are complete.
+template <typename T>
+HF_INLINE void backward_rows(const Job<T>& job, int64_t begin, int64_t end) {
+  using M = math_t<T>;
+  const int64_t n = job.width * job.inner;
+  std::vector<M> row(n), narrow(n);
+  std::vector<Cursor<M>> cursors(job.terms.size());
+  for (size_t k = 0; k < job.terms.size(); ++k) {
+    const int64_t size = job.terms[k].width * job.inner;
+    cursors[k].sums.resize(job.terms[k].window * size);
+    if (size > static_cast<int64_t>(narrow.size())) narrow.resize(size);
   }
-HF_BACKWARD_ROWS(float, backward_rows_float)
-HF_BACKWARD_ROWS(double, backward_rows_double)
-HF_BACKWARD_ROWS(c10::BFloat16, backward_rows_bfloat16)
-HF_BACKWARD_ROWS(c10::Half, backward_rows_half)
-#undef HF_BACKWARD_ROWS
+  for (int64_t plane = begin / job.height; plane * job.height < end; ++plane) {
+    const int64_t from = std::max<int64_t>(0, begin - plane * job.height);
+    const int64_t to = std::min(job.height, end - plane * job.height);
+    int64_t until = to;
+    for (size_t k = 0; k < job.terms.size(); ++k) {
+      const auto& rows = job.terms[k].rows;
+      const auto owner = [](const Reach<M>& reach, int64_t y) { return reach.begin < y; };
+      cursors[k].first = std::lower_bound(rows.begin(), rows.end(), from, owner) - rows.begin();
+      cursors[k].last = std::lower_bound(rows.begin(), rows.end(), to, owner) - rows.begin();
+      for (int64_t r = cursors[k].first; r < cursors[k].last; ++r) until = std::max(until, rows[r].end());
+    }
+    for (int64_t y = from; y < until; ++y) {
+      mask_row(job, (plane * job.height + y) * n, n, y < to, row.data());
+      for (size_t k = 0; k < job.terms.size(); ++k)
+        add_row_to(job, job.terms[k], plane, y, row.data(), narrow.data(), cursors[k]);
+    }
+  }
+}
 
-void backward_rows(const Job<float>& j, int64_t b, int64_t e, float* w, float* n) {
-  backward_rows_float(j, b, e, w, n);
-}
-void backward_rows(const Job<double>& j, int64_t b, int64_t e, double* w, double* n) {
-  backward_rows_double(j, b, e, w, n);
-}
-void backward_rows(const Job<c10::BFloat16>& j, int64_t b, int64_t e, float* w, float* n) {
-  backward_rows_bfloat16(j, b, e, w, n);
-}
-void backward_rows(const Job<c10::Half>& j, int64_t b, int64_t e, float* w, float* n) {
-  backward_rows_half(j, b, e, w, n);
+HF_MULTIVERSION(run_rows, backward_rows, Job)
+
+template <typename M>
+int64_t window_of(const std::vector<Reach<M>>& rows) {
+  int64_t most = 1;
+  for (size_t first = 0, r = 0; r < rows.size(); ++r) {
+    while (first < r && rows[first].end() <= rows[r].begin) ++first;
+    most = std::max<int64_t>(most, static_cast<int64_t>(r - first + 1));
+  }
+  return most;
 }
 
-struct TermGradients {
-  at::Tensor x, scale, shift;
+struct Gradients {
+  std::vector<at::Tensor> x, scale, shift;
 };
 
 template <typename T>
-TermGradients term_gradients(const Prepared& p, size_t k, const at::Tensor& masked, bool want_x, bool want_affine) {
+Gradients compute(const Prepared& p, const at::Tensor& grad, const at::Tensor& out, at::IntArrayRef wanted) {
   using M = math_t<T>;
-  const bool same_size = p.same_size(k);
-  const bool affine = p.scales[k].defined();
-  TermGradients result;
-  if (want_x && same_size && !affine) {
-    result.x = masked;
-    want_x = false;
-  }
-  if (!want_x && !want_affine) return result;
-
+  const size_t n = p.heights.size();
+  Gradients found{std::vector<at::Tensor>(n), std::vector<at::Tensor>(n), std::vector<at::Tensor>(n)};
   Job<T> job;
-  job.grad = masked.const_data_ptr<T>();
-  job.x = want_affine ? p.xs[k].const_data_ptr<T>() : nullptr;
-  if (want_x) result.x = at::empty({p.batch, p.channels, p.heights[k], p.widths[k]}, masked.options(), p.format());
-  job.grad_x = want_x ? result.x.mutable_data_ptr<T>() : nullptr;
-  job.scale = affine ? p.scales[k].const_data_ptr<M>() : nullptr;
-  job.height = p.heights[k];
-  job.width = p.widths[k];
-  job.out_height = p.height;
-  job.out_width = p.width;
+  job.grad = grad.const_data_ptr<T>();
+  job.out = p.relu ? out.const_data_ptr<T>() : nullptr;
+  job.masked = nullptr;
+  job.height = p.height;
+  job.width = p.width;
   job.inner = p.channels_last ? p.channels : 1;
   job.channels = p.channels_last ? 1 : p.channels;
-  std::vector<Reach<M>> rows, columns;
-  if (!same_size) {
-    rows = reach_table<M>(p.mode, job.height, job.out_height);
-    columns = reach_table<M>(p.mode, job.width, job.out_width);
+  const int64_t planes = p.batch * job.channels;
+  std::vector<at::Tensor> sums(n), products(n);
+  job.terms.reserve(n);
+  for (size_t k = 0; k < n; ++k) {
+    const bool affine = p.scales[k].defined(), want_affine = wanted[n + k] != 0;
+    if (wanted[k]) found.x[k] = at::empty({p.batch, p.channels, p.heights[k], p.widths[k]}, grad.options(), p.format());
+    if (wanted[k] && p.same_size(k) && !affine && job.masked == nullptr) {
+      job.masked = found.x[k].mutable_data_ptr<T>();
+      if (!want_affine) continue;
+    } else if (!wanted[k] && !want_affine) {
+      continue;
+    }
+    Term<T> term;
+    term.x = want_affine ? p.xs[k].const_data_ptr<T>() : nullptr;
+    term.grad_x = wanted[k] ? found.x[k].mutable_data_ptr<T>() : nullptr;
+    term.scale = affine ? p.scales[k].const_data_ptr<M>() : nullptr;
+    term.height = p.heights[k];
+    term.width = p.widths[k];
+    term.same_width = p.widths[k] == p.width;
+    term.rows = reach_table<M>(p.mode, term.height, p.height);
+    term.columns = reach_table<M>(p.mode, term.width, p.width);
+    term.window = window_of(term.rows);
+    if (want_affine) {
+      sums[k] = at::empty({planes * term.height, job.inner}, grad.options().dtype(at::kDouble));
+      products[k] = at::empty_like(sums[k]);
+    }
+    term.row_sums = want_affine ? sums[k].mutable_data_ptr<double>() : nullptr;
+    term.row_products = want_affine ? products[k].mutable_data_ptr<double>() : nullptr;
+    job.terms.push_back(std::move(term));
   }
-  job.rows = same_size ? nullptr : rows.data();
-  job.columns = same_size ? nullptr : columns.data();
-  const int64_t count = p.batch * job.channels * job.height;
-  at::Tensor sums, products;
-  if (want_affine) {
-    sums = at::empty({count, job.inner}, p.scales[k].options().dtype(at::kDouble));
-    products = at::empty_like(sums);
-  }
-  job.row_sums = want_affine ? sums.mutable_data_ptr<double>() : nullptr;
-  job.row_products = want_affine ? products.mutable_data_ptr<double>() : nullptr;
-  at::parallel_for(0, count, grain(job.out_width * job.inner), [&](int64_t begin, int64_t end) {
-    std::vector<M> wide(job.out_width * job.inner), narrow(job.width * job.inner);
-    backward_rows(job, begin, end, wide.data(), narrow.data());
-  });
-  if (want_affine) {
+  // Reading on past its rows costs a thread some, so it should have many.
+  const int64_t least = std::max<int64_t>(grain(job.width * job.inner), std::min<int64_t>(32, job.height));
+  at::parallel_for(0, planes * job.height, least, [&](int64_t b, int64_t e) { run_rows(job, b, e); });
+  for (size_t k = 0; k < n; ++k) {
+    if (!sums[k].defined()) continue;
     // Rows of a channels-last image, or of each channel's planes, to one value per channel.
-    const auto shape = p.channels_last ? std::vector<int64_t>{1, count, p.channels}
-                                       : std::vector<int64_t>{p.batch, p.channels, job.height};
+    const int64_t rows = planes * p.heights[k];
+    const auto shape = p.channels_last ? std::vector<int64_t>{1, rows, p.channels}
+                                       : std::vector<int64_t>{p.batch, p.channels, p.heights[k]};
     const auto dims = p.channels_last ? std::vector<int64_t>{0, 1} : std::vector<int64_t>{0, 2};
-    result.shift = sums.view(shape).sum(dims);
-    result.scale = products.view(shape).sum(dims);
+    found.shift[k] = sums[k].view(shape).sum(dims);
+    found.scale[k] = products[k].view(shape).sum(dims);
   }
-  return result;
+  return found;
 }
 
 }  // namespace
 
-std::vector<at::Tensor> fuse_sum_backward(const at::Tensor& grad, const at::Tensor& out, at::TensorList xs,
+std::vector<at::Tensor> fuse_sum_backward(const at::Tensor& given, const at::Tensor& out, at::TensorList xs,
                                           at::TensorList scales, at::IntArrayRef sizes, int64_t mode, bool relu,
                                           at::IntArrayRef wanted) {
   const size_t n = xs.size();
@@ -227,27 +317,26 @@ std::vector<at::Tensor> fuse_sum_backward(const at::Tensor& grad, const at::Tens
     p.heights.push_back(sizes[2 * k]);
     p.widths.push_back(sizes[2 * k + 1]);
   }
-  at::Tensor masked = grad.contiguous(p.format());
-  if (relu) masked = at::threshold_backward(masked, out, 0);
-
   std::vector<at::Tensor> results(3 * n);
-  for (at::Tensor& result : results) result = at::empty({0}, grad.options());  // apart: results may not alias
-  for (size_t k = 0; k < n; ++k) {
-    const bool want_x = wanted[k] != 0, want_affine = wanted[n + k] != 0;
-    TermGradients g;
-    if (masked.numel() == 0 || p.heights[k] * p.widths[k] == 0) {
-      g.x = at::zeros({p.batch, p.channels, p.heights[k], p.widths[k]}, grad.options().memory_format(p.format()));
-      g.scale = g.shift = at::zeros({p.channels}, grad.options());
-    } else {
-      AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, masked.scalar_type(), "fuse_sum_backward",
-                                      [&] { g = term_gradients<scalar_t>(p, k, masked, want_x, want_affine); });
-    }
-    if (want_x) results[k] = g.x;
-    if (want_affine) {
-      results[n + k] = g.scale.to(scales[k].scalar_type());
-      results[2 * n + k] = g.shift.to(scales[k].scalar_type());
-    }
+  for (at::Tensor& result : results) result = at::empty({0}, given.options());  // apart: results may not alias
+  const auto settle = [&](size_t k, const at::Tensor& x, const at::Tensor& scale, const at::Tensor& shift) {
+    if (wanted[k]) results[k] = x;
+    if (!wanted[n + k]) return;
+    results[n + k] = scale.to(scales[k].scalar_type());
+    results[2 * n + k] = shift.to(scales[k].scalar_type());
+  };
+  if (out.numel() == 0) {
+    const auto options = given.options();
+    for (size_t k = 0; k < n; ++k)
+      settle(k, at::zeros({p.batch, p.channels, p.heights[k], p.widths[k]}, options.memory_format(p.format())),
+             at::zeros({p.channels}, options), at::zeros({p.channels}, options));
+    return results;
   }
+  const at::Tensor grad = given.contiguous(p.format()), own = out.contiguous(p.format());
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, grad.scalar_type(), "fuse_sum_backward", [&] {
+    const Gradients found = compute<scalar_t>(p, grad, own, wanted);
+    for (size_t k = 0; k < n; ++k) settle(k, found.x[k], found.scale[k], found.shift[k]);
+  });
   return results;
 }
 

@@ -82,6 +82,6 @@ def doctor(as_json: bool) -> None:
     rows += [(name, value or "not set") for name, value in found["environment"].items()]
     print_table(("what", "here"), rows)
     word = {True: "yes", False: "no"}
-    usable = [(n, word[i["usable"]], word[i["networks"]], i["reason"]) for n, i in found["implementations"].items()]
+    usable = [(n, word[i["usable"]], i["reason"]) for n, i in found["implementations"].items()]
     title = f"For a network, impl='auto' means {found['auto']} here"
-    print_table(("implementation", "operators usable", "runs networks", "why"), usable, title=title)
+    print_table(("implementation", "usable", "why"), usable, title=title)

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
-from hrnet_fast.implementations import NAMES, describe
+from hrnet_fast.implementations import NAMES, describe, resolve
 from hrnet_fast.models import HRNet
+from hrnet_fast.nn import accelerate, restore
 
 Call = Callable[[], Any]
 
@@ -32,24 +34,38 @@ class Contender:
     prepare: Callable[[HRNet, Tensor], Call]
 
 
-def _as_given(model: HRNet, x: Tensor) -> Call:
+def _plain(model: HRNet, x: Tensor) -> Call:
+    restore(model)
     return lambda: model(x)
 
 
 def _channels_last(model: HRNet, x: Tensor) -> Call:
+    return _in_channels_last(restore(model), x)
+
+
+def _fused(model: HRNet, x: Tensor) -> Call:
+    return _in_channels_last(accelerate(model), x)
+
+
+def _in_channels_last(model: Module, x: Tensor) -> Call:
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = x.contiguous(memory_format=torch.channels_last)
     return lambda: model(x)
 
 
-def _bfloat16(model: HRNet, x: Tensor) -> Call:
-    call = _channels_last(model, x)
+def _bfloat16(prepare: Callable[[HRNet, Tensor], Call]) -> Callable[[HRNet, Tensor], Call]:
+    """`prepare`, under autocast."""
 
-    def run() -> Any:
-        with torch.autocast(x.device.type, torch.bfloat16):
-            return call()
+    def prepared(model: HRNet, x: Tensor) -> Call:
+        call = prepare(model, x)
 
-    return run
+        def run() -> Any:
+            with torch.autocast(x.device.type, torch.bfloat16):
+                return call()
+
+        return run
+
+    return prepared
 
 
 def _has_bfloat16(device: torch.device) -> bool:
@@ -61,16 +77,21 @@ def _has_bfloat16(device: torch.device) -> bool:
 def contenders(device: torch.device) -> list[Contender]:
     """Return every way of executing that this machine has; the first is what the others are compared with."""
     found = [
-        Contender("reference", "reference", "float32", _as_given),
+        Contender("reference", "reference", "float32", _plain),
         Contender("reference, channels-last", "reference", "float32", _channels_last),
     ]
-    if _has_bfloat16(device):
-        found.append(Contender("reference, bf16 autocast", "reference", "bfloat16", _bfloat16))
+    half = _has_bfloat16(device)
+    if half:
+        found.append(Contender("reference, bf16 autocast", "reference", "bfloat16", _bfloat16(_channels_last)))
+    chosen = resolve()
+    if chosen != "reference":
+        found.append(Contender("accelerated", chosen, "float32", _fused))
+        if half:
+            found.append(Contender("accelerated, bf16 autocast", chosen, "bfloat16", _bfloat16(_fused)))
     return found
 
 
 def absent() -> dict[str, str]:
     """Return the implementations that cannot run here, each with its reason, so that none is missing silently."""
     found = {name: describe(name) for name in NAMES}
-    idle = "executes no whole network yet; "
-    return {n: f.reason if not f.usable else idle + f.reason for n, f in found.items() if not (f.usable and f.networks)}
+    return {name: f.reason for name, f in found.items() if not f.usable}

@@ -11,6 +11,7 @@ from torch import Tensor
 from hrnet_fast.config import HRNetConfig
 from hrnet_fast.implementations import resolve
 from hrnet_fast.models.upstream_config import config_from_upstream
+from hrnet_fast.nn.accelerate import accelerate_blocks
 from hrnet_fast.nn.mixing import mixing_fault, run_mixing
 from hrnet_fast.nn.modules import Settings
 from hrnet_fast.nn.units import call_fault, read_row, row_fault, run_units
@@ -26,7 +27,8 @@ class HRNet(HRNetReference):
     Args:
         config: the network; or leave it out and give the arguments of :meth:`HRNetConfig.make` by name, for
             instance ``HRNet(width=32, head="v1", num_outputs=17)``.
-        impl: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
+        impl: ``"auto"``, ``"reference"`` (plain PyTorch), ``"cpu"``, ``"triton"`` or ``"cuda"``: all but the reference
+            execute as :func:`hrnet_fast.accelerate` has it, and ``hrnet_fast.restore`` undoes that.
         norm_layer: replaces the configured normalisation by any ``channels -> module``.
 
     Takes [N, in_channels, H, W] of a floating dtype and returns, by head: one tensor (``v1``, ``v1h``, ``v2``,
@@ -57,6 +59,8 @@ class HRNet(HRNetReference):
         chosen = resolve(impl)  # before any weight is drawn: a wrong name fails at once
         super().__init__(config, norm_layer)
         self.impl = chosen
+        if chosen != "reference":
+            accelerate_blocks(self, impl, "lean")
         self.family: str | None = None
         self.notes: tuple[str, ...] = ()
 

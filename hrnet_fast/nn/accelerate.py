@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from hrnet_fast.errors import InputError
-from hrnet_fast.implementations import check_named
+from hrnet_fast.implementations import resolve
 from hrnet_fast.nn.modules import Fast, FastFusion, FastSequence, FastUnit, Settings, fast_class
 from hrnet_fast.nn.probe import judge, known_settings, signature
 from hrnet_fast.nn.units import flat, looks_like_unit, row_fault, unit_fault
@@ -73,16 +73,21 @@ def accelerate(model: nn.Module, *, impl: str = "auto", memory: str = "lean") ->
         InputError: no module of an HRNet was found, or an unknown `memory`.
         ImplementationError: an unknown implementation, or one that cannot run here.
     """
-    if memory not in MEMORY:
-        raise InputError(f"accelerate: memory={memory!r}; accepted are 'lean' and 'min'.")
-    check_named(impl)
-    restore(model)
-    candidates = list(_candidates(model))
-    if not any(kind is FastFusion for _, kind in candidates):
+    if not any(is_fusion(module) for module in model.modules()):
         raise InputError(
             f"accelerate: {type(model).__name__} has no module with `branches` and `fuse_layers`, as every HRNet has; "
             "give the model itself, after it was built."
         )
+    return accelerate_blocks(model, impl, memory)
+
+
+def accelerate_blocks(model: nn.Module, impl: str, memory: str) -> nn.Module:
+    """:func:`accelerate` for a module known to be of an HRNet: one of its stages, or a network without fusions."""
+    if memory not in MEMORY:
+        raise InputError(f"accelerate: memory={memory!r}; accepted are 'lean' and 'min'.")
+    resolve(impl)
+    restore(model)
+    candidates = list(_candidates(model))
     verdicts: dict[object, Settings] = {}
     for module in model.modules():
         if hasattr(type(module), "fast_settings"):  # this package's network: its stem and head are no modules

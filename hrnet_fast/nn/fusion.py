@@ -110,8 +110,9 @@ class _FusionFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, fusion: Fusion, recipes: tuple[Recipe | None, ...], *tensors: NoneOr) -> tuple[Tensor, ...]:
         xs: list[Tensor] = list(tensors[: fusion.sources])  # type: ignore[arg-type]
+        # A target that nothing used has no gradient; nor have the parameters that serve it alone, as in plain modules.
+        ctx.set_materialize_grads(False)
         ctx.fusion, ctx.recipes = fusion, recipes
-        ctx.set_materialize_grads(False)  # parameters behind a target that nobody used have no gradient, not a zero one
         ctx.pieces = pieces(within_network("bn_act", fusion.impl), xs[0])
         keep: list[_Kept] = []
         outs = _execute(fusion, ctx.pieces, xs, keep)
@@ -202,18 +203,10 @@ class _Backward:
     def _group(self, k: int, start: int, end: int) -> list[NoneOr]:
         group, own = self.fusion.groups[k], self.kept[k]
         given = [self.of_member.pop((k, j), None) for j in range(len(group.members))]
-        if all(g is None for g in given):
+        if all(part is None for part in given):
             return [None] * (end - start)
-        parts = [
-            torch.zeros_like(own.y[:, m.begin : m.end]) if g is None else g
-            for m, g in zip(group.members, given, strict=True)
-        ]
         relu = not any(m.ends for m in group.members)  # then one mask, computed again, serves all
-        if not relu:
-            parts = [
-                g if m.ends else self._masked(k, j, g)
-                for j, (m, g) in enumerate(zip(group.members, parts, strict=True))
-            ]
+        parts = [self._part(k, j, part, relu) for j, part in enumerate(given)]
         g = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         sums, _ = self.p.backward_sums(g, None, own.y, own.affine, None, relu, False)
         dy = input_gradient(self.p, g, own.y, own.affine, sums, own.count, group.step.norm, relu)
@@ -244,9 +237,15 @@ class _Backward:
             grads.append(norm_gradient(sums[0, m.begin : m.end], shift, own_want[3]))
         return grads
 
-    def _masked(self, k: int, j: int, grad: Tensor) -> Tensor:
-        group = self.fusion.groups[k]
+    def _part(self, k: int, j: int, grad: NoneOr, masked_later: bool) -> Tensor:
+        """One member's share of its group's gradient, masked where ReLU followed."""
+        group, y = self.fusion.groups[k], self.kept[k].y
         member, first = group.members[j], group.going_on
+        if grad is None:
+            shape = (y.shape[0], member.end - member.begin, *y.shape[2:])
+            return torch.zeros(shape, dtype=y.dtype, device=y.device)
+        if member.ends or masked_later:
+            return grad
         h = self.hidden[k][:, member.begin - first : member.end - first]
         masked: Tensor = torch.ops.aten.threshold_backward(grad, h, 0)
         return masked

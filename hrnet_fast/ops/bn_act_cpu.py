@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # Arithmetic on [C] tensors, needed between the collectives of several processes only.
-from hrnet_fast.reference.bn_act import Norm, affine, running_affine, update_running
+from hrnet_fast.reference.bn_act import Norm, affine, update_running
 
 __all__ = [
     "affine",
@@ -31,16 +31,23 @@ def statistics(x: Tensor) -> Tensor:
 
 def batch_affine(xs: Sequence[Tensor], norms: Sequence[Norm]) -> list[Tensor]:
     found: list[Tensor] = torch.ops.hrnet_fast.batch_affine_cpu(
-        xs,
-        [n.channels for n in norms],
-        [_ABSENT if n.weight is None else n.weight for n in norms],
-        [_ABSENT if n.bias is None else n.bias for n in norms],
-        [_ABSENT if n.running_mean is None else n.running_mean for n in norms],
-        [_ABSENT if n.running_var is None else n.running_var for n in norms],
-        [n.momentum for n in norms],
-        [n.eps for n in norms],
+        xs, *_listed(norms), [n.momentum for n in norms], [n.eps for n in norms]
     )
     return found
+
+
+def running_affine(norms: Sequence[Norm], dtype: torch.dtype) -> Tensor:
+    result: Tensor = torch.ops.hrnet_fast.running_affine_cpu(
+        *_listed(norms), [n.eps for n in norms], dtype == torch.float64
+    )
+    return result
+
+
+def _listed(norms: Sequence[Norm]) -> tuple[list[int], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    """Channels, weights, biases, means and variances; an empty tensor stands for an absent one."""
+    columns = zip(*[[_ABSENT if t is None else t for t in n[1:5]] for n in norms], strict=True)
+    weights, biases, means, variances = map(list, columns)
+    return [n.channels for n in norms], weights, biases, means, variances
 
 
 def bn_act(

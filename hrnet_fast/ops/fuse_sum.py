@@ -41,7 +41,7 @@ def fuse_sum(
         mode: ``"bilinear"`` or ``"nearest"``.
         align_corners: of bilinear interpolation.
         activation: ``"relu"`` or None.
-        impl: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"`` (no float64).
+        impl: ``"auto"``, ``"reference"``, ``"cpu"``, ``"cuda"`` or ``"triton"`` (no float64).
 
     Returns:
         [N, C, H, W] in the terms' dtype, laid out as the largest term. Fused implementations compute half types in
@@ -128,8 +128,9 @@ def compute(
     # Chosen here and not by the caller, so that a compiled graph need not trace how.
     chosen = choose("fuse_sum", impl, xs[0])
     code = RESAMPLE[mode, align_corners]
-    if chosen == "cpu":
-        out: Tensor = torch.ops.hrnet_fast.fuse_sum_cpu(xs, scales, shifts, size, code, relu)
+    if chosen in ("cpu", "cuda"):
+        compiled = getattr(torch.ops.hrnet_fast, f"fuse_sum_{chosen}")
+        out: Tensor = compiled(xs, scales, shifts, size, code, relu)
         return out.contiguous(memory_format=_layout(xs))
     if chosen == "triton":
         from hrnet_fast.kernels.triton.fuse_sum import forward
@@ -182,8 +183,9 @@ def gradients(
     chosen = choose("fuse_sum", impl, grad)
     code = RESAMPLE[mode, align_corners]
     n = len(xs)
-    if chosen == "cpu":
-        results = torch.ops.hrnet_fast.fuse_sum_backward_cpu(grad, out, xs, scales, sizes, code, relu, wanted)
+    if chosen in ("cpu", "cuda"):
+        compiled = getattr(torch.ops.hrnet_fast, f"fuse_sum_backward_{chosen}")
+        results: list[Tensor] = compiled(grad, out, xs, scales, sizes, code, relu, wanted)
         return _settled(results, out, grad)
     if chosen == "triton":
         from hrnet_fast.kernels.triton.fuse_sum import backward

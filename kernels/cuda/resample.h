@@ -18,11 +18,12 @@ namespace hrnet_fast {
 
 enum class Resample : int { kNearest = 0, kBilinear = 1, kBilinearAligned = 2 };
 
-// Two neighbours along one axis and the weight of the second; the first weighs 1 - weight.
-template <typename T>
+// Two neighbours along one axis and the weight of the second; the first weighs 1 - weight. Index is int32_t on devices,
+// where 64-bit arithmetic costs several instructions.
+template <typename T, typename Index = int64_t>
 struct Neighbours {
-  int64_t first;
-  int64_t second;
+  Index first;
+  Index second;
   T weight;
 };
 
@@ -35,29 +36,29 @@ HF_INLINE T axis_scale(Resample mode, int64_t in, int64_t out) {
 }
 
 // The inputs that output element `dst` mixes along one axis of `in` elements.
-template <typename T>
-HF_INLINE Neighbours<T> neighbours(Resample mode, T scale, int64_t dst, int64_t in) {
+template <typename T, typename Index>
+HF_INLINE Neighbours<T, Index> neighbours(Resample mode, T scale, Index dst, Index in) {
   if (mode == Resample::kNearest) {
     // PyTorch computes scale and index in float for every dtype.
-    int64_t index = static_cast<int64_t>(static_cast<float>(dst) * static_cast<float>(scale));
+    Index index = static_cast<Index>(static_cast<float>(dst) * static_cast<float>(scale));
     index = index < in - 1 ? index : in - 1;
     return {index, index, T(0)};
   }
   T position = mode == Resample::kBilinearAligned ? static_cast<T>(dst) * scale
                                                   : (static_cast<T>(dst) + T(0.5)) * scale - T(0.5);
   position = position > T(0) ? position : T(0);
-  int64_t first = static_cast<int64_t>(position);
+  Index first = static_cast<Index>(position);
   first = first < in - 1 ? first : in - 1;
   T weight = position - static_cast<T>(first);
   weight = weight < T(1) ? weight : T(1);
-  const int64_t second = first + (first < in - 1 ? 1 : 0);
+  const Index second = first + (first < in - 1 ? 1 : 0);
   return {first, second, weight};
 }
 
 // How much of output `dst` came from input `src`: the adjoint's weight, by the very arithmetic of the forward.
-template <typename T>
-HF_INLINE T weight_of(Resample mode, T scale, int64_t dst, int64_t src, int64_t in) {
-  const Neighbours<T> n = neighbours<T>(mode, scale, dst, in);
+template <typename T, typename Index>
+HF_INLINE T weight_of(Resample mode, T scale, Index dst, Index src, Index in) {
+  const Neighbours<T, Index> n = neighbours<T, Index>(mode, scale, dst, in);
   T weight = T(0);
   if (n.first == src) weight += T(1) - n.weight;
   if (n.second == src) weight += n.weight;
@@ -66,19 +67,26 @@ HF_INLINE T weight_of(Resample mode, T scale, int64_t dst, int64_t src, int64_t 
 
 // A range of outputs [begin, end) outside of which none came from input `src`. It may be wider than needed: callers
 // multiply by weight_of, which is zero there. Rounding of the inverse is covered by one element on either side.
+template <typename Index = int64_t>
 struct Range {
-  int64_t begin;
-  int64_t end;
+  Index begin;
+  Index end;
 };
 
+// The reciprocal of axis_scale; 0 where there is none: everything may come from anywhere.
 template <typename T>
-HF_INLINE Range reached_by(Resample mode, T scale, int64_t src, int64_t in, int64_t out) {
-  if (scale <= T(0)) return {0, out};  // a single output or input: everything may come from anywhere
+HF_INLINE T inverse_scale(T scale) {
+  return scale > T(0) ? T(1) / scale : T(0);
+}
+
+template <typename T, typename Index>
+HF_INLINE Range<Index> reached_by(Resample mode, T inverse, Index src, Index in, Index out) {
+  if (inverse <= T(0)) return {0, out};  // a single output or input
   const T offset = mode == Resample::kBilinear ? T(0.5) : T(0);
   const T low = mode == Resample::kNearest ? static_cast<T>(src) : static_cast<T>(src - 1) + offset;
   const T high = static_cast<T>(src + 1) + offset;
-  int64_t begin = static_cast<int64_t>(low / scale - offset) - 2;
-  int64_t end = static_cast<int64_t>(high / scale - offset) + 3;
+  Index begin = static_cast<Index>(low * inverse - offset) - 2;
+  Index end = static_cast<Index>(high * inverse - offset) + 3;
   // The first and last inputs also serve every output beyond them.
   if (src == 0) begin = 0;
   if (src == in - 1) end = out;

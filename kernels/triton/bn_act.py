@@ -187,7 +187,8 @@ def backward_sums(
         return partials.zero_().sum(1), kept
     bn_backward_sums_kernel[(view.rows, view.columns)](
         grad, grad if addend is None else view.dense(addend), x, affine.contiguous(),
-        grad if out is None else view.dense(out), grad if kept is None else kept, partials, view.channels, view.pixels, view.tiles, view.per_program,
+        grad if out is None else view.dense(out), grad if kept is None else kept, partials, view.channels,
+        view.pixels, view.tiles, view.per_program,
         ADDEND=addend is not None, OUT=out is not None, RELU=relu, KEEP=keep, **view.blocks,
     )  # fmt: skip
     return partials.sum(1), kept

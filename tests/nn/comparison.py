@@ -5,13 +5,23 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import tiny_networks
 import torch
 from tiny_networks import gradients, relative_l2, train_once
 from torch import Tensor, nn
 
-from hrnet_fast.nn import Report, accelerate, explain
+from hrnet_fast.nn import Report, accelerate, explain, restore
 
 EXACT = 1e-10  # of float64 sums in two orders, through a network's depth
+
+
+def tiny(*args: Any, **options: Any) -> Any:
+    """Return a tiny network of plain modules."""
+    return restore(tiny_networks.tiny(*args, **options))
+
+
+def two_stages(*args: Any, **options: Any) -> Any:
+    return restore(tiny_networks.two_stages(*args, **options))
 
 
 def accelerated(model: nn.Module, impl: str = "reference", memory: str = "lean") -> Any:

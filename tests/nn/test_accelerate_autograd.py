@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import upstream_standins as up
-from comparison import accelerated, assert_all_fast, assert_near, assert_trains_alike, statistics
-from tiny_networks import gradients, image, maps, relative_l2, tiny
+from comparison import accelerated, assert_all_fast, assert_near, assert_trains_alike, statistics, tiny
+from tiny_networks import gradients, image, maps, relative_l2
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint

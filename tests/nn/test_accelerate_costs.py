@@ -7,8 +7,8 @@ import gc
 import pytest
 import torch
 import upstream_standins as up
-from comparison import accelerated
-from tiny_networks import image, maps, tiny
+from comparison import accelerated, tiny
+from tiny_networks import image, maps
 from torch import Tensor, nn
 
 from hrnet_fast.measure import _Watcher, operator_calls

@@ -9,8 +9,17 @@ from typing import Any
 import pytest
 import torch
 import upstream_standins as up
-from comparison import accelerated, assert_all_fast, assert_evaluates_alike, assert_trains_alike, reasons, statistics
-from tiny_networks import assert_same, image, maps, relative_l2, tiny, two_stages
+from comparison import (
+    accelerated,
+    assert_all_fast,
+    assert_evaluates_alike,
+    assert_trains_alike,
+    reasons,
+    statistics,
+    tiny,
+    two_stages,
+)
+from tiny_networks import assert_same, image, maps, relative_l2
 from torch import Tensor, fx, nn
 
 import hrnet_fast as hf

@@ -11,14 +11,8 @@ from typing import Any
 import pytest
 import torch
 import upstream_standins as up
-from comparison import (
-    accelerated,
-    assert_all_fast,
-    assert_evaluates_alike,
-    assert_trains_alike,
-    reasons,
-)
-from tiny_networks import assert_same, image, tiny
+from comparison import accelerated, assert_all_fast, assert_evaluates_alike, assert_trains_alike, reasons, tiny
+from tiny_networks import assert_same, image
 from torch import Tensor, nn
 
 import hrnet_fast as hf

@@ -7,8 +7,16 @@ from typing import Any
 import pytest
 import torch
 import upstream_standins as up
-from comparison import accelerated, assert_all_fast, assert_evaluates_alike, assert_near, assert_trains_alike, reasons
-from tiny_networks import gradients, image, relative_l2, tiny
+from comparison import (
+    accelerated,
+    assert_all_fast,
+    assert_evaluates_alike,
+    assert_near,
+    assert_trains_alike,
+    reasons,
+    tiny,
+)
+from tiny_networks import gradients, image, relative_l2
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.utils.fusion import fuse_conv_bn_eval

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import upstream_standins as up
-from comparison import accelerated, assert_all_fast
-from tiny_networks import gradients, image, maps, tiny
+from comparison import accelerated, assert_all_fast, tiny
+from tiny_networks import gradients, image, maps
 from torch import Tensor, nn
 
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}

@@ -20,9 +20,9 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, sys.argv[4])
-from tiny_networks import image, tiny
+from tiny_networks import tiny
 
-from hrnet_fast.nn import accelerate, explain
+from hrnet_fast.nn import accelerate, explain, restore
 
 rank, store, memory = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.manual_seed(0)
@@ -46,7 +46,7 @@ def all_fast(model):
     assert all(block.fast and not block.reason for block in explain(model).blocks), str(explain(model))
 
 
-plain = tiny("v1").double().train()
+plain = restore(tiny("v1")).double().train()
 whole = copy.deepcopy(plain)
 loss = loss_of(whole(x), slice(None))
 loss.backward()

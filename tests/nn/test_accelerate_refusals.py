@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import upstream_standins as up
-from comparison import accelerated, assert_evaluates_alike, assert_trains_alike, reasons
-from tiny_networks import enliven, image, tiny
+from comparison import accelerated, assert_evaluates_alike, assert_trains_alike, reasons, tiny
+from tiny_networks import enliven, image
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -14,17 +14,30 @@ from operator_cases import compiled_ahead
 from torch import Tensor
 
 from hrnet_fast import ImplementationError, InputError
-from hrnet_fast.implementations import describe
+from hrnet_fast.implementations import describe, interpreting
 from hrnet_fast.ops import fuse_sum
 from hrnet_fast.ops.fuse_sum import _fuse_sum
 
 # The C++ implementation is built by `make setup`; where no compiler works there is none to test.
 needs_cpu = pytest.param("cpu", marks=pytest.mark.skipif(not describe("cpu").usable, reason=describe("cpu").reason))
-IMPLS = ["reference", needs_cpu]
+needs_cuda = pytest.param("cuda", marks=pytest.mark.skipif(not describe("cuda").usable, reason=describe("cuda").reason))
+needs_gpu = pytest.param(
+    "triton",
+    marks=pytest.mark.skipif(
+        not (torch.cuda.is_available() and describe("triton").usable) or interpreting(),
+        reason="triton compiles for CUDA devices only; its interpreter has a test of its own",
+    ),
+)
+DOUBLE_IMPLS = ["reference", needs_cpu, needs_cuda]  # Triton's kernels compute in float32
+IMPLS = [*DOUBLE_IMPLS, needs_gpu]
 MODES = [("nearest", False), ("bilinear", False), ("bilinear", True)]
 SIZES = [(16, 24), (17, 25), (65, 97), (1, 1), (5, 1)]
 ROUNDING = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
 CHANNELS = 6
+
+
+def device_of(impl: str) -> str:
+    return "cuda" if impl in ("cuda", "triton") else "cpu"
 
 
 @dataclass
@@ -47,16 +60,23 @@ class Case:
 
 
 def make_case(
-    size: tuple[int, int], dtype: torch.dtype, *, channels_last: bool = False, batch: int = 2, affine: bool = True
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    *,
+    channels_last: bool = False,
+    batch: int = 2,
+    affine: bool = True,
+    channels: int = CHANNELS,
+    device: str = "cpu",
 ) -> Case:
     """An identity term, coarser ones as a fusion has them, and a finer one of an odd ratio."""
     shapes = [size, *(tuple(max(1, -(-s // f)) for s in size) for f in (2, 4, 8)), (size[0] + 3, 2 * size[1])]
-    xs = [torch.randn(batch, CHANNELS, *s).to(dtype) for s in shapes]
+    xs = [torch.randn(batch, channels, *s).to(device, dtype) for s in shapes]
     if channels_last:
         xs = [x.contiguous(memory_format=torch.channels_last) for x in xs]
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    scales: list[Tensor | None] = [None, *((torch.rand(CHANNELS, dtype=wide) + 0.5) for _ in shapes[1:])]
-    shifts: list[Tensor | None] = [None, *(torch.randn(CHANNELS, dtype=wide) for _ in shapes[1:])]
+    scales: list[Tensor | None] = [None, *((torch.rand(channels, dtype=wide) + 0.5).to(device) for _ in shapes[1:])]
+    shifts: list[Tensor | None] = [None, *(torch.randn(channels, dtype=wide).to(device) for _ in shapes[1:])]
     if not affine:
         scales = shifts = [None] * len(xs)
     case = Case(xs, scales, shifts, size)
@@ -108,25 +128,38 @@ def within_budget(case: Case, impl: str, mode: str, align: bool) -> None:
 @pytest.mark.parametrize("dtype", list(ROUNDING))
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(("mode", "align"), MODES)
-@pytest.mark.parametrize("impl", [needs_cpu])
+@pytest.mark.parametrize("impl", [needs_cpu, needs_cuda, needs_gpu])
 def test_parity(
     impl: str, mode: str, align: bool, size: tuple[int, int], dtype: torch.dtype, channels_last: bool
 ) -> None:
-    within_budget(make_case(size, dtype, channels_last=channels_last), impl, mode, align)
+    if impl == "triton" and dtype == torch.float64:
+        pytest.skip("its kernels compute in float32")
+    within_budget(make_case(size, dtype, channels_last=channels_last, device=device_of(impl)), impl, mode, align)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("channels", [32, 18, 7])
+@pytest.mark.parametrize("dtype", list(ROUNDING))
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("impl", [needs_cuda])
+def test_every_width_of_access(impl: str, channels_last: bool, dtype: torch.dtype, channels: int) -> None:
+    """Packs of 16 bytes, pairs and single values: along channels, or along rows as wide."""
+    size = (24, channels)
+    case = make_case(size, dtype, channels_last=channels_last, channels=channels, device=device_of(impl))
+    within_budget(case, impl, "bilinear", False)
+
+
+@pytest.mark.parametrize("impl", DOUBLE_IMPLS)
 def test_reference_is_the_sum_of_its_steps(impl: str) -> None:
-    case = make_case((16, 24), torch.float64, affine=False)
+    case = make_case((16, 24), torch.float64, affine=False, device=device_of(impl))
     interpolate = torch.nn.functional.interpolate
     expected = case.xs[0] + sum(interpolate(x, size=case.size, mode="bilinear") for x in case.xs[1:])
     assert torch.allclose(run(case, impl, "bilinear", False, None), expected, rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", DOUBLE_IMPLS)
 @pytest.mark.parametrize(("mode", "align"), MODES)
 def test_gradcheck_and_opcheck(impl: str, mode: str, align: bool) -> None:
-    case = make_case((5, 7), torch.float64)
+    case = make_case((5, 7), torch.float64, device=device_of(impl))
 
     def call(*leaves: Tensor) -> Tensor:
         n = len(case.xs)
@@ -136,14 +169,14 @@ def test_gradcheck_and_opcheck(impl: str, mode: str, align: bool) -> None:
         )
 
     assert torch.autograd.gradcheck(call, case.leaves(), fast_mode=True)
-    absent = torch.empty(0, dtype=torch.float64)
+    absent = torch.empty(0, dtype=torch.float64, device=device_of(impl))
     lists = [[absent if t is None else t for t in ts] for ts in (case.scales, case.shifts)]
     torch.library.opcheck(_fuse_sum, (case.xs, *lists, list(case.size), mode, align, True, impl))
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_compiled_whole(impl: str) -> None:
-    case = make_case((9, 6), torch.float32, channels_last=True)
+    case = make_case((9, 6), torch.float32, channels_last=True, device=device_of(impl))
 
     def step(xs: list[Tensor], scale: Tensor, shift: Tensor) -> Tensor:
         affine = [None, scale, scale, None, None]
@@ -163,7 +196,7 @@ def test_compiled_whole(impl: str) -> None:
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_nan_and_infinity_go_where_the_reference_sends_them(impl: str) -> None:
-    case = make_case((8, 8), torch.float32, affine=False)
+    case = make_case((8, 8), torch.float32, affine=False, device=device_of(impl))
     with torch.no_grad():
         case.xs[1][0, 0, 1, 1] = torch.nan
         case.xs[0][0, 1, 2, 2] = torch.inf
@@ -181,25 +214,36 @@ def test_nan_and_infinity_go_where_the_reference_sends_them(impl: str) -> None:
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_empty_batch(impl: str, channels_last: bool) -> None:
-    case = make_case((8, 6), torch.float32, channels_last=channels_last, batch=0)
+    case = make_case((8, 6), torch.float32, channels_last=channels_last, batch=0, device=device_of(impl))
     out = run(case, impl, "bilinear", False)
     assert out.shape == (0, CHANNELS, 8, 6)
     grads = torch.autograd.grad(out.sum(), case.leaves())
     assert all(g.shape == leaf.shape and not g.any() for g, leaf in zip(grads, case.leaves(), strict=True))
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", DOUBLE_IMPLS)
 def test_strided_views_and_mixed_layouts(impl: str) -> None:
-    big = torch.randn(2, 2 * CHANNELS, 20, 22, dtype=torch.float64)
+    big = torch.randn(2, 2 * CHANNELS, 20, 22, dtype=torch.float64).to(device_of(impl))
     xs = [big[:, ::2, 2:18, 3:19], torch.randn(2, CHANNELS, 8, 8).double().to(memory_format=torch.channels_last)]
+    xs = [x.to(device_of(impl)) for x in xs]
     out = fuse_sum(xs, impl=impl)
     expected = fuse_sum([x.contiguous() for x in xs], impl="reference")
     assert torch.allclose(out, expected, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("begin", [8, 3])
+def test_channel_slices_of_stacked_maps(impl: str, layout: torch.memory_format, begin: int) -> None:
+    maps = [torch.randn(2, 24, *s).to(device_of(impl), memory_format=layout) for s in ((12, 16), (6, 8))]
+    xs = [maps[0][:, :8].contiguous(memory_format=layout), *(m[:, begin : begin + 8] for m in maps)]
+    out = fuse_sum(xs, impl=impl)
+    assert torch.allclose(out, fuse_sum([x.contiguous() for x in xs], impl="reference"), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("impl", DOUBLE_IMPLS)
 def test_only_wanted_gradients_and_no_second_order(impl: str) -> None:
-    case = make_case((6, 6), torch.float64)
+    case = make_case((6, 6), torch.float64, device=device_of(impl))
     for leaf in case.leaves():
         leaf.requires_grad_(leaf is case.xs[2])
     out = run(case, impl, "bilinear", False)
@@ -211,7 +255,7 @@ def test_only_wanted_gradients_and_no_second_order(impl: str) -> None:
 @pytest.mark.parametrize("impl", IMPLS)
 def test_saves_no_term_without_an_affine(impl: str) -> None:
     """Backward needs the result, and the values of a term only for its scale's gradient."""
-    case = make_case((32, 32), torch.float32, affine=False)
+    case = make_case((32, 32), torch.float32, affine=False, device=device_of(impl))
     saved: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
         out = run(case, impl, "bilinear", False)

@@ -1,0 +1,115 @@
+"""``accelerate`` in training: what is kept for backward, operator calls of a fusion, and the time of a step."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor, nn
+
+import hrnet_fast as hf
+from hrnet_fast.measure import interleaved_seconds, operator_calls, relative_error, saved_bytes
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Images of the paper's pose and a quarter of its segmentation's pixels; the share hardly depends on the size.
+NETWORKS = {"hrnetv1_w32_pose": (256, 192), "hrnetv2_w48_seg": (512, 1024)}
+
+
+def made(config: hf.HRNetConfig | str, fast: str | None, layout: torch.memory_format) -> nn.Module:
+    torch.manual_seed(0)
+    config = hf.get_config(config) if isinstance(config, str) else config
+    model = hf.HRNet(config, impl="reference").to(DEVICE, memory_format=layout).train()  # type: ignore[call-overload]
+    return hf.accelerate(model, memory=fast) if fast else model
+
+
+def loss_of(output: Any) -> Tensor:
+    maps = [output] if isinstance(output, Tensor) else list(output)
+    return torch.stack([m.float().square().mean() for m in maps]).sum()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", NETWORKS)
+def bench_saved_bytes(benchmark: BenchmarkFixture, measuring: bool, name: str, dtype: str) -> None:
+    size = NETWORKS[name] if measuring else (64, 64)
+    x = torch.randn(1, 3, *size, device=DEVICE)
+    found: dict[str, int] = {}
+    outputs: dict[str, Any] = {}
+    for kind in ("reference", "lean", "min"):
+        model = made(name, None if kind == "reference" else kind, torch.contiguous_format)
+        precision = torch.autocast(DEVICE, torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
+
+        def forward(model: nn.Module = model, kind: str = kind, precision: Any = precision) -> Any:
+            with precision:
+                outputs[kind] = model(x)
+            return outputs[kind]
+
+        found[kind] = saved_bytes(forward, model.parameters())
+        if kind == "min":
+            benchmark.pedantic(forward, rounds=1)
+    for kind in ("lean", "min"):  # no figure for a wrong result
+        assert relative_error(outputs[kind], outputs["reference"]) < (1e-4 if dtype == "float32" else 0.1)
+    benchmark.extra_info.update(found)
+    benchmark.extra_info.update(
+        {f"{kind}_share": round(found[kind] / found["reference"], 3) for kind in ("lean", "min")}
+    )
+    if measuring:
+        print(f"\n{name} {size} {dtype}: {benchmark.extra_info}")
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def bench_training_step(benchmark: BenchmarkFixture, measuring: bool, dtype: str, layout: torch.memory_format) -> None:
+    """HRNetV1-W18 for pose, four images of 256x192: forward, backward and an optimizer's step."""
+    config = hf.HRNetConfig.make(18, "v1", 17, upsample="nearest")
+    size, batch = ((256, 192), 4) if measuring else ((64, 64), 2)
+    x = torch.randn(batch, 3, *size, device=DEVICE).to(memory_format=layout)
+    calls: dict[str, Callable[[], Any]] = {}
+    gradients: dict[str, Tensor] = {}
+    for kind in ("reference", "lean", "min"):
+        model = made(config, None if kind == "reference" else kind, layout)
+        calls[kind] = _step(model, x, dtype)
+        probe = copy.deepcopy(model)
+        loss_of(probe(x)).backward()
+        gradients[kind] = torch.cat([p.grad.flatten() for p in probe.parameters()])  # type: ignore[union-attr]
+    for kind in ("lean", "min"):
+        assert relative_error(gradients[kind], gradients["reference"]) < 1e-2
+    seconds = interleaved_seconds(calls, rounds=9 if measuring else 1, warmup=2 if measuring else 0)
+    benchmark.extra_info.update({f"{name}_ms": round(value * 1e3, 1) for name, value in seconds.items()})
+    benchmark.extra_info["speed_up"] = round(seconds["reference"] / seconds["lean"], 3)
+    benchmark.pedantic(calls["lean"], rounds=1)
+    if measuring:
+        print(f"\nstep, {dtype}, {layout}: {benchmark.extra_info}")
+
+
+def _step(model: nn.Module, x: Tensor, dtype: str) -> Callable[[], Any]:
+    optimizer = torch.optim.SGD(model.parameters(), 1e-4)
+
+    def call() -> None:
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = loss_of(model(x))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return call
+
+
+def bench_fusion_calls(benchmark: BenchmarkFixture, measuring: bool) -> None:
+    """Operator calls of one four-branch fusion's training forward, its branches left out."""
+    found = {}
+    for kind in ("reference", "lean"):
+        model = made("hrnetv1_w32_pose", None if kind == "reference" else kind, torch.contiguous_format)
+        fusion: Any = model.get_submodule("stage4.0")
+        fusion._modules["branches"] = nn.ModuleList(nn.Identity() for _ in range(4))
+        xs = [torch.randn(2, 32 << k, 64 >> k, 48 >> k, device=DEVICE) for k in range(4)]
+        found[kind] = operator_calls(lambda fusion=fusion, xs=xs: fusion(list(xs)))
+        benchmark.extra_info[f"{kind}_counters"] = 16 if kind == "reference" else 1
+    benchmark.extra_info.update(found)
+    benchmark.pedantic(lambda: fusion(list(xs)), rounds=1)
+    if measuring:
+        print(f"\noperator calls of a four-branch fusion: {benchmark.extra_info}")

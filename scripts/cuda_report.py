@@ -1,0 +1,162 @@
+"""Compile every CUDA kernel for sm_80, sm_90 and sm_100, and tabulate registers, stack, local and shared memory.
+
+No GPU is needed, only nvcc; ``cuobjdump`` is CUDA's own or the one that Triton ships. Writes ``kernels/REPORT_CUDA.md``
+(not with ``--check``). Exits with 1 if a kernel needs stack or local memory, if one that should read 128 bits at a time
+does not, or if a torch binding does not compile; with 2 where a tool is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+REPORT = ROOT / "kernels" / "REPORT_CUDA.md"
+TARGETS = (80, 90, 100)
+TYPES = {"f": "float", "d": "double", "6__half": "half", "13__nv_bfloat16": "bfloat16"}
+BYTES = {"float": 4, "double": 8, "half": 2, "bfloat16": 2}
+MODES = ("nearest", "bilinear", "bilinear, corners aligned")
+# Launchers whose instantiation takes in every kernel: header, function, arguments.
+LAUNCHERS = (
+    ("fuse_sum.cuh", "fuse_sum_forward", "FuseSumArguments"),
+    ("fuse_sum_backward_launch.cuh", "fuse_sum_backward", "FuseSumBackwardArguments"),
+)
+HEADER = """# CUDA kernels, compiled ahead of time
+
+`make cuda-report` wrote this table with nvcc {version}. Width is the values of a pack; stack and local memory are
+spills, in bytes per thread, and both must be zero; shared memory, in bytes, includes what the device keeps for itself.
+128-bit loads are counted in the machine code.
+
+| kernel | type | width | mode | layout | target | registers | stack | local | shared | 128-bit loads |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+"""
+
+
+def tool(name: str) -> str:
+    """Return the path of a CUDA tool: on the path, or inside the package triton."""
+    found = shutil.which(name)
+    spec = importlib.util.find_spec("triton")
+    if found is None and spec is not None and spec.origin is not None:
+        shipped = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / name
+        found = str(shipped) if shipped.exists() else None
+    if found is None:
+        print(f"{name} is neither on the path nor shipped with triton")
+        raise SystemExit(2)
+    return found
+
+
+def compiled(header: str, function: str, arguments: str, target: int, folder: Path) -> Path:
+    """Return the cubin of every instance that a launcher can reach."""
+    lines = [f'#include "{header}"', "namespace hrnet_fast::cuda {"]
+    lines += [
+        f"template cudaError_t {function}<{t}>(const {arguments}<{t}>&, cudaStream_t);"
+        for t in ("float", "double", "__half", "__nv_bfloat16")
+    ]
+    source = folder / f"{function}.cu"
+    source.write_text("\n".join([*lines, "}"]))
+    cubin = folder / f"{function}_{target}.cubin"
+    flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-arch=sm_{target}", f"-I{ROOT / 'kernels' / 'cuda'}"]
+    subprocess.run([tool("nvcc"), *flags, "-cubin", source, "-o", cubin], check=True)
+    return cubin
+
+
+def instance(symbol: str) -> tuple[str, str, int, str, str]:
+    """Name, type, pack width, mode and layout of a kernel, from its mangled name."""
+    plain = re.match(r"_ZN10hrnet_fast4cuda\d+([a-z_]+?)I", symbol)
+    if plain is None:
+        name = re.search(r"\d+([a-z_]+_kernel)E", symbol)
+        return name.group(1) if name else symbol, "double", 1, "", ""
+    rest = re.match(r"(\w+?)Li(\d)ELNS_8ResampleE(\d)ELb([01])E", symbol[plain.end() :])
+    assert rest is not None, symbol
+    layout = "channels-last" if rest.group(4) == "1" else "contiguous"
+    return plain.group(1), TYPES[rest.group(1)], int(rest.group(2)), MODES[int(rest.group(3))], layout
+
+
+def kernels(cubin: Path) -> Iterator[tuple[str, dict[str, int], int]]:
+    """Symbol, resources and number of 128-bit loads of each kernel of a cubin."""
+
+    def dump(option: str) -> str:
+        return subprocess.run(
+            [tool("cuobjdump"), option, cubin], capture_output=True, text=True, check=True, timeout=120
+        ).stdout
+
+    loads: dict[str, int] = {}
+    for part in re.split(r"Function : ", dump("-sass"))[1:]:
+        loads[part.split(None, 1)[0]] = len(re.findall(r"\bLDG\.E\.128", part))
+    for symbol, line in re.findall(r"Function (\S+):\n(.*)", dump("-res-usage")):
+        yield symbol, {k: int(v) for k, v in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", line)}, loads[symbol]
+
+
+def rows(target: int, folder: Path) -> Iterator[tuple[str, str]]:
+    """Each kernel's line of the table, and what is wrong with it, if anything."""
+    for header, function, arguments in LAUNCHERS:
+        for symbol, used, loads in kernels(compiled(header, function, arguments, target, folder)):
+            name, kind, width, mode, layout = instance(symbol)
+            cells = (name, kind, width, mode, layout, f"sm_{target}", used["REG"], used["STACK"], used["LOCAL"],
+                     used["SHARED"], loads)  # fmt: skip
+            fault = "spills" if used["STACK"] or used["LOCAL"] else ""
+            if width * BYTES[kind] == 16 and not loads:
+                fault = "reads less than 128 bits at a time"
+            yield "| " + " | ".join(map(str, cells)) + " |", fault
+
+
+def bindings(folder: Path) -> Iterator[tuple[str, float]]:
+    """Compile the torch bindings, against a torch that need not have CUDA; their names and seconds."""
+    import torch
+    from torch.utils.cpp_extension import include_paths
+
+    includes = [f"-I{path}" for path in (*include_paths(), sysconfig.get_paths()["include"])]
+    standard = "c++20" if torch.__version__ >= "2.12" else "c++17"
+    flags = [f"-std={standard}", "-O3", "--expt-relaxed-constexpr", "-arch=sm_90", "-DHRNET_FAST_WITH_CUDA=1"]
+    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+        start = time.monotonic()
+        subprocess.run(
+            [tool("nvcc"), "-c", *flags, "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE", *includes, source,
+             "-o", folder / f"{source.stem}.o"],
+            check=True,
+        )  # fmt: skip
+        yield source.name, time.monotonic() - start
+
+
+def main() -> int:
+    """Compile, tabulate, and report what is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--target", type=int, action="append", choices=TARGETS, help="only this architecture")
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--no-bindings", action="store_true", help="leave the torch bindings out")
+    arguments = parser.parse_args()
+    lines, faults = [], []
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            for target in arguments.target or TARGETS:
+                start = time.monotonic()
+                for line, fault in rows(target, Path(name)):
+                    lines.append(line)
+                    faults += [f"{fault}: {line}"] if fault else []
+                print(f"sm_{target}: {time.monotonic() - start:.0f} s")
+            for source, seconds in () if arguments.no_bindings else bindings(Path(name)):
+                print(f"csrc/cuda/{source}: {seconds:.0f} s")
+    except subprocess.CalledProcessError as error:
+        print(f"does not compile: {error}")
+        return 1
+    if not arguments.check:
+        said = subprocess.run([tool("nvcc"), "--version"], capture_output=True, text=True, check=True).stdout
+        version = re.search(r"V([\d.]+)", said)
+        text = HEADER.format(version=version.group(1) if version else "of unknown version")
+        REPORT.write_text(text + "\n".join(sorted(lines)) + "\n", encoding="utf-8")
+    print(f"{len(lines)} instances compiled, {len(faults)} with a fault")
+    print("\n".join(faults))
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

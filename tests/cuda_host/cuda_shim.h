@@ -1,0 +1,186 @@
+// Stands in for the CUDA runtime, so that the kernels run on a host, under sanitizers: one block after another, its
+// threads as fibers that take turns at every __syncthreads().
+
+#pragma once
+
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define __shared__ static  // blocks run one at a time
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
+using cudaStream_t = void*;
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+};
+
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+struct __half {
+  uint16_t bits;
+};
+struct __nv_bfloat16 {
+  uint16_t bits;
+};
+
+inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+inline float float_of(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline float __bfloat162float(__nv_bfloat16 value) { return float_of(static_cast<uint32_t>(value.bits) << 16); }
+
+inline __nv_bfloat16 __float2bfloat16_rn(float value) {
+  const uint32_t bits = bits_of(value);
+  if (std::isnan(value)) return {0x7FFF};
+  return {static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16)};
+}
+
+inline float __half2float(__half value) {
+  const int exponent = (value.bits >> 10) & 31, mantissa = value.bits & 1023;
+  float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -24)
+                                  : std::ldexp(static_cast<float>(1024 + mantissa), exponent - 25);
+  if (exponent == 31) magnitude = mantissa ? NAN : INFINITY;
+  return value.bits & 0x8000 ? -magnitude : magnitude;
+}
+
+inline __half __float2half_rn(float value) {
+  const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
+  const float magnitude = std::fabs(value);
+  uint32_t bits = 0x7C00;  // infinity, which 65520 already rounds to
+  if (std::isnan(value))
+    bits = 0x7FFF;
+  else if (magnitude < 0x1p-14f)
+    bits = static_cast<uint32_t>(std::nearbyint(magnitude * 0x1p24f));
+  else if (magnitude < 65520.0f)
+    bits = (bits_of(magnitude) + 0xFFFu + ((bits_of(magnitude) >> 13) & 1u) - (112u << 23)) >> 13;
+  return {static_cast<uint16_t>(sign | bits)};
+}
+
+namespace shim {
+
+constexpr size_t kStack = 64 * 1024;
+
+// A context that ASan is told about when it is entered and left.
+struct Context {
+  ucontext_t registers;
+  const void* bottom = nullptr;
+  size_t size = 0;
+  void* fake = nullptr;
+};
+
+inline void change(Context& from, Context& to, bool last = false) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(last ? nullptr : &from.fake, to.bottom, to.size);
+#endif
+  swapcontext(&from.registers, &to.registers);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(from.fake, nullptr, nullptr);
+#endif
+}
+
+struct Fiber {
+  Context context;
+  std::unique_ptr<char[]> stack{new char[kStack]};
+  bool finished = false;
+};
+
+inline Context scheduler;
+inline std::vector<Fiber> fibers;
+inline Fiber* running = nullptr;
+inline std::function<void()> body;
+inline long barriers = 0;
+
+inline void enter() {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &scheduler.bottom, &scheduler.size);
+#endif
+  body();
+  running->finished = true;
+  change(running->context, scheduler, true);
+}
+
+inline void start(Fiber& fiber) {
+  fiber.finished = false;
+  fiber.context.bottom = fiber.stack.get();
+  fiber.context.size = kStack;
+  getcontext(&fiber.context.registers);
+  fiber.context.registers.uc_stack.ss_sp = fiber.stack.get();
+  fiber.context.registers.uc_stack.ss_size = kStack;
+  fiber.context.registers.uc_link = nullptr;
+  makecontext(&fiber.context.registers, enter, 0);
+}
+
+// Between two barriers threads take turns in order, or against it: what depends on the order is a race.
+inline void run_block(unsigned threads, bool backwards) {
+  if (fibers.size() < threads) fibers.resize(threads);
+  for (unsigned i = 0; i < threads; ++i) start(fibers[i]);
+  for (unsigned left = threads; left > 0;) {
+    unsigned ended = 0;
+    for (unsigned i = 0; i < threads; ++i) {
+      threadIdx = dim3(backwards ? threads - 1 - i : i, 0, 0);
+      running = &fibers[threadIdx.x];
+      change(scheduler, running->context);
+      ended += running->finished;
+    }
+    if (ended != 0 && ended != threads) {
+      std::fprintf(stderr, "shim: %u of %u threads passed a barrier that the others never reached\n", threads - ended,
+                   threads);
+      std::abort();
+    }
+    left -= ended;
+  }
+}
+
+}  // namespace shim
+
+inline void __syncthreads() {
+  ++shim::barriers;
+  shim::change(shim::running->context, shim::scheduler);
+}
+
+template <typename Plan>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Plan), const Plan& plan) {
+  gridDim = config->gridDim;
+  blockDim = config->blockDim;
+  shim::body = [&] { kernel(plan); };
+  for (unsigned y = 0; y < gridDim.y; ++y)
+    for (unsigned x = 0; x < gridDim.x; ++x) {
+      blockIdx = dim3(x, y, 0);
+      shim::run_block(blockDim.x, (x + y) % 2 == 1);
+    }
+  return cudaSuccess;
+}
