@@ -97,12 +97,12 @@ def accelerate_blocks(model: nn.Module, impl: str, memory: str) -> nn.Module:
             continue  # it stands in several places
         units = [m for m in flat(module) if looks_like_unit(m)] if isinstance(module, nn.Sequential) else []
         for unit in units:
-            verdict = _verdict(unit, FastUnit, Settings(impl, memory), verdicts)
-            if isinstance(verdict, str):
-                vars(unit)["fast_refused"] = verdict
-        # What a plain nn.Sequential does with its layers needs no comparison.
-        verdict = Settings(impl, memory) if units or isinstance(module, nn.Sequential) else None
-        verdict = verdict or _verdict(module, kind, Settings(impl, memory), verdicts)
+            found = _verdict(unit, FastUnit, Settings(impl, memory), verdicts)
+            if isinstance(found, str):
+                vars(unit)["fast_refused"] = found
+        verdict: Settings | str = Settings(impl, memory)
+        if kind is not FastSequence:  # what a plain nn.Sequential does with its layers needs no comparison
+            verdict = _verdict(module, kind, Settings(impl, memory), verdicts)
         if isinstance(verdict, str):
             vars(module)["fast_refused"] = verdict
             continue
@@ -133,7 +133,7 @@ def restore(model: nn.Module) -> nn.Module:
         for name in ("fast_settings", "fast_note", "fast_refused"):
             vars(module).pop(name, None)
         if isinstance(module, Fast):
-            module.__class__ = module.fast_base
+            module.__class__ = module.fast_base  # type: ignore[assignment]
     return model
 
 

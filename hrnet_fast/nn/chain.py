@@ -85,9 +85,10 @@ def run_chain(chain: Chain, x: Tensor) -> Tensor:
 
 def convolve(x: Tensor, weight: Tensor, bias: NoneOr, step: Step) -> Tensor:
     bias = None if bias is None else bias.to(x.dtype)
-    return torch.ops.aten.convolution(
+    y: Tensor = torch.ops.aten.convolution(
         x, weight.to(x.dtype), bias, step.stride, step.padding, step.dilation, False, [0, 0], step.groups
-    )  # type: ignore[no-any-return]
+    )
+    return y
 
 
 def convolve_backward(
@@ -108,7 +109,7 @@ class _Kept(NamedTuple):
 
     y: Tensor
     affine: Tensor
-    count: Count
+    count: Count  # type: ignore[assignment]
 
 
 def _step(p: Pieces, x: Tensor, step: Step, known: tuple[Tensor, Count] | None) -> _Kept:
@@ -126,7 +127,7 @@ def _execute(
 ) -> Tensor:
     """Run the chain. `keep` gathers what backward needs; `known` gives normalisations that an earlier run found."""
     for unit in chain.units:
-        kept, a = [], x
+        kept, a = list[_Kept](), x
         for step in unit.steps:
             if kept:
                 a = p.bn_act(kept[-1].y, kept[-1].affine, None, True)

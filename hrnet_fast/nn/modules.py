@@ -7,7 +7,6 @@ plain path, if it did.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -279,12 +278,15 @@ def _term(layer: nn.Module, source: int, target: int) -> Term | str:
 KINDS: tuple[type[Fast], ...] = (FastUnit, FastSequence, FastFusion)
 
 
-@functools.cache
+_classes: dict[tuple[type[Fast], type[nn.Module]], type[Fast]] = {}
+
+
 def fast_class(kind: type[Fast], base: type[nn.Module]) -> type[Fast]:
-    """`kind` over `base`, under the base's name."""
-    return type(
-        base.__name__, (kind, base), {"fast_base": base, "__module__": base.__module__, "__doc__": base.__doc__}
-    )
+    """`kind` over `base`, under the base's name; one class for each pair."""
+    if (kind, base) not in _classes:
+        members = {"fast_base": base, "__module__": base.__module__, "__doc__": base.__doc__}
+        _classes[kind, base] = type(base.__name__, (kind, base), members)
+    return _classes[kind, base]
 
 
 def _remake(kind: type[Fast], base: type[nn.Module]) -> nn.Module:

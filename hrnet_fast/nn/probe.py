@@ -128,7 +128,7 @@ def _agree_now(trial: nn.Module, kind: type[Fast], settings: Settings, inputs: C
 def _without_onednn() -> Iterator[None]:
     """oneDNN compiles a kernel for every new shape: seconds in all, for shapes that are used once."""
     before = torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
-    torch.backends.mkldnn.enabled = False  # type: ignore[attr-defined]
+    torch.backends.mkldnn.enabled = False  # type: ignore[attr-defined, assignment]
     try:
         yield
     finally:

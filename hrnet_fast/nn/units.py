@@ -141,7 +141,7 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 def call_fault(x: Tensor, impl: str) -> str | None:
     """Say why a call on `x` takes the plain path, whatever the module."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return "under torch.compile, torch.export and tracing the plain modules run (compilers fuse them themselves)"
     if type(x) not in (Tensor, nn.Parameter) or x.device.type not in ("cpu", "cuda"):
         return f"input is a {type(x).__name__} on {x.device.type}"
