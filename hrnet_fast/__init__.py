@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hrnet_fast.config import HeadConfig, HRNetConfig, NormConfig, StageConfig
     from hrnet_fast.errors import CheckpointError, ConfigError, HRNetFastError, ImplementationError, InputError
     from hrnet_fast.models import HRNet, create_model, get_config, list_models
-    from hrnet_fast.nn import accelerate, explain, restore
+    from hrnet_fast.nn.accelerate import accelerate, explain, restore
 
 _HOMES = {
     "FAMILIES": "checkpoints",

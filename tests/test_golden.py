@@ -1,4 +1,4 @@
-"""The reference against what the upstream implementations computed, through their own checkpoints' names."""
+"""The reference, plain and accelerated, against what the upstreams computed, through their own checkpoints' names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,23 @@ OUTPUT_TYPES = {"seg_ocr": list, "timm_features": list, "mmdet": tuple}
 @pytest.fixture(scope="module", params=case_names())
 def loaded(request: pytest.FixtureRequest) -> tuple[GoldenCase, hf.HRNet]:
     case = load_case(request.param)
-    return case, hf.load_checkpoint(case.state())
+    return case, hf.load_checkpoint(case.state(), impl="reference")
+
+
+@pytest.fixture(params=["plain", "accelerated"])
+def network(request: pytest.FixtureRequest, loaded: tuple[GoldenCase, hf.HRNet]) -> hf.HRNet:
+    """A copy of the case's network, in evaluation mode."""
+    model = copy.deepcopy(loaded[1])
+    if request.param == "accelerated":
+        hf.accelerate(model, impl="reference")
+        assert all(block.fast for block in hf.explain(model).blocks), str(hf.explain(model))
+    return model
+
+
+def assert_stayed_fast(model: hf.HRNet) -> None:
+    """If it is accelerated, no call of any block took the plain path."""
+    if any(hasattr(m, "fast_base") for m in model.modules()):
+        assert all(block.fast for block in hf.explain(model).blocks), str(hf.explain(model))
 
 
 def test_all_cases_are_there() -> None:
@@ -49,20 +65,21 @@ def test_recognised(loaded: tuple[GoldenCase, hf.HRNet]) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-5)])
-def test_evaluation(loaded: tuple[GoldenCase, hf.HRNet], dtype: torch.dtype, tolerance: float) -> None:
-    case, model = loaded
-    model = copy.deepcopy(model).to(dtype)
+def test_evaluation(
+    loaded: tuple[GoldenCase, hf.HRNet], network: hf.HRNet, dtype: torch.dtype, tolerance: float
+) -> None:
+    case, model = loaded[0], network.to(dtype)
     with torch.no_grad():
         output = model(image(case.input_shape).to(dtype))
     assert type(output) is OUTPUT_TYPES.get(case.family, Tensor)
     for actual, expected in zip(maps(output), case.expected_outputs, strict=True):
         assert actual.dtype == dtype
         assert relative_l2(actual, expected) <= tolerance
+    assert_stayed_fast(model)
 
 
-def test_training(loaded: tuple[GoldenCase, hf.HRNet]) -> None:
-    case, model = loaded
-    model = copy.deepcopy(model).double().train()
+def test_training(loaded: tuple[GoldenCase, hf.HRNet], network: hf.HRNet) -> None:
+    case, model = loaded[0], network.double().train()
     for module in model.modules():
         if isinstance(module, nn.Dropout2d):
             module.p = 0.0  # the recorded run had none, or its figures could not be repeated
@@ -70,6 +87,7 @@ def test_training(loaded: tuple[GoldenCase, hf.HRNet]) -> None:
     loss = torch.stack([(o * image(tuple(o.shape)).double()).mean() for o in outputs]).sum()
     loss.backward()
     assert loss.item() == pytest.approx(float(case.results["train_loss"]), rel=1e-6)
+    assert_stayed_fast(model)
 
     names = hf.FAMILIES[case.family].from_canonical
     _check_gradients(case, names({k: p.grad for k, p in model.named_parameters() if p.grad is not None}))

@@ -11,7 +11,7 @@ from hrnet_fast.errors import InputError
 from hrnet_fast.implementations import resolve
 from hrnet_fast.nn.modules import Fast, FastFusion, FastSequence, FastUnit, Settings, fast_class
 from hrnet_fast.nn.probe import judge, known_settings, signature
-from hrnet_fast.nn.units import flat, looks_like_unit, row_fault
+from hrnet_fast.nn.units import flat, looks_like_unit, row_fault, unit_fault
 
 MEMORY = ("lean", "min")
 
@@ -88,19 +88,21 @@ def accelerate_blocks(model: nn.Module, impl: str, memory: str) -> nn.Module:
     resolve(impl)
     restore(model)
     candidates = list(_candidates(model))
-    verdicts: dict[object, Settings | str] = {}
+    verdicts: dict[object, Settings] = {}
     for module in model.modules():
         if hasattr(type(module), "fast_settings"):  # this package's network: its stem and head are no modules
             vars(module)["fast_settings"] = Settings(impl, memory)
     for module, kind in candidates:
+        if isinstance(module, Fast):
+            continue  # it stands in several places
         units = [m for m in flat(module) if looks_like_unit(m)] if isinstance(module, nn.Sequential) else []
         for unit in units:
-            verdict = _verdict(unit, FastUnit, Settings(impl, memory), verdicts)
-            if isinstance(verdict, str):
-                vars(unit)["fast_refused"] = verdict
-        # What a plain nn.Sequential does with its layers needs no comparison.
-        verdict = Settings(impl, memory) if units or isinstance(module, nn.Sequential) else None
-        verdict = verdict or _verdict(module, kind, Settings(impl, memory), verdicts)
+            found = _verdict(unit, FastUnit, Settings(impl, memory), verdicts)
+            if isinstance(found, str):
+                vars(unit)["fast_refused"] = found
+        verdict: Settings | str = Settings(impl, memory)
+        if kind is not FastSequence:  # what a plain nn.Sequential does with its layers needs no comparison
+            verdict = _verdict(module, kind, Settings(impl, memory), verdicts)
         if isinstance(verdict, str):
             vars(module)["fast_refused"] = verdict
             continue
@@ -110,14 +112,18 @@ def accelerate_blocks(model: nn.Module, impl: str, memory: str) -> nn.Module:
 
 
 def _verdict(
-    module: nn.Module, kind: type[Fast], settings: Settings, verdicts: dict[object, Settings | str]
+    module: nn.Module, kind: type[Fast], settings: Settings, verdicts: dict[object, Settings]
 ) -> Settings | str:
     known = known_settings(module, settings)
     if known is not None:
         return known
     key = signature(module)
     if key not in verdicts:
-        verdicts[key] = judge(module, kind, settings)
+        reason = unit_fault(module) if kind is FastUnit else None
+        found = reason or judge(module, kind, settings)
+        if isinstance(found, str):
+            return found  # of this one: its like may lack the hook, or whatever stands in the way
+        verdicts[key] = found
     return verdicts[key]
 
 
@@ -127,7 +133,7 @@ def restore(model: nn.Module) -> nn.Module:
         for name in ("fast_settings", "fast_note", "fast_refused"):
             vars(module).pop(name, None)
         if isinstance(module, Fast):
-            module.__class__ = module.fast_base
+            module.__class__ = module.fast_base  # type: ignore[assignment]
     return model
 
 

@@ -85,9 +85,10 @@ def run_chain(chain: Chain, x: Tensor) -> Tensor:
 
 def convolve(x: Tensor, weight: Tensor, bias: NoneOr, step: Step) -> Tensor:
     bias = None if bias is None else bias.to(x.dtype)
-    return torch.ops.aten.convolution(
+    y: Tensor = torch.ops.aten.convolution(
         x, weight.to(x.dtype), bias, step.stride, step.padding, step.dilation, False, [0, 0], step.groups
-    )  # type: ignore[no-any-return]
+    )
+    return y
 
 
 def convolve_backward(
@@ -108,7 +109,7 @@ class _Kept(NamedTuple):
 
     y: Tensor
     affine: Tensor
-    count: Count
+    count: Count  # type: ignore[assignment]
 
 
 def _step(p: Pieces, x: Tensor, step: Step, known: tuple[Tensor, Count] | None) -> _Kept:
@@ -126,7 +127,7 @@ def _execute(
 ) -> Tensor:
     """Run the chain. `keep` gathers what backward needs; `known` gives normalisations that an earlier run found."""
     for unit in chain.units:
-        kept, a = [], x
+        kept, a = list[_Kept](), x
         for step in unit.steps:
             if kept:
                 a = p.bn_act(kept[-1].y, kept[-1].affine, None, True)
@@ -154,6 +155,7 @@ class _ChainFunction(torch.autograd.Function):
         ctx.pieces = pieces(within_network("bn_act", chain.impl), x)
         ctx.again = _again
         ctx.cache = None
+        ctx.device_type = x.device.type
         x = x if chain.dtype is None else x.to(chain.dtype)
         keep: list[_Kept] = []
         out = _execute(chain, ctx.pieces, x, keep, None)
@@ -165,9 +167,8 @@ class _ChainFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        kept, activations = _recomputed(ctx)
+        kept, activations, parameters = _recomputed(ctx)
         ctx.cache = None
-        parameters = ctx.saved_tensors[-PER_STEP * len(kept) :]
         found: list[tuple[NoneOr, ...]] = []
         want = ctx.needs_input_grad[3:]
         dx: NoneOr = grad
@@ -198,11 +199,27 @@ def _again(ctx: Any) -> Tensor:
     return found
 
 
-def _recomputed(ctx: Any) -> tuple[list[_Kept], list[Tensor]]:
-    """Return what every convolution left, and the units' inputs followed by the output."""
-    if ctx.cache is not None:
-        cached: tuple[list[_Kept], list[Tensor]] = ctx.cache
+_Found = tuple[list[_Kept], list[Tensor], list[NoneOr]]
+
+
+def _recomputed(ctx: Any) -> _Found:
+    """Return what every convolution left, the units' inputs followed by the output, and the parameters.
+
+    What a consumer's backward asked for serves the node's own within the same pass. It does not outlive that:
+    parameters may move before the next. Within one pass, ``torch.utils.checkpoint`` lets tensors be fetched only once.
+    """
+    task = torch._C._current_graph_task_id()
+    if ctx.cache is not None and ctx.cache[0] == task:
+        cached: _Found = ctx.cache[1]
         return cached
+    # An autocast around backward would have convolutions that run again compute in another precision.
+    with torch.autocast(ctx.device_type, enabled=False):
+        found = _found_again(ctx)
+    ctx.cache = (task, found)
+    return found
+
+
+def _found_again(ctx: Any) -> _Found:
     chain, p = ctx.chain, ctx.pieces
     saved = list(ctx.saved_tensors)
     if ctx.recipe is not None:
@@ -227,8 +244,7 @@ def _recomputed(ctx: Any) -> tuple[list[_Kept], list[Tensor]]:
             x = _finish(p, unit, kept[start:end], x)
             activations.append(x)
             start = end
-    ctx.cache = (kept, activations)
-    return kept, activations
+    return kept, activations, saved[-PER_STEP * n :]
 
 
 def _unit_backward(

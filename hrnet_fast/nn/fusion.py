@@ -27,7 +27,7 @@ class _Kept(NamedTuple):
 
     y: Tensor
     affine: Tensor
-    count: Count
+    count: Count  # type: ignore[assignment]
 
 
 def run_fusion(fusion: Fusion, xs: Sequence[Tensor]) -> list[Tensor]:

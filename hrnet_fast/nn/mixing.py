@@ -124,7 +124,7 @@ class _MixingFunction(torch.autograd.Function):
             dy, y, empty, empty, sizes, "bilinear", mixing.align_corners, False, [1] * len(xs) + [0] * len(xs),
             mixing.fuse_impl,
         )  # fmt: skip
-        dxs, dws, db, start = [], [], None, 0
+        dxs, dws, db, start = list[NoneOr](), list[NoneOr](), None, 0
         for k, x in enumerate(xs):
             own = weight[:, start : start + x.shape[1]]
             start += x.shape[1]
@@ -133,6 +133,6 @@ class _MixingFunction(torch.autograd.Function):
             db = first if k == 0 else db
             dxs.append(dx)
             dws.append(dw)
-        dweight = torch.cat(dws, 1) if want[0] else None
+        dweight = torch.cat([dw for dw in dws if dw is not None], 1) if want[0] else None
         norm = norm_gradient(sums[1], scale, want[2]), norm_gradient(sums[0], shift, want[3])
         return None, None, None, *dxs, dweight, db, *norm, dlast, dlast_bias

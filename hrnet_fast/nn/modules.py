@@ -7,14 +7,13 @@ plain path, if it did.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from hrnet_fast.nn.chain import Unit
+from hrnet_fast.nn.chain import Step, Unit
 from hrnet_fast.nn.fusion import run_fusion
 from hrnet_fast.nn.fusion_plan import Term, plan_fusion
 from hrnet_fast.nn.norms import alike
@@ -131,6 +130,13 @@ class FastSequence(Fast):
     def partly_fast(self) -> bool:
         return any(reason is None for _, reason in self.parts()) and not self.fast_note
 
+    def __getitem__(self, index: Any) -> Any:
+        assert isinstance(self, nn.Sequential)
+        found = nn.Sequential.__getitem__(self, index)
+        if isinstance(index, slice) and isinstance(found, FastSequence):  # made by this class: it executes alike
+            vars(found).update(fast_settings=self.fast_settings, fast_note=None)
+        return found
+
     def forward(self, input: Tensor) -> Any:  # nn.Sequential's own name for it
         note = call_fault(input, self.fast_settings.impl)
         if note is not None:
@@ -138,11 +144,8 @@ class FastSequence(Fast):
         x, pending, notes = input, list[nn.Module](), list[str]()
         units: list[Unit] = []
         for layers, reason in [*self.parts(), ([], "")]:
-            if reason is None:
-                units.append(read_unit(layers[0]) if len(layers) == 1 else read_row(layers[0], layers[1]))
-                pending += layers
-                continue
-            if units:
+            # A unit that stands in two places moves its statistics twice, one after the other.
+            if units and (reason is not None or any(layers[0] is other for other in pending)):
                 done = run_units(units, x, self.fast_settings.impl, self.fast_settings.minimal)
                 if isinstance(done, str):
                     notes.append(done)
@@ -151,6 +154,10 @@ class FastSequence(Fast):
                 else:
                     x = done
                 units, pending = [], []
+            if reason is None:
+                units.append(read_unit(layers[0]) if len(layers) == 1 else read_row(layers[0], layers[1]))
+                pending += layers
+                continue
             for layer in layers:
                 x = layer(x)
         self.fast_note = "; ".join(dict.fromkeys(notes)) or None
@@ -165,15 +172,19 @@ class FastFusion(Fast):
         return list(found)
 
     def why_plain(self) -> list[str]:
+        if "forward" in vars(self):
+            return ["its forward was replaced"]
         terms = self._terms()
         return [terms] if isinstance(terms, str) else []
 
     def forward(self, x: list[Tensor]) -> Any:
         impl = self.fast_settings.impl
-        note = next((n for one in x if (n := call_fault(one, impl))), None) or self._sizes(x) or self._dtypes(x)
-        terms = self._terms() if note is None else ""
+        note = next((n for one in x if (n := call_fault(one, impl))), None)
+        terms = self._terms() if note is None else note
+        if not isinstance(terms, str):
+            terms = self._sizes(x, terms) or self._dtypes(x, terms) or terms
         if isinstance(terms, str):
-            return self._plain(note or terms, x)
+            return self._plain(terms, x)
         self.fast_note = None
         features = [branch(one) for branch, one in zip(self.branches, x, strict=True)]  # type: ignore[arg-type]
         s = self.fast_settings
@@ -185,26 +196,44 @@ class FastFusion(Fast):
             return terms
         if not alike([s.norm for row in terms for t in row for s in t.steps]):
             return "its normalisations differ in where they take their statistics"
-        return hooked(list(self.fuse_layers.modules())) or terms  # type: ignore[operator,union-attr]
+        others = [child for name, child in self.named_children() if name not in ("branches", "fuse_layers")]
+        for child in others:
+            if type(child) not in (nn.ReLU, nn.Identity):
+                return f"a {type(child).__name__} stands beside its fuse_layers"
+        return hooked([*self.fuse_layers.modules(), *others]) or terms  # type: ignore[operator,union-attr]
 
-    def _sizes(self, xs: Sequence[Tensor]) -> str | None:
+    def _sizes(self, xs: Sequence[Tensor], terms: Sequence[Sequence[Term]]) -> str | None:
         """Branches keep sizes, so those of their inputs tell."""
-        if not self.fast_settings.exact_scale:
-            return None
-        for r in range(len(self.rows())):
-            for x in range(r + 1, len(xs)):
-                if any(b << (x - r) != a for a, b in zip(xs[r].shape[-2:], xs[x].shape[-2:], strict=True)):
-                    return f"a map of {tuple(xs[x].shape[-2:])} does not fit one of {tuple(xs[r].shape[-2:])}"
+        if len(xs) != len(self.branches):  # type: ignore[arg-type]
+            return f"{len(xs)} maps for {len(self.branches)} branches"  # type: ignore[arg-type]
+        for row in terms:
+            for term in row:
+                own, target = tuple(xs[term.source].shape[-2:]), tuple(xs[term.target].shape[-2:])
+                made = [_size_after(n, k, term.steps) for k, n in enumerate(own)]
+                if term.source > term.target:
+                    if not self.fast_settings.exact_scale:
+                        continue
+                    made = [n << (term.source - term.target) for n in made]
+                if made != list(target):
+                    return f"a map of {own} does not fit one of {target}"
         return None
 
-    def _dtypes(self, xs: Sequence[Tensor]) -> str | None:
+    def _dtypes(self, xs: Sequence[Tensor], terms: Sequence[Sequence[Term]]) -> str | None:
         dtype = autocast_dtype(xs[0])
         if any(x.dtype != (dtype or xs[0].dtype) for x in xs):
             return "branches differ in dtype from what convolutions compute in"
-        weights = {p.dtype for p in self.fuse_layers.parameters() if p.dim() == 4}  # type: ignore[union-attr,operator]
+        weights = {s.weight.dtype for row in terms for t in row for s in t.steps}
         if dtype is None and weights != {xs[0].dtype}:
             return "weights and branches differ in dtype"
         return None
+
+
+def _size_after(size: int, axis: int, steps: Sequence[Step]) -> int:
+    """Height (axis 0) or width (axis 1) behind a row of convolutions."""
+    for s in steps:
+        covered = s.dilation[axis] * (s.weight.shape[2 + axis] - 1) + 1
+        size = (size + 2 * s.padding[axis] - covered) // s.stride[axis] + 1
+    return size
 
 
 def _terms(rows: Sequence[nn.ModuleList]) -> list[list[Term]] | str:
@@ -249,12 +278,15 @@ def _term(layer: nn.Module, source: int, target: int) -> Term | str:
 KINDS: tuple[type[Fast], ...] = (FastUnit, FastSequence, FastFusion)
 
 
-@functools.cache
+_classes: dict[tuple[type[Fast], type[nn.Module]], type[Fast]] = {}
+
+
 def fast_class(kind: type[Fast], base: type[nn.Module]) -> type[Fast]:
-    """`kind` over `base`, under the base's name."""
-    return type(
-        base.__name__, (kind, base), {"fast_base": base, "__module__": base.__module__, "__doc__": base.__doc__}
-    )
+    """`kind` over `base`, under the base's name; one class for each pair."""
+    if (kind, base) not in _classes:
+        members = {"fast_base": base, "__module__": base.__module__, "__doc__": base.__doc__}
+        _classes[kind, base] = type(base.__name__, (kind, base), members)
+    return _classes[kind, base]
 
 
 def _remake(kind: type[Fast], base: type[nn.Module]) -> nn.Module:

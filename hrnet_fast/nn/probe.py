@@ -29,9 +29,10 @@ def signature(module: nn.Module) -> tuple[Any, ...]:
     """What decides how a block computes: classes and plain attributes. Blocks that share it are compared once."""
     scalars = (bool, int, float, str, type(None))
     own = tuple(sorted((k, v) for k, v in vars(module).items() if isinstance(v, scalars) and k != "training"))
+    state = tuple((name, t is None) for name, t in [*module._parameters.items(), *module._buffers.items()])
     inner = tuple((name, type(m)) for name, m in module.named_modules())
     resizing = tuple((m.mode, m.align_corners) for m in module.modules() if isinstance(m, nn.Upsample))
-    return type(module), own, inner, resizing
+    return type(module), own, state, inner, resizing
 
 
 def known_settings(module: nn.Module, settings: Settings) -> Settings | str | None:
@@ -84,7 +85,16 @@ def _judge_fusion(trial: nn.Module, channels: list[int], settings: Settings) -> 
 
 
 def _agrees(trial: nn.Module, kind: type[Fast], settings: Settings, inputs: Callable[[], Any]) -> bool | str:
-    """True, or in which way the two forwards differ."""
+    """True, or in which way the two forwards differ: in evaluation, or in training (whatever drops parts at random)."""
+    for training in (False, True):
+        trial.train(training)
+        agrees = _agree_now(trial, kind, settings, inputs)
+        if agrees is not True:
+            return f"{agrees}{' in training' if training else ''}"
+    return True
+
+
+def _agree_now(trial: nn.Module, kind: type[Fast], settings: Settings, inputs: Callable[[], Any]) -> bool | str:
     base = type(trial)
     plainly = (
         torch.no_grad(),
@@ -118,7 +128,7 @@ def _agrees(trial: nn.Module, kind: type[Fast], settings: Settings, inputs: Call
 def _without_onednn() -> Iterator[None]:
     """oneDNN compiles a kernel for every new shape: seconds in all, for shapes that are used once."""
     before = torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
-    torch.backends.mkldnn.enabled = False  # type: ignore[attr-defined]
+    torch.backends.mkldnn.enabled = False  # type: ignore[attr-defined, assignment]
     try:
         yield
     finally:
@@ -137,6 +147,9 @@ def _trial(module: nn.Module) -> nn.Module:
     if any(p.is_meta for p in trial.parameters()):
         trial = trial.to_empty(device="cpu")
     trial = trial.float().eval().requires_grad_(False)
+    for part in trial.modules():
+        if type(part) is nn.SyncBatchNorm:  # a comparison is no business of other processes
+            part.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
     random = torch.Generator().manual_seed(0)
     for name, t in [*trial.named_parameters(), *trial.named_buffers()]:
         if not t.is_floating_point():

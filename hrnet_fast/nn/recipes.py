@@ -11,19 +11,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-_ATTRIBUTE = "_hrnet_fast_recipe"
-
 
 class Recipe(NamedTuple):
-    """How to have an activation again.
-
-    Attributes:
-        node: the graph node that made it; has ``again()``.
-        version: of the tensor when it was made: one that was changed in place since is another activation.
-    """
+    """How to have an activation again: ``node`` is the graph node that made it, and has ``again()``."""
 
     node: Any
-    version: int
 
     def tensor(self) -> Tensor:
         found: Tensor = self.node.again(self.node)
@@ -31,14 +23,18 @@ class Recipe(NamedTuple):
 
 
 def attach(output: Tensor) -> Tensor:
-    """Let consumers of `output` find its recipe; its node is one of :mod:`hrnet_fast.nn.chain`."""
-    if output.grad_fn is not None:
-        setattr(output, _ATTRIBUTE, Recipe(output.grad_fn, output._version))
+    """Let consumers of `output` find its recipe; its node is one of :mod:`hrnet_fast.nn.chain`.
+
+    The node carries it, not the tensor: whoever saves or copies that finds nothing unusual about it.
+    """
+    node: Any = output.grad_fn
+    if node is not None:
+        node.made = output._version  # a tensor that was changed in place since is another activation
     return output
 
 
 def recipe_of(x: Tensor) -> Recipe | None:
     """Return the recipe of `x` if it still holds."""
-    recipe: Recipe | None = getattr(x, _ATTRIBUTE, None)
-    holds = recipe is not None and x._version == recipe.version and x.grad_fn is recipe.node
-    return recipe if holds else None
+    node: Any = x.grad_fn
+    made = getattr(node, "made", None)
+    return Recipe(node) if made is not None and x._version == made else None

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
 from hrnet_fast.implementations import auto_is_plain
@@ -61,6 +62,8 @@ def depth(unit: nn.Module) -> int:
 
 def unit_fault(unit: nn.Module) -> str | None:
     """Say why a residual unit cannot be fused as it stands now, or None."""
+    if "forward" in vars(unit):
+        return "its forward was replaced"
     for flag in _CHECKPOINT_FLAGS:
         if getattr(unit, flag, False):
             return f"{flag} is set: it already computes its activations again"
@@ -110,7 +113,7 @@ def read_unit(unit: nn.Module) -> Unit:
 
 def flat(sequence: nn.Sequential) -> Iterator[nn.Module]:
     """The sequence's layers; plain sequences inside it are opened, unless something hangs on them."""
-    for child in sequence.children():
+    for child in sequence:  # not children(), which names a layer that stands in two places once
         if isinstance(child, nn.Sequential) and type(child).forward is nn.Sequential.forward and not hooked([child]):
             yield from flat(child)
         else:
@@ -138,12 +141,14 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 def call_fault(x: Tensor, impl: str) -> str | None:
     """Say why a call on `x` takes the plain path, whatever the module."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return "under torch.compile, torch.export and tracing the plain modules run (compilers fuse them themselves)"
-    if x.device.type not in ("cpu", "cuda") or type(x) not in (Tensor, nn.Parameter):
+    if type(x) not in (Tensor, nn.Parameter) or x.device.type not in ("cpu", "cuda"):
         return f"input is a {type(x).__name__} on {x.device.type}"
     if torch._C._functorch.peek_interpreter_stack() is not None:  # type: ignore[attr-defined]
         return "inside a functorch transform"
+    if forward_ad._current_level >= 0:
+        return "inside forward-mode differentiation"
     if x.dim() != 4 or x.numel() == 0:
         return f"input has shape {tuple(x.shape)}"
     if auto_is_plain(impl, x):

@@ -106,7 +106,9 @@ class _Synchronised(torch.autograd.Function):
         if want_x:
             joint = joint_sums(sums, x, total, ctx.group)
             count = float(values_per_channel(x))
-            grad_x = parts.backward_input(masked if keep else grad, x, affine, joint, count, ctx.relu and not keep)
+            grad_x = parts.backward_input(
+                grad if masked is None else masked, x, affine, joint, count, ctx.relu and not keep
+            )
         return (
             grad_x,
             sums[1].to(ctx.dtypes[0]) if want_weight else None,
