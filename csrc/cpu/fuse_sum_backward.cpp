@@ -71,42 +71,53 @@ struct Job {
   int64_t height, width, inner, channels;
 };
 
-template <typename T>
-HF_INLINE void mask_row(const Job<T>& job, int64_t start, int64_t n, bool own, math_t<T>* __restrict__ row) {
+// One row of the masked gradient, for the terms and (kKeep) as a result of its own, in one loop: copying it from the
+// row afterwards would cost as much again.
+template <typename T, bool kKeep>
+HF_INLINE void mask_values(const T* __restrict__ grad, const T* __restrict__ out, int64_t n,
+                           math_t<T>* __restrict__ row, T* __restrict__ masked) {
   using M = math_t<T>;
-  const T* __restrict__ grad = job.grad + start;
-  if (job.out == nullptr) {
-    for (int64_t j = 0; j < n; ++j) row[j] = read_value(grad + j);
-  } else {
-    const T* __restrict__ out = job.out + start;
-    for (int64_t j = 0; j < n; ++j) {
-      const M g = read_value(grad + j), y = read_value(out + j);
-      row[j] = y <= M(0) ? M(0) : g;  // as aten::threshold_backward: a NaN lets the gradient through
-    }
+  for (int64_t j = 0; j < n; ++j) {
+    const M g = read_value(grad + j), y = read_value(out + j);
+    const M value = y <= M(0) ? M(0) : g;  // as aten::threshold_backward: a NaN lets the gradient through
+    row[j] = value;
+    if (kKeep) write_value(masked + j, value);
   }
-  if (own && job.masked != nullptr) finish_row<T>(job.masked + start, row, false, n);
 }
 
-// to (=|+=) the weighted sum of `count` (1 to 4) neighbouring pixels: so many at once that `to` is seldom touched.
-template <typename M, bool kFirst>
-HF_INLINE void add_pixels(M* __restrict__ to, const M* __restrict__ from, const M* w, size_t count, int64_t inner) {
-  const M *b = from + inner, *c = from + 2 * inner, *d = from + 3 * inner;
-  const auto sum = [&](auto value) {
-    for (int64_t j = 0; j < inner; ++j) to[j] = (kFirst ? M(0) : to[j]) + value(j);
-  };
-  if (count >= 4) {
-    const M w0 = w[0], w1 = w[1], w2 = w[2], w3 = w[3];
-    sum([&](int64_t j) { return w0 * from[j] + w1 * b[j] + (w2 * c[j] + w3 * d[j]); });
-  } else if (count == 3) {
-    const M w0 = w[0], w1 = w[1], w2 = w[2];
-    sum([&](int64_t j) { return w0 * from[j] + w1 * b[j] + w2 * c[j]; });
-  } else if (count == 2) {
-    const M w0 = w[0], w1 = w[1];
-    sum([&](int64_t j) { return w0 * from[j] + w1 * b[j]; });
-  } else {
-    const M w0 = w[0];
-    sum([&](int64_t j) { return w0 * from[j]; });
+template <typename T>
+HF_INLINE void mask_row(const Job<T>& job, int64_t start, int64_t n, bool own, math_t<T>* __restrict__ row) {
+  const T* __restrict__ grad = job.grad + start;
+  T* masked = own && job.masked != nullptr ? job.masked + start : nullptr;
+  if (job.out != nullptr) {
+    if (masked != nullptr) return mask_values<T, true>(grad, job.out + start, n, row, masked);
+    return mask_values<T, false>(grad, job.out + start, n, row, nullptr);
   }
+  for (int64_t j = 0; j < n; ++j) row[j] = read_value(grad + j);
+  if (masked != nullptr) finish_row<T>(masked, row, false, n);
+}
+
+// to (=|+=) the weighted sum of kCount neighbouring pixels: so many at once that `to` is seldom touched. Nothing
+// overlaps, which a compiler would test anew for every pixel.
+template <typename M, bool kFirst, int kCount>
+HF_INLINE void add_pixels(M* __restrict__ to, const M* __restrict__ from, const M* __restrict__ w, int64_t inner) {
+  const M w0 = w[0], w1 = kCount > 1 ? w[1] : M(0), w2 = kCount > 2 ? w[2] : M(0), w3 = kCount > 3 ? w[3] : M(0);
+#pragma GCC ivdep
+  for (int64_t j = 0; j < inner; ++j) {
+    M sum = w0 * from[j];
+    if (kCount > 1) sum += w1 * from[inner + j];
+    if (kCount > 2) sum += w2 * from[2 * inner + j];
+    if (kCount > 3) sum += w3 * from[3 * inner + j];
+    to[j] = kFirst ? sum : to[j] + sum;
+  }
+}
+
+template <typename M, bool kFirst>
+HF_INLINE void add_pixels(M* to, const M* from, const M* w, size_t count, int64_t inner) {
+  if (count >= 4) return add_pixels<M, kFirst, 4>(to, from, w, inner);
+  if (count == 3) return add_pixels<M, kFirst, 3>(to, from, w, inner);
+  if (count == 2) return add_pixels<M, kFirst, 2>(to, from, w, inner);
+  add_pixels<M, kFirst, 1>(to, from, w, inner);
 }
 
 template <typename T>
@@ -177,8 +188,10 @@ HF_INLINE void add_row_to(const Job<T>& job, const Term<T>& term, int64_t plane,
       const M weight = reach.weights[y - reach.begin];
       const M* __restrict__ own = from;
       if (y == reach.begin)
+#pragma GCC ivdep
         for (int64_t j = 0; j < n; ++j) sum[j] = weight * own[j];
       else
+#pragma GCC ivdep
         for (int64_t j = 0; j < n; ++j) sum[j] += weight * own[j];
     } else if (reach.weights.empty()) {
       for (int64_t j = 0; j < n; ++j) sum[j] = M(0);
