@@ -61,6 +61,29 @@ struct Tile {
   HF_INLINE M of(int k, int64_t j) const { return vectors[k * stride + (kScalar ? 0 : j)]; }
 };
 
+// Helpers without a division per value; the number of lanes is a multiple of the channels', or of 16 in a plane.
+template <typename M>
+HF_INLINE void repeat(const M* __restrict__ from, int64_t channels, int64_t lanes, M* __restrict__ to) {
+  for (int64_t p = 0; p < lanes; p += channels)
+    for (int64_t c = 0; c < channels; ++c) to[p + c] = from[c];
+}
+
+template <typename M>
+HF_INLINE void fold(const M* __restrict__ lanes, int64_t channels, int64_t count, double* __restrict__ sums) {
+  for (int64_t p = 0; p < count; p += channels)
+    for (int64_t c = 0; c < channels; ++c) sums[c] += static_cast<double>(lanes[p + c]);
+}
+
+template <typename M>
+HF_INLINE double total(const M* __restrict__ lanes, int64_t count) {
+  double parts[16] = {};
+  for (int64_t p = 0; p < count; p += 16)
+    for (int j = 0; j < 16; ++j) parts[j] += static_cast<double>(lanes[p + j]);
+  double sum = 0.0;
+  for (const double part : parts) sum += part;
+  return sum;
+}
+
 // Calls job.tile(Tile, accumulators) for every tile of chunks [begin, end) and, where the job accumulates, leaves per
 // channel and chunk two sums in job.partial: [chunks, 2, C] channels-last, [chunks, 2] contiguous. A job has `shape`,
 // `vectors` (kVectors pointers to [C]), and static flags kVectors and kAccumulates.
@@ -75,14 +98,14 @@ HF_INLINE void walk(const Job& job, int64_t begin, int64_t end) {
   const int64_t stride = s.channels_last ? lanes : 1;
   M* __restrict__ v = vectors.data();
   if (s.channels_last)
-    for (int k = 0; k < Job::kVectors; ++k)
-      for (int64_t j = 0; j < lanes; ++j) v[k * stride + j] = job.vectors[k][j % s.channels];
+    for (int k = 0; k < Job::kVectors; ++k) repeat(job.vectors[k], s.channels, lanes, v + k * stride);
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     const int64_t start = chunk * s.chunk(), size = s.values(chunk);
     if (!s.channels_last)
       for (int k = 0; k < Job::kVectors; ++k) v[k] = job.vectors[k][chunk % s.channels];
     if (Job::kShifts)  // the last vector: what statistics subtract
-      for (int64_t j = 0; j < stride; ++j) v[Job::kVectors * stride + j] = job.shift(start + j % own);
+      for (int64_t p = 0; p < stride; p += own)
+        for (int64_t c = 0; c < own; ++c) v[Job::kVectors * stride + p + c] = job.shift(start + c);
     double* partial = Job::kAccumulates ? job.partial + chunk * 2 * own : nullptr;
     if (Job::kAccumulates) std::fill(partial, partial + 2 * own, 0.0);
     for (int64_t first = 0; first < size; first += kFlush * lanes) {
@@ -96,8 +119,12 @@ HF_INLINE void walk(const Job& job, int64_t begin, int64_t end) {
           job.tile(Tile<M, true>{start + at, n, v, stride}, sums.data(), sums.data() + lanes);
       }
       if (!Job::kAccumulates) continue;
-      for (int k = 0; k < 2; ++k)
-        for (int64_t j = 0; j < lanes; ++j) partial[k * own + (s.channels_last ? j % own : 0)] += sums[k * lanes + j];
+      for (int k = 0; k < 2; ++k) {
+        if (s.channels_last)
+          fold(sums.data() + k * lanes, own, lanes, partial + k * own);
+        else
+          partial[k] += total(sums.data() + k * lanes, lanes);
+      }
     }
   }
 }
