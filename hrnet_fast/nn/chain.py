@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hrnet_fast.implementations import within_network
+from hrnet_fast.nn.layout import as_given, working
 from hrnet_fast.nn.norms import Count, NormCall, count_batches, input_gradient, normalise
 from hrnet_fast.nn.recipes import Recipe, attach, recipe_of
 from hrnet_fast.ops.bn_pieces import Pieces, pieces
@@ -78,9 +79,15 @@ def run_chain(chain: Chain, x: Tensor) -> Tensor:
     parameters = [p for s in steps for p in s.parameters()]
     count_batches([s.norm for s in steps])
     if torch.is_grad_enabled() and (x.requires_grad or any(p is not None and p.requires_grad for p in parameters)):
-        return attach(_ChainFunction.apply(chain, recipe_of(x), x, *parameters))  # type: ignore[no-untyped-call]
-    x = x if chain.dtype is None else x.to(chain.dtype)
-    return _execute(chain, pieces(within_network("bn_act", chain.impl), x), x, None, None)
+        out: Tensor = _ChainFunction.apply(chain, recipe_of(x), x, *parameters)  # type: ignore[no-untyped-call]
+        attach(out)
+        return out
+    return as_given(_execute(chain, pieces(within_network("bn_act", chain.impl), x), _input(chain, x), None, None), x)
+
+
+def _input(chain: Chain, x: Tensor) -> Tensor:
+    """A chain's input as its convolutions take it."""
+    return working(x if chain.dtype is None else x.to(chain.dtype))
 
 
 def convolve(x: Tensor, weight: Tensor, bias: NoneOr, step: Step) -> Tensor:
@@ -156,13 +163,13 @@ class _ChainFunction(torch.autograd.Function):
         ctx.again = _again
         ctx.cache = None
         ctx.device_type = x.device.type
-        x = x if chain.dtype is None else x.to(chain.dtype)
+        given, x = x, _input(chain, x)
         keep: list[_Kept] = []
         out = _execute(chain, ctx.pieces, x, keep, None)
         ctx.counts = [k.count for k in keep]
         ys = [] if chain.minimal else [k.y for k in keep]
         ctx.save_for_backward(*([] if recipe else [x]), *[k.affine for k in keep], *ys, *parameters)
-        return out
+        return as_given(out, given)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -193,7 +200,7 @@ class _ChainFunction(torch.autograd.Function):
         return None, None, dx, *[g for step in found for g in step]
 
 
-def _again(ctx: Any) -> Tensor:
+def _again(ctx: Any, _: int) -> Tensor:
     """The node's output, computed anew; backward of the node then finds it."""
     found: Tensor = _recomputed(ctx)[1][-1]
     return found
@@ -222,11 +229,7 @@ def _recomputed(ctx: Any) -> _Found:
 def _found_again(ctx: Any) -> _Found:
     chain, p = ctx.chain, ctx.pieces
     saved = list(ctx.saved_tensors)
-    if ctx.recipe is not None:
-        x = ctx.recipe.tensor()
-        x = x if chain.dtype is None else x.to(chain.dtype)
-    else:
-        x = saved.pop(0)
+    x = _input(chain, ctx.recipe.tensor()) if ctx.recipe is not None else saved.pop(0)
     n = len(ctx.counts)
     known = list(zip(saved[:n], ctx.counts, strict=True))
     activations = [x]

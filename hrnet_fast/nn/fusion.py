@@ -16,8 +16,9 @@ from torch.autograd.function import once_differentiable
 from hrnet_fast.implementations import within_network
 from hrnet_fast.nn.chain import PER_STEP, NoneOr, convolve, convolve_backward, norm_gradient
 from hrnet_fast.nn.fusion_plan import Fusion, Group, Term, bias_of, stacked_weight
+from hrnet_fast.nn.layout import as_laid, working
 from hrnet_fast.nn.norms import Count, count_batches, input_gradient, normalise
-from hrnet_fast.nn.recipes import Recipe, recipe_of
+from hrnet_fast.nn.recipes import Recipe, attach, recipe_of
 from hrnet_fast.ops.bn_pieces import Pieces, pieces
 from hrnet_fast.ops.fuse_sum import compute, gradients
 
@@ -43,7 +44,9 @@ def run_fusion(fusion: Fusion, xs: Sequence[Tensor]) -> list[Tensor]:
     tensors = [t for t in (*xs, *parameters) if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         recipes = tuple(recipe_of(x) for x in xs)
-        found = _FusionFunction.apply(fusion, recipes, *xs, *parameters)  # type: ignore[no-untyped-call]
+        found: tuple[Tensor, ...] = _FusionFunction.apply(fusion, recipes, *xs, *parameters)  # type: ignore[no-untyped-call]
+        if working(xs[0]) is not xs[0]:
+            attach(*found)  # chains lay them out anew and would keep those copies
         return list(found)
     return _execute(fusion, pieces(within_network("bn_act", fusion.impl), xs[0]), xs, [])
 
@@ -114,6 +117,7 @@ class _FusionFunction(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.fusion, ctx.recipes = fusion, recipes
         ctx.pieces = pieces(within_network("bn_act", fusion.impl), xs[0])
+        ctx.again, ctx.cache = _again, None
         keep: list[_Kept] = []
         outs = _execute(fusion, ctx.pieces, xs, keep)
         ctx.counts = [k.count for k in keep]
@@ -126,7 +130,23 @@ class _FusionFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: NoneOr) -> tuple[Any, ...]:
-        return (None, None, *_Backward(ctx).run(grads))
+        done = _Backward(ctx).run(grads)
+        ctx.cache = None
+        return (None, None, *done)
+
+
+def _again(ctx: Any, index: int) -> Tensor:
+    """A result, for the chain that it is the input of."""
+    return _saved(ctx)[2 * len(ctx.fusion.groups) + index]
+
+
+def _saved(ctx: Any) -> list[Tensor]:
+    """What was kept. Within one pass, ``torch.utils.checkpoint`` lets tensors be fetched only once."""
+    task = torch._C._current_graph_task_id()
+    if ctx.cache is None or ctx.cache[0] != task:
+        ctx.cache = (task, list(ctx.saved_tensors))
+    found: list[Tensor] = ctx.cache[1]
+    return found
 
 
 class _Backward:
@@ -136,13 +156,13 @@ class _Backward:
         self.fusion: Fusion = ctx.fusion
         self.p: Pieces = ctx.pieces
         self.endings = self.fusion.endings()
-        saved = list(ctx.saved_tensors)
+        saved = _saved(ctx)
         n, targets = len(self.fusion.groups), len(self.fusion.terms)
         parts = zip(saved[:n], saved[n : 2 * n], ctx.counts, strict=True)
         self.kept = [_Kept(y, affine, count) for y, affine, count in parts]
         self.outs = saved[2 * n : 2 * n + targets]
         left = iter(saved[2 * n + targets :])
-        self.xs = [next(left) if recipe is None else recipe.tensor() for recipe in ctx.recipes]
+        self.xs = [next(left) if recipe is None else as_laid(recipe.tensor(), self.outs[0]) for recipe in ctx.recipes]
         self.parameters = list(left)
         self.want = ctx.needs_input_grad[2:]
         self.to_branch: list[NoneOr] = [None] * self.fusion.sources

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from hrnet_fast.implementations import within_network
 from hrnet_fast.nn.chain import PER_STEP, NoneOr, Step, convolve, convolve_backward, norm_gradient
+from hrnet_fast.nn.layout import as_given, working
 from hrnet_fast.nn.norms import Count, count_batches, input_gradient, normalise
 from hrnet_fast.nn.recipes import recipe_of
 from hrnet_fast.nn.units import autocast_dtype, call_fault, conv_fault, hooked, read_row, row_fault
@@ -68,7 +69,8 @@ def run_mixing(layers: nn.Module, xs: Sequence[Tensor], align_corners: bool, imp
         recipes = tuple(recipe_of(x) for x in xs)
         found: Tensor = _MixingFunction.apply(mixing, len(xs), recipes, *xs, *parameters)  # type: ignore[no-untyped-call]
         return found
-    return _execute(mixing, pieces(within_network("bn_act", impl), xs[0]), xs)[0]
+    done = _execute(mixing, pieces(within_network("bn_act", impl), xs[0]), [working(x) for x in xs])
+    return as_given(done[0], xs[0])
 
 
 def _execute(mixing: Mixing, p: Pieces, xs: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Count]:
@@ -96,10 +98,11 @@ class _MixingFunction(torch.autograd.Function):
         xs: list[Tensor] = list(tensors[:n])  # type: ignore[arg-type]
         ctx.mixing, ctx.recipes = mixing, recipes
         ctx.pieces = pieces(within_network("bn_act", mixing.impl), xs[0])
+        given, xs = xs[0], [working(x) for x in xs]
         out, y, affine, ctx.count = _execute(mixing, ctx.pieces, xs)
         kept = [x for x, recipe in zip(xs, recipes, strict=True) if recipe is None]
         ctx.save_for_backward(y, affine, *kept, *tensors[n:])
-        return out
+        return as_given(out, given)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -107,7 +110,7 @@ class _MixingFunction(torch.autograd.Function):
         mixing, p = ctx.mixing, ctx.pieces
         y, affine, *rest = ctx.saved_tensors
         left = iter(rest)
-        xs: list[Tensor] = [next(left) if recipe is None else recipe.tensor() for recipe in ctx.recipes]
+        xs: list[Tensor] = [next(left) if recipe is None else working(recipe.tensor()) for recipe in ctx.recipes]
         weight, bias, scale, shift, last, last_bias = left
         want_x, want = ctx.needs_input_grad[3 : 3 + len(xs)], ctx.needs_input_grad[3 + len(xs) :]
         a = p.bn_act(y, affine, None, True)

@@ -13,28 +13,32 @@ from torch import Tensor
 
 
 class Recipe(NamedTuple):
-    """How to have an activation again: ``node`` is the graph node that made it, and has ``again()``."""
+    """How to have an activation again: it is output number ``number`` of ``node``, which has ``again()``.
+
+    The layout in memory may be another than the activation's.
+    """
 
     node: Any
+    number: int
 
     def tensor(self) -> Tensor:
-        found: Tensor = self.node.again(self.node)
+        found: Tensor = self.node.again(self.node, self.number)
         return found
 
 
-def attach(output: Tensor) -> Tensor:
-    """Let consumers of `output` find its recipe; its node is one of :mod:`hrnet_fast.nn.chain`.
+def attach(*outputs: Tensor) -> None:
+    """Let consumers of a node's outputs find their recipes; it is one of this package's.
 
-    The node carries it, not the tensor: whoever saves or copies that finds nothing unusual about it.
+    The node carries them, not the tensors: whoever saves or copies those finds nothing unusual about them.
     """
-    node: Any = output.grad_fn
+    node: Any = outputs[0].grad_fn
     if node is not None:
-        node.made = output._version  # a tensor that was changed in place since is another activation
-    return output
+        # A tensor that was changed in place since is another activation.
+        node.made = {output.output_nr: output._version for output in outputs}
 
 
 def recipe_of(x: Tensor) -> Recipe | None:
     """Return the recipe of `x` if it still holds."""
     node: Any = x.grad_fn
-    made = getattr(node, "made", None)
-    return Recipe(node) if made is not None and x._version == made else None
+    made: dict[int, int] | None = getattr(node, "made", None)
+    return Recipe(node, x.output_nr) if made is not None and made.get(x.output_nr) == x._version else None
