@@ -2,6 +2,8 @@
 
 #include <ATen/Dispatch.h>
 
+#include <cmath>
+
 #include "bn_act.h"
 #include "tiles.h"
 
@@ -166,8 +168,9 @@ at::Tensor backward_input(const at::Tensor& given_grad, const at::Tensor& given_
     using M = math_t<scalar_t>;
     const M* a = affine.const_data_ptr<M>();
     const M* s = totals.const_data_ptr<M>();
-    std::vector<M> b(channels), c(channels);
-    for (int64_t k = 0; k < channels; ++k) {
+    std::vector<M> b(channels, M(0)), c(channels, M(0));
+    // Given statistics are constants: there are no sums then, and the tensor may be empty.
+    for (int64_t k = 0; std::isfinite(count) && k < channels; ++k) {
       b[k] = static_cast<M>(-static_cast<double>(a[2 * channels + k]) * s[k] / count);
       c[k] = static_cast<M>(-static_cast<double>(a[2 * channels + k]) * a[channels + k] * s[channels + k] / count);
     }

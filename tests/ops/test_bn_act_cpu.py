@@ -114,6 +114,13 @@ def test_slices_of_channels_and_of_affines() -> None:
         assert distance(a, reference.bn_act(x[:, 4:], affine[:, 4:], None, True)) <= 1e-7
 
 
+def test_given_statistics_need_no_sums() -> None:
+    x, grad = (make((2, 4, 9, 7), torch.float32, torch.channels_last) for _ in range(2))
+    affine, none = reference.batch_affine([x], norms(4))[0], torch.empty(0)
+    found = cpu.backward_input(grad, x, affine, none, float("inf"), True)
+    assert distance(found, reference.backward_input(grad, x, affine, none, float("inf"), True)) <= 1e-7
+
+
 def test_an_infinity_stays_in_its_channel() -> None:
     for layout in FORMATS:
         x = make((2, 4, 9, 7), torch.float32, layout)
