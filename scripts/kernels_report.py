@@ -91,7 +91,8 @@ def main() -> int:
                     spills.append(lines[-1])
                 if instance.tensor_cores and used["MMA"] == "-":
                     missing.append(lines[-1])
-    if len(targets) < len(TARGETS) or arguments.kernel:
+    partial = len(targets) < len(TARGETS) or arguments.kernel
+    if partial and not arguments.check:
         print(f"{REPORT.name} not written: only {', '.join(f'sm_{t}' for t in targets)} compiled")
     elif not arguments.check:
         REPORT.write_text(HEADER.format(version=triton.__version__) + "\n".join(lines) + "\n", encoding="utf-8")

@@ -80,6 +80,7 @@ struct Input {
   const T *grad, *x;
   T* dx;
   Mask mask;
+  bool given;  // statistics that are constants: scale * g, even where x is infinite
   double* partial;
 
   HF_INLINE M shift(int64_t) const { return M(0); }
@@ -88,16 +89,19 @@ struct Input {
     const T* __restrict__ from = grad + t.offset;
     const T* __restrict__ own = x + t.offset;
     T* __restrict__ to = dx + t.offset;
-    if (mask == Mask::kNone)
+    if (given && mask == Mask::kNone)
+      for (int64_t j = 0; j < t.size; ++j) write_value(to + j, t.of(2, j) * read_value(from + j));
+    else if (mask == Mask::kNone)
       for (int64_t j = 0; j < t.size; ++j)
         write_value(to + j,
                     t.of(2, j) * read_value(from + j) + t.of(4, j) + t.of(5, j) * (read_value(own + j) - t.of(0, j)));
     else
       for (int64_t j = 0; j < t.size; ++j) {
         // Read before choosing: a load under a condition would not vectorise.
-        const M v = read_value(own + j), given = read_value(from + j);
-        const M g = v * t.of(2, j) + t.of(3, j) <= M(0) ? M(0) : given;
-        write_value(to + j, t.of(2, j) * g + t.of(4, j) + t.of(5, j) * (v - t.of(0, j)));
+        const M v = read_value(own + j), all = read_value(from + j);
+        const M g = v * t.of(2, j) + t.of(3, j) <= M(0) ? M(0) : all;
+        const M rest = t.of(4, j) + t.of(5, j) * (v - t.of(0, j));
+        write_value(to + j, t.of(2, j) * g + (given ? M(0) : rest));
       }
   }
 };
@@ -180,6 +184,7 @@ at::Tensor backward_input(const at::Tensor& given_grad, const at::Tensor& given_
                               x.const_data_ptr<scalar_t>(),
                               dx.mutable_data_ptr<scalar_t>(),
                               relu ? Mask::kRecomputed : Mask::kNone,
+                              !std::isfinite(count),
                               nullptr};
     at::parallel_for(0, shape.chunks(), shape.grain(), [&](int64_t b, int64_t e) { input(job, b, e); });
   });

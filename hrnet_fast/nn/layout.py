@@ -11,16 +11,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hrnet_fast.ops.common import layout_of
+
 
 def working(x: Tensor) -> Tensor:
-    """`x` as the blocks compute with it."""
-    plain = x.device.type == "cpu" and x.dtype != torch.float64 and x.is_contiguous()
-    return x.contiguous(memory_format=torch.channels_last) if plain and torch.backends.mkldnn.enabled else x  # type: ignore[attr-defined]
+    """`x` as chains compute with it."""
+    if x.device.type != "cpu" or x.dtype == torch.float64 or not torch.backends.mkldnn.enabled:  # type: ignore[attr-defined]
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def as_given(result: Tensor, x: Tensor) -> Tensor:
     """`result` in the layout that plain modules give for an input `x`."""
-    return result.contiguous() if x.is_contiguous() and x.device.type == "cpu" else result
+    return result if x.device.type != "cpu" or layout_of(x) is torch.channels_last else result.contiguous()
 
 
 def as_laid(x: Tensor, other: Tensor) -> Tensor:
