@@ -138,6 +138,7 @@ at::ScalarType math_type(at::ScalarType type) { return type == at::kDouble ? at:
 std::vector<double> values_or(const at::Tensor& t, int64_t channels, double otherwise) {
   std::vector<double> values(channels, otherwise);
   if (t.numel() == 0) return values;
+  TORCH_CHECK(t.numel() == channels, "normalisation of ", channels, " channels has ", t.numel(), " values");
   const at::Tensor wide = t.detach().to(at::kDouble).contiguous();
   std::copy_n(wide.const_data_ptr<double>(), channels, values.begin());
   return values;
@@ -160,8 +161,9 @@ void write_affine(at::Tensor& result, int64_t start, int64_t n, const double* me
   });
 }
 
-void move_towards(const at::Tensor& running, const double* value, double factor, double momentum) {
+void move_towards(const at::Tensor& running, int64_t channels, const double* value, double factor, double momentum) {
   if (running.numel() == 0) return;
+  TORCH_CHECK(running.numel() == channels, "normalisation of ", channels, " channels has ", running.numel(), " values");
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, running.scalar_type(), "bn_running", [&] {
     auto to = running.accessor<scalar_t, 1>();
     for (int64_t c = 0; c < running.numel(); ++c)
@@ -184,6 +186,10 @@ at::Tensor statistics(const at::Tensor& x) {
 std::vector<at::Tensor> batch_affine(at::TensorList xs, at::IntArrayRef channels, at::TensorList weights,
                                      at::TensorList biases, at::TensorList running_means, at::TensorList running_vars,
                                      at::ArrayRef<double> momenta, at::ArrayRef<double> eps) {
+  int64_t maps = 0, layers = 0;
+  for (const at::Tensor& x : xs) maps += x.size(1);
+  for (const int64_t n : channels) layers += n;
+  TORCH_CHECK(maps == layers, "batch_affine: normalisations of ", layers, " channels for maps of ", maps);
   std::vector<at::Tensor> results;
   size_t j = 0;  // the norm
   for (const at::Tensor& x : xs) {
@@ -194,8 +200,8 @@ std::vector<at::Tensor> batch_affine(at::TensorList xs, at::IntArrayRef channels
     for (int64_t start = 0; start < width; start += channels[j - 1]) {
       write_affine(result, start, channels[j], total.mean.data() + start, total.variance.data() + start, weights[j],
                    biases[j], eps[j]);
-      move_towards(running_means[j], total.mean.data() + start, 1.0, momenta[j]);
-      move_towards(running_vars[j], total.variance.data() + start, count / (count - 1.0), momenta[j]);
+      move_towards(running_means[j], channels[j], total.mean.data() + start, 1.0, momenta[j]);
+      move_towards(running_vars[j], channels[j], total.variance.data() + start, count / (count - 1.0), momenta[j]);
       ++j;
     }
     results.push_back(result);
@@ -222,6 +228,11 @@ at::Tensor bn_act(const at::Tensor& given, const at::Tensor& affine, const Optio
   const Shape shape = Shape::of(given);
   const at::Tensor x = given.contiguous(shape.format());
   const at::Tensor residual = given_residual ? given_residual->contiguous(shape.format()) : at::Tensor();
+  TORCH_CHECK(!residual.defined() || (residual.sizes() == x.sizes() && residual.scalar_type() == x.scalar_type()),
+              "bn_act: a residual of ", residual.defined() ? residual.sizes() : x.sizes(), " for a map of ", x.sizes());
+  TORCH_CHECK(affine.size(1) == shape.channels, "bn_act: an affine of ", affine.size(1), " channels for ", x.sizes());
+  TORCH_CHECK(!residual_affine || residual_affine->size(1) == shape.channels, "bn_act: the residual's affine has ",
+              residual_affine ? residual_affine->size(1) : 0, " channels for ", x.sizes());
   at::Tensor y = at::empty_like(x, shape.format());
   const at::Tensor own = affine.contiguous();
   const at::Tensor other = residual_affine ? residual_affine->contiguous() : own;

@@ -128,6 +128,10 @@ std::tuple<at::Tensor, at::Tensor> backward_sums(const at::Tensor& given_grad, c
   const at::Tensor x = given_x.contiguous(shape.format()), grad = given_grad.contiguous(shape.format());
   const at::Tensor addend = laid_out(given_addend, shape), out = laid_out(given_out, shape);
   const at::Tensor affine = given_affine.contiguous();
+  for (const at::Tensor& t : {grad, addend, out})
+    TORCH_CHECK(!t.defined() || (t.sizes() == x.sizes() && t.scalar_type() == x.scalar_type()),
+                "backward_sums: gradients and activations must be as the map is, ", x.sizes());
+  TORCH_CHECK(affine.size(1) == channels, "backward_sums: an affine of another width than ", x.sizes());
   at::Tensor kept = keep ? at::empty_like(x, shape.format()) : at::empty({0}, x.options().memory_format({}));
   at::Tensor result = at::empty({2, channels}, affine.options());
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "bn_backward_sums", [&] {
@@ -167,6 +171,8 @@ at::Tensor backward_input(const at::Tensor& given_grad, const at::Tensor& given_
   const int64_t channels = shape.channels;
   const at::Tensor x = given_x.contiguous(shape.format()), grad = given_grad.contiguous(shape.format());
   const at::Tensor affine = given_affine.contiguous(), totals = sums.contiguous();
+  TORCH_CHECK(grad.sizes() == x.sizes() && grad.scalar_type() == x.scalar_type() && affine.size(1) == channels,
+              "backward_input: gradient and affine must be as the map is, ", x.sizes());
   at::Tensor dx = at::empty_like(x, shape.format());
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "bn_backward_input", [&] {
     using M = math_t<scalar_t>;

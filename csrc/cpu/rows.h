@@ -1,7 +1,7 @@
 // Row kernels of fuse_sum on the CPU: one output row (forward) or one input row (backward) at a time.
 //
 // A row is W pixels of `inner` values: all channels of a channels-last image, or one value of a contiguous plane.
-// Everything here is forced inline into the multiversioned functions of fuse_sum.cpp.
+// Everything here is forced inline into multiversioned functions.
 
 #pragma once
 

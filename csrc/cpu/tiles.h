@@ -23,7 +23,6 @@ namespace hrnet_fast::cpu {
 constexpr int64_t kTile = 512;       // values a tile has at least, where there are as many
 constexpr int64_t kChunk = 1 << 15;  // values a channels-last chunk has at least
 constexpr int64_t kFlush = 64;       // tiles that are added in float before they go to double
-constexpr int kMostVectors = 6;      // per-channel vectors that a kernel may use
 
 struct Shape {
   int64_t batch, channels, plane;  // plane: H * W

@@ -20,11 +20,10 @@ from hrnet_fast.nn.norms import alike
 from hrnet_fast.nn.units import (
     autocast_dtype,
     call_fault,
-    conv_fault,
     flat,
     hooked,
     looks_like_unit,
-    norm_fault,
+    pair_fault,
     read_row,
     read_unit,
     row_fault,
@@ -258,7 +257,7 @@ def _term(layer: nn.Module, source: int, target: int) -> Term | str:
     steps = []
     while len(layers) >= 2:
         conv, norm = layers[:2]
-        reason = conv_fault(conv) or norm_fault(norm)
+        reason = pair_fault(conv, norm)
         if reason:
             return f"{where}: {reason}"
         steps.append(read_row(conv, norm).steps[0])

@@ -95,12 +95,15 @@ def _agrees(trial: nn.Module, kind: type[Fast], settings: Settings, inputs: Call
 
 
 def _agree_now(trial: nn.Module, kind: type[Fast], settings: Settings, inputs: Callable[[], Any]) -> bool | str:
-    base = type(trial)
+    base, device = type(trial), next(trial.parameters()).device
     plainly = (
         torch.no_grad(),
         torch.autocast("cpu", enabled=False),
         torch.autocast("cuda", enabled=False),
         _without_onednn(),
+        torch.random.fork_rng(
+            devices=[device] if device.type == "cuda" else []
+        ),  # a block that draws at random leaves the caller's numbers alone
     )
     with contextlib.ExitStack() as stack:
         for context in plainly:
@@ -114,6 +117,8 @@ def _agree_now(trial: nn.Module, kind: type[Fast], settings: Settings, inputs: C
         try:
             given = trial(inputs())
             note = trial.fast_note
+        except Exception as error:  # it is built otherwise than its names say
+            return f"its fused form does not run ({str(error)[:120]})"
         finally:
             trial.__class__ = base
             del vars(trial)["fast_settings"], vars(trial)["fast_note"]

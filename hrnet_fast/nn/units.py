@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,14 @@ def norm_fault(module: nn.Module | None) -> str | None:
     return norms.fault(module)
 
 
+def pair_fault(conv: nn.Module | None, norm: nn.Module | None) -> str | None:
+    """Say why a convolution and the normalisation behind it cannot be fused, or None."""
+    reason = conv_fault(conv) or norm_fault(norm)
+    if reason is None and norm.num_features != conv.out_channels:  # type: ignore[union-attr]
+        return f"its normalisation has {norm.num_features} channels, its convolution {conv.out_channels}"  # type: ignore[union-attr]
+    return reason
+
+
 def looks_like_unit(module: nn.Module) -> bool:
     """Whether `module` has a residual unit's attributes; :func:`unit_fault` says whether it can be fused."""
     children = dict(module.named_children())
@@ -69,9 +78,11 @@ def unit_fault(unit: nn.Module) -> str | None:
             return f"{flag} is set: it already computes its activations again"
     parts = list(unit.children())
     for k in range(1, depth(unit) + 1):
-        reason = conv_fault(getattr(unit, f"conv{k}", None)) or norm_fault(getattr(unit, f"bn{k}", None))
+        reason = pair_fault(getattr(unit, f"conv{k}", None), getattr(unit, f"bn{k}", None))
         if reason:
             return reason
+    if getattr(unit, "downsample", None) is None and not _keeps_shape(unit):
+        return "its convolutions change the shape that its identity shortcut keeps"
     for name, child in unit.named_children():
         reason = _child_fault(name, child)
         if reason:
@@ -94,8 +105,18 @@ def _child_fault(name: str, child: nn.Module) -> str | None:
         layers = list(child.children())
         if not isinstance(child, nn.Sequential) or len(layers) != 2 or type(child).forward is not nn.Sequential.forward:
             return "its shortcut is not one convolution and one normalisation"
-        return conv_fault(layers[0]) or norm_fault(layers[1])
+        return pair_fault(layers[0], layers[1])
     return None
+
+
+def _keeps_shape(unit: nn.Module) -> bool:
+    convs: list[Any] = [unit.get_submodule(f"conv{k}") for k in range(1, depth(unit) + 1)]
+    same = all(
+        (s, 2 * p) == (1, d * (k - 1))
+        for c in convs
+        for s, p, d, k in zip(c.stride, c.padding, c.dilation, c.kernel_size, strict=True)
+    )
+    return same and convs[0].in_channels == convs[-1].out_channels
 
 
 def _step(conv: nn.Module, norm: nn.Module) -> Step:
@@ -124,7 +145,7 @@ def row_fault(conv: nn.Module, norm: nn.Module, relu: nn.Module) -> str | None:
     """Say why three neighbours are no fusible convolution, normalisation and ReLU, or None."""
     if type(relu) is not nn.ReLU:
         return f"{type(relu).__name__} is no ReLU"
-    return conv_fault(conv) or norm_fault(norm) or hooked([conv, norm, relu])
+    return pair_fault(conv, norm) or hooked([conv, norm, relu])
 
 
 def read_row(conv: nn.Module, norm: nn.Module) -> Unit:

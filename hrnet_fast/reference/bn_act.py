@@ -62,7 +62,7 @@ def running_affine(norms: Sequence[Norm], dtype: torch.dtype) -> Tensor:
     return affine(means, variances, norms)
 
 
-def update_running(norms: Sequence[Norm], mean: Tensor, variance: Tensor, count: int) -> None:
+def update_running(norms: Sequence[Norm], mean: Tensor, variance: Tensor, count: int | Tensor) -> None:
     """Move the running statistics towards those of a batch of `count` values per channel; variance becomes unbiased."""
     start = 0
     for norm in norms:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hrnet_fast.nn import accelerate, explain
+from hrnet_fast.nn.accelerate import accelerate_blocks
 from hrnet_fast.nn.modules import FastFusion
+from hrnet_fast.reference.blocks import BasicBlock
 
 
 class PreActivation(up.BasicBlock):
@@ -265,3 +267,47 @@ def test_hook_on_an_accelerated_block_is_called() -> None:
     fast.eval()(image(32, 32, dtype=torch.float64))
     assert seen == [4, 3]
     assert not reasons(fast)
+
+
+@pytest.mark.parametrize("change", ["stride", "narrow", "norm"])
+def test_units_that_do_not_fit_together_fail_as_they_did(change: str) -> None:
+    """Of this package's own class, so nothing is tried before."""
+    unit = BasicBlock(16, 16, nn.BatchNorm2d).eval()
+    x = torch.randn(2, 16, 8, 8)
+    if change == "stride":
+        unit.conv1.stride = (2, 2)
+    elif change == "narrow":  # plain modules broadcast the shortcut
+        unit.conv1, x = nn.Conv2d(1, 16, 3, padding=1, bias=False), x[:, :1]
+    else:
+        unit.bn1 = nn.BatchNorm2d(8).eval()
+
+    def outcome(module: nn.Module) -> torch.Tensor | str:
+        try:
+            return module(x)
+        except RuntimeError as error:
+            return str(error)
+
+    wanted = outcome(unit)
+    accelerate_blocks(unit, "auto", "lean")
+    given = outcome(unit)
+    assert given == wanted if isinstance(wanted, str) else torch.equal(given, wanted)  # type: ignore[arg-type]
+
+
+def test_a_fused_form_that_does_not_run_is_a_refusal() -> None:
+    class PreActivation(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn1, self.conv1 = nn.BatchNorm2d(4), nn.Conv2d(4, 8, 3, padding=1, bias=False)
+            self.bn2, self.conv2 = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1, bias=False)
+            self.downsample = nn.Sequential(nn.Conv2d(4, 8, 1, bias=False), nn.BatchNorm2d(8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv1(self.bn1(x).relu())
+            return self.conv2(self.bn2(y).relu()) + self.downsample(x)
+
+    unit = PreActivation().eval()
+    x = torch.randn(2, 4, 8, 8)
+    wanted, state = unit(x), torch.get_rng_state()
+    accelerate_blocks(unit, "auto", "lean")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(unit(x), wanted)
