@@ -53,7 +53,7 @@ def test_statistics_of_several_maps(dtype: torch.dtype, shape: tuple[int, ...], 
     own, theirs = norms(c - 1, 1, 5), norms(c - 1, 1, 5)
     for a, b in zip(cpu.batch_affine(xs, own), reference.batch_affine(xs, theirs), strict=True):
         assert a.dtype == reference.math_dtype(dtype)
-        assert distance(a[:3], b[:3]) <= 1e-12 if dtype == torch.float64 else 4e-7
+        assert distance(a[:3], b[:3]) <= (1e-12 if dtype == torch.float64 else 4e-7)
         assert distance(a[3], b[3]) <= (1e-11 if dtype == torch.float64 else 3e-6)  # differences of nearby numbers
     for a, b in zip(own, theirs, strict=True):
         assert a.running_mean is not None
