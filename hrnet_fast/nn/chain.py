@@ -20,6 +20,7 @@ from hrnet_fast.nn.layout import as_given, working
 from hrnet_fast.nn.norms import Count, NormCall, count_batches, input_gradient, normalise
 from hrnet_fast.nn.recipes import Recipe, attach, recipe_of
 from hrnet_fast.ops.bn_pieces import Pieces, pieces
+from hrnet_fast.ops.common import leaves_taps_unwritten
 
 NoneOr = Tensor | None
 PER_STEP = 4  # parameters: the convolution's weight and bias, the normalisation's scale and shift
@@ -104,10 +105,14 @@ def convolve_backward(
     """Return the wanted gradients of input, weight and bias, the parameters' in the weight's dtype."""
     if not any(want):
         return None, None, None
+    dtype = x.dtype
+    if leaves_taps_unwritten(grad, step.stride[-1], x.shape[-1]):
+        grad, x = grad.float(), x.float()
     dx, dw, db = torch.ops.aten.convolution_backward(
         grad, x, weight.to(x.dtype), [weight.shape[0]], step.stride, step.padding, step.dilation, False, [0, 0],
         step.groups, want,
     )  # fmt: skip
+    dx = None if dx is None else dx.to(dtype)
     return dx, None if dw is None else dw.to(weight.dtype), None if db is None else db.to(weight.dtype)
 
 

@@ -32,6 +32,14 @@ def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     return [t.to(dtype) if t is not None and t.dtype in halves else t for t in tensors]
 
 
+def leaves_taps_unwritten(grad: Tensor, stride: int, width: int) -> bool:
+    """Whether oneDNN's bfloat16 weight gradient would leave the taps that no column reaches unwritten (torch 2.13).
+
+    Such a gradient is computed in float32.
+    """
+    return grad.dtype == torch.bfloat16 and grad.device.type == "cpu" and stride > 1 and width == 1
+
+
 def convolution_gradients(
     grad: Tensor, x: Tensor | None, shape: Sequence[int], weight: Tensor, stride: int, want_x: bool, want_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -43,8 +51,7 @@ def convolution_gradients(
         assert not want_weight
         x = grad.new_empty(1).expand(*shape)
     pad = weight.shape[-1] // 2
-    if grad.dtype == torch.bfloat16 and grad.device.type == "cpu" and stride > 1 and shape[-1] == 1:
-        # oneDNN's bfloat16 weight gradient leaves the taps that no column reaches unwritten (torch 2.13).
+    if leaves_taps_unwritten(grad, stride, shape[-1]):
         wide = (grad.float(), x.float(), shape, weight.float(), stride, want_x, want_weight)
         gradients = convolution_gradients(*wide)
         return tuple(None if g is None else g.to(grad.dtype) for g in gradients)  # type: ignore[return-value]

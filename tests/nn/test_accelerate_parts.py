@@ -22,6 +22,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hrnet_fast.nn import explain
+from hrnet_fast.nn.accelerate import accelerate_blocks
 
 X = {"dtype": torch.float64}
 MEMORY = pytest.mark.parametrize("memory", ["lean", "min"])
@@ -135,3 +136,14 @@ def test_networks_inside_networks(memory: str) -> None:
     assert_trains_alike(fast, plain)
     assert_all_fast(fast)
     assert type(accelerated(fast).first.layer1).__mro__.count(nn.Sequential) == 1
+
+
+def test_half_precision_over_one_column() -> None:
+    """Where the library leaves a weight's gradient unwritten: with fresh memory full of NaN, that shows."""
+    row = nn.Sequential(nn.Sequential(nn.Conv2d(4, 6, 3, 2, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU()))
+    x = torch.randn(2, 4, 9, 1)
+    accelerate_blocks(row, "auto", "lean")
+    with torch.autocast("cpu", torch.bfloat16):
+        out = row(x)
+    out.float().square().sum().backward()
+    assert torch.isfinite(row[0][0].weight.grad).all()  # type: ignore[index]
