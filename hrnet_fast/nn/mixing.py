@@ -45,7 +45,7 @@ def mixing_fault(layers: nn.Module, xs: Sequence[Tensor], impl: str) -> str | No
     reason = next((r for x in xs if (r := call_fault(x, impl))), None) or row_fault(*parts[:3]) or conv_fault(parts[3])
     if reason is None and tuple(parts[0].kernel_size) != (1, 1):  # type: ignore[arg-type]
         reason = "its first convolution is not 1x1"
-    dtype = autocast_dtype(xs[0])
+    dtype = autocast_dtype(xs[0]) if reason is None else None
     if reason is None and any(x.dtype != (dtype or parts[0].weight.dtype) for x in xs):  # type: ignore[union-attr]
         reason = "maps and weights differ in dtype"
     return reason or hooked([layers, *parts])

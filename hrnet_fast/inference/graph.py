@@ -1,0 +1,196 @@
+"""The network as few kinds of nodes: convolutions, sums of resampled terms, concatenations, and calls of anything else.
+
+:mod:`hrnet_fast.inference.reading` makes it from a recording, :mod:`hrnet_fast.inference.rewrite` regroups it, and
+:mod:`hrnet_fast.inference.lower` turns it into a plan.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.utils._pytree import tree_leaves, tree_map
+
+from hrnet_fast.inference.recording import Named, Ref
+from hrnet_fast.inference.weights import WeightSpec
+
+MAX_TERMS = 8  # of one sum, as fuse_sum takes them
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand: a value, and how it comes to the sum's size."""
+
+    value: int
+    mode: str = "identity"  # "nearest", "bilinear"
+    align_corners: bool = False
+
+
+@dataclass
+class Node:
+    """What makes one value. `relu` is the range of channels that pass one; (0, 0) is none."""
+
+    shape: tuple[int, ...]
+    relu: tuple[int, int] = (0, 0)
+
+    def reads(self) -> list[int]:
+        return []
+
+    def rename(self, names: Callable[[int], int]) -> None:
+        """Replace the values that this node reads."""
+
+    @property
+    def activated(self) -> bool:
+        return self.relu[1] > self.relu[0]
+
+
+@dataclass
+class Input(Node):
+    pass
+
+
+@dataclass
+class Conv(Node):
+    """A 1x1 or 3x3 convolution (padding 0 or 1) over the concatenation of `inputs`, plus `residual`."""
+
+    inputs: list[int] = field(default_factory=list)
+    weight: WeightSpec | None = None
+    kernel: int = 1
+    stride: int = 1
+    residual: int | None = None
+
+    def reads(self) -> list[int]:
+        return [*self.inputs, *([] if self.residual is None else [self.residual])]
+
+    def rename(self, names: Callable[[int], int]) -> None:
+        self.inputs = [names(v) for v in self.inputs]
+        self.residual = None if self.residual is None else names(self.residual)
+
+    @property
+    def geometry(self) -> tuple[int, int]:
+        return self.kernel, self.stride
+
+
+@dataclass
+class Sum(Node):
+    terms: list[Term] = field(default_factory=list)
+
+    def reads(self) -> list[int]:
+        return [t.value for t in self.terms]
+
+    def rename(self, names: Callable[[int], int]) -> None:
+        self.terms = [Term(names(t.value), t.mode, t.align_corners) for t in self.terms]
+
+
+@dataclass
+class Cat(Node):
+    """Concatenation over channels."""
+
+    inputs: list[int] = field(default_factory=list)
+
+    def reads(self) -> list[int]:
+        return list(self.inputs)
+
+    def rename(self, names: Callable[[int], int]) -> None:
+        self.inputs = [names(v) for v in self.inputs]
+
+
+@dataclass
+class Pool(Node):
+    """Mean over k x k windows, k apart."""
+
+    input: int = 0
+    size: int = 1
+
+    def reads(self) -> list[int]:
+        return [self.input]
+
+    def rename(self, names: Callable[[int], int]) -> None:
+        self.input = names(self.input)
+
+
+@dataclass
+class Call(Node):
+    """Anything else, called on tensors as the model calls it."""
+
+    function: Callable[..., Any] | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def reads(self) -> list[int]:
+        return [leaf.value for leaf in tree_leaves((self.args, self.kwargs), is_leaf=_is_ref) if isinstance(leaf, Ref)]
+
+    def rename(self, names: Callable[[int], int]) -> None:
+        def swap(leaf: Any) -> Any:
+            return Ref(names(leaf.value)) if isinstance(leaf, Ref) else leaf
+
+        self.args, self.kwargs = tree_map(swap, (self.args, self.kwargs), is_leaf=_is_ref)
+
+
+def _is_ref(leaf: Any) -> bool:
+    return isinstance(leaf, (Ref, Named))
+
+
+@dataclass
+class Graph:
+    """Nodes by the value they make, in an order in which they can run; `output` has values as :class:`Ref`."""
+
+    nodes: dict[int, Node]
+    output: Any
+
+    def outputs(self) -> list[int]:
+        return [leaf.value for leaf in tree_leaves(self.output, is_leaf=_is_ref) if isinstance(leaf, Ref)]
+
+    def uses(self) -> Counter[int]:
+        """How often each value is read; an output of the network counts."""
+        counts = Counter(self.outputs())
+        for node in self.nodes.values():
+            counts.update(node.reads())
+        return counts
+
+    def new(self) -> int:
+        return max(self.nodes) + 1
+
+    def replace(self, news: Mapping[int, int]) -> None:
+        """Let whoever reads a key of `news` read its value, or what that is replaced by in turn."""
+
+        def names(value: int) -> int:
+            while value in news:
+                value = news[value]
+            return value
+
+        for node in self.nodes.values():
+            node.rename(names)
+        self.output = tree_map(
+            lambda leaf: Ref(names(leaf.value)) if isinstance(leaf, Ref) else leaf, self.output, is_leaf=_is_ref
+        )
+
+    def prune(self) -> None:
+        """Drop what nothing reads."""
+        wanted = set(self.outputs()) | {0}
+        for value in reversed(list(self.nodes)):
+            if value in wanted:
+                wanted.update(self.nodes[value].reads())
+        self.nodes = {v: n for v, n in self.nodes.items() if v in wanted}
+
+    def sort(self) -> None:
+        """Put nodes into an order in which they can run, stable otherwise."""
+        done: dict[int, Node] = {}
+        state: set[int] = set()
+
+        for root in self.nodes:
+            stack = [root]
+            while stack:
+                value = stack[-1]
+                if value in done:
+                    stack.pop()
+                    continue
+                missing = [v for v in self.nodes[value].reads() if v not in done]
+                if missing and value not in state:
+                    state.add(value)
+                    stack += reversed(missing)
+                    continue
+                done[stack.pop()] = self.nodes[value]
+        self.nodes = done

@@ -1,0 +1,286 @@
+"""The plan: a network as a list of steps over named buffers, as data. It knows shapes and weights' recipes, no device.
+
+Executors carry it out; :mod:`hrnet_fast.inference.interpreter` does so in plain PyTorch and is their oracle.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hrnet_fast.inference.memory import Interval, pack
+from hrnet_fast.inference.weights import WeightSpec
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A map [n, channels, height, width] that is alive from wave `first` to wave `last`."""
+
+    n: int
+    channels: int
+    height: int
+    width: int
+    first: int
+    last: int
+
+    @property
+    def elements(self) -> int:
+        return self.n * self.channels * self.height * self.width
+
+
+@dataclass(frozen=True)
+class View:
+    """Channels of a buffer."""
+
+    buffer: int
+    offset: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A tensor that is no map: the input (0), an output, what a call takes or makes."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Import:
+    """Tensor to map."""
+
+    slot: int
+    out: View
+
+
+@dataclass(frozen=True)
+class Export:
+    """Map to tensor."""
+
+    source: View
+    slot: int
+
+
+@dataclass(frozen=True)
+class Conv:
+    """1x1 (padding 0) or 3x3 (padding 1) convolution, bias, residual, and ReLU on channels relu[0] .. relu[1]."""
+
+    weight: int
+    source: View
+    out: View
+    residual: View | None
+    kernel: int
+    stride: int
+    relu: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class SumTerm:
+    source: View
+    mode: str
+    align_corners: bool
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Sum of terms, each resampled to the output's size; ReLU on all channels or none."""
+
+    terms: tuple[SumTerm, ...]
+    out: View
+    relu: bool
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Mean over size x size windows."""
+
+    source: View
+    out: View
+    size: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function on tensors; arguments hold :class:`Slot` and :class:`~hrnet_fast.inference.recording.Named`."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    slot: int
+    shape: tuple[int, ...]
+
+
+Step = Import | Export | Conv | Sum | Pool | Call
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A network for one input shape.
+
+    Attributes:
+        input_shape: [N, C, H, W].
+        dtype: of the maps.
+        buffers, weights, steps: what steps refer to by number, and they themselves in an order in which they can run.
+        waves: steps (by number) that do not depend on each other, wave after wave.
+        output: what the network returns, with tensors as :class:`Slot`.
+        slots: how many there are.
+    """
+
+    input_shape: tuple[int, ...]
+    dtype: torch.dtype
+    buffers: tuple[Buffer, ...]
+    weights: tuple[WeightSpec, ...]
+    steps: tuple[Step, ...]
+    waves: tuple[tuple[int, ...], ...]
+    output: Any
+    slots: int
+
+    def groups(self) -> list[list[int]]:
+        """Waves' 3x3 convolutions of stride 1, where there are several: what one grouped launch computes."""
+        found = [[k for k in wave if groupable(self.steps[k])] for wave in self.waves]
+        return [group for group in found if len(group) > 1]
+
+    def launches(self, grouped: bool = False) -> int:
+        """Return how many steps are launched; `grouped` counts branches' parallel 3x3 convolutions as one."""
+        saved = sum(len(group) - 1 for group in self.groups()) if grouped else 0
+        return len(self.steps) - saved
+
+    @property
+    def flops(self) -> int:
+        """Two per multiply-add of the convolutions."""
+        return sum(self.step_flops(step) for step in self.steps)
+
+    @property
+    def bytes(self) -> int:
+        """Least bytes moved: every operand of every step once."""
+        return sum(self.step_bytes(step) for step in self.steps)
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes of the arena that holds all buffers, each as long as it is needed."""
+        size = self.dtype.itemsize
+        return pack([Interval(b.elements * size, b.first, b.last) for b in self.buffers])[1]
+
+    def step_flops(self, step: Step) -> int:
+        if not isinstance(step, Conv):
+            return 0
+        out, into, *kernel = self.weights[step.weight].shape
+        return 2 * out * into * kernel[0] * kernel[1] * self._pixels(step.out)
+
+    def step_bytes(self, step: Step) -> int:
+        maps = [v for v in (*reads(step), writes(step)) if v is not None]
+        moved = sum(v.channels * self._pixels(v) for v in maps)
+        if isinstance(step, Conv):
+            out, into, *kernel = self.weights[step.weight].shape
+            moved += out * into * kernel[0] * kernel[1]
+        return moved * self.dtype.itemsize
+
+    def shape(self, view: View) -> tuple[int, int, int, int]:
+        b = self.buffers[view.buffer]
+        return b.n, view.channels, b.height, b.width
+
+    def _pixels(self, view: View) -> int:
+        b = self.buffers[view.buffer]
+        return b.n * b.height * b.width
+
+    def describe(self, step: Step) -> str:
+        """One line about a step."""
+        out = writes(step)
+        made = "x".join(map(str, self.shape(out)[1:])) if out else ""
+        if isinstance(step, Conv):
+            extra = " + residual" * (step.residual is not None) + f" relu[{step.relu[0]}:{step.relu[1]}]" * any(
+                step.relu
+            )
+            taken = "x".join(map(str, self.shape(step.source)[1:]))
+            return f"conv{step.kernel}x{step.kernel}/{step.stride} {taken} -> {made}{extra}"
+        if isinstance(step, Sum):
+            terms = (f"{t.mode} {'x'.join(map(str, self.shape(t.source)[1:]))}" for t in step.terms)
+            return f"sum({', '.join(terms)}) -> {made}{' relu' * step.relu}"
+        if isinstance(step, Pool):
+            return f"mean {step.size}x{step.size} -> {made}"
+        if isinstance(step, Call):
+            return f"call {getattr(step.function, '__name__', step.function)} -> {'x'.join(map(str, step.shape))}"
+        return f"{'import' if isinstance(step, Import) else 'export'} slot {step.slot} {made}".rstrip()
+
+    def __str__(self) -> str:
+        kinds = Counter(type(step).__name__.lower() for step in self.steps)
+        lines = [
+            f"{len(self.steps)} steps in {len(self.waves)} waves ({', '.join(f'{n} {k}' for k, n in kinds.items())}), "
+            f"{self.launches(grouped=True)} launches with grouped branches; input {list(self.input_shape)}",
+            f"{self.flops / 2e9:.2f} G multiply-adds, {self.bytes / 2**20:.1f} MiB moved, "
+            f"{self.peak_memory / 2**20:.1f} MiB of maps at once ({str(self.dtype).removeprefix('torch.')})",
+        ]
+        for k, wave in enumerate(self.waves):
+            for i in wave:
+                target = writes(self.steps[i])
+                where = f" @{target.buffer}+{target.offset}" if target else ""
+                lines.append(f"  {k:4d}  {self.describe(self.steps[i])}{where}")
+        return "\n".join(lines)
+
+    def to_dot(self) -> str:
+        """Return the plan as a Graphviz digraph: steps are nodes, values that pass between them edges."""
+        lines = ["digraph plan {", "  rankdir=TB; node [shape=box, fontname=monospace];"]
+        writers: dict[tuple[int, int], int] = {}
+        slots: dict[int, int] = {}
+        for wave in self.waves:
+            lines.append("  { rank=same; " + "; ".join(f"s{i}" for i in wave) + " }")
+            made: list[tuple[int, View]] = []
+            for i in wave:
+                step = self.steps[i]
+                lines.append(f'  s{i} [label="{self.describe(step)}"];')
+                sources = {
+                    writers[view.buffer, channel]
+                    for view in reads(step)
+                    for channel in range(view.offset, view.offset + view.channels)
+                }
+                sources |= {slots[s] for s in slot_reads(step) if s in slots}
+                lines += [f"  s{source} -> s{i};" for source in sorted(sources)]
+                target = writes(step)
+                if target is not None:
+                    made.append((i, target))
+                if isinstance(step, (Export, Call)):
+                    slots[step.slot] = i
+            for i, view in made:
+                writers |= {(view.buffer, c): i for c in range(view.offset, view.offset + view.channels)}
+        return "\n".join([*lines, "}"])
+
+
+def groupable(step: Step) -> bool:
+    return isinstance(step, Conv) and (step.kernel, step.stride) == (3, 1)
+
+
+def reads(step: Step) -> list[View]:
+    """The maps that a step reads."""
+    if isinstance(step, Conv):
+        return [step.source, *([step.residual] if step.residual else [])]
+    if isinstance(step, Sum):
+        return [t.source for t in step.terms]
+    if isinstance(step, (Pool, Export)):
+        return [step.source]
+    return []
+
+
+def writes(step: Step) -> View | None:
+    """The map that a step writes."""
+    return None if isinstance(step, (Export, Call)) else step.out
+
+
+def slot_reads(step: Step) -> list[int]:
+    """The tensors that a step reads."""
+    if isinstance(step, Import):
+        return [step.slot]
+    if isinstance(step, Call):
+        return [leaf.index for leaf in leaves((step.args, step.kwargs)) if isinstance(leaf, Slot)]
+    return []
+
+
+def leaves(tree: Any) -> list[Any]:
+    """The leaves of nested lists, tuples and mappings."""
+    if isinstance(tree, dict):
+        return [leaf for part in tree.values() for leaf in leaves(part)]
+    if isinstance(tree, (list, tuple)):
+        return [leaf for part in tree for leaf in leaves(part)]
+    return [tree]
