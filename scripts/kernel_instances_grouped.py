@@ -44,9 +44,10 @@ def _grouped(
     run = min(16, channels[0] & -channels[0]) if last else 1
     tensor_cores = dtype != "fp32" or precision == "tf32"
     itemsize = 4 if dtype == "fp32" else 2
-    p, c, i, warps = module.tile(channels, channels, tensor_cores, run * itemsize > 2)
+    # Tiles as where pixels fill a device; where they do not, they are those of W32.
+    p, c, i, warps = module.tile(channels, channels, [1] * n, 1, itemsize, tensor_cores, run * itemsize > 2)
     lists = dict.fromkeys(("outs", "xs", "residuals"), (f"*{dtype}",) * n)
-    signature = {**lists, "weight": f"*{dtype}", "bias": "*fp32", **dict.fromkeys(module.SIZES, ("i32",) * n)}
+    signature = {**lists, "weight": f"*{dtype}", "bias": "*fp32", **dict.fromkeys(module.NUMBERS, ("i32",) * n)}
     signature |= {"images": "i32", "tiles": "i32"}
     if wide:
         signature |= dict.fromkeys(("strides_n", "residuals_n"), ("i64",) * n)

@@ -154,7 +154,7 @@ def _forward_packed(
 
         return forward(xs, weight, bias, channels[::2], residuals, relu)
     weights, biases = unpack(weight, bias, list(zip(channels[::2], channels[1::2], strict=True)))
-    return _reference(xs, weights, biases, residuals, relu)
+    return _reference(xs, [w.contiguous() for w in weights], biases, residuals, relu)
 
 
 def _reference(

@@ -22,8 +22,11 @@ from hrnet_fast.kernels.packing import PAD, places
 # Programs per multiprocessor: while one waits for memory another multiplies.
 RESIDENT = 2
 
-SIZES = ("in_channels", "channels", "heights", "widths", "strides_n", "strides_c", "strides_h", "strides_w",
-         "residuals_n", "residuals_c", "residuals_h", "residuals_w", "weight_at", "bias_at", "first_tiles")  # fmt: skip
+# The kernel's tuples of integers.
+NUMBERS = (
+    "in_channels", "channels", "heights", "widths", "strides_n", "strides_c", "strides_h", "strides_w",
+    "residuals_n", "residuals_c", "residuals_h", "residuals_w", "weight_at", "bias_at", "first_tiles",
+)  # fmt: skip
 
 
 @triton.jit
@@ -36,11 +39,26 @@ def _pick(values, branch, BRANCHES: tl.constexpr):
 
 
 @triton.jit
+def _number(values, branch, BRANCHES: tl.constexpr):
+    """The element of a tuple of integers, as `unspecialised` passes them."""
+    return (_pick(values, branch, BRANCHES) >> 1) - 1
+
+
+def unspecialised(number: int) -> int:
+    """Return an odd number above 1, which kernels turn back.
+
+    Triton compiles another kernel for a 1 and for what 16 divides, in tuples against all orders: here for every mix
+    of sizes. What the kernel gains from knowing about divisors, UNIT tells it.
+    """
+    return 2 * number + 3
+
+
+@triton.jit
 def _pixels(strides_n, strides_h, strides_w, n, y, x, branch, BRANCHES: tl.constexpr, UNIT: tl.constexpr):
     """Element offsets of pixels, and the strides of rows and columns."""
-    stride_n = _pick(strides_n, branch, BRANCHES) * UNIT
-    stride_h = _pick(strides_h, branch, BRANCHES) * UNIT
-    stride_w = _pick(strides_w, branch, BRANCHES) * UNIT
+    stride_n = _number(strides_n, branch, BRANCHES) * UNIT
+    stride_h = _number(strides_h, branch, BRANCHES) * UNIT
+    stride_w = _number(strides_w, branch, BRANCHES) * UNIT
     return n * stride_n + y * stride_h + x * stride_w, stride_h, stride_w
 
 
@@ -53,16 +71,15 @@ def _residual(
     origin, _, _ = _pixels(strides_n, strides_h, strides_w, n, y, x, branch, BRANCHES, UNIT)
     stride_c = 1
     if not LAST:
-        stride_c = _pick(strides_c, branch, BRANCHES)
+        stride_c = _number(strides_c, branch, BRANCHES)
     at = origin[:, None] + (c.to(y.dtype) * stride_c)[None, :]
     present = ((ADDED >> branch) & 1) != 0
     return tl.load(_pick(residuals, branch, BRANCHES) + at, mask=inside & present, other=0.0).to(tl.float32)
 
 
-# Sizes are not specialised: every mix of sizes would compile a kernel of its own. Channels and the strides of pixels
-# come divided by UNIT, and begins of weights by PADDING: multiplied here, they tell the compiler what divides them,
-# where a hint would not survive the choice of a branch.
-@triton.jit(do_not_specialize=[*SIZES, "images", "tiles"])
+# Channels and the strides of pixels come divided by UNIT, and begins of weights by PADDING: multiplied here, they tell
+# the compiler what divides them, where a hint would not survive the choice of a branch.
+@triton.jit(do_not_specialize=["images", "tiles"])
 def grouped_conv3x3_kernel(
     outs, xs, residuals, weight, bias, in_channels, channels, heights, widths, strides_n, strides_c, strides_h,
     strides_w, residuals_n, residuals_c, residuals_h, residuals_w, weight_at, bias_at, first_tiles, images, tiles,
@@ -73,10 +90,10 @@ def grouped_conv3x3_kernel(
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         branch = 0
         for k in tl.static_range(1, BRANCHES):
-            branch += (tile >= first_tiles[k]).to(tl.int32)
-        size, count = _pick(in_channels, branch, BRANCHES) * UNIT, _pick(channels, branch, BRANCHES) * UNIT
-        height, width = _pick(heights, branch, BRANCHES), _pick(widths, branch, BRANCHES)
-        own = tile - _pick(first_tiles, branch, BRANCHES)
+            branch += (tile >= (first_tiles[k] >> 1) - 1).to(tl.int32)
+        size, count = _number(in_channels, branch, BRANCHES) * UNIT, _number(channels, branch, BRANCHES) * UNIT
+        height, width = _number(heights, branch, BRANCHES), _number(widths, branch, BRANCHES)
+        own = tile - _number(first_tiles, branch, BRANCHES)
         across = tl.cdiv(count, BLOCK_C)
         c = own % across * BLOCK_C + tl.arange(0, BLOCK_C)
         # A tile may reach over images: the 48 pixels of a deep branch fill none.
@@ -86,7 +103,7 @@ def grouped_conv3x3_kernel(
         if WIDE:
             p = (own // across).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
             i = i.to(tl.int64)
-            all_pixels = images.to(tl.int64) * height * width
+            all_pixels = tl.cast(images, tl.int64) * height * width
         pixel = p < all_pixels
         y, x = p // width % height, p % width
         n = p // (height * width)
@@ -94,10 +111,10 @@ def grouped_conv3x3_kernel(
         origin, stride_h, stride_w = _pixels(strides_n, strides_h, strides_w, n, y, x, branch, BRANCHES, UNIT)
         stride_c = 1
         if not LAST:
-            stride_c = _pick(strides_c, branch, BRANCHES)
+            stride_c = _number(strides_c, branch, BRANCHES)
         image = _pick(xs, branch, BRANCHES)
         padded_in, padded = tl.cdiv(size, PADDING) * PADDING, tl.cdiv(count, PADDING) * PADDING
-        filters = weight + _pick(weight_at, branch, BRANCHES) * PADDING
+        filters = weight + _number(weight_at, branch, BRANCHES) * PADDING
         blocks = tl.cdiv(size, BLOCK_I)
         total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
         # One loop over taps and channels: loads of the next step can be under way at every boundary.
@@ -114,7 +131,7 @@ def grouped_conv3x3_kernel(
             total = tl.dot(pixels, taps, total, input_precision=PRECISION)
 
         inside = pixel[:, None] & (c < count)[None, :]
-        total += tl.load(bias + _pick(bias_at, branch, BRANCHES) + c)[None, :]
+        total += tl.load(bias + _number(bias_at, branch, BRANCHES) + c)[None, :]
         if ADDED:
             total += _residual(
                 residuals, residuals_n, residuals_c, residuals_h, residuals_w, n, y, x, c, inside, branch,
@@ -126,21 +143,28 @@ def grouped_conv3x3_kernel(
         tl.store(out + (p * count)[:, None] + c[None, :], total.to(out.dtype.element_ty), mask=inside)
 
 
-def tile(sizes: Sequence[int], channels: Sequence[int], tensor_cores: bool, narrow: bool) -> tuple[int, int, int, int]:
+def tile(
+    sizes: Sequence[int], channels: Sequence[int], pixels: Sequence[int], slots: int, itemsize: int,
+    tensor_cores: bool, narrow: bool,
+) -> tuple[int, int, int, int]:  # fmt: skip
     """Pixels, output and input channels of a program's tile, and its warps.
 
-    `narrow` where channels lie in runs that one load takes; else more threads share the addresses. Products outside
-    the tensor cores keep all operands in registers, so their tiles are small.
+    `slots` is how many programs run at a time; `narrow`, whether channels lie in runs that one load takes: else more
+    threads share the addresses. Outside the tensor cores all operands are in registers, so tiles are small.
     """
     if not tensor_cores:
         return 32, 32, 16, 4
-    return 64, _block(channels), _block(sizes), 4 if narrow else 8
+    # Every step of the sum waits for memory, so there should be few of them, even where padding fills a part.
+    block_i = min(128 // itemsize, max(32, triton.next_power_of_2(max(sizes))))
+    # Wide tiles read the pixels less often; narrow ones waste less on padding, and there are more of them. Branches of
+    # a stage do equal work, so the mean of the padding counts.
+    small, large = (sum(triton.cdiv(c, block) * block / c for c in channels) for block in (32, 64))
+    full = _tiles(pixels, channels, 64, 64) >= slots
+    return 64, 64 if full and large <= 1.1 * small else 32, block_i, 4 if narrow else 8
 
 
-def _block(channels: Sequence[int]) -> int:
-    """64 where padding to it costs little against 32. The mean counts: branches of a stage do equal work."""
-    costs = [sum(triton.cdiv(c, block) * block / c for c in channels) for block in (32, 64)]
-    return 64 if costs[1] <= 1.1 * costs[0] else 32
+def _tiles(pixels: Sequence[int], channels: Sequence[int], block_p: int, block_c: int) -> int:
+    return sum(triton.cdiv(p, block_p) * triton.cdiv(c, block_c) for p, c in zip(pixels, channels, strict=True))
 
 
 def far(tensors: Sequence[Tensor], outs: Sequence[Tensor], weights: int) -> bool:
@@ -164,10 +188,10 @@ def tf32() -> bool:
     return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")
 
 
-def _programs(device: torch.device, tiles: int) -> int:
-    # Interpreted, few programs: each then loops, as on a device.
+def _slots(device: torch.device) -> int:
+    """How many programs run at a time. Interpreted, few: each then loops, as on a device."""
     count = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    return min(tiles, RESIDENT * count)
+    return RESIDENT * count
 
 
 def forward(
@@ -192,23 +216,27 @@ def forward(
     last = all(t.stride(1) == 1 or t.shape[1] == 1 for t in inputs)
     run = unit(inputs, channels) if last else 1
     exact = dtype == torch.float32 and not tf32()
-    block_p, block_c, block_i, warps = tile([x.shape[1] for x in xs], channels, not exact, run * dtype.itemsize > 2)
-
-    weight_at, bias_at = places([(c, x.shape[1]) for x, c in zip(xs, channels, strict=True)])
-    order = sorted(range(len(xs)), key=lambda k: -xs[k].shape[1])  # the longest sums first
+    sizes, pixels, slots = [x.shape[1] for x in xs], [batch * x.shape[2] * x.shape[3] for x in xs], _slots(device)
+    block_p, block_c, block_i, warps = tile(
+        sizes, channels, pixels, slots, dtype.itemsize, not exact, run * dtype.itemsize > 2
+    )
+    weight_at, bias_at = places(list(zip(channels, sizes, strict=True)))
+    order = sorted(range(len(xs)), key=lambda k: -sizes[k])  # the longest sums first
     first, tiles = [], 0
     for k in order:
         first.append(tiles)
-        tiles += triton.cdiv(outs[k].numel() // channels[k], block_p) * triton.cdiv(channels[k], block_c)
+        tiles += _tiles(pixels[k : k + 1], channels[k : k + 1], block_p, block_c)
     x, out = [xs[k] for k in order], [outs[k] for k in order]
     residual = [residuals[k] if residuals[k].dim() == 4 else outs[k] for k in order]
     steps = (run, 1, run, run)  # what strides come divided by
-    grouped_conv3x3_kernel[(_programs(device, tiles),)](
-        tuple(out), tuple(x), tuple(residual), weight, bias, tuple(t.shape[1] // run for t in x),
-        tuple(t.shape[1] // run for t in out), *(tuple(t.shape[d] for t in out) for d in (2, 3)),
-        *(tuple(t.stride(d) // steps[d] for t in x) for d in range(4)),
-        *(tuple(t.stride(d) // steps[d] for t in residual) for d in range(4)),
-        tuple(weight_at[k] // PAD for k in order), tuple(bias_at[k] for k in order), tuple(first), batch, tiles,
+    numbers = [
+        [t.shape[1] // run for t in x], [t.shape[1] // run for t in out], *([t.shape[d] for t in out] for d in (2, 3)),
+        *([t.stride(d) // steps[d] for t in maps] for maps in (x, residual) for d in range(4)),
+        [weight_at[k] // PAD for k in order], [bias_at[k] for k in order], first,
+    ]  # fmt: skip
+    grouped_conv3x3_kernel[(min(tiles, slots),)](
+        tuple(out), tuple(x), tuple(residual), weight, bias,
+        *(tuple(unspecialised(number) for number in branches) for branches in numbers), batch, tiles,
         BRANCHES=len(xs), ADDED=sum(1 << j for j, k in enumerate(order) if residuals[k].dim() == 4), RELU=relu,
         LAST=last, UNIT=run, WIDE=far(inputs, outs, weight.numel()), WIDEN=interpreting(),
         PRECISION="ieee" if exact else "tf32", PADDING=PAD, BLOCK_P=block_p, BLOCK_C=block_c, BLOCK_I=block_i,
