@@ -45,7 +45,8 @@ def _grouped(
     tensor_cores = dtype != "fp32" or precision == "tf32"
     itemsize = 4 if dtype == "fp32" else 2
     # Tiles as where pixels fill a device; where they do not, they are those of W32.
-    p, c, i, warps = module.tile(channels, channels, [1] * n, 1, itemsize, tensor_cores, run * itemsize > 2)
+    narrow = run * itemsize > 4 and not wide
+    p, c, i, warps = module.tile(channels, channels, [1] * n, 1, itemsize, tensor_cores, narrow)
     lists = dict.fromkeys(("outs", "xs", "residuals"), (f"*{dtype}",) * n)
     signature = {**lists, "weight": f"*{dtype}", "bias": "*fp32", **dict.fromkeys(module.NUMBERS, ("i32",) * n)}
     signature |= {"images": "i32", "tiles": "i32"}

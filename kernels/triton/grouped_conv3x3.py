@@ -8,8 +8,11 @@ the one store. There is one loop, and so one set of registers, for all branches:
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -64,21 +67,21 @@ def _pixels(strides_n, strides_h, strides_w, n, y, x, branch, BRANCHES: tl.const
 
 @triton.jit
 def _residual(
-    residuals, strides_n, strides_c, strides_h, strides_w, n, y, x, c, inside, branch,
+    residuals, strides_n, strides_c, strides_h, strides_w, n, y, x, c, pixel, count, branch,
     BRANCHES: tl.constexpr, ADDED: tl.constexpr, LAST: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """Float32 values [P, C] of the branch's residual: zeros where it has none, by a load that is masked as a whole."""
+    """Float32 values [P, C] of the branch's residual: zeros where it has none, by a load of no channels."""
     origin, _, _ = _pixels(strides_n, strides_h, strides_w, n, y, x, branch, BRANCHES, UNIT)
     stride_c = 1
     if not LAST:
         stride_c = _number(strides_c, branch, BRANCHES)
     at = origin[:, None] + (c.to(y.dtype) * stride_c)[None, :]
-    present = ((ADDED >> branch) & 1) != 0
-    return tl.load(_pick(residuals, branch, BRANCHES) + at, mask=inside & present, other=0.0).to(tl.float32)
+    mask = pixel[:, None] & (c < count * ((ADDED >> branch) & 1))[None, :]
+    return tl.load(_pick(residuals, branch, BRANCHES) + at, mask=mask, other=0.0).to(tl.float32)
 
 
-# Channels and the strides of pixels come divided by UNIT, and begins of weights by PADDING: multiplied here, they tell
-# the compiler what divides them, where a hint would not survive the choice of a branch.
+# Channels and the strides of pixels come divided by UNIT, and begins of weights and biases by PADDING: multiplied here,
+# they tell the compiler what divides them, where a hint would not survive the choice of a branch.
 @triton.jit(do_not_specialize=["images", "tiles"])
 def grouped_conv3x3_kernel(
     outs, xs, residuals, weight, bias, in_channels, channels, heights, widths, strides_n, strides_c, strides_h,
@@ -131,10 +134,10 @@ def grouped_conv3x3_kernel(
             total = tl.dot(pixels, taps, total, input_precision=PRECISION)
 
         inside = pixel[:, None] & (c < count)[None, :]
-        total += tl.load(bias + _number(bias_at, branch, BRANCHES) + c)[None, :]
+        total += tl.load(bias + _number(bias_at, branch, BRANCHES) * PADDING + c)[None, :]
         if ADDED:
             total += _residual(
-                residuals, residuals_n, residuals_c, residuals_h, residuals_w, n, y, x, c, inside, branch,
+                residuals, residuals_n, residuals_c, residuals_h, residuals_w, n, y, x, c, pixel, count, branch,
                 BRANCHES, ADDED, LAST, UNIT,
             )  # fmt: skip
         if RELU:
@@ -149,8 +152,8 @@ def tile(
 ) -> tuple[int, int, int, int]:  # fmt: skip
     """Pixels, output and input channels of a program's tile, and its warps.
 
-    `slots` is how many programs run at a time; `narrow`, whether channels lie in runs that one load takes: else more
-    threads share the addresses. Outside the tensor cores all operands are in registers, so tiles are small.
+    `slots` is how many programs run at a time; `narrow`, whether loads take 8 bytes or more, at 32-bit offsets: else
+    more threads share the addresses. Outside the tensor cores all operands are in registers, so tiles are small.
     """
     if not tensor_cores:
         return 32, 32, 16, 4
@@ -167,19 +170,44 @@ def _tiles(pixels: Sequence[int], channels: Sequence[int], block_p: int, block_c
     return sum(triton.cdiv(p, block_p) * triton.cdiv(c, block_c) for p, c in zip(pixels, channels, strict=True))
 
 
-def far(tensors: Sequence[Tensor], outs: Sequence[Tensor], weights: int) -> bool:
-    """Whether offsets need 64 bits. A tile that reaches beyond the last pixel computes offsets there as well."""
-    reach = [sum((t.shape[d] - 1) * t.stride(d) for d in range(4)) for t in tensors] + [o.numel() for o in outs]
-    return max([*reach, weights]) + PAD >= 2**31
+class Map(NamedTuple):
+    """What a launch depends on of a tensor [N, C, H, W]."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
 
 
-def unit(tensors: Sequence[Tensor], channels: Sequence[int]) -> int:
+class Plan(NamedTuple):
+    """Everything of a launch but its tensors.
+
+    Attributes:
+        order: the branches as the kernel takes them.
+        programs: how many are started.
+        numbers: the kernel's arguments behind its tensors.
+        constants: its constexpr arguments and options.
+    """
+
+    order: tuple[int, ...]
+    programs: int
+    numbers: tuple[Any, ...]
+    constants: dict[str, Any]
+
+
+def far(maps: Sequence[Map], elements: int) -> bool:
+    """Whether offsets need 64 bits: within `maps`, or within a result of so many `elements`.
+
+    A tile reaches beyond the last pixel.
+    """
+    reach = [sum((n - 1) * step for n, step in zip(m.shape, m.stride, strict=True)) for m in maps]
+    return max(*reach, elements) + PAD >= 2**31
+
+
+def unit(maps: Sequence[Map], channels: Sequence[int]) -> int:
     """How many elements always lie in one aligned run: the power of two, up to 16, that divides all steps.
 
     Triton itself asks whether 16 divides them, which 40 channels of W40 fail that lie in runs of 8, and W18's of 2.
     """
-    steps = [t.stride(d) for t in tensors for d in (0, 2, 3)]
-    return math.gcd(16, *channels, *steps, *(t.shape[1] for t in tensors))
+    return math.gcd(16, *channels, *(m.stride[d] for m in maps for d in (0, 2, 3)), *(m.shape[1] for m in maps))
 
 
 def tf32() -> bool:
@@ -188,10 +216,51 @@ def tf32() -> bool:
     return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")
 
 
+@functools.cache
 def _slots(device: torch.device) -> int:
     """How many programs run at a time. Interpreted, few: each then loops, as on a device."""
     count = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
     return RESIDENT * count
+
+
+# Planning takes longer than the kernel runs on small maps, and a network calls with the same sizes again and again.
+@functools.lru_cache(maxsize=1024)
+def plan(
+    xs: tuple[Map, ...], residuals: tuple[Map | None, ...], channels: tuple[int, ...], slots: int, itemsize: int,
+    exact: bool,
+) -> Plan:  # fmt: skip
+    """Return how to launch the kernel; `exact` for products that tensor cores cannot do."""
+    sizes, maps = [x.shape[1] for x in xs], [*xs, *(r for r in residuals if r is not None)]
+    last = all(m.stride[1] == 1 or m.shape[1] == 1 for m in maps)
+    run = unit(maps, channels) if last else 1
+    pixels = [x.shape[0] * x.shape[2] * x.shape[3] for x in xs]
+    wide = far(maps, max(p * c for p, c in zip(pixels, channels, strict=True)))
+    narrow = run * itemsize > 4 and not wide
+    block_p, block_c, block_i, warps = tile(sizes, channels, pixels, slots, itemsize, not exact, narrow)
+    weight_at, bias_at = places(list(zip(channels, sizes, strict=True)))
+    order = sorted(range(len(xs)), key=lambda k: -sizes[k])  # the longest sums first
+    tiles = [_tiles(pixels[k : k + 1], channels[k : k + 1], block_p, block_c) for k in order]
+    first = list(itertools.accumulate(tiles, initial=0))
+    steps = (run, 1, run, run)  # what strides come divided by
+    strides = [[xs[k].stride for k in order], [(r.stride if (r := residuals[k]) else (0,) * 4) for k in order]]
+    numbers = [
+        [sizes[k] // run for k in order], [channels[k] // run for k in order],
+        *([xs[k].shape[d] for k in order] for d in (2, 3)),
+        *([stride[d] // steps[d] for stride in own] for own in strides for d in range(4)),
+        [weight_at[k] // PAD for k in order], [bias_at[k] // PAD for k in order], first[:-1],
+    ]  # fmt: skip
+    constants = {
+        "BRANCHES": len(xs), "ADDED": sum(1 << j for j, k in enumerate(order) if residuals[k]), "LAST": last,
+        "UNIT": run, "WIDE": wide,
+        "PRECISION": "ieee" if exact else "tf32", "PADDING": PAD, "BLOCK_P": block_p, "BLOCK_C": block_c,
+        "BLOCK_I": block_i, "num_warps": warps,
+    }  # fmt: skip
+    branches = (tuple(unspecialised(number) for number in own) for own in numbers)
+    return Plan(tuple(order), min(first[-1], slots), (*branches, xs[0].shape[0], first[-1]), constants)
+
+
+def _map(tensor: Tensor) -> Map:
+    return Map(tuple(tensor.shape), tensor.stride())
 
 
 def forward(
@@ -211,35 +280,12 @@ def forward(
     outs = [torch.empty(s, dtype=dtype, device=device, memory_format=torch.channels_last) for s in shapes]
     if batch == 0:
         return outs
-    present = [r for r in residuals if r.dim() == 4]
-    inputs = [*xs, *present]
-    last = all(t.stride(1) == 1 or t.shape[1] == 1 for t in inputs)
-    run = unit(inputs, channels) if last else 1
     exact = dtype == torch.float32 and not tf32()
-    sizes, pixels, slots = [x.shape[1] for x in xs], [batch * x.shape[2] * x.shape[3] for x in xs], _slots(device)
-    block_p, block_c, block_i, warps = tile(
-        sizes, channels, pixels, slots, dtype.itemsize, not exact, run * dtype.itemsize > 2
-    )
-    weight_at, bias_at = places(list(zip(channels, sizes, strict=True)))
-    order = sorted(range(len(xs)), key=lambda k: -sizes[k])  # the longest sums first
-    first, tiles = [], 0
-    for k in order:
-        first.append(tiles)
-        tiles += _tiles(pixels[k : k + 1], channels[k : k + 1], block_p, block_c)
-    x, out = [xs[k] for k in order], [outs[k] for k in order]
-    residual = [residuals[k] if residuals[k].dim() == 4 else outs[k] for k in order]
-    steps = (run, 1, run, run)  # what strides come divided by
-    numbers = [
-        [t.shape[1] // run for t in x], [t.shape[1] // run for t in out], *([t.shape[d] for t in out] for d in (2, 3)),
-        *([t.stride(d) // steps[d] for t in maps] for maps in (x, residual) for d in range(4)),
-        [weight_at[k] // PAD for k in order], [bias_at[k] for k in order], first,
-    ]  # fmt: skip
-    grouped_conv3x3_kernel[(min(tiles, slots),)](
-        tuple(out), tuple(x), tuple(residual), weight, bias,
-        *(tuple(unspecialised(number) for number in branches) for branches in numbers), batch, tiles,
-        BRANCHES=len(xs), ADDED=sum(1 << j for j, k in enumerate(order) if residuals[k].dim() == 4), RELU=relu,
-        LAST=last, UNIT=run, WIDE=far(inputs, outs, weight.numel()), WIDEN=interpreting(),
-        PRECISION="ieee" if exact else "tf32", PADDING=PAD, BLOCK_P=block_p, BLOCK_C=block_c, BLOCK_I=block_i,
-        num_warps=warps,
+    added = tuple(_map(r) if r.dim() == 4 else None for r in residuals)
+    how = plan(tuple(map(_map, xs)), added, tuple(channels), _slots(device), dtype.itemsize, exact)
+    grouped_conv3x3_kernel[(how.programs,)](
+        tuple(outs[k] for k in how.order), tuple(xs[k] for k in how.order),
+        tuple(outs[k] if added[k] is None else residuals[k] for k in how.order), weight, bias, *how.numbers,
+        RELU=relu, WIDEN=interpreting(), **how.constants,
     )  # fmt: skip
     return outs
