@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.errors import InputError
-from hrnet_fast.ops.fuse_sum import DTYPES
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_dtype(operator: str, x: Tensor) -> None:
