@@ -142,6 +142,8 @@ namespace {
 
 constexpr int64_t kColumns = 32;
 constexpr int kPositions = 4;
+// Sums are made of parts of at most this many products: an error grows with the length of a chain.
+constexpr int64_t kChain = 128;
 
 template <typename T>
 struct RowsJob {
@@ -184,10 +186,16 @@ inline __attribute__((always_inline)) void rows_body(const RowsJob<T>& rows, int
       const T* at[kPositions];
       for (int p = 0; p < kPositions; ++p) at[p] = source + (x + std::min<int64_t>(p, count - 1)) * step;
       for (int64_t run = 0; run < conv.runs; ++run) {
-        for (int64_t i = offsets[run]; i < offsets[run] + conv.run; ++i, weight += kColumns) {
-          const float values[kPositions] = {at[0][i], at[1][i], at[2][i], at[3][i]};
-          for (int64_t c = 0; c < kColumns; ++c) {
-            for (int p = 0; p < kPositions; ++p) sums[p][c] += values[p] * weight[c];
+        for (int64_t i = offsets[run], end_of_run = i + conv.run; i < end_of_run;) {
+          float part[kPositions][kColumns] = {};
+          for (const int64_t until = std::min(end_of_run, i + kChain); i < until; ++i, weight += kColumns) {
+            const float values[kPositions] = {at[0][i], at[1][i], at[2][i], at[3][i]};
+            for (int p = 0; p < kPositions; ++p) {
+              for (int64_t c = 0; c < kColumns; ++c) part[p][c] += values[p] * weight[c];
+            }
+          }
+          for (int p = 0; p < kPositions; ++p) {
+            for (int64_t c = 0; c < kColumns; ++c) sums[p][c] += part[p][c];
           }
         }
       }

@@ -80,28 +80,52 @@ HF_AVX512_INLINE void accumulate(__m512 (&sums)[P][V], const char* const (&at)[(
   }
 }
 
+// Long float32 sums are made of parts of about this many products: an error grows with the length of a chain.
+constexpr int64_t kChain = 128;
+
 template <typename T, int P, int V>
 HF_AVX512 void compute(const Tile& tile) {
   constexpr int64_t kGroup = 4 / static_cast<int64_t>(sizeof(T));  // elements of a product
   __m512 sums[P][V];
+  alignas(64) float parts[P][V][16];
+  const bool in_parts = std::is_same_v<T, float> && tile.runs * tile.run > kChain + kChain / 2;
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sums[p][v] = _mm512_load_ps(tile.bias + v * 16);
+    for (int v = 0; v < V; ++v) {
+      sums[p][v] = _mm512_setzero_ps();
+      _mm512_store_ps(parts[p][v], _mm512_load_ps(tile.bias + v * 16));
+    }
   }
   const int64_t step = tile.step * static_cast<int64_t>(sizeof(T));
   const char* weights = static_cast<const char*>(tile.weights);
   const int64_t whole = tile.run / kGroup, rest = tile.run % kGroup;
+  int64_t chain = 0;
   for (int64_t run = 0; run < tile.runs; ++run) {
     const char* at[(P + 2) / 3];
 #pragma GCC unroll 6
     for (int p = 0; p < (P + 2) / 3; ++p) {
       at[p] = static_cast<const char*>(tile.in) + tile.offsets[run] * static_cast<int64_t>(sizeof(T)) + 3 * p * step;
     }
-    for (const char* end = weights + whole * V * 64; weights != end; weights += V * 64) {
-      accumulate<T, P, V>(sums, at, step, weights);
+    for (int64_t left = whole, now; left > 0; left -= now) {
+      now = in_parts ? std::min(left, kChain) : left;
+      for (const char* end = weights + now * V * 64; weights != end; weights += V * 64) {
+        accumulate<T, P, V>(sums, at, step, weights);
 #pragma GCC unroll 6
-      for (int p = 0; p < (P + 2) / 3; ++p) at[p] += 4;
+        for (int p = 0; p < (P + 2) / 3; ++p) at[p] += 4;
+      }
+      chain += now;
+      if (in_parts && chain > kChain / 2) {
+        chain = 0;
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 4
+          for (int v = 0; v < V; ++v) {
+            _mm512_store_ps(parts[p][v], _mm512_add_ps(_mm512_load_ps(parts[p][v]), sums[p][v]));
+            sums[p][v] = _mm512_setzero_ps();
+          }
+        }
+      }
     }
     if (rest != 0) {  // the last element, behind one that the weights take as zero
 #pragma GCC unroll 6
@@ -118,7 +142,7 @@ HF_AVX512 void compute(const Tile& tile) {
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) {
         const __mmask16 mask = v == V - 1 ? tile.last : __mmask16(0xffff);
-        __m512 value = sums[p][v];
+        __m512 value = _mm512_add_ps(sums[p][v], _mm512_load_ps(parts[p][v]));
         if (residual != nullptr) {
           value = _mm512_add_ps(value, load(residual + p * tile.residual_pixel + v * 16, mask));
         }
