@@ -125,6 +125,11 @@ int64_t conv_items(const ConvJob& job) {
 
 void conv_item(const ConvJob& job, int64_t item) { HF_CONV_DISPATCH(job.packed->kernel, item(job, item)) }
 
+void conv_release() {
+  static const bool amx = amx_supported(Element::bfloat16);
+  if (amx) amx_release();
+}
+
 double conv_macs(const ConvJob& job) {
   const PackedConv& conv = *job.packed;
   return static_cast<double>(job.out.n * job.out.height * job.out.width) *

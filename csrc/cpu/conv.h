@@ -58,6 +58,9 @@ struct ConvJob {
 // A job is cut into items that any threads may run in any order; every item writes its own outputs.
 int64_t conv_items(const ConvJob& job);
 void conv_item(const ConvJob& job, int64_t item);
+// For a thread that has run items and runs none for a while: it then has no matrix tiles for the system to keep. May be
+// left out, and called by any thread.
+void conv_release();
 // Multiply-adds of the whole job.
 double conv_macs(const ConvJob& job);
 // Which kernel `pack_conv` picks on this processor: "amx", "avx512", "portable". HRNET_FAST_CPU_KERNEL set to one of

@@ -141,7 +141,7 @@ Plan plan_of(const ConvJob& job, const Strips& strips) {
   plan.pairs = (strips.count() + 1) / 2;
   plan.groups = (blocks + group - 1) / group;
   const double pair = 1024.0 * static_cast<double>(conv.depth_of_window() * group);
-  const int64_t most = std::max<int64_t>(1, static_cast<int64_t>(4e6 / pair));
+  const int64_t most = std::max<int64_t>(1, static_cast<int64_t>(6e6 / pair));
   plan.ranges = (plan.pairs + most - 1) / most;
   return plan;
 }
@@ -152,6 +152,12 @@ HF_AMX void configure(const PackedConv& conv, int64_t rows) {
     config.rows[tile] = static_cast<uint8_t>(tile < 6 ? rows : conv.depth / 2);
     config.row_bytes[tile] = static_cast<uint16_t>(tile == 4 || tile == 5 ? conv.depth * 2 : 64);
   }
+  // To configure is slower than to look, and empties the tiles' pipeline: items of one shape find it done. Others who
+  // use tiles on this thread set their own before they do.
+  TileConfig now;
+  _tile_storeconfig(&now);
+  asm volatile("" ::"r"(&now) : "memory");
+  if (std::memcmp(&now, &config, sizeof(now)) == 0) return;
   // GCC takes 8 bytes of the configuration for all that is read, and would drop the other stores.
   asm volatile("" ::"r"(&config) : "memory");
   _tile_loadconfig(&config);
@@ -267,8 +273,9 @@ HF_AMX void amx_item(const ConvJob& job, int64_t item) {
     turn ^= 1;
   }
   finish(pending, g, 2 * kRows);
-  _tile_release();
 }
+
+HF_AMX void amx_release() { _tile_release(); }
 
 }  // namespace hrnet_fast::cpu
 
@@ -281,6 +288,7 @@ void amx_layout(PackedConv&) {}
 void amx_weights(PackedConv&, const float*) {}
 int64_t amx_items(const ConvJob&) { return 0; }
 void amx_item(const ConvJob&, int64_t) {}
+void amx_release() {}
 }  // namespace hrnet_fast::cpu
 
 #endif

@@ -56,6 +56,7 @@ at::Tensor RimConv::inside(const Map& map, int64_t channels) const {
 void RimConv::run() {
   at::parallel_for(0, conv_items(job_), 1, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) conv_item(job_, item);
+    conv_release();
   });
 }
 

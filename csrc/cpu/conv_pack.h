@@ -149,6 +149,7 @@ HF_CONV_KERNEL(portable);
 HF_CONV_KERNEL(avx512);
 HF_CONV_KERNEL(amx);
 #undef HF_CONV_KERNEL
+void amx_release();
 
 // Round to nearest even; NaN stays NaN.
 inline uint16_t round_to_bfloat16(float value) {

@@ -7,7 +7,6 @@ and raises where a kernel wrote outside of its output.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -32,10 +31,11 @@ def picked(dtype: torch.dtype) -> str:
 
 
 @pytest.fixture(params=["amx", "avx512", "portable"])
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A kernel that is asked for; tests skip dtypes for which this processor has another."""
     monkeypatch.setenv("HRNET_FAST_CPU_KERNEL", request.param)
-    yield request.param
+    asked: str = request.param
+    return asked
 
 
 @pytest.fixture(params=DTYPES, ids=str)
@@ -82,10 +82,10 @@ def rim(
 def check(
     x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, stride: int, relu: tuple[int, int], padding: int
 ) -> None:
-    """At most twice the error of PyTorch's own convolution, and one rounding: as L2 norms, few outputs being few draws."""
+    """At most twice the error of PyTorch's own convolution, and one rounding, as L2 norms: a maximum is one draw."""
     out = rim(x, weight, bias, residual, stride, relu, padding)
-    wide = [None if t is None else t.double() for t in (x, weight, bias, residual)]
-    exact = direct(*wide, stride, relu)  # type: ignore[arg-type]
+    added = None if residual is None else residual.double()
+    exact = direct(x.double(), weight.double(), bias.double(), added, stride, relu)
     theirs = direct(x, weight, bias, residual, stride, relu)
     assert out.dtype == x.dtype
     assert out.shape == exact.shape
@@ -146,7 +146,8 @@ def test_what_is_not_finite_stays_in_its_windows(
     """In each corner and inside; through the ReLU too. Where no window reaches it, nothing changes."""
     x, weight, bias, residual = make(dtype, 2, channels, (9, 7), k, stride)
     clean = rim(x, weight, bias, residual, stride, (0, channels[1]), padding)
-    for n, c, y, x_ in ((0, 0, 0, 0), (0, channels[0] - 1, 8, 6), (1, channels[0] - 1, 0, 6), (1, 0, 8, 0), (1, 1, 4, 4)):
+    last = channels[0] - 1
+    for n, c, y, x_ in ((0, 0, 0, 0), (0, last, 8, 6), (1, last, 0, 6), (1, 0, 8, 0), (1, 1, 4, 4)):
         spoilt = x.clone()
         spoilt[n, c, y, x_] = value
         mark = torch.zeros(2, 1, 9, 7)
