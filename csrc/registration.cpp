@@ -11,6 +11,7 @@
 
 #include "cpu/bn_act.h"
 #include "cpu/clones.h"
+#include "cpu/conv_op.h"
 #include "cpu/fuse_sum.h"
 #if defined(HRNET_FAST_WITH_CUDA)
 #include "cuda/operators.h"
@@ -66,6 +67,17 @@ TORCH_LIBRARY_FRAGMENT(hrnet_fast, m) {
       "backward_sums_cpu(Tensor grad, Tensor? addend, Tensor x, Tensor affine, Tensor? out, bool relu, bool keep) -> "
       "(Tensor, Tensor)");
   m.def("backward_input_cpu(Tensor grad, Tensor x, Tensor affine, Tensor sums, float count, bool relu) -> Tensor");
+  // Of the inference engine, for tests and benchmarks.
+  m.def(
+      "conv_rim_cpu(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int stride, int[2] relu, "
+      "int padding_channels=0) -> Tensor");
+  m.def("conv_rim_kernel(bool bfloat16) -> str", &hrnet_fast::cpu::conv_kernel_name);
+  m.class_<hrnet_fast::cpu::RimConv>("RimConv")
+      .def(torch::init<const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                       int64_t, std::vector<int64_t>, int64_t>())
+      .def("run", &hrnet_fast::cpu::RimConv::run)
+      .def("output", &hrnet_fast::cpu::RimConv::output)
+      .def("macs", &hrnet_fast::cpu::RimConv::macs);
 #if defined(HRNET_FAST_WITH_CUDA)
   m.def("fuse_sum_cuda(Tensor[] xs, Tensor[] scales, Tensor[] shifts, int[] size, int mode, bool relu) -> Tensor");
   m.def(
@@ -83,6 +95,7 @@ TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
   m.impl("bn_act_cpu", &hrnet_fast::cpu::bn_act);
   m.impl("backward_sums_cpu", &hrnet_fast::cpu::backward_sums);
   m.impl("backward_input_cpu", &hrnet_fast::cpu::backward_input);
+  m.impl("conv_rim_cpu", &hrnet_fast::cpu::conv_rim);
 }
 
 #if defined(HRNET_FAST_WITH_CUDA)
