@@ -145,6 +145,12 @@ const char* conv_kernel(Element type) {
 
 namespace {
 
+#if defined(__GNUC__)
+#define HF_INLINE inline __attribute__((always_inline))  // into each clone, to be compiled for its instructions
+#else
+#define HF_INLINE inline
+#endif
+
 constexpr int64_t kColumns = 32;
 constexpr int kPositions = 4;
 // Sums are made of parts of at most this many products: an error grows with the length of a chain.
@@ -157,8 +163,7 @@ struct RowsJob {
 };
 
 template <typename T>
-inline __attribute__((always_inline)) void store_outputs(const RowsJob<T>& rows, const float* sums, const T* residual,
-                                                         T* out) {
+HF_INLINE void store_outputs(const RowsJob<T>& rows, const float* sums, const T* residual, T* out) {
   const PackedConv& conv = *rows.job->packed;
   const int64_t first = rows.block->first, columns = std::min(kColumns, conv.shape.out_channels - first);
   for (int64_t c = 0; c < columns; ++c) {
@@ -171,7 +176,7 @@ inline __attribute__((always_inline)) void store_outputs(const RowsJob<T>& rows,
 
 // Output rows [begin, end) of one block of output channels.
 template <typename T>
-inline __attribute__((always_inline)) void rows_body(const RowsJob<T>& rows, int64_t begin, int64_t end) {
+HF_INLINE void rows_body(const RowsJob<T>& rows, int64_t begin, int64_t end) {
   const ConvJob& job = *rows.job;
   const PackedConv& conv = *job.packed;
   const Map &in = job.in, &out = job.out;

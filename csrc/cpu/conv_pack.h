@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "conv.h"
@@ -154,7 +155,7 @@ void amx_release();
 // Round to nearest even; NaN stays NaN.
 inline uint16_t round_to_bfloat16(float value) {
   uint32_t bits;
-  __builtin_memcpy(&bits, &value, 4);
+  std::memcpy(&bits, &value, 4);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40);
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
 }
