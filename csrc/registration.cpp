@@ -13,6 +13,7 @@
 #include "cpu/clones.h"
 #include "cpu/conv_op.h"
 #include "cpu/fuse_sum.h"
+#include "cpu/program_bindings.h"
 #if defined(HRNET_FAST_WITH_CUDA)
 #include "cuda/operators.h"
 #endif
@@ -38,6 +39,8 @@ py::dict build_info() {
   info["torch"] = TORCH_VERSION;
   info["compiler"] = compiler();
   info["instructions"] = hrnet_fast::cpu::instruction_set();
+  info["convolutions"] = std::string(hrnet_fast::cpu::conv_kernel(hrnet_fast::cpu::Element::float32)) + ", " +
+                         hrnet_fast::cpu::conv_kernel(hrnet_fast::cpu::Element::bfloat16);
   info["cplusplus"] = std::to_string(__cplusplus);
 #if defined(HRNET_FAST_WITH_CUDA)
   info["cuda"] = "compiled in";
@@ -108,4 +111,5 @@ TORCH_LIBRARY_IMPL(hrnet_fast, CUDA, m) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "hrnet_fast's compiled extension";
   m.def("build_info", &build_info, "What this extension was built with, by name.");
+  hrnet_fast::cpu::bind_program(m);
 }
