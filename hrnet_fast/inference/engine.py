@@ -199,6 +199,11 @@ class Engine:
                 lines += [f"  {line}" for line in executor.describe()]
         return "\n".join(lines)
 
+    def memory(self, shape: Sequence[int] | None = None) -> int:
+        """Return the bytes of maps that a call on inputs [N, C, H, W] keeps at once; None is the shape used last."""
+        with self._building:
+            return self._executor(tuple(shape) if shape is not None else self._last()).arena_bytes
+
     def profile(self, x: Tensor, rounds: int = 3) -> Profile:
         """Time every step by itself on `x`; beside it what the device could do (measured now)."""
         shape = self.check(x)

@@ -15,9 +15,10 @@ from hrnet_fast.inference.plan import Plan
 
 
 class Executor(Protocol):
-    """Carries out one plan."""
+    """Carries out one plan, with `arena_bytes` of maps alive at once."""
 
     plan: Plan
+    arena_bytes: int
 
     def __call__(self, x: Tensor, copy: bool = True) -> Any:
         """Return the network's output; with `copy`, tensors that no later call touches."""
@@ -75,6 +76,7 @@ class PlainExecutor:
 
     def __init__(self, plan: Plan, tensors: Mapping[str, Tensor], outer: torch.dtype, device: torch.device) -> None:
         self.plan, self._outer, self._device = plan, outer, device
+        self.arena_bytes = plan.peak_memory
         self.refresh(tensors)
 
     def refresh(self, tensors: Mapping[str, Tensor]) -> None:

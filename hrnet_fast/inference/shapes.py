@@ -83,6 +83,22 @@ def _interpolate(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
     return _empty(x, (*x.shape[:2], *_pair(size)))
 
 
+def _like_first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
+    return _empty(args[0], args[0].shape) if isinstance(args[0], Tensor) and "dtype" not in kwargs else None
+
+
+def _scaled(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
+    return _like_first(args, kwargs) if len(args) == 2 and isinstance(args[1], (int, float)) else None
+
+
+def _matmul(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
+    if kwargs or len(args) != 2 or not all(isinstance(a, Tensor) and a.dim() == 3 for a in args):
+        return None
+    a, b = args
+    fits = a.shape[0] == b.shape[0] and a.shape[2] == b.shape[1] and a.dtype == b.dtype
+    return _empty(a, (a.shape[0], a.shape[1], b.shape[2])) if fits else None
+
+
 _SHORTCUTS: dict[Any, Callable[[tuple[Any, ...], Mapping[str, Any]], Result]] = {
     F.batch_norm: _batch_norm,
     torch.conv2d: _conv2d,
@@ -94,4 +110,14 @@ _SHORTCUTS: dict[Any, Callable[[tuple[Any, ...], Mapping[str, Any]], Result]] = 
     Tensor.__radd__: _add,
     Tensor.add_: _add_in_place,
     Tensor.__iadd__: _add_in_place,
+    # What object attention (OCR) is made of.
+    F.softmax: _like_first,
+    torch.softmax: _like_first,
+    Tensor.softmax: _like_first,
+    Tensor.__mul__: _scaled,
+    Tensor.mul: _scaled,
+    torch.mul: _scaled,
+    torch.matmul: _matmul,
+    Tensor.matmul: _matmul,
+    Tensor.__matmul__: _matmul,
 }
