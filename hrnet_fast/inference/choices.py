@@ -133,7 +133,8 @@ def _versions(kind: str, index: int | None) -> tuple[str, ...]:
             triton = importlib.metadata.version("triton")
         except importlib.metadata.PackageNotFoundError:
             triton = "none"
-        library = f"cuda {torch.version.cuda} cudnn {torch.backends.cudnn.version()} triton {triton}"
+        cudnn: Any = torch.backends.cudnn
+        library = f"cuda {torch.version.cuda} cudnn {cudnn.version()} triton {triton}"
         return torch.cuda.get_device_name(index), ours, f"torch {torch.__version__}", library
     instructions = torch.backends.cpu.get_cpu_capability()
     return _processor(), ours, f"torch {torch.__version__}", f"{instructions} {torch.get_num_threads()} threads"
@@ -169,13 +170,14 @@ def _reason(error: Exception) -> str:
 def _timed(call: Callable[[], Any], device: torch.device | None) -> float:
     if device is not None and device.type == "cuda":
         with torch.cuda.device(device):
-            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            make: Any = torch.cuda.Event
+            before, after = make(enable_timing=True), make(enable_timing=True)
             torch.cuda.synchronize()
             before.record()
             call()
             after.record()
             torch.cuda.synchronize()
-            return before.elapsed_time(after) / 1e3
+            return float(before.elapsed_time(after)) / 1e3
     start = clock.perf_counter()
     call()
     return clock.perf_counter() - start

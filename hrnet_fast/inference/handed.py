@@ -87,11 +87,11 @@ class Group:
         from hrnet_fast.ops import grouped_conv3x3  # type: ignore[attr-defined]
 
         added = list(residuals) if any(r is not None for r in residuals) else None
-        if self._packed is not None:
-            made: list[Tensor] = grouped_conv3x3(xs, self._packed, residuals=added, relu=relu)
-            return made
-        weights, biases = [m.weight for m in self._members], [m.bias for m in self._members]
-        made = grouped_conv3x3(xs, weights, biases=biases, residuals=added, relu=relu)
+        weights: Any = self._packed
+        biases = None
+        if weights is None:
+            weights, biases = [m.weight for m in self._members], [m.bias for m in self._members]
+        made: list[Tensor] = grouped_conv3x3(xs, weights, biases=biases, residuals=added, relu=relu)
         return made
 
 
@@ -123,7 +123,13 @@ class Weights:
     def refresh(self, tensors: Mapping[str, Tensor]) -> None:
         """Write new values into the storage of the old ones. No call runs meanwhile."""
         self._tensors = tensors
+        self._settle()  # graphs that were launched before still read
         for spec, folded in self._folded.items():
             folded.set(*spec.make(tensors))
         for group in self._groups.values():
             group.refresh()
+        self._settle()  # graphs that are launched next, on whatever stream, read the new values
+
+    def _settle(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

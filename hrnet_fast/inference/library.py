@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from hrnet_fast.implementations import choose
+from hrnet_fast.errors import InputError
 from hrnet_fast.inference.arguments import fill_in, named_leaves
 from hrnet_fast.inference.handed import Group, Weights
 from hrnet_fast.inference.maps import Maps, adoptable, layout_of
 from hrnet_fast.inference.plan import Call, Conv, Export, Import, Plan, Pool, Step, Sum, groupable
+from hrnet_fast.inference.sums import add_up, copies, fused, fusible
 from hrnet_fast.inference.ways import Chooser, Geometry, Way, geometry
 
 MAX_BRANCHES = 8  # of one grouped_conv3x3
@@ -39,10 +40,23 @@ def plain_tensors(device: torch.device) -> Iterator[None]:
         yield
 
 
+def takes_images(plan: Plan) -> bool:
+    """Whether the plan's input is bytes [N, H, W, C]."""
+    return any(getattr(s, "scale", None) is not None for s in plan.steps if isinstance(s, Import) and s.slot == 0)
+
+
+def check_input(plan: Plan, x: Tensor) -> None:
+    """Raise InputError unless `x` has the plan's shape: a copy into place would broadcast others in silence."""
+    n, c, h, w = plan.input_shape
+    wanted = (n, h, w, c) if takes_images(plan) else (n, c, h, w)
+    if tuple(x.shape) != wanted:
+        raise InputError(f"input of shape {list(x.shape)} given; this plan is for {list(wanted)}.")
+
+
 @dataclass(frozen=True)
 class _Convolution:
     geometry: Geometry
-    way: type[Way]
+    way: Way
 
 
 class LibraryExecutor:
@@ -79,7 +93,7 @@ class LibraryExecutor:
         with plain_tensors(self.device):
             self._owns = weights is None
             self.weights = weights or Weights(tensors, plan.dtype, self.device)
-            self.units = _units(plan) if grouped else [(i,) for wave in plan.waves for i in wave]
+            self.units: list[tuple[int, ...]] = _units(plan) if grouped else [(i,) for w in plan.waves for i in w]
             self._groups: dict[tuple[int, ...], Group] = {
                 unit: self.weights.group([plan.weights[_conv(plan, i).weight] for i in unit])
                 for unit in self.units
@@ -154,6 +168,7 @@ class LibraryExecutor:
                 work on other streams may still read them.
             times: collects every unit's seconds.
         """
+        check_input(self.plan, x)
         slots: list[Any] = [None] * self.plan.slots
         slots[0] = x
         self.maps.keeping(around is not None)
@@ -215,40 +230,12 @@ class LibraryExecutor:
     def _sum(self, step: Sum) -> None:
         maps, size = self.maps, self.plan.shape(step.out)[2:]
         terms = [maps[t.source] for t in step.terms]
-        if len(terms) == 1 and step.terms[0].mode == "identity" and not step.relu:
+        if copies(step):
             maps.target(step.out).copy_(terms[0])
-            return
-        if self._fused(step):
-            from hrnet_fast.ops.fuse_sum import compute
-
-            mode, align = next(iter(_modes(step)), ("nearest", False))
-            absent = [terms[0].new_empty(0)] * len(terms)
-            maps.put(step.out, compute(terms, absent, absent, size, mode, align, step.relu, "auto"))
-            return
-        whole: list[Tensor] = []
-        for term, x in zip(step.terms, terms, strict=True):
-            if term.mode == "identity":
-                whole.append(x)
-                continue
-            align_corners = term.align_corners if term.mode == "bilinear" else None
-            whole.append(F.interpolate(x, size=size, mode=term.mode, align_corners=align_corners))
-        total = whole[0]
-        for x in whole[1:-1]:
-            total = total + x
-        out = maps.target(step.out)
-        if len(whole) > 1:
-            torch.add(total, whole[-1], out=out)
-            if step.relu:
-                out.relu_()
-        elif step.relu:
-            torch.clamp_min(total, 0, out=out)
+        elif fusible(step, terms[0]):
+            maps.put(step.out, fused(step, terms, size))
         else:
-            out.copy_(total)
-
-    def _fused(self, step: Sum) -> bool:
-        """Whether a fast ``fuse_sum`` takes this sum: it resamples all terms alike."""
-        tensor = self.maps[step.terms[0].source]
-        return len(_modes(step)) <= 1 and choose("fuse_sum", "auto", tensor) != "reference"
+            add_up(step, terms, size, lambda: maps.target(step.out))
 
     def _chosen(self) -> dict[int, _Convolution]:
         single = [unit[0] for unit in self.units if len(unit) == 1]
@@ -280,11 +267,6 @@ class LibraryExecutor:
         if scale is None:
             return None
         return tuple(torch.tensor(v, dtype=self.inner, device=self.device) for v in (scale, shift))  # type: ignore[return-value]
-
-
-def _modes(step: Sum) -> set[tuple[str, bool]]:
-    """How the terms that are no identities are resampled; nearest knows no corners."""
-    return {(t.mode, t.align_corners and t.mode == "bilinear") for t in step.terms if t.mode != "identity"}
 
 
 def _conv(plan: Plan, i: int) -> Conv:

@@ -21,11 +21,11 @@ from hrnet_fast.inference.choices import Choice, key_for
 from hrnet_fast.inference.choices import choose as measure
 from hrnet_fast.inference.handed import Folded
 from hrnet_fast.inference.plan import Conv, Plan
+from hrnet_fast.inference.sums import fuse
 
 # Relative L2 distance between two right results: rounding of the inputs, the sums and the result.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 _TF32 = 4e-3
-_HALVES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -82,17 +82,14 @@ class Way:
 
     name: ClassVar[str]
 
-    @staticmethod
-    def why_not(g: Geometry, device: torch.device, dtype: torch.dtype) -> str | None:
+    def why_not(self, g: Geometry, device: torch.device, dtype: torch.dtype) -> str | None:
         """Return why it does not apply, or None."""
         return None
 
-    @staticmethod
-    def fresh(g: Geometry) -> bool:
+    def fresh(self, g: Geometry) -> bool:
         return True
 
-    @staticmethod
-    def run(g: Geometry, w: Folded, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
+    def run(self, g: Geometry, w: Folded, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
         """Return the step's result: `out`, written to, or another tensor. `out` may be the residual."""
         raise NotImplementedError
 
@@ -102,12 +99,10 @@ class Library(Way):
 
     name = "library"
 
-    @staticmethod
-    def fresh(g: Geometry) -> bool:
+    def fresh(self, g: Geometry) -> bool:
         return not g.activated and not g.residual
 
-    @staticmethod
-    def run(g: Geometry, w: Folded, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
+    def run(self, g: Geometry, w: Folded, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
         made = F.conv2d(x, w.weight, w.bias, g.stride, g.kernel // 2)
         begin, end = g.relu
         if residual is not None:
@@ -133,14 +128,12 @@ class CudnnFused(Way):
 
     name = "cudnn_fused"
 
-    @staticmethod
-    def why_not(g: Geometry, device: torch.device, dtype: torch.dtype) -> str | None:
+    def why_not(self, g: Geometry, device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type != "cuda" or dtype == torch.float64:
             return "only on CUDA, not in float64"
         return None if g.activated and g.whole else "its ReLU is on all channels"
 
-    @staticmethod
-    def run(g: Geometry, w: Folded, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
+    def run(self, g: Geometry, w: Folded, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
         stride, pad = [g.stride] * 2, [g.kernel // 2] * 2
         if residual is None:
             return torch.cudnn_convolution_relu(x, w.weight, w.bias, stride, pad, [1, 1], 1)
@@ -152,21 +145,15 @@ class ThenSum(Way):
 
     name = "library_then_fuse_sum"
 
-    @staticmethod
-    def why_not(g: Geometry, device: torch.device, dtype: torch.dtype) -> str | None:
+    def why_not(self, g: Geometry, device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type != "cuda" or not g.whole:
             return "only on CUDA, with a ReLU on all channels or none"
-        return _lacks("fuse_sum", device, dtype)
+        return lacks("fuse_sum", device, dtype)
 
-    @staticmethod
-    def run(g: Geometry, w: Folded, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
-        from hrnet_fast.ops.fuse_sum import compute
-
+    def run(self, g: Geometry, w: Folded, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
         made = F.conv2d(x, w.weight, None, g.stride, g.kernel // 2)
         xs = [made] if residual is None else [made, residual]
-        absent = w.shift.new_empty(0)
-        scales, shifts = [w.one, absent][: len(xs)], [w.shift, absent][: len(xs)]
-        return compute(xs, scales, shifts, made.shape[2:], "nearest", False, g.activated, "auto")
+        return fuse(xs, (w.one, w.shift), g.out[2:], "nearest", False, g.activated)
 
 
 class OneDnn(Way):
@@ -174,16 +161,15 @@ class OneDnn(Way):
 
     name = "onednn"
 
-    @staticmethod
-    def why_not(g: Geometry, device: torch.device, dtype: torch.dtype) -> str | None:
+    def why_not(self, g: Geometry, device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
             return "only on CPUs, in float32 and bfloat16"
-        if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
+        onednn: Any = torch.backends.mkldnn
+        if not onednn.is_available() or not onednn.enabled:
             return "PyTorch has no oneDNN here"
         return "no empty maps" if 0 in g.source or 0 in g.out else None
 
-    @staticmethod
-    def run(g: Geometry, w: Folded, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
+    def run(self, g: Geometry, w: Folded, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
         ops = torch.ops.mkldnn
         stride, pad = [g.stride] * 2, [g.kernel // 2] * 2
         weight = w.reordered(g.source, g.stride)
@@ -208,14 +194,12 @@ class Strided(Way):
 
     name = "strided_conv_chain"
 
-    @staticmethod
-    def why_not(g: Geometry, device: torch.device, dtype: torch.dtype) -> str | None:
+    def why_not(self, g: Geometry, device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type != "cuda" or (g.kernel, g.stride) != (3, 2):
             return "only on CUDA, for 3x3 of stride 2"
-        return _lacks("strided_conv_chain", device, dtype)
+        return lacks("strided_conv_chain", device, dtype)
 
-    @staticmethod
-    def run(g: Geometry, w: Folded, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
+    def run(self, g: Geometry, w: Folded, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
         from hrnet_fast.kernels.triton.strided_conv_chain import forward
 
         relu = g.relu if g.activated else (0, 0)
@@ -227,22 +211,20 @@ class Grouped(Way):
 
     name = "grouped_conv3x3"
 
-    @staticmethod
-    def why_not(g: Geometry, device: torch.device, dtype: torch.dtype) -> str | None:
+    def why_not(self, g: Geometry, device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type != "cuda" or (g.kernel, g.stride) != (3, 1) or not g.whole:
             return "only on CUDA, for 3x3 of stride 1 with a ReLU on all channels or none"
-        return _lacks("grouped_conv3x3", device, dtype)
+        return lacks("grouped_conv3x3", device, dtype)
 
-    @staticmethod
-    def run(g: Geometry, w: Folded, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
+    def run(self, g: Geometry, w: Folded, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
         return w.group()([x], [residual], g.activated)[0]
 
 
-WAYS: dict[str, type[Way]] = {w.name: w for w in (CudnnFused, OneDnn, Library, ThenSum, Strided, Grouped)}
+WAYS: dict[str, Way] = {w.name: w for w in (CudnnFused(), OneDnn(), Library(), ThenSum(), Strided(), Grouped())}
 
 
-def _lacks(operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the fast implementation of an operator does not run here, or None."""
+def lacks(operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why there is no fast implementation of an operator here, or None."""
     if not any(operator in names for names in OPERATORS.values()):
         return f"{operator} is not there"
     if choose(operator, "auto", torch.empty(0, dtype=dtype, device=device)) == "reference":
@@ -274,7 +256,7 @@ class Chooser:
         self.device, self.dtype, self.prefer, self.budget, self._wrap = device, dtype, prefer, budget, wrap
         self.choices: dict[Geometry, Choice] = {}
 
-    def way(self, g: Geometry, weights: Folded) -> type[Way]:
+    def way(self, g: Geometry, weights: Folded) -> Way:
         """Return the way for a geometry. `weights` are what it would run with."""
         if g not in self.choices:
             self.choices[g] = self._choose(g, weights)
@@ -306,7 +288,7 @@ class Chooser:
                 made.append((x, self._map(g.out, g.out[1]), self._map(g.out, g.pitches[1])))
             return made[0]
 
-        def call(way: type[Way]) -> None:
+        def call(way: Way) -> None:
             x, residual, out = maps()
             place = None if g.adoptable and way.fresh(g) else out
             before = (out if g.over else residual) if g.residual else None
@@ -336,8 +318,8 @@ class _Candidate:
     def __init__(
         self,
         chooser: Chooser,
-        way: type[Way],
-        call: Callable[[type[Way]], None],
+        way: Way,
+        call: Callable[[Way], None],
         maps: Callable[[], tuple[Tensor, Tensor, Tensor]],
         g: Geometry,
         weights: Folded,
@@ -354,7 +336,7 @@ class _Candidate:
     def _prove(self) -> None:
         x, residual, _ = self._maps()
         given = [residual.clone() if self._g.residual else None for _ in range(2)]
-        expected = Library.run(self._g, self._weights, x, given[0], None).double()
+        expected = WAYS[Library.name].run(self._g, self._weights, x, given[0], None).double()
         actual = self._way.run(self._g, self._weights, x, given[1], None).double()
         error = ((actual - expected).norm() / expected.norm().clamp_min(1e-30)).item()
         if not error <= self._chooser.tolerance:
