@@ -204,13 +204,12 @@ def cache_file() -> Path | None:
 
 def _remembered(key: str, candidates: Mapping[str, Any]) -> Choice | None:
     path = cache_file()
-    entry = None if path is None else _read(path).get(key)
+    entry: Any = None if path is None else _read(path).get(key)
     try:
-        assert entry is not None
         seconds = {str(name): float(s) for name, s in entry["seconds"].items()}
         reasons = {str(name): str(r) for name, r in entry["reasons"].items()}
-        winner = entry["winner"]
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError):
+        winner = str(entry["winner"])
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
     # Measured among others than there are now, it says nothing.
     if winner not in seconds or set(candidates) != {*seconds, *reasons}:

@@ -13,11 +13,12 @@ from hrnet_fast.errors import ImplementationError
 from hrnet_fast.inference.capture import CudaDevice, Device, Graph, Pool, graphed
 from hrnet_fast.inference.choices import Choice, key_for
 from hrnet_fast.inference.choices import choose as measure
+from hrnet_fast.inference.chooser import Chooser
 from hrnet_fast.inference.handed import Weights
 from hrnet_fast.inference.library import LibraryExecutor, check_input, plain_tensors, takes_images
 from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.streams import Schedule, schedule
-from hrnet_fast.inference.ways import Chooser, lacks
+from hrnet_fast.inference.ways import lacks
 
 MODES = ("sequential", "streams", "grouped")
 

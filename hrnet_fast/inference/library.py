@@ -20,11 +20,12 @@ from torch.utils._pytree import tree_map
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference.arguments import fill_in, named_leaves
+from hrnet_fast.inference.chooser import Chooser
 from hrnet_fast.inference.handed import Group, Weights
 from hrnet_fast.inference.maps import Maps, adoptable, layout_of
 from hrnet_fast.inference.plan import Call, Conv, Export, Import, Plan, Pool, Step, Sum, groupable
 from hrnet_fast.inference.sums import add_up, copies, fused, fusible
-from hrnet_fast.inference.ways import Chooser, Geometry, Way, geometry
+from hrnet_fast.inference.ways import Geometry, Way, geometry
 
 MAX_BRANCHES = 8  # of one grouped_conv3x3
 

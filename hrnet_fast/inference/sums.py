@@ -1,4 +1,4 @@
-"""Sum steps on channels-last maps: ``fuse_sum``'s fast implementations where there are any, pointwise ones elsewhere."""
+"""Sum steps on channels-last maps: ``fuse_sum``'s fast implementations where there are any, pointwise ones else."""
 
 from __future__ import annotations
 
