@@ -22,7 +22,7 @@ from hrnet_fast.inference.library import LibraryExecutor
 from hrnet_fast.inference.lower import make_plan
 from hrnet_fast.inference.maps import adoptable
 from hrnet_fast.inference.ways import WAYS, Geometry
-from hrnet_fast.measure import operator_calls
+from hrnet_fast.measure import operator_calls, peak_activations
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -63,11 +63,6 @@ def test_equals_the_interpreter(head: str, dtype: torch.dtype) -> None:
 def test_golden_networks(name: str) -> None:
     case = golden_case(name, torch.float64)
     assert_equals_interpreter(executor(case)(case[2]), case)
-
-
-def test_a_golden_network_in_half_precision() -> None:
-    case = golden_case("official_cls_w18", torch.bfloat16)
-    assert_equals_interpreter(executor(case, "onednn")(case[2]), case)
 
 
 @pytest.mark.parametrize("batch", [0, 3])
@@ -125,13 +120,13 @@ def test_maps_have_fixed_places() -> None:
     assert run.maps.layout.bytes < case[0].peak_memory
 
 
-def test_no_more_operators_than_steps_need() -> None:
-    """Fused ways: about one operator for each step, none that only copies but for imports, exports and joined maps."""
-    case = tiny_case("v1", torch.float32)
-    run = executor(case, "onednn")
+def test_what_a_call_makes() -> None:
+    """Few operators for each step, and at no time as much memory as the arena saves."""
+    case = tiny_case("v1", torch.float64)
+    run = executor(case)
     run(case[2])
-    joined = len(case[0].buffers) - len(adoptable(case[0]))
-    assert operator_calls(lambda: run(case[2])) <= 2 * len(case[0].steps) + 3 * joined
+    assert operator_calls(lambda: run(case[2])) <= 3 * len(case[0].steps)
+    assert peak_activations(lambda: run(case[2])) < case[0].peak_memory / 2
 
 
 def test_odd_surroundings() -> None:
