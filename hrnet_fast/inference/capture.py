@@ -119,25 +119,13 @@ class CudaDevice:
         torch.cuda.current_stream(self._device).wait_stream(side)
 
     def capture(self, run: Callable[[], Any], pool: Any) -> tuple[Graph, Any]:
-        graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize(self._device)
-        first: Exception | None = None
-        try:
-            # Other threads go on with their work: only this one's calls are to be fit for a capture.
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                try:
-                    made = run()
-                except Exception as error:
-                    first = error
-                    raise
-        except Exception as error:
-            with contextlib.suppress(Exception):
-                torch.cuda.synchronize(self._device)
-            raise first or error  # noqa: B904 - ending a broken capture fails as well, and tells less
-        return graph, made
+        graph, made = torch.cuda.CUDAGraph(), []
+        _capture(graph, lambda: made.append(run()), self._device, *pool)
+        return graph, made[0]
 
     def pool(self) -> Any:
-        return torch.cuda.graph_pool_handle()
+        # Graphs that share memory are to be captured on one stream.
+        return _stream(self._device), torch.cuda.graph_pool_handle()
 
     def lanes(self, schedule: Schedule) -> Around:
         return _Lanes(schedule, self._device)
@@ -196,18 +184,40 @@ def _event() -> torch.cuda.Event:
     return torch.cuda.Event()  # type: ignore[no-untyped-call]
 
 
-def graphed(device: torch.device, calls: int = 16) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
-    """Return what makes a graph of several of a call, for timing: launches from the host hide how long kernels take."""
-    cuda = CudaDevice(device)
+def graphed(device: torch.device, call: Callable[[], Any], calls: int = 16) -> Callable[[], None]:
+    """Return the replay of a graph of several of a call, for timing."""
+    cuda, graph = CudaDevice(device), torch.cuda.CUDAGraph()
 
-    def wrap(call: Callable[[], Any]) -> Callable[[], Any]:
-        def several() -> None:
-            for _ in range(calls):
-                call()
+    def several() -> None:
+        for _ in range(calls):
+            call()
 
-        with cuda.here(), cuda.settings():
-            cuda.warm_up(call)
-            graph, _ = cuda.capture(several, cuda.pool())
-        return graph.replay
+    with cuda.here(), cuda.settings():
+        cuda.warm_up(call)
+        _capture(graph, several, device, *cuda.pool())
+    return graph.replay
 
-    return wrap
+
+_one_capture = threading.Lock()  # PyTorch allows one at a time in a process
+
+
+def _capture(
+    graph: torch.cuda.CUDAGraph, run: Callable[[], None], device: torch.device, stream: torch.cuda.Stream, pool: Any
+) -> None:
+    """Capture `run`. Whatever happens, the current stream is afterwards what it was.
+
+    ``torch.cuda.graph`` leaves the capture's stream current where a capture fails, captures on one device's stream for
+    all devices, and empties the allocator's cache each time, of which there are hundreds when ways are timed.
+    """
+    with _one_capture:
+        torch.cuda.synchronize(device)
+        with torch.cuda.stream(stream):
+            # Other threads go on with their work: only this one's calls are to be fit for a capture.
+            graph.capture_begin(pool, capture_error_mode="thread_local")
+            try:
+                run()
+            except Exception:
+                with contextlib.suppress(Exception):  # ending a broken capture fails as well, and tells less
+                    graph.capture_end()
+                raise
+            graph.capture_end()

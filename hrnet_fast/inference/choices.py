@@ -54,7 +54,7 @@ class Choice:
         others = [
             f"{name} {_readable(s)}" for name, s in sorted(self.seconds.items(), key=_second) if name != self.winner
         ]
-        others += [f"{name} does not run: {reason}" for name, reason in self.reasons.items()]
+        others += [f"{name}: {reason}" for name, reason in self.reasons.items()]
         mine = f" {_readable(self.seconds[self.winner])}" if self.winner in self.seconds else ""
         rest = f" ({'; '.join(others)})" if others else ""
         return f"{self.winner}{mine}{rest}{', remembered' * self.from_cache}"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.errors import ImplementationError
+from hrnet_fast.inference.capture import graphed
 from hrnet_fast.inference.choices import Choice, choose, key_for
 from hrnet_fast.inference.handed import Folded
 from hrnet_fast.inference.ways import WAYS, Geometry, Library, Way
@@ -29,8 +30,6 @@ class Chooser:
         device, dtype: of the maps.
         prefer: name of the way to take wherever it applies, unmeasured; None measures.
         budget: seconds of measuring altogether; geometries that come later take the first way that applies.
-        wrap: makes what is timed of a call; on CUDA, a graph of several calls, as launches from the host take longer
-            than small kernels do.
     """
 
     def __init__(
@@ -39,11 +38,10 @@ class Chooser:
         dtype: torch.dtype,
         prefer: str | None = None,
         budget: float = 10.0,
-        wrap: Callable[[Callable[[], Any]], Callable[[], Any]] | None = None,
     ) -> None:
         if prefer is not None and prefer not in WAYS:
             raise ImplementationError(f"{prefer!r} is no way of a convolution; there are {', '.join(WAYS)}.")
-        self.device, self.dtype, self.prefer, self.budget, self._wrap = device, dtype, prefer, budget, wrap
+        self.device, self.dtype, self.prefer, self.budget = device, dtype, prefer, budget
         self.choices: dict[Geometry, Choice] = {}
 
     def way(self, g: Geometry, weights: Folded) -> Way:
@@ -59,7 +57,7 @@ class Chooser:
         if len(able) == 1:
             return Choice(str(g), able[0])
         if self.budget <= 0:
-            return Choice(str(g), able[0], reasons={"others": "not measured: the time for measuring was spent"})
+            return Choice(str(g), able[0], reasons={"others": "not measured, the time for measuring was spent"})
         tf32 = torch.backends.cudnn.allow_tf32 if self.device.type == "cuda" else False
         key = key_for(f"convolution {g}", f"tf32={tf32}", device=self.device, dtype=self.dtype)
         start = time.perf_counter()
@@ -93,8 +91,9 @@ class Chooser:
         whole = torch.randn(n, h, w, pitch, device=self.device).to(self.dtype)
         return whole.permute(0, 3, 1, 2)[:, :c]
 
-    def wrapped(self, call: Callable[[], Any]) -> Callable[[], Any]:
-        return call if self._wrap is None else self._wrap(call)
+    def timed(self, call: Callable[[], Any]) -> Callable[[], Any]:
+        """Return what is timed of a call: on CUDA, a graph of several, as launches take longer than small kernels."""
+        return graphed(self.device, call) if self.device.type == "cuda" else call
 
     @property
     def tolerance(self) -> float:
@@ -120,7 +119,7 @@ class _Candidate:
     def __call__(self) -> None:
         if self._ready is None:
             self._prove()
-            self._ready = self._chooser.wrapped(lambda: self._plain(self._way))
+            self._ready = self._chooser.timed(lambda: self._plain(self._way))
         self._ready()
 
     def _prove(self) -> None:

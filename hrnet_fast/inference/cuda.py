@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from hrnet_fast.errors import ImplementationError
-from hrnet_fast.inference.capture import CudaDevice, Device, Graph, Pool, graphed
+from hrnet_fast.inference.capture import CudaDevice, Device, Graph, Pool
 from hrnet_fast.inference.choices import Choice, key_for
 from hrnet_fast.inference.choices import choose as measure
 from hrnet_fast.inference.chooser import Chooser
@@ -62,10 +62,9 @@ class CudaExecutor:
         self._pool = pool or Pool()
         self._owns = weights is None
         self._tensors = tensors
-        wrap = graphed(self.device) if self.device.type == "cuda" else None
         with self._pool.lock, self._backend.here(), plain_tensors(self.device):
             self._weights = weights or Weights(tensors, plan.dtype, self.device)
-            self._chooser = chooser or Chooser(self.device, plan.dtype, wrap=wrap)
+            self._chooser = chooser or Chooser(self.device, plan.dtype)
             self._input = _static_input(plan, self.device)
             self.choice = self._choose(mode)
 
@@ -119,13 +118,17 @@ class CudaExecutor:
 
     def describe(self) -> list[str]:
         """What was chosen, and why."""
-        return [f"arranged {self._run}", f"  chosen: {self.choice}", *self._run.library.describe()]
+        return [
+            f"arranged {self._run}",
+            f"  {'as asked' if self.choice is None else self.choice}",
+            *self._run.library.describe(),
+        ]
 
-    def _choose(self, mode: str) -> Choice:
+    def _choose(self, mode: str) -> Choice | None:
         """Make the run of a mode, or of the fastest one."""
         if mode != "auto":
             self._run = self._made(mode)
-            return Choice(mode, mode, reasons={"others": "it was asked for"})
+            return None
         runs: dict[str, _Run] = {}
 
         def candidate(name: str) -> Callable[[], Any]:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference.arguments import fill_in, named_leaves
 from hrnet_fast.inference.chooser import Chooser
-from hrnet_fast.inference.handed import Group, Weights
+from hrnet_fast.inference.handed import Folded, Group, Weights
 from hrnet_fast.inference.maps import Maps, adoptable, layout_of
 from hrnet_fast.inference.plan import Call, Conv, Export, Import, Plan, Pool, Step, Sum, groupable
 from hrnet_fast.inference.sums import add_up, copies, fused, fusible
@@ -58,6 +58,7 @@ def check_input(plan: Plan, x: Tensor) -> None:
 class _Convolution:
     geometry: Geometry
     way: Way
+    weights: Folded
 
 
 class LibraryExecutor:
@@ -209,8 +210,7 @@ class LibraryExecutor:
             c = self._convs[i]
             residual = None if step.residual is None else maps[step.residual]
             out = None if maps.adopts(step.out) else maps[step.out]
-            weights = self.weights.get(self.plan.weights[step.weight])
-            result = c.way.run(c.geometry, weights, maps[step.source], residual, out)
+            result = c.way.run(c.geometry, c.weights, maps[step.source], residual, out)
             if result is not out:
                 maps.put(step.out, result)
         elif isinstance(step, Sum):
@@ -246,7 +246,8 @@ class LibraryExecutor:
             step = self.plan.steps[i]
             if isinstance(step, Conv):
                 g = geometry(self.plan, step, step.out.buffer in may)
-                found[i] = _Convolution(g, self.chooser.way(g, self.weights.get(self.plan.weights[step.weight])))
+                weights = self.weights.get(self.plan.weights[step.weight])
+                found[i] = _Convolution(g, self.chooser.way(g, weights), weights)
         return found
 
     def _adopted(self) -> set[int]:

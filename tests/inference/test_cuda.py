@@ -136,7 +136,8 @@ def test_modes(head: str, mode: str) -> None:
     assert_equals_interpreter(run(other[2]), other)
     assert device.log.count("replay") == 2
     assert ("joined" in device.log) == (mode == "streams")
-    assert f"chosen: {mode}" in "\n".join(run.describe())
+    assert run.choice is None
+    assert "as asked" in run.describe()[1]
 
 
 def test_copies() -> None:
@@ -158,17 +159,19 @@ def test_no_capture_is_told() -> None:
         assert not run.captured
         assert_equals_interpreter(run(case[2]), case)
         assert "no graph, as RuntimeError: operation not permitted" in run.describe()[0]
-    assert "does not run" in run.describe()[1] or "no candidate runs" in run.describe()[1]
+    assert "no candidate runs" in run.describe()[1]
 
 
 def test_auto_measures_and_remembers() -> None:
     case = tiny_case("v1", torch.float32)
     first = executor(case, "auto")
+    assert first.choice is not None
     assert set(first.choice.seconds) == {"sequential", "streams"}
     assert first.mode == first.choice.winner
     assert_equals_interpreter(first(case[2]), case)
     device = StandIn()
     second = executor(case, "auto", device)
+    assert second.choice is not None
     assert second.choice.from_cache
     assert second.mode == first.mode
     assert device.log.count("warm") == 1  # only the winner was made
@@ -261,7 +264,7 @@ def test_profile() -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("head", ALL_HEADS)
 def test_on_a_device(head: str, mode: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The poisoned memory of these tests asks for deterministic algorithms, of which some need more than a graph can hold.
+    # The poisoned memory of these tests asks for deterministic algorithms; some of those no graph can hold.
     torch.use_deterministic_algorithms(False)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     plan, tensors, x = tiny_case(head, dtype)
