@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -149,11 +150,9 @@ class _Lanes:
     def __init__(self, schedule: Schedule, device: torch.device) -> None:
         self._schedule = schedule
         main = torch.cuda.current_stream(device)
-        self._streams = [main]
-        while len(self._streams) < schedule.count:
-            stream = _stream(device)
-            if stream not in self._streams:  # PyTorch hands out a few streams in turn
-                self._streams.append(stream)
+        # One more than needed: PyTorch hands out a few streams in turn, and `main` may be among them.
+        others = [stream for stream in _lane_streams(device, schedule.count) if stream != main]
+        self._streams = [main, *others[: schedule.count - 1]]
         begin = _event()
         begin.record(main)
         for stream in self._streams[1:]:  # also makes them part of a capture
@@ -174,6 +173,12 @@ class _Lanes:
     def join(self) -> None:
         for unit in self._schedule.joins:
             self._streams[0].wait_event(self._events[unit])
+
+
+@functools.cache
+def _lane_streams(device: torch.device, count: int) -> tuple[torch.cuda.Stream, ...]:
+    """Streams of all lanes on a device: memory that one capture leaves is the next one's on the same stream alone."""
+    return tuple(_stream(device) for _ in range(count))
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:

@@ -15,7 +15,7 @@ from hrnet_fast.inference.choices import Choice, key_for
 from hrnet_fast.inference.choices import choose as measure
 from hrnet_fast.inference.chooser import Chooser
 from hrnet_fast.inference.handed import Weights
-from hrnet_fast.inference.library import LibraryExecutor, check_input, plain_tensors, takes_images
+from hrnet_fast.inference.library import LibraryExecutor, check_input, indexed, plain_tensors, takes_images
 from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.streams import Schedule, schedule
 from hrnet_fast.inference.ways import lacks
@@ -56,7 +56,7 @@ class CudaExecutor:
     ) -> None:
         if mode not in ("auto", *MODES):
             raise ImplementationError(f"CudaExecutor: mode {mode!r}; accepted are {', '.join(('auto', *MODES))}.")
-        self.plan, self.device = plan, torch.device(device)
+        self.plan, self.device = plan, indexed(device)
         self._outer = outer
         self._backend = backend or CudaDevice(self.device)
         self._pool = pool or Pool()

@@ -41,6 +41,14 @@ def plain_tensors(device: torch.device) -> Iterator[None]:
         yield
 
 
+def indexed(device: torch.device | str) -> torch.device:
+    """Return the device by number: "cuda" alone is another one whenever the current device is."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
 def takes_images(plan: Plan) -> bool:
     """Whether the plan's input is bytes [N, H, W, C]."""
     return any(getattr(s, "scale", None) is not None for s in plan.steps if isinstance(s, Import) and s.slot == 0)
@@ -87,7 +95,7 @@ class LibraryExecutor:
         chooser: Chooser | None = None,
         grouped: bool = False,
     ) -> None:
-        self.plan, self.device, self.grouped = plan, torch.device(device), grouped
+        self.plan, self.device, self.grouped = plan, indexed(device), grouped
         self.inner = torch.promote_types(plan.dtype, torch.float32)  # of tensors that are no maps
         self.outer = outer or self.inner
         self.chooser = chooser or Chooser(self.device, plan.dtype)

@@ -56,7 +56,8 @@ def assert_equals_interpreter(made: Any, case: tuple[Any, Any, Tensor]) -> None:
 @pytest.mark.parametrize("head", ALL_HEADS)
 def test_equals_the_interpreter(head: str, dtype: torch.dtype) -> None:
     case = tiny_case(head, dtype)
-    for way in ("library", "onednn"):
+    # oneDNN's own operators have two of the dtypes.
+    for way in ("library", "onednn") if dtype in (torch.float32, torch.bfloat16) else ("library",):
         run = executor(case, way)
         assert_equals_interpreter(run(case[2]), case)
         assert_equals_interpreter(run(case[2]), case)  # over the last call's maps
