@@ -23,11 +23,10 @@ from hrnet_fast.inference.arguments import fill_in, named_leaves
 from hrnet_fast.inference.chooser import Chooser
 from hrnet_fast.inference.handed import Folded, Group, Weights
 from hrnet_fast.inference.maps import Maps, adoptable, layout_of
-from hrnet_fast.inference.plan import Call, Conv, Export, Import, Plan, Pool, Step, Sum, groupable
+from hrnet_fast.inference.plan import Call, Conv, Export, Import, Plan, Pool, Step, Sum
 from hrnet_fast.inference.sums import add_up, copies, fused, fusible
+from hrnet_fast.inference.units import convolution, grouped_units, last_units
 from hrnet_fast.inference.ways import Geometry, Way, geometry
-
-MAX_BRANCHES = 8  # of one grouped_conv3x3
 
 
 @contextlib.contextmanager
@@ -103,9 +102,11 @@ class LibraryExecutor:
         with plain_tensors(self.device):
             self._owns = weights is None
             self.weights = weights or Weights(tensors, plan.dtype, self.device)
-            self.units: list[tuple[int, ...]] = _units(plan) if grouped else [(i,) for w in plan.waves for i in w]
+            self.units: list[tuple[int, ...]] = (
+                grouped_units(plan) if grouped else [(i,) for w in plan.waves for i in w]
+            )
             self._groups: dict[tuple[int, ...], Group] = {
-                unit: self.weights.group([plan.weights[_conv(plan, i).weight] for i in unit])
+                unit: self.weights.group([plan.weights[convolution(plan, i).weight] for i in unit])
                 for unit in self.units
                 if len(unit) > 1
             }
@@ -113,7 +114,7 @@ class LibraryExecutor:
             self.maps = Maps(plan, layout_of(plan, self._adopted()), self.device)
             self._named = self._read(tensors)
             self._images = {i: self._affine(step) for i, step in enumerate(plan.steps) if isinstance(step, Import)}
-        self._last = _last_units(plan, self.units)
+        self._last = last_units(plan, self.units)
 
     def __call__(self, x: Tensor, copy: bool = True) -> Any:
         """Return the network's output for `x` [N, C, H, W] of the plan's shape: new tensors, whatever `copy` says."""
@@ -205,7 +206,7 @@ class LibraryExecutor:
         return time.perf_counter()
 
     def _run_group(self, unit: tuple[int, ...]) -> None:
-        steps = [_conv(self.plan, i) for i in unit]
+        steps = [convolution(self.plan, i) for i in unit]
         xs = [self.maps[s.source] for s in steps]
         residuals = [None if s.residual is None else self.maps[s.residual] for s in steps]
         made = self._groups[unit](xs, residuals, steps[0].relu[0] < steps[0].relu[1])
@@ -260,8 +261,8 @@ class LibraryExecutor:
 
     def _adopted(self) -> set[int]:
         """Buffers that hold what operators return: copying it to a place of theirs would be a pass more."""
-        fresh = {_conv(self.plan, i).out.buffer for unit in self._groups for i in unit}
-        fresh |= {_conv(self.plan, i).out.buffer for i, c in self._convs.items() if c.way.fresh(c.geometry)}
+        fresh = {convolution(self.plan, i).out.buffer for unit in self._groups for i in unit}
+        fresh |= {convolution(self.plan, i).out.buffer for i, c in self._convs.items() if c.way.fresh(c.geometry)}
         fresh |= {step.out.buffer for step in self.plan.steps if isinstance(step, (Sum, Pool))}
         return fresh & adoptable(self.plan)
 
@@ -277,40 +278,3 @@ class LibraryExecutor:
         if scale is None:
             return None
         return tuple(torch.tensor(v, dtype=self.inner, device=self.device) for v in (scale, shift))  # type: ignore[return-value]
-
-
-def _conv(plan: Plan, i: int) -> Conv:
-    step = plan.steps[i]
-    assert isinstance(step, Conv)
-    return step
-
-
-def _units(plan: Plan) -> list[tuple[int, ...]]:
-    """Steps as they are launched: of a wave, 3x3 convolutions that end alike together, in the place of the first."""
-    units: list[tuple[int, ...]] = []
-    for wave in plan.waves:
-        groups: dict[tuple[bool, int], list[int]] = {}
-        order: list[list[int]] = []
-        for i in wave:
-            step = plan.steps[i]
-            channels = plan.shape(step.out)[1] if isinstance(step, Conv) else 0
-            if not groupable(step) or _conv(plan, i).relu not in ((0, 0), (0, channels)):
-                order.append([i])
-                continue
-            relu = _conv(plan, i).relu[1] > 0
-            full = sum(len(g) for (r, _), g in groups.items() if r == relu) // MAX_BRANCHES
-            if (relu, full) not in groups:
-                groups[relu, full] = []
-                order.append(groups[relu, full])
-            groups[relu, full].append(i)
-        units += [tuple(unit) for unit in order]
-    return units
-
-
-def _last_units(plan: Plan, units: list[tuple[int, ...]]) -> dict[int, list[int]]:
-    """Buffers by the last unit of the last wave in which they are needed."""
-    unit_of = {i: k for k, unit in enumerate(units) for i in unit}
-    found: dict[int, list[int]] = {}
-    for k, buffer in enumerate(plan.buffers):
-        found.setdefault(max(unit_of[i] for i in plan.waves[buffer.last]), []).append(k)
-    return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from hrnet_fast.errors import ImplementationError, InputError
-from hrnet_fast.inference import choices
 from hrnet_fast.inference.capture import Pool
 from hrnet_fast.inference.chooser import Chooser
 from hrnet_fast.inference.cuda import MODES, CudaExecutor
@@ -26,11 +24,6 @@ from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.streams import Schedule
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _no_cache_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(choices.ENV_VAR, str(tmp_path))
 
 
 class StandIn:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,25 +13,19 @@ from tiny_networks import ALL_HEADS, assert_same, enliven, image, maps, relative
 from torch import Tensor
 
 from hrnet_fast.errors import ImplementationError, InputError
-from hrnet_fast.inference import choices, library
+from hrnet_fast.inference import library
 from hrnet_fast.inference.chooser import Chooser
-from hrnet_fast.inference.handed import Folded
 from hrnet_fast.inference.interpreter import interpret
 from hrnet_fast.inference.library import LibraryExecutor
 from hrnet_fast.inference.lower import make_plan
 from hrnet_fast.inference.maps import adoptable
-from hrnet_fast.inference.ways import WAYS, Geometry
+from hrnet_fast.inference.ways import WAYS
 from hrnet_fast.measure import operator_calls, peak_activations
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Distance to the interpreter in the same dtype: fused steps round once where it rounds between additions.
 BOUNDS = {torch.float64: 1e-10, torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
-
-
-@pytest.fixture(autouse=True)
-def _no_cache_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(choices.ENV_VAR, str(tmp_path))
 
 
 def executor(case: tuple[Any, Any, Tensor], way: str = "library", **options: Any) -> LibraryExecutor:
@@ -232,30 +222,6 @@ def test_a_way_that_computes_something_else_is_left_out(monkeypatch: pytest.Monk
     assert all("differs" in c.reasons["onednn"] for c in run.chooser.choices.values())
 
 
-def _grouped_stand_in(xs: Any, weights: Any, *, biases: Any, residuals: Any, relu: bool) -> list[Tensor]:
-    """What the operator promises, from the library's convolution."""
-    made = []
-    for k, x in enumerate(xs):
-        y = torch.nn.functional.conv2d(x, weights[k], biases[k], padding=1)
-        y = y if residuals is None or residuals[k] is None else y + residuals[k]
-        made.append(y.relu() if relu else y)
-    return made
-
-
-@pytest.fixture
-def grouped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Puts a stand-in for ``grouped_conv3x3`` in place; collects how many branches each call has."""
-    calls: list[int] = []
-
-    def stand_in(xs: Any, weights: Any, **options: Any) -> list[Tensor]:
-        calls.append(len(xs))
-        return _grouped_stand_in(xs, weights, **{"biases": None, "residuals": None, "relu": True} | options)
-
-    monkeypatch.setattr("hrnet_fast.ops.grouped_conv3x3", stand_in, raising=False)
-    monkeypatch.delattr("hrnet_fast.ops.pack_grouped_conv3x3", raising=False)
-    return calls
-
-
 @pytest.mark.parametrize("head", ["v1", "v2", "ocr", "cii"])
 def test_grouped_branches(head: str, grouped: list[int]) -> None:
     case = tiny_case(head, torch.float64)
@@ -265,67 +231,3 @@ def test_grouped_branches(head: str, grouped: list[int]) -> None:
     assert sum(grouped) >= sum(len(group) for group in case[0].groups()) - len(case[0].groups())
     assert len(run.units) < len(case[0].steps)
     assert sorted(i for i, _ in run.profile(case[2], rounds=1)) == list(range(len(case[0].steps)))
-
-
-RELUS = [(0, 0), (0, 12), (4, 12), (4, 8)]
-
-
-@pytest.mark.parametrize("name", ["library", "onednn", "library_then_fuse_sum", "grouped_conv3x3"])
-@pytest.mark.parametrize("place", ["new", "slice", "over"])
-@pytest.mark.parametrize("relu", RELUS)
-@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2)])
-def test_ways(name: str, place: str, relu: tuple[int, int], kernel: int, stride: int, grouped: list[int]) -> None:
-    """Each by itself, on slices of larger maps: new results, results in place, and those over their residual."""
-    size = (9, 7) if stride == 1 else (5, 4)
-    g = Geometry((2, 5, 9, 7), (2, 12, *size), (8, 16), kernel, stride, relu, place != "new", place == "over", False)
-    if not g.whole and name in ("library_then_fuse_sum", "grouped_conv3x3"):
-        return
-    if name == "grouped_conv3x3" and (kernel, stride) != (3, 1):
-        return
-    folded = Folded(torch.randn(12, 5, kernel, kernel), torch.randn(12), torch.float32, CPU)
-    x = torch.randn(2, 9, 7, 8).permute(0, 3, 1, 2)[:, 2:7]
-    whole = torch.randn(2, *size, 16).permute(0, 3, 1, 2)
-    untouched = whole.clone()
-    out = whole[:, 3:15] if place != "new" else None
-    residual = None if place == "new" else out if place == "over" else torch.randn(2, *size, 12).permute(0, 3, 1, 2)
-    expected = torch.nn.functional.conv2d(x, folded.weight, folded.bias, stride, kernel // 2)
-    if residual is not None:
-        expected = expected + residual
-    expected[:, relu[0] : relu[1]].relu_()
-    made = WAYS[name].run(g, folded, x, residual, out)
-    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
-    assert torch.equal(whole[:, :3], untouched[:, :3])
-    assert torch.equal(whole[:, 15:], untouched[:, 15:])
-    if name == "library" and out is not None and WAYS[name].fresh(g) is False:
-        assert made.data_ptr() == out.data_ptr()
-
-
-TRITON_WAYS = """
-import torch
-from hrnet_fast.inference.handed import Folded
-from hrnet_fast.inference.ways import WAYS, Geometry
-F = torch.nn.functional
-folded = Folded(torch.randn(12, 5, 3, 3), torch.randn(12), torch.float32, torch.device("cpu"))
-x = torch.randn(1, 7, 6, 8).permute(0, 3, 1, 2)[:, 2:7]
-for name, stride, relu in (("strided_conv_chain", 2, (4, 12)), ("library_then_fuse_sum", 1, (0, 12))):
-    size = (4, 3) if stride == 2 else (7, 6)
-    for residual in (None, torch.randn(1, *size, 16).permute(0, 3, 1, 2)[:, 1:13]):
-        g = Geometry((1, 5, 7, 6), (1, 12, *size), (8, 12), 3, stride, relu, residual is not None, False, True)
-        expected = F.conv2d(x, folded.weight, folded.bias, stride, 1) + (0 if residual is None else residual)
-        expected[:, relu[0]:relu[1]].relu_()
-        made = WAYS[name].run(g, folded, x, residual, None)
-        torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
-        assert made.is_contiguous(memory_format=torch.channels_last)
-print("parity held")
-"""
-
-
-def test_triton_ways_under_its_interpreter() -> None:
-    """In a process of its own: whether kernels are interpreted is decided when they are defined."""
-    pytest.importorskip("triton", reason="the package triton is not installed")
-    done = subprocess.run(
-        [sys.executable, "-c", TRITON_WAYS], env={**os.environ, "TRITON_INTERPRET": "1", "HRNET_FAST_IMPL": "triton"},
-        capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "parity held" in done.stdout
