@@ -25,7 +25,7 @@ from hrnet_fast.inference.handed import Folded, Group, Weights
 from hrnet_fast.inference.maps import Maps, adoptable, layout_of
 from hrnet_fast.inference.plan import Call, Conv, Export, Import, Plan, Pool, Step, Sum
 from hrnet_fast.inference.sums import add_up, copies, fused, fusible
-from hrnet_fast.inference.units import convolution, grouped_units, last_units
+from hrnet_fast.inference.units import convolution, grouped_units, last_units, single_units
 from hrnet_fast.inference.ways import Geometry, Way, geometry
 
 
@@ -102,9 +102,7 @@ class LibraryExecutor:
         with plain_tensors(self.device):
             self._owns = weights is None
             self.weights = weights or Weights(tensors, plan.dtype, self.device)
-            self.units: list[tuple[int, ...]] = (
-                grouped_units(plan) if grouped else [(i,) for w in plan.waves for i in w]
-            )
+            self.units = grouped_units(plan) if grouped else single_units(plan)
             self._groups: dict[tuple[int, ...], Group] = {
                 unit: self.weights.group([plan.weights[convolution(plan, i).weight] for i in unit])
                 for unit in self.units
