@@ -11,7 +11,9 @@
 
 #include "cpu/bn_act.h"
 #include "cpu/clones.h"
+#include "cpu/conv_op.h"
 #include "cpu/fuse_sum.h"
+#include "cpu/program_bindings.h"
 #if defined(HRNET_FAST_WITH_CUDA)
 #include "cuda/operators.h"
 #endif
@@ -37,6 +39,8 @@ py::dict build_info() {
   info["torch"] = TORCH_VERSION;
   info["compiler"] = compiler();
   info["instructions"] = hrnet_fast::cpu::instruction_set();
+  info["convolutions"] = std::string(hrnet_fast::cpu::conv_kernel(hrnet_fast::cpu::Element::float32)) + ", " +
+                         hrnet_fast::cpu::conv_kernel(hrnet_fast::cpu::Element::bfloat16);
   info["cplusplus"] = std::to_string(__cplusplus);
 #if defined(HRNET_FAST_WITH_CUDA)
   info["cuda"] = "compiled in";
@@ -66,6 +70,17 @@ TORCH_LIBRARY_FRAGMENT(hrnet_fast, m) {
       "backward_sums_cpu(Tensor grad, Tensor? addend, Tensor x, Tensor affine, Tensor? out, bool relu, bool keep) -> "
       "(Tensor, Tensor)");
   m.def("backward_input_cpu(Tensor grad, Tensor x, Tensor affine, Tensor sums, float count, bool relu) -> Tensor");
+  // Of the inference engine, for tests and benchmarks.
+  m.def(
+      "conv_rim_cpu(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int stride, int[2] relu, "
+      "int padding_channels=0) -> Tensor");
+  m.def("conv_rim_kernel(bool bfloat16) -> str", &hrnet_fast::cpu::conv_kernel_name);
+  m.class_<hrnet_fast::cpu::RimConv>("RimConv")
+      .def(torch::init<const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                       int64_t, std::vector<int64_t>, int64_t>())
+      .def("run", &hrnet_fast::cpu::RimConv::run)
+      .def("output", &hrnet_fast::cpu::RimConv::output)
+      .def("macs", &hrnet_fast::cpu::RimConv::macs);
 #if defined(HRNET_FAST_WITH_CUDA)
   m.def("fuse_sum_cuda(Tensor[] xs, Tensor[] scales, Tensor[] shifts, int[] size, int mode, bool relu) -> Tensor");
   m.def(
@@ -83,6 +98,7 @@ TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
   m.impl("bn_act_cpu", &hrnet_fast::cpu::bn_act);
   m.impl("backward_sums_cpu", &hrnet_fast::cpu::backward_sums);
   m.impl("backward_input_cpu", &hrnet_fast::cpu::backward_input);
+  m.impl("conv_rim_cpu", &hrnet_fast::cpu::conv_rim);
 }
 
 #if defined(HRNET_FAST_WITH_CUDA)
@@ -95,4 +111,5 @@ TORCH_LIBRARY_IMPL(hrnet_fast, CUDA, m) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "hrnet_fast's compiled extension";
   m.def("build_info", &build_info, "What this extension was built with, by name.");
+  hrnet_fast::cpu::bind_program(m);
 }

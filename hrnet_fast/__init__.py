@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from hrnet_fast.config import HeadConfig, HRNetConfig, NormConfig, StageConfig
     from hrnet_fast.errors import CheckpointError, ConfigError, HRNetFastError, ImplementationError, InputError
+    from hrnet_fast.inference import Engine, flip_test, multi_scale, optimize_for_inference
     from hrnet_fast.models import HRNet, create_model, get_config, list_models
     from hrnet_fast.nn.accelerate import accelerate, explain, restore
 
@@ -40,17 +41,22 @@ _HOMES = {
     "HRNetFastError": "errors",
     "ImplementationError": "errors",
     "InputError": "errors",
+    "Engine": "inference",
     "HRNet": "models",
     "create_model": "models",
     "explain": "nn",
+    "flip_test": "inference",
     "get_config": "models",
     "list_models": "models",
+    "multi_scale": "inference",
+    "optimize_for_inference": "inference",
     "restore": "nn",
 }
 __all__ = [
     "FAMILIES",
     "CheckpointError",
     "ConfigError",
+    "Engine",
     "HRNet",
     "HRNetConfig",
     "HRNetFastError",
@@ -64,11 +70,14 @@ __all__ = [
     "convert_checkpoint",
     "create_model",
     "explain",
+    "flip_test",
     "get_config",
     "list_models",
     "load_backbone",
     "load_checkpoint",
+    "multi_scale",
     "ops",
+    "optimize_for_inference",
     "restore",
     "save_checkpoint",
 ]

@@ -23,7 +23,7 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 # Operators that each implementation has. The reference has all.
 OPERATORS: dict[str, tuple[str, ...]] = {
     "cpu": ("fuse_sum", "bn_act"),
-    "triton": ("fuse_sum", "bn_act", "upsample_conv1x1_sum", "strided_conv_chain"),
+    "triton": ("fuse_sum", "bn_act", "upsample_conv1x1_sum", "strided_conv_chain", "grouped_conv3x3"),
     "cuda": ("fuse_sum",),
 }
 # What runs on a device, fastest first.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kernel_instances_bn_act import bn_act_instances
+from kernel_instances_grouped import grouped_conv3x3_instances
 
 from hrnet_fast.kernels.triton import fuse_sum, strided_conv_chain, upsample_conv1x1_sum
 
@@ -179,4 +180,5 @@ INSTANCES: dict[str, Callable[[], Iterator[Instance]]] = {
     "bn_act": lambda: (Instance(*parts) for parts in bn_act_instances()),
     "upsample_conv1x1_sum": upsample_conv1x1_sum_instances,
     "strided_conv_chain": strided_conv_chain_instances,
+    "grouped_conv3x3": lambda: (Instance(*parts) for parts in grouped_conv3x3_instances()),
 }

@@ -1,0 +1,6 @@
+"""Inference: a network as a plan of few, large steps, and the engine that answers with it."""
+
+from hrnet_fast.inference.engine import Engine, optimize_for_inference
+from hrnet_fast.inference.evaluation import flip_test, multi_scale
+
+__all__ = ["Engine", "flip_test", "multi_scale", "optimize_for_inference"]

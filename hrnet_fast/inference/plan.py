@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,10 +50,12 @@ class Slot:
 
 @dataclass(frozen=True)
 class Import:
-    """Tensor to map."""
+    """Tensor to map; images [N, H, W, C] of bytes become scale * x + shift, channel by channel."""
 
     slot: int
     out: View
+    scale: tuple[float, ...] | None = None
+    shift: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,13 @@ class Plan:
     waves: tuple[tuple[int, ...], ...]
     output: Any
     slots: int
+
+    def with_images(self, scale: tuple[float, ...], shift: tuple[float, ...]) -> Plan:
+        """Return the plan for images of bytes [N, H, W, C], of which scale * x + shift is the network's input."""
+        steps = [
+            replace(s, scale=scale, shift=shift) if isinstance(s, Import) and s.slot == 0 else s for s in self.steps
+        ]
+        return replace(self, steps=tuple(steps))
 
     def groups(self) -> list[list[int]]:
         """Waves' 3x3 convolutions of stride 1, where there are several: what one grouped launch computes."""
@@ -273,14 +282,14 @@ def slot_reads(step: Step) -> list[int]:
     if isinstance(step, Import):
         return [step.slot]
     if isinstance(step, Call):
-        return [leaf.index for leaf in leaves((step.args, step.kwargs)) if isinstance(leaf, Slot)]
+        return [leaf.index for leaf in slot_leaves((step.args, step.kwargs))]
     return []
 
 
-def leaves(tree: Any) -> list[Any]:
-    """The leaves of nested lists, tuples and mappings."""
+def slot_leaves(tree: Any) -> list[Slot]:
+    """The slots in nested lists, tuples and mappings."""
+    if isinstance(tree, Slot):
+        return [tree]
     if isinstance(tree, dict):
-        return [leaf for part in tree.values() for leaf in leaves(part)]
-    if isinstance(tree, (list, tuple)):
-        return [leaf for part in tree for leaf in leaves(part)]
-    return [tree]
+        tree = list(tree.values())
+    return [leaf for part in tree for leaf in slot_leaves(part)] if isinstance(tree, (list, tuple)) else []

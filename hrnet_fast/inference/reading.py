@@ -36,6 +36,7 @@ _CONV = inspect.Signature(
 _ADDS = (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__)
 _RELUS = (F.relu, torch.relu, torch.relu_, F.relu_, Tensor.relu, Tensor.relu_)
 _CATS = (torch.cat, torch.concat, torch.concatenate)
+_DROPOUTS = (F.dropout, F.dropout2d)
 _ALIASES = (Tensor.contiguous, Tensor.detach, Tensor.float, Tensor.clone)
 
 
@@ -81,6 +82,8 @@ class _Relu(_Alias):
 
 def _node(graph: Graph, call: Recorded) -> Node:
     plain = Call(call.shape, function=call.function, args=call.args, kwargs=call.kwargs)
+    if call.function in _DROPOUTS:
+        return _read_dropout(graph, call) or plain
     if len(call.shape) != 4 or not call.floating:
         return plain
     for functions, read in _READERS:
@@ -194,7 +197,6 @@ _READERS: tuple[tuple[tuple[Any, ...], Callable[[Graph, Recorded], Node | None]]
     ((F.interpolate,), _read_resample),
     (_CATS, _read_cat),
     ((F.avg_pool2d,), _read_pool),
-    ((F.dropout, F.dropout2d), _read_dropout),
     (_ALIASES, _read_alias),
 )
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hrnet_fast.errors import InputError
+from hrnet_fast.inference.shapes import result_without_running
 from hrnet_fast.nn.units import hooked
 
 
@@ -78,9 +78,8 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.batch_norm and not _training(args, kwargs):
-            out = torch.empty_like(args[0])  # running it without data costs more than all else together
-        else:
+        out = result_without_running(func, args, kwargs)
+        if out is None:
             out = func(*args, **kwargs)
         parts = list(out) if isinstance(out, (list, tuple)) else [out]
         if not any(isinstance(part, Tensor) and id(part) not in self._names for part in parts):
@@ -89,7 +88,7 @@ class _Recorder(TorchFunctionMode):
         given, named = tree_map(self.reference, (tuple(args), dict(kwargs)))
         for k, part in enumerate(parts):
             if isinstance(part, Tensor):
-                self._add(func if part is out else _Part(func, k), given, named, part)
+                self._add(func if part is out else Part(func, k), given, named, part)
         return out
 
     def _add(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
@@ -99,12 +98,8 @@ class _Recorder(TorchFunctionMode):
         self._alive.append(out)
 
 
-def _training(args: Any, kwargs: Any) -> bool:
-    return bool(args[5] if len(args) > 5 else kwargs.get("training", False))
-
-
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """One of several results of a function."""
 
     function: Callable[..., Any]

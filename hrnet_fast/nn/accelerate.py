@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -137,15 +138,17 @@ def restore(model: nn.Module) -> nn.Module:
     return model
 
 
-def explain(model: nn.Module) -> Report:
-    """Say of every block of `model` whether it takes the fused path, as it stands now, and why not.
+def explain(model: Any) -> Any:
+    """Say of every block of `model` whether it takes the fused path, as it stands now, and why not: a :class:`Report`.
 
-    A reason that only a call shows (an input that is no batch of images, a compiler that traces) is told once the
-    call was made.
+    Of an engine, what it prepared and chose (:meth:`hrnet_fast.Engine.explain`). A reason that only a call shows (an
+    input that is no batch of images, a compiler that traces) is told once the call was made.
 
     Raises:
         InputError: `model` is not accelerated.
     """
+    if not isinstance(model, nn.Module):
+        return model.explain()
     fast = [(name, m) for name, m in model.named_modules() if isinstance(m, Fast)]
     plain = [(name, m) for name, m in model.named_modules() if getattr(m, "fast_refused", None)]
     if not fast and not plain:

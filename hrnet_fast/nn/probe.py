@@ -100,7 +100,7 @@ def _agree_now(trial: nn.Module, kind: type[Fast], settings: Settings, inputs: C
         torch.no_grad(),
         torch.autocast("cpu", enabled=False),
         torch.autocast("cuda", enabled=False),
-        _without_onednn(),
+        without_onednn(),
         torch.random.fork_rng(
             devices=[device] if device.type == "cuda" else []
         ),  # a block that draws at random leaves the caller's numbers alone
@@ -130,7 +130,7 @@ def _agree_now(trial: nn.Module, kind: type[Fast], settings: Settings, inputs: C
 
 
 @contextlib.contextmanager
-def _without_onednn() -> Iterator[None]:
+def without_onednn() -> Iterator[None]:
     """oneDNN compiles a kernel for every new shape: seconds in all, for shapes that are used once."""
     before = torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
     torch.backends.mkldnn.enabled = False  # type: ignore[attr-defined, assignment]

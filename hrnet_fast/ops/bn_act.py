@@ -12,9 +12,8 @@ from torch import Tensor
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.ops.bn_pieces import pieces
+from hrnet_fast.ops.common import check_dtype
 from hrnet_fast.reference.bn_act import Norm, math_dtype
-
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def bn_act(
@@ -96,8 +95,7 @@ def bn_act(
 def _check_maps(x: Tensor, residual: Tensor | None, activation: str | None) -> None:
     if x.dim() != 4:
         raise InputError(f"bn_act: x has shape {tuple(x.shape)}; give [N, C, H, W].")
-    if x.dtype not in DTYPES:
-        raise InputError(f"bn_act: {x.dtype} given; float64, float32, bfloat16 and float16 are accepted.")
+    check_dtype("bn_act", x)
     if activation not in ("relu", None):
         raise InputError(f"bn_act: activation {activation!r}; accepted are 'relu' and None.")
     if residual is None:

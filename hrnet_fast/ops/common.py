@@ -1,4 +1,4 @@
-"""What the operators around convolutions share: layouts, autocast, gradients through the library's convolution."""
+"""What the operators around convolutions share: checks, layouts, autocast, gradients by the library's."""
 
 from __future__ import annotations
 
@@ -7,10 +7,55 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hrnet_fast.errors import InputError
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_dtype(operator: str, x: Tensor) -> None:
+    """Raise InputError unless operators take the dtype of `x`."""
+    if x.dtype not in DTYPES:
+        raise InputError(f"{operator}: {x.dtype} given; float64, float32, bfloat16 and float16 are accepted.")
+
+
+def check_kin(operator: str, what: str, tensor: Tensor, first: Tensor) -> None:
+    """Raise InputError unless `tensor` has the dtype and device of the first input."""
+    if tensor.dtype != first.dtype or tensor.device != first.device:
+        raise InputError(
+            f"{operator}: {what} is {tensor.dtype} on {tensor.device}; all must be {first.dtype} on {first.device}, as "
+            "the first is."
+        )
+
+
+def check_map(operator: str, what: str, tensor: Tensor | None, shape: tuple[int, ...], first: Tensor) -> None:
+    """Raise InputError unless `tensor` is absent, or of `shape` with the dtype and device of the first input."""
+    if tensor is not None and (
+        tuple(tensor.shape) != shape or tensor.dtype != first.dtype or tensor.device != first.device
+    ):
+        raise InputError(
+            f"{operator}: {what} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}; it must be {first.dtype} "
+            f"{list(shape)} on {first.device}."
+        )
+
+
+def check_bias(operator: str, what: str, bias: Tensor | None, channels: int, device: torch.device) -> None:
+    """Raise InputError unless `bias` is absent, or of any floating dtype with one value for each channel."""
+    if bias is not None and (tuple(bias.shape) != (channels,) or bias.device != device or not bias.is_floating_point()):
+        raise InputError(
+            f"{operator}: {what} is {bias.dtype} {list(bias.shape)} on {bias.device}; it must be floating [{channels}] "
+            f"on {device}."
+        )
+
 
 def layout_of(x: Tensor) -> torch.memory_format:
     """The layout of a map, told by its strides: a slice of channels is contiguous in neither format, yet has one."""
     return torch.channels_last if x.stride(1) == 1 and x.stride(3) != 1 else torch.contiguous_format
+
+
+def weight_layout(weight: Tensor) -> torch.memory_format:
+    """The layout of a weight's gradient: the weight's own."""
+    channels_last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def settled(tensor: Tensor, layout: torch.memory_format, taken: Sequence[Tensor]) -> Tensor:
@@ -59,3 +104,9 @@ def convolution_gradients(
         grad, x, weight, None, [stride, stride], [pad, pad], [1, 1], False, [0, 0], 1, [want_x, want_weight, False]
     )
     return found[0], found[1]
+
+
+def bias_gradient(grad: Tensor, bias: Tensor) -> Tensor:
+    """Gradient of a bias: one sum over all pixels of a batch, hence at least in float32."""
+    wide = torch.float64 if bias.dtype == torch.float64 else torch.float32
+    return grad.sum((0, 2, 3), dtype=wide).to(bias.dtype)

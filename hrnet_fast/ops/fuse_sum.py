@@ -13,9 +13,9 @@ from torch import Tensor
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.implementations import choose
+from hrnet_fast.ops.common import check_dtype, check_kin
 
 MAX_TERMS = 8
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # The values of hrnet_fast::Resample in kernels/cuda/resample.h, by (mode, align_corners).
 RESAMPLE = {("nearest", False): 0, ("nearest", True): 0, ("bilinear", False): 1, ("bilinear", True): 2}
 
@@ -68,13 +68,8 @@ def _checked(xs: list[Tensor], size: tuple[int, int] | None, mode: str, activati
                 f"fuse_sum: term {k} has shape {tuple(x.shape)}; all terms are [N, C, h, w] with the N and C of the "
                 f"first, {tuple(first.shape)}."
             )
-        if x.dtype != first.dtype or x.device != first.device:
-            raise InputError(
-                f"fuse_sum: term {k} is {x.dtype} on {x.device}; all must be {first.dtype} on {first.device}, as the "
-                "first is."
-            )
-    if first.dtype not in DTYPES:
-        raise InputError(f"fuse_sum: {first.dtype} given; float64, float32, bfloat16 and float16 are accepted.")
+        check_kin("fuse_sum", f"term {k}", x, first)
+    check_dtype("fuse_sum", first)
     if mode not in ("bilinear", "nearest"):
         raise InputError(f"fuse_sum: mode {mode!r}; accepted are 'bilinear' and 'nearest'.")
     if activation not in ("relu", None):

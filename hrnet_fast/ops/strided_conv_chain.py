@@ -13,8 +13,18 @@ from torch import Tensor
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.implementations import choose
-from hrnet_fast.ops.common import autocast, convolution_gradients, layout_of, settled
-from hrnet_fast.ops.fuse_sum import DTYPES
+from hrnet_fast.ops.common import (
+    autocast,
+    bias_gradient,
+    check_bias,
+    check_dtype,
+    check_kin,
+    check_map,
+    convolution_gradients,
+    layout_of,
+    settled,
+    weight_layout,
+)
 
 NAME = "strided_conv_chain"
 MAX_INPUTS = 8
@@ -55,7 +65,8 @@ def strided_conv_chain(
     inputs = [t for t in cast[: len(inputs)] if t is not None]
     weight, bias, addend = cast[-3], cast[-2], cast[-1]  # type: ignore[assignment]
     _check_inputs(inputs, weight)
-    _check_epilogue(inputs[0], weight, bias, addend)
+    check_bias(NAME, "bias", bias, weight.shape[0], weight.device)
+    check_map(NAME, "addend", addend, _shape(inputs[0], weight), inputs[0])
     begin, end = _range(relu, weight.shape[0])
     result: Tensor = _forward(inputs, weight, bias, addend, begin, end, impl)
     return result
@@ -69,43 +80,15 @@ def _check_inputs(xs: list[Tensor], weight: Tensor) -> None:
                 f"{NAME}: input {k} has shape {tuple(x.shape)}; all are [N, C, H, W], not empty but for N, with the N, "
                 f"H and W of the first, {tuple(first.shape)}."
             )
-        if x.dtype != first.dtype or x.device != first.device:
-            raise InputError(
-                f"{NAME}: input {k} is {x.dtype} on {x.device}; all must be {first.dtype} on {first.device}, as the "
-                "first is."
-            )
-    if first.dtype not in DTYPES:
-        raise InputError(f"{NAME}: {first.dtype} given; float64, float32, bfloat16 and float16 are accepted.")
+        check_kin(NAME, f"input {k}", x, first)
+    check_dtype(NAME, first)
     channels = sum(x.shape[1] for x in xs)
     if weight.dim() != 4 or weight.shape[0] < 1 or tuple(weight.shape[1:]) != (channels, 3, 3):
         raise InputError(
             f"{NAME}: weight has shape {tuple(weight.shape)}; for inputs of {channels} channels together it must be "
             f"[C_out, {channels}, 3, 3]."
         )
-    if weight.dtype != first.dtype or weight.device != first.device:
-        raise InputError(
-            f"{NAME}: weight is {weight.dtype} on {weight.device}; it must be {first.dtype} on {first.device}, as the "
-            "inputs are."
-        )
-
-
-def _check_epilogue(first: Tensor, weight: Tensor, bias: Tensor | None, addend: Tensor | None) -> None:
-    channels = weight.shape[0]
-    if bias is not None and (
-        tuple(bias.shape) != (channels,) or bias.device != first.device or not bias.is_floating_point()
-    ):
-        raise InputError(
-            f"{NAME}: bias is {bias.dtype} {list(bias.shape)} on {bias.device}; it must be floating [{channels}] on "
-            f"{first.device}."
-        )
-    shape = _shape(first, weight)
-    if addend is not None and (
-        tuple(addend.shape) != shape or addend.dtype != first.dtype or addend.device != first.device
-    ):
-        raise InputError(
-            f"{NAME}: addend is {addend.dtype} {list(addend.shape)} on {addend.device}; it must be {first.dtype} "
-            f"{list(shape)} on {first.device}."
-        )
+    check_kin(NAME, "weight", weight, first)
 
 
 def _range(relu: tuple[int, int] | bool | None, channels: int) -> tuple[int, int]:
@@ -127,11 +110,6 @@ def _shape(x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
 def _layout(xs: Sequence[Tensor]) -> torch.memory_format:
     """The layout of the input with the most channels: the one that a concatenation would cost most to copy."""
     return layout_of(max(xs, key=lambda x: x.shape[1]))
-
-
-def _weight_layout(weight: Tensor) -> torch.memory_format:
-    channels_last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 @torch.library.custom_op(f"hrnet_fast::{NAME}", mutates_args=())
@@ -187,14 +165,13 @@ def _gradients(
         shape = (grad.shape[0], sum(channels), height, width)
         of_joined, of_weight = convolution_gradients(masked, joined, shape, weight, 2, want_x, want_weight)
         if want_weight and of_weight is not None:
-            found[n] = of_weight.contiguous(memory_format=_weight_layout(weight))
+            found[n] = of_weight.contiguous(memory_format=weight_layout(weight))
         if want_x and of_joined is not None:
             parts = torch.split_with_sizes(of_joined, list(channels), dim=1)
             for k in (k for k in range(n) if wanted[k]):
                 found[k] = settled(parts[k], layout_of(grad), [grad, *found[:k]])
     if bias is not None and wanted[n + 1]:
-        wide = torch.float64 if bias.dtype == torch.float64 else torch.float32
-        found[n + 1] = masked.sum((0, 2, 3), dtype=wide).to(bias.dtype)
+        found[n + 1] = bias_gradient(masked, bias)
     if wanted[n + 2]:
         found[n + 2] = settled(masked, layout_of(grad), [grad, *found[:n]])
     return found
@@ -223,7 +200,7 @@ def _gradients_fake(grad, out, xs, weight, bias, shapes, relu_begin, relu_end, w
             shape = (grad.shape[0], channels[k], height, width)
             found[k] = torch.empty(shape, memory_format=layout_of(grad), **like)
     if wanted[n]:
-        found[n] = torch.empty(weight.shape, memory_format=_weight_layout(weight), **like)
+        found[n] = torch.empty(weight.shape, memory_format=weight_layout(weight), **like)
     if wanted[n + 1]:
         found[n + 1] = torch.empty_like(bias)
     if wanted[n + 2]:

@@ -13,8 +13,17 @@ from torch import Tensor
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.implementations import choose
-from hrnet_fast.ops.common import autocast, convolution_gradients, layout_of, settled
-from hrnet_fast.ops.fuse_sum import DTYPES, MAX_TERMS, RESAMPLE
+from hrnet_fast.ops.common import (
+    autocast,
+    bias_gradient,
+    check_bias,
+    check_dtype,
+    check_kin,
+    convolution_gradients,
+    layout_of,
+    settled,
+)
+from hrnet_fast.ops.fuse_sum import MAX_TERMS, RESAMPLE
 
 NAME = "upsample_conv1x1_sum"
 
@@ -97,8 +106,7 @@ def _matrices(xs: list[Tensor], weights: list[Tensor | None]) -> list[Tensor]:
 
 def _check_terms(xs: list[Tensor], matrices: list[Tensor], bias: Tensor | None, channels: int) -> None:
     first = xs[0]
-    if first.dtype not in DTYPES:
-        raise InputError(f"{NAME}: {first.dtype} given; float64, float32, bfloat16 and float16 are accepted.")
+    check_dtype(NAME, first)
     for k, (x, weight) in enumerate(zip(xs, matrices, strict=True)):
         if x.dim() != 4 or x.shape[0] != first.shape[0]:
             raise InputError(
@@ -114,18 +122,8 @@ def _check_terms(xs: list[Tensor], matrices: list[Tensor], bias: Tensor | None, 
                 f"[{channels}, {x.shape[1]}], neither of them 0."
             )
         for what, tensor in (("term", x), ("weight", weight)):
-            if tensor.dtype != first.dtype or tensor.device != first.device:
-                raise InputError(
-                    f"{NAME}: {what} {k} is {tensor.dtype} on {tensor.device}; all terms and weights must be "
-                    f"{first.dtype} on {first.device}, as the first term is."
-                )
-    if bias is not None and (
-        tuple(bias.shape) != (channels,) or bias.device != first.device or not bias.is_floating_point()
-    ):
-        raise InputError(
-            f"{NAME}: bias is {bias.dtype} {list(bias.shape)} on {bias.device}; it must be floating [{channels}] on "
-            f"{first.device}."
-        )
+            check_kin(NAME, f"{what} {k}", tensor, first)
+    check_bias(NAME, "bias", bias, channels, first.device)
 
 
 def _size(xs: list[Tensor], size: tuple[int, int] | None) -> tuple[int, int]:
@@ -214,13 +212,8 @@ def _gradients(
         if of_x is not None and wanted[k]:
             found[k] = settled(of_x, layout, [grad, *found[:k]])
     if bias is not None and wanted[2 * n]:
-        found[2 * n] = small[grad.shape[2], grad.shape[3]].sum((0, 2, 3), dtype=_wide(bias)).to(bias.dtype)
+        found[2 * n] = bias_gradient(small[grad.shape[2], grad.shape[3]], bias)
     return found
-
-
-def _wide(bias: Tensor) -> torch.dtype:
-    """The dtype to add a bias's gradient up in: one sum over all pixels of a batch."""
-    return torch.float64 if bias.dtype == torch.float64 else torch.float32
 
 
 def _adjoints(

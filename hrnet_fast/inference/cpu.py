@@ -1,0 +1,214 @@
+"""Plans on CPUs: every run of steps between two calls is one C++ program, carried out by a team of threads.
+
+The threads pass from wave to wave through a barrier of their own: a network is one parallel region, not three hundred.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hrnet_fast.implementations import build_info
+from hrnet_fast.inference.arguments import fill_in, named_leaves
+from hrnet_fast.inference.memory import Interval, pack
+from hrnet_fast.inference.plan import Call, Conv, Export, Import, Plan, Pool, Step, Sum, View, slot_leaves
+from hrnet_fast.inference.weights import WeightSpec
+
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+def available() -> bool:
+    """Whether the compiled extension with the executor is there."""
+    return "convolutions" in (build_info() or {})
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """What decides how a weight lies in memory."""
+
+    weight: WeightSpec
+    stride: int
+    relu: tuple[int, int]
+    dense: bool
+
+
+class PackedWeights:
+    """Weights as the convolution kernels read them, shared by the executors of all input shapes."""
+
+    def __init__(self, dtype: torch.dtype, tensors: Mapping[str, Tensor]) -> None:
+        self.dtype = dtype
+        self._tensors = tensors
+        self._packed: dict[_Packing, Any] = {}
+
+    def get(self, packing: _Packing) -> Any:
+        if packing not in self._packed:
+            from hrnet_fast import _C
+
+            weight, bias = self._values(packing.weight)
+            self._packed[packing] = _C.PackedConv(
+                DTYPES[self.dtype], weight, bias, packing.stride, packing.relu, packing.dense
+            )
+        return self._packed[packing]
+
+    def refresh(self, tensors: Mapping[str, Tensor]) -> None:
+        """Pack new values in the place of the old ones. No call may run meanwhile."""
+        self._tensors = tensors
+        for packing, packed in self._packed.items():
+            packed.set(*self._values(packing.weight))
+
+    def _values(self, spec: WeightSpec) -> tuple[Tensor, Tensor]:
+        weight, bias = spec.make(self._tensors)
+        return weight.float().contiguous(), bias.float().contiguous()
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Waves between two calls: a program, the slots it reads and those it makes (with their shapes)."""
+
+    program: Any
+    inputs: tuple[int, ...]
+    outputs: tuple[tuple[int, tuple[int, ...]], ...]
+    steps: tuple[int, ...]
+
+
+class CpuExecutor:
+    """Carries out a plan whose dtype is float32 or bfloat16; calls may come from several threads at once.
+
+    Args:
+        plan: the plan.
+        tensors: the model's parameters and buffers by name.
+        weights: packed weights, made from the same tensors in the plan's dtype.
+        outer: dtype of outputs.
+    """
+
+    def __init__(self, plan: Plan, tensors: Mapping[str, Tensor], weights: PackedWeights, outer: torch.dtype) -> None:
+        self.plan, self.outer = plan, outer
+        self._weights = weights
+        sizes = [_map_bytes(plan, k) for k in range(len(plan.buffers))]
+        lives = [Interval(size, b.first, b.last) for size, b in zip(sizes, plan.buffers, strict=True)]
+        self._offsets, self.arena_bytes = pack(lives)
+        self._segments: list[_Segment | Call] = []
+        pending: list[tuple[int, ...]] = []
+        for wave in [*plan.waves, ()]:
+            calls = [step for i in wave if isinstance(step := plan.steps[i], Call)]
+            if wave and not calls:
+                pending.append(wave)
+                continue
+            if pending:
+                self._segments.append(self._segment(pending))
+            self._segments += calls
+            pending = []
+        self.refresh(tensors)
+        self._spare: list[Tensor] = []
+        self._lock = threading.Lock()
+
+    def refresh(self, tensors: Mapping[str, Tensor]) -> None:
+        """Read the tensors that calls use anew; the packed weights are refreshed by themselves."""
+        calls = [step for step in self.plan.steps if isinstance(step, Call)]
+        names = {leaf.name for step in calls for leaf in named_leaves((step.args, step.kwargs))}
+        self._named = {name: tensors[name].detach().to("cpu", torch.float32) for name in names}
+
+    def __call__(self, x: Tensor, copy: bool = True) -> Any:
+        """Return the network's output for `x` of the plan's shape: new tensors, whatever `copy` says."""
+        return self._run(x, None)
+
+    def profile(self, x: Tensor) -> list[tuple[int, float]]:
+        """Return (step, seconds) of one call in which every step runs by itself."""
+        times: list[tuple[int, float]] = []
+        self._run(x, times)
+        return times
+
+    def describe(self) -> list[str]:
+        from hrnet_fast import _C
+
+        kernel = _C.conv_kernel(DTYPES[self.plan.dtype])
+        return [f"one C++ program, {kernel} convolutions, {torch.get_num_threads()} threads"]
+
+    def _run(self, x: Tensor, times: list[tuple[int, float]] | None) -> Any:
+        slots: list[Any] = [None] * self.plan.slots
+        slots[0] = x
+        with self._lock:
+            arena = self._spare.pop() if self._spare else torch.empty(self.arena_bytes + 64, dtype=torch.uint8)
+        try:
+            with torch.no_grad():
+                for segment in self._segments:
+                    if isinstance(segment, Call):
+                        args = fill_in(segment.args, slots, self._named)
+                        kwargs = fill_in(segment.kwargs, slots, self._named)
+                        slots[segment.slot] = segment.function(*args, **kwargs)
+                    else:
+                        self._run_segment(segment, slots, arena, times)
+        finally:
+            with self._lock:
+                self._spare.append(arena)
+        return fill_in(self.plan.output, slots, self._named)
+
+    def _run_segment(
+        self, segment: _Segment, slots: list[Any], arena: Tensor, times: list[tuple[int, float]] | None
+    ) -> None:
+        outputs = [torch.empty(shape, dtype=self._slot_dtype(slot)) for slot, shape in segment.outputs]
+        inputs = [slots[i] for i in segment.inputs]
+        threads = torch.get_num_threads()
+        if times is None:
+            segment.program.run(inputs, outputs, arena, threads)
+        else:
+            found = segment.program.profile(inputs, outputs, arena, threads)
+            times += [(segment.steps[entry[0]], entry[-1]) for entry in found]
+        for (slot, _), tensor in zip(segment.outputs, outputs, strict=True):
+            slots[slot] = tensor
+
+    def _slot_dtype(self, slot: int) -> torch.dtype:
+        return self.outer if slot in self._final else torch.float32
+
+    def _segment(self, waves: list[tuple[int, ...]]) -> _Segment:
+        from hrnet_fast import _C
+
+        plan = self.plan
+        self._final = {leaf.index for leaf in slot_leaves(plan.output)}
+        program = _C.Program(DTYPES[plan.dtype])
+        steps = [plan.steps[i] for wave in waves for i in wave]
+        numbers = [
+            program.buffer(offset, b.n, b.height, b.width, b.channels)
+            for b, offset in zip(plan.buffers, self._offsets, strict=True)
+        ]
+
+        def place(view: View) -> tuple[int, int]:
+            return numbers[view.buffer], view.offset
+
+        inputs = sorted({step.slot for step in steps if isinstance(step, Import)})
+        outputs = {step.slot: plan.shape(step.source) for step in steps if isinstance(step, Export)}
+        order = list(outputs)
+        for k, wave in enumerate(waves):
+            for i in wave:
+                self._add(program, k, plan.steps[i], place, inputs, order)
+        program.finish(self.arena_bytes)
+        return _Segment(program, tuple(inputs), tuple(outputs.items()), tuple(i for wave in waves for i in wave))
+
+    def _add(self, program: Any, wave: int, step: Step, place: Any, inputs: list[int], outputs: list[int]) -> None:
+        if isinstance(step, Import):
+            scale, shift = (list(step.scale), list(step.shift)) if step.scale and step.shift else (None, None)
+            program.input(wave, place(step.out), inputs.index(step.slot), step.out.channels, scale, shift)
+        elif isinstance(step, Export):
+            program.output(wave, place(step.source), step.source.channels, outputs.index(step.slot))
+        elif isinstance(step, Conv):
+            dense = step.source.channels == self.plan.buffers[step.source.buffer].channels
+            packing = _Packing(self.plan.weights[step.weight], step.stride, step.relu, dense)
+            residual = None if step.residual is None else place(step.residual)
+            program.conv(wave, self._weights.get(packing), place(step.source), place(step.out), residual)
+        elif isinstance(step, Sum):
+            terms = [(*place(t.source), t.mode, t.align_corners) for t in step.terms]
+            program.sum(wave, terms, place(step.out), step.out.channels, step.relu)
+        elif isinstance(step, Pool):
+            program.avg_pool(wave, place(step.source), place(step.out), step.out.channels, step.size)
+
+
+def _map_bytes(plan: Plan, buffer: int) -> int:
+    from hrnet_fast import _C
+
+    b = plan.buffers[buffer]
+    return int(_C.map_bytes(DTYPES[plan.dtype], b.n, b.height, b.width, b.channels))

@@ -1,0 +1,366 @@
+"""``optimize_for_inference`` and the :class:`Engine` it returns: a network ready to answer, and its manners."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from hrnet_fast.errors import HRNetFastError, InputError
+from hrnet_fast.inference.executors import Executor, Executors
+from hrnet_fast.inference.folded import FoldedNetwork, write_onnx
+from hrnet_fast.inference.interpreter import interpret
+from hrnet_fast.inference.lower import make_plan
+from hrnet_fast.inference.plan import Plan
+from hrnet_fast.inference.profile import Profile, profile
+from hrnet_fast.inference.storage import load, save
+from hrnet_fast.nn.probe import without_onednn
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_TRIAL = (64, 96)  # height and width of the comparison with the model: divisible by 32, and quick
+_TOLERANCE = 1e-3  # relative; plans differ from models by rounding, 1e-6
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Images of bytes [N, H, W, C] become (x / 255 - mean) / std, channel by channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def scale(self) -> tuple[float, ...]:
+        return tuple(1.0 / (255.0 * s) for s in self.std)
+
+    @property
+    def shift(self) -> tuple[float, ...]:
+        return tuple(-m / s for m, s in zip(self.mean, self.std, strict=True))
+
+
+def optimize_for_inference(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    dtype: torch.dtype | None = None,
+    normalize: tuple[Sequence[float], Sequence[float]] | None = None,
+    max_shapes: int = 8,
+    verify: bool = True,
+) -> Engine:
+    """Return an engine that computes what `model` computes, in fewer and larger steps.
+
+    Takes any HRNet in evaluation mode: this package's, the authors', timm's, OpenMMLab's, accelerated or not, with
+    whatever head. What is no convolution, sum, resampling or concatenation is called as the model calls it.
+
+    Args:
+        model: takes one [N, C, H, W] and returns tensors in lists, tuples or mappings. It is not changed; the engine
+            reads its weights now and at :meth:`Engine.refresh`.
+        example: an input: its shape is prepared, its device is the engine's. Other shapes are prepared when they come.
+        dtype: of the computation: float32, bfloat16, float16 or float64; None is the model's own. Outputs have the
+            model's dtype in any case, sums inside a step are float32 at least.
+        normalize: (mean, std) per channel, of values in 0 .. 1: the engine then takes images of bytes [N, H, W, C].
+        max_shapes: how many input shapes stay prepared; the one unused for longest goes first.
+        verify: compare the plan with the model on a small input, once.
+
+    Raises:
+        InputError: a model whose forward cannot be followed, that is in training mode or has hooks; an example or a
+            dtype that does not fit.
+        HRNetFastError: the plan computes something else than the model.
+    """
+    parameter = next(model.parameters(), None)
+    outer = torch.float32 if parameter is None else parameter.dtype
+    chosen = dtype or outer
+    if chosen not in DTYPES:
+        raise InputError(
+            f"optimize_for_inference: dtype={chosen}; accepted are float32, bfloat16, float16 and float64."
+        )
+    if max_shapes < 1:
+        raise InputError(f"optimize_for_inference: max_shapes={max_shapes} must be at least 1.")
+    images = None if normalize is None else Normalize(tuple(normalize[0]), tuple(normalize[1]))
+    engine = Engine(_Model(model), chosen, outer, example.device, images, max_shapes)
+    shape = engine.check(example)
+    if verify:
+        _verify(model, shape, outer)
+    engine.prepare(shape)
+    return engine
+
+
+class _Model:
+    """Where plans and weights come from: a living model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def plan(self, shape: tuple[int, ...], dtype: torch.dtype) -> Plan:
+        return make_plan(self.model, shape, dtype)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+
+
+class Saved:
+    """Where plans and weights come from: a file."""
+
+    def __init__(self, plans: Mapping[tuple[int, ...], Plan], tensors: Mapping[str, Tensor]) -> None:
+        self.plans, self.kept = dict(plans), dict(tensors)
+
+    def plan(self, shape: tuple[int, ...], dtype: torch.dtype) -> Plan:
+        if shape not in self.plans:
+            known = ", ".join(str(list(s)) for s in self.plans)
+            raise InputError(
+                f"Engine: input of shape {list(shape)} given; this engine was loaded from a file that holds {known}. "
+                "Save it with the shapes you need: engine.save(path, shapes=[...])."
+            )
+        return self.plans[shape]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self.kept)
+
+
+class Engine:
+    """A network prepared for inference. Call it as the model: ``engine(x)``.
+
+    Several threads may call one engine. Results are new tensors unless ``copy=False`` allows them to be overwritten by
+    the next call. An input that does not fit raises :class:`~hrnet_fast.errors.InputError` and leaves the engine as
+    it was. Made by :func:`optimize_for_inference` or :meth:`load`.
+
+    Attributes:
+        dtype: of the computation.
+        device: of inputs and outputs.
+    """
+
+    def __init__(
+        self,
+        source: _Model | Saved,
+        dtype: torch.dtype,
+        outer: torch.dtype,
+        device: torch.device,
+        images: Normalize | None,
+        max_shapes: int,
+    ) -> None:
+        self.dtype, self.device = dtype, device
+        self._source, self._outer, self._images, self._max_shapes = source, outer, images, max_shapes
+        self._plans: dict[tuple[int, ...], Plan] = {}
+        self._executors: OrderedDict[tuple[int, ...], Executor] = OrderedDict()
+        self._making = Executors(dtype, outer, device, source.tensors())
+        self._building = threading.RLock()
+        self._gate = _Gate()
+
+    def __call__(self, x: Tensor, *, copy: bool = True) -> Any:
+        """Return what the model returns for `x`.
+
+        Args:
+            x: [N, C, H, W] of any floating dtype on the engine's device; with `normalize`, bytes [N, H, W, C].
+            copy: False may return tensors that the next call overwrites.
+        """
+        shape = self.check(x)
+        with self._gate.using():
+            return self._executor(shape)(x, copy)
+
+    def prepare(self, *shapes: Sequence[int]) -> None:
+        """Get ready for inputs of these shapes [N, C, H, W]."""
+        with self._gate.using():
+            for shape in shapes:
+                self._executor(tuple(shape))
+
+    def plan(self, shape: Sequence[int] | None = None) -> Plan:
+        """Return the plan for inputs [N, C, H, W]; None is the shape used last."""
+        with self._building:
+            key = tuple(shape) if shape is not None else self._last()
+            if key not in self._plans:
+                self._plans[key] = self._planned(key)
+            return self._plans[key]
+
+    def refresh(self) -> None:
+        """Take over the source model's present weights. Waits for running calls; shapes stay prepared."""
+        if isinstance(self._source, Saved):
+            raise InputError("Engine.refresh: this engine was loaded from a file and has no model to read from.")
+        with self._gate.alone(), self._building:
+            self._making.refresh(self._source.tensors())
+            for executor in self._executors.values():
+                executor.refresh(self._making.tensors)
+
+    def explain(self) -> str:
+        """Say how each prepared shape executes, and why so."""
+        lines = [f"{str(self.dtype).removeprefix('torch.')} on {self.device}"]
+        with self._building:
+            for shape, executor in self._executors.items():
+                plan = executor.plan
+                lines.append(
+                    f"{list(shape)}: {plan.launches()} steps in {len(plan.waves)} waves, "
+                    f"{plan.launches(grouped=True)} launches where branches are grouped"
+                )
+                lines += [f"  {line}" for line in executor.describe()]
+        return "\n".join(lines)
+
+    def memory(self, shape: Sequence[int] | None = None) -> int:
+        """Return the bytes of maps that a call on inputs [N, C, H, W] keeps at once; None is the shape used last."""
+        with self._building:
+            return self._executor(tuple(shape) if shape is not None else self._last()).arena_bytes
+
+    def profile(self, x: Tensor, rounds: int = 3) -> Profile:
+        """Time every step by itself on `x`; beside it what the device could do (measured now)."""
+        shape = self.check(x)
+        with self._gate.using():
+            return profile(self._executor(shape), x, rounds)
+
+    def save(self, path: Any, shapes: Sequence[Sequence[int]] = ()) -> None:
+        """Write plans and weights to a file for :meth:`load`, which needs no model.
+
+        Args:
+            path: of the file; written whole or not at all.
+            shapes: [N, C, H, W] besides those that are prepared now.
+        """
+        wanted = [*self._executors, *(tuple(s) for s in shapes)]
+        plans = {shape: self.plan(shape) for shape in wanted}
+        settings = {
+            "dtype": self.dtype,
+            "outer": self._outer,
+            "images": self._images and (self._images.mean, self._images.std),
+            "max_shapes": self._max_shapes,
+        }
+        save(path, plans, self._source.tensors(), settings)
+
+    @classmethod
+    def load(cls, path: Any, device: torch.device | str = "cpu") -> Engine:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: no such file, or one that is no saved engine.
+        """
+        plans, tensors, settings = load(path)
+        images, bound = settings["images"], settings["max_shapes"]
+        normalize = Normalize(*images) if images else None
+        source = Saved(plans, tensors)
+        engine = cls(source, settings["dtype"], settings["outer"], torch.device(device), normalize, bound)
+        engine.prepare(*list(plans)[-bound:])
+        return engine
+
+    def folded(self, shape: Sequence[int] | None = None) -> FoldedNetwork:
+        """Return the network as a plain module with folded weights, for inputs [N, C, H, W] of this shape.
+
+        It is what ``torch.export.export`` and ``torch.onnx.export`` take; its dtype is the engine's.
+        """
+        return FoldedNetwork(self.plan(shape), self._making.tensors)
+
+    def export(self, shape: Sequence[int] | None = None) -> Any:
+        """Return the folded network as a ``torch.export.ExportedProgram`` for inputs of this shape."""
+        module = self.folded(shape)
+        return torch.export.export(module, (module.example(),))
+
+    def export_onnx(self, path: Any, shape: Sequence[int] | None = None) -> None:
+        """Write the folded network as an ONNX file; needs the package onnx."""
+        write_onnx(self.folded(shape), path)
+
+    def check(self, x: Tensor) -> tuple[int, ...]:
+        """Return the shape [N, C, H, W] that an input stands for.
+
+        Raises:
+            InputError: another type, dtype, rank or device than this engine takes.
+        """
+        wanted = "bytes [N, H, W, C]" if self._images else "floating [N, C, H, W]"
+        if not isinstance(x, Tensor):
+            raise InputError(f"Engine: {type(x).__name__} given; accepted is a tensor, {wanted}.")
+        if x.device != self.device:
+            raise InputError(f"Engine: input on {x.device}; this engine runs on {self.device}: move it there.")
+        bytewise = x.dtype == torch.uint8
+        if x.dim() != 4 or bytewise != bool(self._images) or not (bytewise or x.is_floating_point()):
+            hint = " (add the batch dimension with x[None])" if x.dim() == 3 else ""
+            raise InputError(f"Engine: {x.dtype} {list(x.shape)} given; accepted is {wanted}{hint}.")
+        if not self._images:
+            return tuple(x.shape)
+        if x.shape[3] != len(self._images.mean):
+            raise InputError(f"Engine: images {list(x.shape)} given; the last dimension is {len(self._images.mean)}.")
+        return (x.shape[0], x.shape[3], x.shape[1], x.shape[2])
+
+    def _planned(self, shape: tuple[int, ...]) -> Plan:
+        plan = self._source.plan(shape, self.dtype)
+        return plan.with_images(self._images.scale, self._images.shift) if self._images else plan
+
+    def _last(self) -> tuple[int, ...]:
+        return next(reversed(self._executors))
+
+    def _executor(self, shape: tuple[int, ...]) -> Executor:
+        with self._building:
+            if shape in self._executors:
+                self._executors.move_to_end(shape)
+            else:
+                self._executors[shape] = self._making.make(self.plan(shape))
+                while len(self._executors) > self._max_shapes:
+                    dropped, _ = self._executors.popitem(last=False)
+                    self._plans.pop(dropped, None)
+            return self._executors[shape]
+
+
+class _Gate:
+    """Many may use, or one alone; who wants to be alone waits for those inside and holds off new ones."""
+
+    def __init__(self) -> None:
+        self._free = threading.Condition()
+        self._users = 0
+        self._closed = False
+
+    @contextlib.contextmanager
+    def using(self) -> Iterator[None]:
+        with self._free:
+            self._free.wait_for(lambda: not self._closed)
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._free:
+                self._users -= 1
+                self._free.notify_all()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._free:
+            self._free.wait_for(lambda: not self._closed)
+            self._closed = True
+            self._free.wait_for(lambda: self._users == 0)
+        try:
+            yield
+        finally:
+            with self._free:
+                self._closed = False
+                self._free.notify_all()
+
+
+def _verify(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Compare the plan with the model's own forward, in the model's dtype on a small input.
+
+    Raises:
+        HRNetFastError: they differ.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with torch.no_grad(), without_onednn(), torch.autocast(device.type, enabled=False):
+        for trial in dict.fromkeys([(1, shape[1], *_TRIAL), (1, *shape[1:])]):
+            random = torch.Generator().manual_seed(0)
+            x = torch.randn(trial, generator=random).to(device, dtype)
+            try:
+                wanted = model(x.clone())
+            except Exception:  # a size that this model cannot take; its own example is next
+                if trial[2:] == shape[2:]:
+                    raise
+                continue
+            given = interpret(make_plan(model, trial, dtype), _Model(model).tensors(), x)
+            break
+    for a, b in zip(tree_leaves(given), tree_leaves(wanted), strict=True):
+        if not isinstance(b, Tensor):
+            continue
+        finite = b.isfinite()
+        same = a.shape == b.shape and torch.equal(a.isfinite(), finite)
+        error = (a - b)[finite].double().norm().item() if same else float("inf")
+        scale = b[finite].double().norm().item()
+        limit = _TOLERANCE if dtype in (torch.float32, torch.float64) else 0.1
+        if error > limit * scale:
+            raise HRNetFastError(
+                f"optimize_for_inference: the plan of {type(model).__name__} differs from its own forward by "
+                f"{error / (scale or 1.0):.1e}; it is not used. Please report this model."
+            )

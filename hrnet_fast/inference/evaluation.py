@@ -1,0 +1,82 @@
+"""What evaluations of pose and segmentation do around a network: flipped copies and several scales, in few calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hrnet_fast.errors import InputError
+
+Network = Callable[[Tensor], Tensor]
+
+
+def flip_test(network: Network, x: Tensor, pairs: Sequence[tuple[int, int]] = (), *, shift: bool = False) -> Tensor:
+    """Return the mean of a network's maps for images and, flipped back, for their mirror images, in one call of 2N.
+
+    Args:
+        network: [2N, C, H, W] to maps [2N, K, h, w]: an engine or a model.
+        x: [N, C, H, W].
+        pairs: channels that a mirror swaps, such as left and right wrist; empty for segmentation.
+        shift: move the flipped-back maps one pixel to the right, as the authors' pose evaluation does
+            (``TEST.SHIFT_HEATMAP``): heatmaps of a mirror image are not aligned with the image's.
+
+    Raises:
+        InputError: the network returns something else than one tensor of maps, or `pairs` name channels it has not.
+    """
+    maps = network(torch.cat([x, x.flip(3)]))
+    if not isinstance(maps, Tensor) or maps.dim() != 4:
+        raise InputError("flip_test: the network must return one tensor [N, K, h, w].")
+    order = list(range(maps.shape[1]))
+    for a, b in pairs:
+        if not (0 <= a < len(order) and 0 <= b < len(order)):
+            raise InputError(f"flip_test: pair {(a, b)} given; the network has {len(order)} channels.")
+        order[a], order[b] = b, a
+    straight, mirrored = maps.chunk(2)
+    mirrored = mirrored.flip(3)[:, order]
+    if shift:
+        mirrored = torch.cat([mirrored[..., :1], mirrored[..., :-1]], dim=3)
+    return (straight + mirrored) / 2
+
+
+def multi_scale(
+    network: Network,
+    x: Tensor,
+    scales: Sequence[float],
+    *,
+    flip: bool = True,
+    align_corners: bool = True,
+    divisor: int = 1,
+) -> Tensor:
+    """Return the mean of a segmentation network's logits over scaled (and mirrored) copies of the images.
+
+    Args:
+        network: [N, C, H, W] to logits [N, K, h, w].
+        x: [N, C, H, W].
+        scales: factors of height and width; each is one call.
+        flip: take the mean with the mirror images at every scale (:func:`flip_test`).
+        align_corners: of both interpolations, bilinear; True as in the authors' segmentation evaluation.
+        divisor: scaled sizes are rounded up to multiples of it, for networks that ask for them.
+
+    Returns:
+        [N, K, H, W], logits upsampled to the size of `x`.
+
+    Raises:
+        InputError: no scale, or one that is not positive.
+    """
+    if not scales or min(scales) <= 0:
+        raise InputError(f"multi_scale: scales={list(scales)}; give one or more positive factors.")
+    total: Tensor | None = None
+    height, width = x.shape[2:]
+    for scale in scales:
+        size = [max(1, -(-round(n * scale) // divisor)) * divisor for n in (height, width)]
+        scaled = x
+        if size != [height, width]:
+            scaled = F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+        logits = flip_test(network, scaled) if flip else network(scaled)
+        logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=align_corners)
+        total = logits if total is None else total + logits
+    assert total is not None
+    return total / len(scales)

@@ -1,0 +1,97 @@
+"""Where an engine's time goes: every step by itself, against what the device can do."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from hrnet_fast.inference.executors import Executor
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the device did just now: bytes per second of a copy (read and written), and FLOP/s of a matrix product."""
+
+    bytes_per_second: float
+    flops_per_second: float
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """One step: its least bytes and FLOPs, and the seconds it took by itself."""
+
+    step: int
+    what: str
+    seconds: float
+    bytes: int
+    flops: int
+
+    def share_of(self, ceilings: Ceilings) -> float:
+        """Seconds that the device's ceilings would allow at best, over those taken."""
+        least = max(self.bytes / ceilings.bytes_per_second, self.flops / ceilings.flops_per_second)
+        return least / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Times of all steps, the whole call's, and the device's ceilings. ``str(profile)`` is a table, slowest first."""
+
+    steps: tuple[StepTime, ...]
+    seconds: float
+    ceilings: Ceilings
+
+    def __str__(self) -> str:
+        top = self.ceilings
+        lines = [
+            f"whole call {self.seconds * 1e3:.2f} ms, steps alone {sum(s.seconds for s in self.steps) * 1e3:.2f} ms; "
+            f"device: copy {top.bytes_per_second / 1e9:.1f} GB/s, product {top.flops_per_second / 1e9:.0f} GFLOP/s",
+            "      ms     GB/s  GFLOP/s  of limit  step",
+        ]
+        for s in sorted(self.steps, key=lambda s: -s.seconds):
+            seconds = s.seconds or float("inf")
+            lines.append(
+                f"{s.seconds * 1e3:8.3f} {s.bytes / seconds / 1e9:8.1f} {s.flops / seconds / 1e9:8.0f} "
+                f"{s.share_of(top):9.0%}  {s.what}"
+            )
+        return "\n".join(lines)
+
+
+def profile(executor: Executor, x: Tensor, rounds: int) -> Profile:
+    """Return the medians over `rounds` of an executor's times on `x`."""
+    plan = executor.plan
+    executor(x)  # whatever is made at the first call is made now
+    runs = [executor.profile(x) for _ in range(rounds)]
+    wholes = [_seconds(lambda: executor(x), x.device) for _ in range(rounds)]
+    steps = []
+    for times in zip(*runs, strict=True):
+        step = plan.steps[times[0][0]]
+        seconds = statistics.median(t for _, t in times)
+        steps.append(StepTime(times[0][0], plan.describe(step), seconds, plan.step_bytes(step), plan.step_flops(step)))
+    return Profile(tuple(steps), statistics.median(wholes), ceilings(x.device, plan.dtype))
+
+
+def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """Measure a copy of 128 MiB and a matrix product of 2048 x 2048 on `device`, best of five."""
+    source = torch.ones(2**27, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copied = min(_seconds(lambda: target.copy_(source), device) for _ in range(5))
+    a = torch.ones(2048, 2048, dtype=dtype, device=device)
+    multiplied = min(_seconds(lambda: a @ a, device) for _ in range(5))
+    return Ceilings(2 * source.numel() / copied, 2 * 2048**3 / multiplied)
+
+
+def _seconds(call: object, device: torch.device) -> float:
+    assert callable(call)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

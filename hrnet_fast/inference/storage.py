@@ -1,0 +1,142 @@
+"""Engines in files: plans as plain data, and the tensors that their weights are made of.
+
+Files are read with ``weights_only=True``: they hold tensors, numbers, strings, lists and mappings, no objects.
+Functions stand there by name, and only functions of tensors are found again: no file can name one that reads or runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import get_overridable_functions, resolve_name
+
+from hrnet_fast.errors import InputError
+from hrnet_fast.inference import plan as p
+from hrnet_fast.inference import weights as w
+from hrnet_fast.inference.arguments import named_leaves
+from hrnet_fast.inference.recording import Named, Part
+
+FORMAT = 1
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind
+    for kind in (
+        p.Plan, p.Buffer, p.View, p.Slot, p.Import, p.Export, p.Conv, p.Sum, p.SumTerm, p.Pool, p.Call,
+        w.WeightSpec, w.Piece, w.Source, w.Norm, Named, Part,
+    )
+}  # fmt: skip
+
+
+def save(
+    path: str | os.PathLike[str],
+    plans: Mapping[tuple[int, ...], p.Plan],
+    tensors: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+) -> None:
+    """Write plans, the tensors they need and an engine's settings; the file appears whole or not at all."""
+    names = {name for plan in plans.values() for name in _needed(plan)}
+    content = {
+        "hrnet_fast_engine": FORMAT,
+        "settings": _encode(dict(settings)),
+        "plans": [_encode(plan) for plan in plans.values()],
+        "tensors": {name: tensors[name].detach().cpu().clone() for name in sorted(names)},
+    }
+    target = Path(path)
+    unfinished = target.with_name(target.name + ".part")
+    try:
+        torch.save(content, unfinished)
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str]) -> tuple[dict[tuple[int, ...], p.Plan], dict[str, Tensor], dict[str, Any]]:
+    """Return plans by input shape, tensors by name and settings of a file that :func:`save` wrote.
+
+    Raises:
+        InputError: no such file, or none of this format.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever its unpickler trips over
+        raise InputError(f"Engine.load: {path} cannot be read ({str(error)[:200]}).") from error
+    version = content.get("hrnet_fast_engine") if isinstance(content, dict) else None
+    if version != FORMAT:
+        raise InputError(
+            f"Engine.load: {path} is no engine that this version reads (format {version}, accepted is {FORMAT}); "
+            "a file written by Engine.save is, a checkpoint is for hrnet_fast.load_checkpoint."
+        )
+    plans = [_decode(plan) for plan in content["plans"]]
+    return {plan.input_shape: plan for plan in plans}, content["tensors"], _decode(content["settings"])
+
+
+def _needed(plan: p.Plan) -> set[str]:
+    """Names of the tensors that a plan's weights and calls read."""
+    names = {leaf.name for s in plan.steps if isinstance(s, p.Call) for leaf in named_leaves((s.args, s.kwargs))}
+    for spec in plan.weights:
+        for piece in spec.pieces:
+            source = piece.source
+            names |= {name for name in (source.weight, source.bias) if name}
+            for norm in source.norms:
+                names |= {name for name in (norm.mean, norm.var, norm.weight, norm.bias) if name}
+    return names
+
+
+def _encode(thing: Any) -> Any:
+    if dataclasses.is_dataclass(thing) and type(thing).__name__ in _KINDS:
+        fields = {f.name: _encode(getattr(thing, f.name)) for f in dataclasses.fields(thing)}
+        return {"kind": type(thing).__name__, "fields": fields}
+    if isinstance(thing, torch.dtype):
+        return {"kind": "dtype", "name": str(thing).removeprefix("torch.")}
+    if isinstance(thing, dict):
+        return {"kind": "dict", "items": [[_encode(k), _encode(v)] for k, v in thing.items()]}
+    if isinstance(thing, (list, tuple)):
+        return {"kind": "list" if isinstance(thing, list) else "tuple", "items": [_encode(v) for v in thing]}
+    if isinstance(thing, slice):
+        return {"kind": "slice", "items": [thing.start, thing.stop, thing.step]}
+    if thing is Ellipsis:
+        return {"kind": "ellipsis"}
+    if thing is None or isinstance(thing, (bool, int, float, str)):
+        return thing
+    name = resolve_name(thing) if callable(thing) else None
+    if name not in _functions():
+        raise InputError(f"Engine.save: {thing!r}, which the model's forward uses, cannot be written to a file.")
+    return {"kind": "function", "name": name}
+
+
+def _decode(data: Any) -> Any:
+    if not isinstance(data, dict):
+        return data
+    kind = data["kind"]
+    if kind in _KINDS:
+        return _KINDS[kind](**{name: _decode(value) for name, value in data["fields"].items()})
+    if kind == "dtype":
+        return getattr(torch, data["name"])
+    if kind == "dict":
+        return {_decode(k): _decode(v) for k, v in data["items"]}
+    if kind in ("list", "tuple"):
+        items = [_decode(v) for v in data["items"]]
+        return items if kind == "list" else tuple(items)
+    if kind == "slice":
+        return slice(*data["items"])
+    if kind == "ellipsis":
+        return Ellipsis
+    return _functions()[data["name"]]
+
+
+@functools.cache
+def _functions() -> dict[str, Callable[..., Any]]:
+    """PyTorch's functions of tensors by name."""
+    found: dict[str, Callable[..., Any]] = {"torch.Tensor.unflatten": Tensor.unflatten}  # which that list leaves out
+    for functions in get_overridable_functions().values():
+        for function in functions:
+            name = resolve_name(function)
+            if name is not None:
+                found[name] = function
+    return found
