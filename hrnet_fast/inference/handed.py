@@ -84,7 +84,7 @@ class Group:
 
     def __call__(self, xs: Sequence[Tensor], residuals: Sequence[Tensor | None], relu: bool) -> list[Tensor]:
         """Return act(conv3x3(x_k) + bias_k + residual_k) of every branch."""
-        from hrnet_fast.ops import grouped_conv3x3  # type: ignore[attr-defined]
+        from hrnet_fast.ops import grouped_conv3x3
 
         added = list(residuals) if any(r is not None for r in residuals) else None
         weights: Any = self._packed

@@ -23,7 +23,7 @@ from hrnet_fast.inference.arguments import fill_in, named_leaves
 from hrnet_fast.inference.chooser import Chooser
 from hrnet_fast.inference.handed import Folded, Group, Weights
 from hrnet_fast.inference.maps import Maps, adoptable, layout_of
-from hrnet_fast.inference.plan import Call, Conv, Export, Import, Plan, Pool, Step, Sum
+from hrnet_fast.inference.plan import Call, Conv, Export, Import, Plan, Pool, Sum
 from hrnet_fast.inference.sums import add_up, copies, fused, fusible
 from hrnet_fast.inference.units import convolution, grouped_units, last_units, single_units
 from hrnet_fast.inference.ways import Geometry, Way, geometry
@@ -50,7 +50,7 @@ def indexed(device: torch.device | str) -> torch.device:
 
 def takes_images(plan: Plan) -> bool:
     """Whether the plan's input is bytes [N, H, W, C]."""
-    return any(getattr(s, "scale", None) is not None for s in plan.steps if isinstance(s, Import) and s.slot == 0)
+    return any(isinstance(s, Import) and s.scale is not None for s in plan.steps)
 
 
 def check_input(plan: Plan, x: Tensor) -> None:
@@ -270,9 +270,9 @@ class LibraryExecutor:
         names = {leaf.name for step in calls for leaf in named_leaves((step.args, step.kwargs))}
         return {name: tensors[name].detach().to(self.device, self.inner, copy=True) for name in names}
 
-    def _affine(self, step: Step) -> tuple[Tensor, Tensor] | None:
+    def _affine(self, step: Import) -> tuple[Tensor, Tensor] | None:
         """Scale and shift of an import that takes bytes, made once: a capture may not copy from the host."""
-        scale, shift = getattr(step, "scale", None), getattr(step, "shift", None)
-        if scale is None:
+        if step.scale is None or step.shift is None:
             return None
-        return tuple(torch.tensor(v, dtype=self.inner, device=self.device) for v in (scale, shift))  # type: ignore[return-value]
+        like = {"dtype": self.inner, "device": self.device}
+        return torch.tensor(step.scale, **like), torch.tensor(step.shift, **like)  # type: ignore[arg-type]

@@ -133,6 +133,13 @@ def test_modes(head: str, mode: str) -> None:
     assert "as asked" in run.describe()[1]
 
 
+def test_images_of_bytes() -> None:
+    plan, tensors, _ = tiny_case("v1", torch.float32)
+    images = torch.randint(0, 256, (1, 64, 96, 3), dtype=torch.uint8)
+    case = plan.with_images((0.1, 0.2, 0.3), (-1.0, 0.0, 1.0)), tensors, images
+    assert_equals_interpreter(executor(case, "sequential")(images), case)
+
+
 def test_copies() -> None:
     case = tiny_case("v2p", torch.float32)
     run = executor(case, "sequential")

@@ -13,7 +13,6 @@ from tiny_networks import ALL_HEADS, assert_same, enliven, image, maps, relative
 from torch import Tensor
 
 from hrnet_fast.errors import ImplementationError, InputError
-from hrnet_fast.inference import library
 from hrnet_fast.inference.chooser import Chooser
 from hrnet_fast.inference.interpreter import interpret
 from hrnet_fast.inference.library import LibraryExecutor
@@ -76,17 +75,10 @@ def test_without_a_fast_sum(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_images_of_bytes() -> None:
-    """An import with scale and shift takes [N, H, W, C]; plans that have such carry the two as attributes."""
     plan, tensors, _ = tiny_case("v1", torch.float64)
     images = torch.randint(0, 256, (1, 64, 96, 3), dtype=torch.uint8)
-    run = LibraryExecutor(plan, tensors, "cpu", chooser=Chooser(CPU, plan.dtype, "library"))
-    scale, shift = torch.tensor([0.1, 0.2, 0.3]).double(), torch.tensor([-1.0, 0.0, 1.0]).double()
-    run._images = dict.fromkeys(run._images, (scale, shift))
-    x = (images.double() * scale + shift).permute(0, 3, 1, 2)
-    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(library, "takes_images", lambda plan: True)
-        made = run(images)
-    assert_equals_interpreter(made, (plan, tensors, x))
+    plan = plan.with_images((0.1, 0.2, 0.3), (-1.0, 0.0, 1.0))
+    assert_equals_interpreter(executor((plan, tensors, images))(images), (plan, tensors, images))
 
 
 def test_outputs_are_new() -> None:
