@@ -1,0 +1,226 @@
+"""Plans on CUDA devices: one graph that is launched at once, in the arrangement of steps that is fastest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from hrnet_fast.errors import ImplementationError
+from hrnet_fast.inference.capture import CudaDevice, Device, Graph, Pool
+from hrnet_fast.inference.choices import Choice, key_for
+from hrnet_fast.inference.choices import choose as measure
+from hrnet_fast.inference.chooser import Chooser
+from hrnet_fast.inference.handed import Weights
+from hrnet_fast.inference.library import LibraryExecutor, check_input, indexed, plain_tensors, takes_images
+from hrnet_fast.inference.plan import Plan
+from hrnet_fast.inference.streams import Schedule, schedule
+from hrnet_fast.inference.ways import lacks
+
+MODES = ("sequential", "streams", "grouped")
+
+
+class CudaExecutor:
+    """Carries out a plan as one CUDA graph; calls of several threads take turns.
+
+    Args:
+        plan: the plan.
+        tensors: the model's parameters and buffers by name.
+        device: of maps, inputs and outputs.
+        mode: ``"sequential"``, one step after the other; ``"streams"``, independent steps side by side; ``"grouped"``,
+            the branches' parallel 3x3 convolutions in one launch each; ``"auto"``, whichever measures fastest.
+        outer: dtype of outputs; None is the maps', float32 at least.
+        pool: memory shared with the graphs of other executors, which then take turns; None makes one.
+        weights, chooser: shared with other executors of the same dtype and device; None makes own ones.
+        backend: graphs and streams; None is CUDA's.
+
+    Raises:
+        ImplementationError: an unknown mode, or ``"grouped"`` where that operator has no fast implementation.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        tensors: Mapping[str, Tensor],
+        device: torch.device | str,
+        mode: str = "auto",
+        *,
+        outer: torch.dtype | None = None,
+        pool: Pool | None = None,
+        weights: Weights | None = None,
+        chooser: Chooser | None = None,
+        backend: Device | None = None,
+    ) -> None:
+        if mode not in ("auto", *MODES):
+            raise ImplementationError(f"CudaExecutor: mode {mode!r}; accepted are {', '.join(('auto', *MODES))}.")
+        self.plan, self.device = plan, indexed(device)
+        self._outer = outer
+        self._backend = backend or CudaDevice(self.device)
+        self._pool = pool or Pool()
+        self._owns = weights is None
+        self._tensors = tensors
+        with self._pool.lock, self._backend.here(), plain_tensors(self.device):
+            self._weights = weights or Weights(tensors, plan.dtype, self.device)
+            self._chooser = chooser or Chooser(self.device, plan.dtype)
+            self._input = _static_input(plan, self.device)
+            self.choice = self._choose(mode)
+
+    @property
+    def mode(self) -> str:
+        """How steps are arranged."""
+        return self._run.mode
+
+    @property
+    def captured(self) -> bool:
+        """Whether calls replay a graph."""
+        return self._run.graph is not None
+
+    def __call__(self, x: Tensor, copy: bool = True) -> Any:
+        """Return the network's output for `x` of the plan's shape.
+
+        Args:
+            x: [N, C, H, W]; for plans of images, bytes [N, H, W, C].
+            copy: whether to return new tensors; otherwise those that the next call overwrites.
+        """
+        check_input(self.plan, x)
+        with self._pool.lock, self._backend.here(), plain_tensors(self.device):
+            if self._backend.capturing():
+                # Somebody else's graph takes the steps; it cannot hold one of ours.
+                return self._run.library.run(x)
+            self._backend.after(self._pool.mark)
+            self._input.copy_(x)
+            made = self._run()
+            if copy and self.captured:  # uncaptured runs make new tensors
+                made = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, made)
+            self._pool.mark = self._backend.mark()
+            return made
+
+    def refresh(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write new weights where the graph reads them; shared weights are refreshed by whoever shares them."""
+        with self._pool.lock, self._backend.here(), plain_tensors(self.device):
+            self._backend.after(self._pool.mark)
+            self._tensors = tensors
+            if self._owns:
+                self._weights.refresh(tensors)
+            self._run.library.refresh(tensors)
+            self._pool.mark = self._backend.mark()
+
+    def profile(self, x: Tensor, rounds: int = 3) -> list[tuple[int, float]]:
+        """Return (step, seconds) with every step run by itself and from the host: launches included."""
+        with self._pool.lock, self._backend.here(), self._backend.settings():
+            self._backend.after(self._pool.mark)
+            found = self._run.library.profile(x, rounds)
+            self._pool.mark = self._backend.mark()
+            return found
+
+    def describe(self) -> list[str]:
+        """What was chosen, and why."""
+        return [
+            f"arranged {self._run}",
+            f"  {'as asked' if self.choice is None else self.choice}",
+            *self._run.library.describe(),
+        ]
+
+    def _choose(self, mode: str) -> Choice | None:
+        """Make the run of a mode, or of the fastest one."""
+        if mode != "auto":
+            self._run = self._made(mode)
+            return None
+        runs: dict[str, _Run] = {}
+
+        def candidate(name: str) -> Callable[[], Any]:
+            def call() -> Any:
+                if name not in runs:
+                    made = self._made(name)
+                    if made.graph is None:
+                        raise ImplementationError(made.note)
+                    runs[name] = made
+                return runs[name]()
+
+            return call
+
+        plan = self.plan
+        shape = "x".join(map(str, plan.input_shape))
+        key = key_for(
+            f"arrangement of {shape}", f"{len(plan.steps)} steps", plan.flops, plan.bytes, device=self.device,
+            dtype=plan.dtype,
+        )  # fmt: skip
+        # Without what cannot run: once it can, what was measured without it does not count.
+        names = [name for name in MODES if name != "grouped" or self._lacks_grouped() is None]
+        try:
+            choice = measure(key, {name: candidate(name) for name in names}, rounds=9, device=self.device)
+        except ImplementationError as error:
+            choice = Choice(key, MODES[0], reasons={"all": str(error)})
+        # Only the winner stays; a remembered one was not made yet.
+        self._run = runs.get(choice.winner) or self._made(choice.winner)
+        return choice
+
+    def _made(self, mode: str) -> _Run:
+        lacking = self._lacks_grouped() if mode == "grouped" else None
+        if lacking is not None:
+            raise ImplementationError(f"CudaExecutor: mode 'grouped': {lacking}; take 'auto'.")
+        library = LibraryExecutor(
+            self.plan, self._tensors, self.device, outer=self._outer, weights=self._weights, chooser=self._chooser,
+            grouped=mode == "grouped",
+        )  # fmt: skip
+        return _Run(mode, library, self._input, self._backend, self._pool)
+
+    def _lacks_grouped(self) -> str | None:
+        return lacks("grouped_conv3x3", self.device, self.plan.dtype)
+
+
+class _Run:
+    """A plan in one mode: a graph, or where none can be captured its steps one after the other."""
+
+    def __init__(self, mode: str, library: LibraryExecutor, x: Tensor, backend: Device, pool: Pool) -> None:
+        self.mode, self.library, self.note = mode, library, ""
+        self.schedule: Schedule | None = None
+        self._input, self._backend = x, backend
+        self.graph: Graph | None = None
+        self._made: Any = None
+        if mode == "streams":
+            self.schedule = schedule(library.plan, library.maps.layout, library.units)
+        try:
+            with backend.settings():
+                backend.warm_up(self._body)
+                self.graph, self._made = backend.capture(self._body, pool.memory(backend))
+        except Exception as error:  # whatever a call in the network does that no graph can hold
+            self.note = f"{type(error).__name__}: {error}"[:300]
+        # What the capture kept for its own time is the pool's: nobody but graphs that take turns uses it.
+        library.maps.keeping(False)
+        for buffer in range(len(library.plan.buffers)):
+            library.maps.release(buffer)
+
+    def _body(self) -> Any:
+        if self.schedule is None:
+            return self.library.run(self._input)
+        lanes = self._backend.lanes(self.schedule)
+        made = self.library.run(self._input, around=lanes)
+        lanes.join()
+        return made
+
+    def __call__(self) -> Any:
+        if self.graph is None:
+            with self._backend.settings():
+                return self.library.run(self._input)
+        self.graph.replay()
+        return self._made
+
+    def __str__(self) -> str:
+        units = len(self.library.units)
+        if self.graph is None:
+            return f"one after the other, {units} steps launched by themselves: no graph, as {self.note}"
+        if self.schedule is not None:
+            waits = sum(map(len, self.schedule.waits))
+            return f"in one graph, {units} steps on {self.schedule.count} streams with {waits} waits between them"
+        return f"in one graph, {units} steps one after the other" + " with branches grouped" * (self.mode == "grouped")
+
+
+def _static_input(plan: Plan, device: torch.device) -> Tensor:
+    n, c, h, w = plan.input_shape
+    if takes_images(plan):
+        return torch.zeros((n, h, w, c), dtype=torch.uint8, device=device)
+    return torch.zeros((n, c, h, w), dtype=torch.promote_types(plan.dtype, torch.float32), device=device)
