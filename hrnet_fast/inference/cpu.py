@@ -22,9 +22,16 @@ from hrnet_fast.inference.weights import WeightSpec
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
-def available() -> bool:
-    """Whether the compiled extension with the executor is there."""
-    return "convolutions" in (build_info() or {})
+def wins(dtype: torch.dtype) -> bool:
+    """Whether the compiled executor is there and has a convolution kernel for this processor.
+
+    Its portable kernel is for tests and for processors that the library knows as little: oneDNN's are faster.
+    """
+    if dtype not in DTYPES or "convolutions" not in (build_info() or {}):
+        return False
+    from hrnet_fast import _C
+
+    return bool(_C.conv_kernel(DTYPES[dtype]) != "portable")
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,7 @@ class CpuExecutor:
         self._weights = weights
         sizes = [_map_bytes(plan, k) for k in range(len(plan.buffers))]
         lives = [Interval(size, b.first, b.last) for size, b in zip(sizes, plan.buffers, strict=True)]
-        self._offsets, self.arena_bytes = pack(lives)
+        self._offsets, self._arena_bytes = pack(lives)
         self._segments: list[_Segment | Call] = []
         pending: list[tuple[int, ...]] = []
         for wave in [*plan.waves, ()]:
@@ -106,6 +113,10 @@ class CpuExecutor:
         self.refresh(tensors)
         self._spare: list[Tensor] = []
         self._lock = threading.Lock()
+
+    @property
+    def arena_bytes(self) -> int:
+        return self._arena_bytes
 
     def refresh(self, tensors: Mapping[str, Tensor]) -> None:
         """Read the tensors that calls use anew; the packed weights are refreshed by themselves."""
@@ -133,7 +144,7 @@ class CpuExecutor:
         slots: list[Any] = [None] * self.plan.slots
         slots[0] = x
         with self._lock:
-            arena = self._spare.pop() if self._spare else torch.empty(self.arena_bytes + 64, dtype=torch.uint8)
+            arena = self._spare.pop() if self._spare else torch.empty(self._arena_bytes + 64, dtype=torch.uint8)
         try:
             with torch.no_grad():
                 for segment in self._segments:
@@ -186,7 +197,7 @@ class CpuExecutor:
         for k, wave in enumerate(waves):
             for i in wave:
                 self._add(program, k, plan.steps[i], place, inputs, order)
-        program.finish(self.arena_bytes)
+        program.finish(self._arena_bytes)
         return _Segment(program, tuple(inputs), tuple(outputs.items()), tuple(i for wave in waves for i in wave))
 
     def _add(self, program: Any, wave: int, step: Step, place: Any, inputs: list[int], outputs: list[int]) -> None:

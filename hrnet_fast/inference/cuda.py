@@ -98,6 +98,11 @@ class CudaExecutor:
             self._pool.mark = self._backend.mark()
             return made
 
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of maps that a call keeps at once."""
+        return self.plan.peak_memory
+
     def refresh(self, tensors: Mapping[str, Tensor]) -> None:
         """Write new weights where the graph reads them; shared weights are refreshed by whoever shares them."""
         with self._pool.lock, self._backend.here(), plain_tensors(self.device):

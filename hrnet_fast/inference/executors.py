@@ -10,15 +10,24 @@ from torch import Tensor
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference import cpu
-from hrnet_fast.inference.interpreter import Interpreter
+from hrnet_fast.inference.capture import Pool
+from hrnet_fast.inference.chooser import Chooser
+from hrnet_fast.inference.cuda import CudaExecutor
+from hrnet_fast.inference.handed import Weights
+from hrnet_fast.inference.library import LibraryExecutor
 from hrnet_fast.inference.plan import Plan
+
+SECONDS_OF_CHOOSING = 2.0  # an engine is to be ready in seconds; what was measured once is remembered
 
 
 class Executor(Protocol):
-    """Carries out one plan, with `arena_bytes` of maps alive at once."""
+    """Carries out one plan."""
 
     plan: Plan
-    arena_bytes: int
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of maps that a call keeps at once."""
 
     def __call__(self, x: Tensor, copy: bool = True) -> Any:
         """Return the network's output; with `copy`, tensors that no later call touches."""
@@ -42,8 +51,11 @@ class Executors:
         self.dtype, self.outer, self.device = dtype, outer, device
         self.tensors = tensors
         self._state = _state(tensors)
-        native = device.type == "cpu" and dtype in cpu.DTYPES and cpu.available()
-        self._packed = cpu.PackedWeights(dtype, tensors) if native else None
+        self._packed = cpu.PackedWeights(dtype, tensors) if device.type == "cpu" and cpu.wins(dtype) else None
+        if self._packed is None:
+            self._weights = Weights(tensors, dtype, device)
+            self._chooser = Chooser(device, dtype, budget=SECONDS_OF_CHOOSING)
+            self._pool = Pool()
 
     def make(self, plan: Plan) -> Executor:
         """Return an executor for `plan`.
@@ -58,38 +70,17 @@ class Executors:
             )
         if self._packed is not None:
             return cpu.CpuExecutor(plan, self.tensors, self._packed, self.outer)
-        return PlainExecutor(plan, self.tensors, self.outer, self.device)
+        shared = {"outer": self.outer, "weights": self._weights, "chooser": self._chooser}
+        if self.device.type == "cuda":
+            return CudaExecutor(plan, self.tensors, self.device, pool=self._pool, **shared)  # type: ignore[arg-type]
+        return LibraryExecutor(plan, self.tensors, self.device, **shared)  # type: ignore[arg-type]
 
     def refresh(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over new weights into what executors share; each is to be refreshed after that."""
         self.tensors, self._state = tensors, _state(tensors)
-        if self._packed is not None:
-            self._packed.refresh(tensors)
+        (self._packed or self._weights).refresh(tensors)
 
 
 def _state(tensors: Mapping[str, Tensor]) -> list[tuple[int, int]]:
     """What changes when tensors are replaced or written to."""
     return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors.values()]
-
-
-class PlainExecutor:
-    """The interpreter as an executor: for dtypes and machines that no other serves."""
-
-    def __init__(self, plan: Plan, tensors: Mapping[str, Tensor], outer: torch.dtype, device: torch.device) -> None:
-        self.plan, self._outer, self._device = plan, outer, device
-        self.arena_bytes = plan.peak_memory
-        self.refresh(tensors)
-
-    def refresh(self, tensors: Mapping[str, Tensor]) -> None:
-        self._interpreter = Interpreter(self.plan, tensors, self.plan.dtype, self._device, self._outer)
-
-    def __call__(self, x: Tensor, copy: bool = True) -> Any:
-        return self._interpreter(x)
-
-    def profile(self, x: Tensor) -> list[tuple[int, float]]:
-        times: list[tuple[int, float]] = []
-        self._interpreter(x, times)
-        return times
-
-    def describe(self) -> list[str]:
-        why = "the compiled extension is not there" if not cpu.available() else f"no kernels for {self.plan.dtype}"
-        return [f"PyTorch's operators one by one: {why} on {self._device}"]

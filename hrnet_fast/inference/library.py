@@ -119,6 +119,11 @@ class LibraryExecutor:
         with self._lock, plain_tensors(self.device):
             return self.run(x)
 
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of maps that a call keeps at once."""
+        return self.plan.peak_memory
+
     def refresh(self, tensors: Mapping[str, Tensor]) -> None:
         """Write new weights into the storage of the old ones; shared weights are refreshed by whoever shares them."""
         with self._lock, plain_tensors(self.device):
