@@ -14,6 +14,8 @@ import torch
 from hrnet_fast import __version__
 from hrnet_fast.errors import ImplementationError
 from hrnet_fast.implementations import ENV_VAR, NAMES, build_info, describe, resolve
+from hrnet_fast.inference import optimize_for_inference
+from hrnet_fast.models import HRNet
 
 _PACKAGES = ("torch", "triton", "numpy", "safetensors", "timm", "torchvision", "onnxruntime", "openvino")
 
@@ -47,6 +49,26 @@ def _devices() -> list[str]:
     return found
 
 
+def engine_check() -> list[str]:
+    """Prepare a small network for inference in every precision and compare; one line each, with what carries it out."""
+    torch.manual_seed(0)
+    model = HRNet(width=8, head="v1", num_outputs=2, num_blocks=1, num_modules=(1, 1, 1), impl="reference").eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        wanted = model(x)
+    lines = []
+    for dtype, limit in ((torch.float32, 1e-4), (torch.bfloat16, 0.05)):
+        name = str(dtype).removeprefix("torch.")
+        try:
+            engine = optimize_for_inference(model, x, dtype=dtype)
+            error = ((engine(x) - wanted).norm() / wanted.norm()).item()
+            how = engine.explain().splitlines()[2].strip()
+            lines.append(f"{name}: {'works' if error <= limit else f'WRONG by {error:.1e}'}; {how}")
+        except Exception as error:  # a report of what is broken must not break
+            lines.append(f"{name}: fails: {str(error)[:200]}")
+    return lines
+
+
 def _auto() -> str:
     try:
         return resolve()
@@ -64,6 +86,7 @@ def examine() -> dict[str, Any]:
         "devices": _devices(),
         "tools": {name: _tool(name) for name in ("c++", "nvcc", "ninja")},
         "extension": build_info(),
+        "engine": engine_check(),
         "environment": {ENV_VAR: os.environ.get(ENV_VAR)},
         "implementations": {
             name: {"usable": found.usable, "reason": found.reason} for name in NAMES for found in [describe(name)]

@@ -10,7 +10,7 @@ import click
 from hrnet_fast import __version__
 from hrnet_fast.cli.checkpoints import convert, info
 from hrnet_fast.cli.demo import demo
-from hrnet_fast.cli.inspect import doctor, models, table
+from hrnet_fast.cli.inspect import doctor, models, plan, table
 from hrnet_fast.cli.run import run
 from hrnet_fast.errors import HRNetFastError
 
@@ -21,7 +21,7 @@ def app() -> None:
     """HRNet for PyTorch: run, inspect and convert checkpoints of every upstream."""
 
 
-for command in (models, info, convert, table, run, doctor, demo):
+for command in (models, info, convert, table, plan, run, doctor, demo):
     app.add_command(command)
 
 

@@ -1,10 +1,13 @@
-"""``models``, ``table`` and ``doctor``: what there is."""
+"""``models``, ``table``, ``plan`` and ``doctor``: what there is."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 
 from hrnet_fast.cli.console import json_option, print_json, print_table, progress
+from hrnet_fast.errors import InputError
 
 
 @click.command()
@@ -63,6 +66,57 @@ def complexity_table(as_json: bool) -> None:
     print_table(columns, lines, title="Parameters / 10^6 and multiply-adds / 2^30")
 
 
+@table.command("launches")
+@json_option
+def launches_table(as_json: bool) -> None:
+    """Operator calls of a plain forward, steps of an engine's plan, and launches where branches are grouped."""
+    import dataclasses
+
+    from hrnet_fast.inference.launches import NETWORKS, launches_row
+
+    rows = [launches_row(name) for name in progress(NETWORKS, len(NETWORKS), "planning")]
+    if as_json:
+        print_json([dataclasses.asdict(r) for r in rows])
+        return
+    lines = [
+        (r.model, f"{r.input_size[0]}x{r.input_size[1]}", str(r.operator_calls), str(r.steps), str(r.grouped))
+        for r in rows
+    ]
+    print_table(("model", "input", "operator calls>", "steps of the plan>", "launches, branches grouped>"), lines)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--size", default=None, help="Input HxW; the model's own by default.")
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Images in a call.")
+@click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16", "float16"]))
+@click.option("--steps", is_flag=True, help="List all steps.")
+@click.option("--dot", type=click.Path(path_type=Path), help="Write a Graphviz file instead.")
+def plan(model: str, size: str | None, batch: int, dtype: str, steps: bool, dot: Path | None) -> None:
+    """Show how an engine would execute a named MODEL; needs no weights."""
+    import torch
+
+    from hrnet_fast.cli.parsing import parse_size
+    from hrnet_fast.inference.lower import make_plan
+    from hrnet_fast.models import HRNet
+    from hrnet_fast.models.registry import get_variant
+
+    variant = get_variant(model)
+    height, width = parse_size(size) if size else variant.input_size
+    with torch.device("meta"):
+        network = HRNet(variant.make(), impl="reference").eval()
+    made = make_plan(network, (batch, network.config.in_channels, height, width), getattr(torch, dtype))
+    if dot is None:
+        text = str(made)
+        click.echo(text if steps else "\n".join(text.splitlines()[:2]))
+        return
+    try:
+        dot.write_text(made.to_dot() + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{dot}: cannot be written ({error}).") from error
+    click.echo(f"written: {dot}")
+
+
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
@@ -79,6 +133,7 @@ def doctor(as_json: bool) -> None:
     rows += [(name, version or "not found") for name, version in found["tools"].items()]
     built = found["extension"]
     rows.append(("extension", ", ".join(f"{k} {v}" for k, v in built.items()) if built else "not built"))
+    rows += [("engine", line) for line in found["engine"]]
     rows += [(name, value or "not set") for name, value in found["environment"].items()]
     print_table(("what", "here"), rows)
     word = {True: "yes", False: "no"}

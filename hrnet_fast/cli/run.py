@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -15,8 +15,14 @@ from hrnet_fast.cli.console import impl_option, json_option, print_json, progres
 from hrnet_fast.cli.parsing import parse_box, parse_size
 from hrnet_fast.errors import InputError
 
+if TYPE_CHECKING:
+    from hrnet_fast.models import HRNet
+    from hrnet_fast.tasks.prediction import Network
+
 # Read when a task is given; listed here so that --help needs no torch.
 TASK_NAMES = ("pose", "segmentation", "classification", "landmarks")
+# From so many images on, an engine's set-up (a second or two) is less than what it saves.
+ENGINE_PAYS = 20
 
 
 @click.command()
@@ -32,6 +38,14 @@ TASK_NAMES = ("pose", "segmentation", "classification", "landmarks")
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="How many classes to name.")
 @click.option("--threshold", default=0.2, show_default=True, help="Keypoints below this score are not drawn.")
 @click.option("--family", default="auto", show_default=True, help="The checkpoint's family.")
+@click.option(
+    "--engine",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "on", "off"]),
+    help=f"Answer by an inference engine; auto: from {ENGINE_PAYS} images on, or where --dtype is given.",
+)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="What the engine computes in.")
 @torch04_option
 @impl_option
 @json_option
@@ -48,6 +62,8 @@ def run(
     top: int,
     threshold: float,
     family: str,
+    engine: str,
+    dtype: str | None,
     torch04: bool,
     impl: str,
     as_json: bool,
@@ -55,6 +71,7 @@ def run(
     """Run a checkpoint on IMAGES (a file or a folder); write NAME.json and NAME.png for each into the output folder."""
     from hrnet_fast.checkpoints import load_checkpoint
     from hrnet_fast.tasks import TASKS, Options
+    from hrnet_fast.tasks.engined import Engined
     from hrnet_fast.tasks.images import find_images, read_image
     from hrnet_fast.tasks.prediction import check_head
 
@@ -75,12 +92,13 @@ def run(
         _check_absent([output / f"{path.name}.{ending}" for path in paths for ending in endings])
     model = load_checkpoint(checkpoint, family=family, torch04=torch04, impl=impl)
     check_head(model, chosen.heads, task, checkpoint)
+    network = _network(model, engine, dtype, impl, len(paths))
     _make_folder(output)
     results: list[dict[str, Any]] = []
     failures: list[str] = []
     for path in progress(paths, len(paths), task):
         try:
-            prediction = chosen.predict(model, read_image(path), options)
+            prediction = chosen.predict(network, read_image(path), options)
         except InputError as error:
             if len(paths) == 1:
                 raise
@@ -102,9 +120,26 @@ def run(
     if as_json:
         print_json(results)
     else:
-        click.echo(f"{len(results)} of {len(paths)} images done; JSON and pictures are in {output}/")
+        ran = network.describe() if isinstance(network, Engined) else f"model, impl={impl!r}"
+        click.echo(f"{len(results)} of {len(paths)} images done ({ran}); JSON and pictures are in {output}/")
     if failures:
         raise InputError(f"{len(failures)} of {len(paths)} images failed: {'; '.join(failures[:5])}")
+
+
+def _network(model: HRNet, engine: str, dtype: str | None, impl: str, images: int) -> Network:
+    """Return what is to answer: the model, or an engine where that was asked for or pays."""
+    import torch
+
+    from hrnet_fast.tasks.engined import Engined
+
+    if engine == "off" and dtype is not None:
+        raise InputError(f"--dtype {dtype} is the engine's; leave out --engine off.")
+    wanted = engine == "on" or dtype is not None
+    if wanted and impl != "auto":
+        raise InputError(f"--impl {impl} is the model's; leave it out, or give --engine off.")
+    if not wanted and (engine == "off" or impl != "auto" or images < ENGINE_PAYS):
+        return model
+    return Engined(model, getattr(torch, dtype or "float32"))
 
 
 def _check_options(task: str, heeded: tuple[str, ...], optional: tuple[str, ...]) -> None:

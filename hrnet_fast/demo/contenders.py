@@ -11,10 +11,26 @@ from torch import Tensor
 from torch.nn import Module
 
 from hrnet_fast.implementations import NAMES, describe, resolve
+from hrnet_fast.inference import optimize_for_inference
 from hrnet_fast.models import HRNet
 from hrnet_fast.nn import accelerate, restore
 
 Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A contender that can answer.
+
+    Attributes:
+        call: answers.
+        launches, peak_bytes: steps of a call and bytes of its maps, where the contender knows them better than an
+            onlooker: an engine's run unseen by PyTorch.
+    """
+
+    call: Call
+    launches: int | None = None
+    peak_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -25,45 +41,53 @@ class Contender:
         name: short, for tables and charts.
         implementation: which implementation computes it.
         dtype: what it computes in.
-        prepare: ``(model, image) -> call``; the model is in evaluation mode, and is the contender's own to change.
+        prepare: takes the model and an image; the model is in evaluation mode, and is the contender's own to change.
     """
 
     name: str
     implementation: str
     dtype: str
-    prepare: Callable[[HRNet, Tensor], Call]
+    prepare: Callable[[HRNet, Tensor], Ready]
 
 
-def _plain(model: HRNet, x: Tensor) -> Call:
+def _plain(model: HRNet, x: Tensor) -> Ready:
     restore(model)
-    return lambda: model(x)
+    return Ready(lambda: model(x))
 
 
-def _channels_last(model: HRNet, x: Tensor) -> Call:
+def _channels_last(model: HRNet, x: Tensor) -> Ready:
     return _in_channels_last(restore(model), x)
 
 
-def _fused(model: HRNet, x: Tensor) -> Call:
+def _fused(model: HRNet, x: Tensor) -> Ready:
     return _in_channels_last(accelerate(model), x)
 
 
-def _in_channels_last(model: Module, x: Tensor) -> Call:
+def _in_channels_last(model: Module, x: Tensor) -> Ready:
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = x.contiguous(memory_format=torch.channels_last)
-    return lambda: model(x)
+    return Ready(lambda: model(x))
 
 
-def _bfloat16(prepare: Callable[[HRNet, Tensor], Call]) -> Callable[[HRNet, Tensor], Call]:
+def _engine(dtype: torch.dtype) -> Callable[[HRNet, Tensor], Ready]:
+    def prepared(model: HRNet, x: Tensor) -> Ready:
+        engine = optimize_for_inference(model, x, dtype=dtype)
+        return Ready(lambda: engine(x), engine.plan().launches(), engine.memory())
+
+    return prepared
+
+
+def _bfloat16(prepare: Callable[[HRNet, Tensor], Ready]) -> Callable[[HRNet, Tensor], Ready]:
     """`prepare`, under autocast."""
 
-    def prepared(model: HRNet, x: Tensor) -> Call:
-        call = prepare(model, x)
+    def prepared(model: HRNet, x: Tensor) -> Ready:
+        call = prepare(model, x).call
 
         def run() -> Any:
             with torch.autocast(x.device.type, torch.bfloat16):
                 return call()
 
-        return run
+        return Ready(run)
 
     return prepared
 
@@ -88,6 +112,9 @@ def contenders(device: torch.device) -> list[Contender]:
         found.append(Contender("accelerated", chosen, "float32", _fused))
         if half:
             found.append(Contender("accelerated, bf16 autocast", chosen, "bfloat16", _bfloat16(_fused)))
+    found.append(Contender("engine", "engine", "float32", _engine(torch.float32)))
+    if half:
+        found.append(Contender("engine, bf16", "engine", "bfloat16", _engine(torch.bfloat16)))
     return found
 
 

@@ -15,7 +15,17 @@ from hrnet_fast.demo.contenders import absent
 from hrnet_fast.demo.run import TaskResult
 from hrnet_fast.errors import InputError
 
-COLUMNS = ("task", "network", "weights", "run as", "error to float64>", "median ms>", "operator calls>", "peak MiB>")
+COLUMNS = (
+    "task",
+    "network",
+    "weights",
+    "run as",
+    "error to float64>",
+    "median ms>",
+    "operator calls>",
+    "peak MiB>",
+    "set-up s>",
+)
 
 
 def table_rows(results: Sequence[TaskResult]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -30,6 +40,7 @@ def table_rows(results: Sequence[TaskResult]) -> tuple[tuple[str, ...], list[tup
             f"{m.seconds * 1e3:.1f}",
             str(m.launches),
             f"{m.peak_bytes / 2**20:.1f}",
+            f"{m.setup_seconds:.2f}",
         )
         for r in results
         for i, m in enumerate(r.measurements)

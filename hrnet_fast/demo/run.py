@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -49,8 +50,9 @@ class Measurement:
     Attributes:
         error: relative L2 distance to the same network in float64.
         seconds: median latency of the interleaved rounds.
-        launches: operators dispatched in one call.
+        launches: operators dispatched in one call; of an engine, its steps.
         peak_bytes: most bytes of activations alive at once.
+        setup_seconds: what it took to get ready, a copy of the weights included.
     """
 
     contender: str
@@ -60,6 +62,7 @@ class Measurement:
     seconds: float
     launches: int
     peak_bytes: int
+    setup_seconds: float
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,12 @@ def _measure(
 
 def _compete(model: HRNet, x: Tensor, exact: Any, rounds: int) -> tuple[Measurement, ...]:
     entered = contenders(x.device)
-    calls = {c.name: c.prepare(copy.deepcopy(model), x) for c in entered}
+    ready, setup = {}, {}
+    for c in entered:
+        start = time.perf_counter()
+        ready[c.name] = c.prepare(copy.deepcopy(model), x)
+        setup[c.name] = time.perf_counter() - start
+    calls = {name: r.call for name, r in ready.items()}
     seconds = interleaved_seconds(calls, rounds=rounds)
     return tuple(
         Measurement(
@@ -174,8 +182,9 @@ def _compete(model: HRNet, x: Tensor, exact: Any, rounds: int) -> tuple[Measurem
             dtype=c.dtype,
             error=relative_error(calls[c.name](), exact),
             seconds=seconds[c.name],
-            launches=operator_calls(calls[c.name]),
-            peak_bytes=peak_activations(calls[c.name]),
+            launches=ready[c.name].launches or operator_calls(calls[c.name]),
+            peak_bytes=ready[c.name].peak_bytes or peak_activations(calls[c.name]),
+            setup_seconds=setup[c.name],
         )
         for c in entered
     )

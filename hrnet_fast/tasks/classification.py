@@ -7,15 +7,14 @@ from PIL import Image
 from torch import Tensor
 
 from hrnet_fast.errors import InputError
-from hrnet_fast.models import HRNet
 from hrnet_fast.tasks import draw
 from hrnet_fast.tasks.images import to_tensor
-from hrnet_fast.tasks.prediction import Options, Prediction
+from hrnet_fast.tasks.prediction import Network, Options, Prediction
 
 CROP_RATIO = 0.875  # of the shorter side: 224 of 256, the paper's single-crop testing
 
 
-def predict_classes(model: HRNet, image: Image.Image, options: Options) -> Prediction:
+def predict_classes(model: Network, image: Image.Image, options: Options) -> Prediction:
     """Name the most probable classes of the image's centre crop."""
     size = options.size or (224, 224)
     x = to_tensor(_centre_crop(image, size))

@@ -9,14 +9,13 @@ from PIL import Image
 from torch import Tensor
 
 from hrnet_fast.errors import InputError
-from hrnet_fast.models import HRNet
 from hrnet_fast.tasks import draw
 from hrnet_fast.tasks.heatmaps import COCO_FLIP, COCO_KEYPOINTS, COCO_SKELETON, decode, flip_back, to_image
 from hrnet_fast.tasks.images import crop, fit_box, to_tensor
-from hrnet_fast.tasks.prediction import Box, Options, Prediction
+from hrnet_fast.tasks.prediction import Box, Network, Options, Prediction
 
 
-def predict_keypoints(model: HRNet, image: Image.Image, options: Options) -> Prediction:
+def predict_keypoints(model: Network, image: Image.Image, options: Options) -> Prediction:
     """Find the keypoints of every box; with 17 of them, name and connect them as COCO does."""
     coco = model.config.head.num_outputs == len(COCO_KEYPOINTS)
     if options.flip and not coco:
@@ -33,7 +32,7 @@ def predict_keypoints(model: HRNet, image: Image.Image, options: Options) -> Pre
     return Prediction(data, picture)
 
 
-def predict_landmarks(model: HRNet, image: Image.Image, options: Options) -> Prediction:
+def predict_landmarks(model: Network, image: Image.Image, options: Options) -> Prediction:
     """Find the landmarks of every face box."""
     if options.flip:
         raise InputError(
@@ -47,7 +46,7 @@ def predict_landmarks(model: HRNet, image: Image.Image, options: Options) -> Pre
 
 
 def _find(
-    model: HRNet,
+    model: Network,
     image: Image.Image,
     options: Options,
     *,
@@ -63,7 +62,7 @@ def _find(
 
 
 def _one(
-    model: HRNet, image: Image.Image, box: Box, size: tuple[int, int], pairs: tuple[int, ...] | None
+    model: Network, image: Image.Image, box: Box, size: tuple[int, int], pairs: tuple[int, ...] | None
 ) -> dict[str, Any]:
     x = to_tensor(crop(image, box, size))
     with torch.inference_mode():

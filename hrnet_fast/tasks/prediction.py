@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 
+from hrnet_fast.config import HRNetConfig
 from hrnet_fast.errors import InputError
-from hrnet_fast.models import HRNet
 
 Box = tuple[float, float, float, float]  # left, top, width, height in pixels
 
@@ -51,7 +51,17 @@ class Prediction:
     maps: dict[str, Image.Image] = field(default_factory=dict)
 
 
-Predictor = Callable[[HRNet, Image.Image, Options], Prediction]
+class Network(Protocol):
+    """What answers: a :class:`hrnet_fast.HRNet`, or an engine made of one (:class:`Engined`)."""
+
+    @property
+    def config(self) -> HRNetConfig: ...
+    @property
+    def family(self) -> str | None: ...
+    def __call__(self, x: Any) -> Any: ...
+
+
+Predictor = Callable[[Network, Image.Image, Options], Prediction]
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,7 @@ class Task:
     maps: tuple[str, ...] = ()
 
 
-def check_head(model: HRNet, heads: tuple[str, ...], task: str, source: str | os.PathLike[str]) -> None:
+def check_head(model: Network, heads: tuple[str, ...], task: str, source: str | os.PathLike[str]) -> None:
     """Compare the head of `source`'s network with those that can do the task.
 
     Raises:

@@ -9,10 +9,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from hrnet_fast.errors import InputError
-from hrnet_fast.models import HRNet
 from hrnet_fast.tasks import draw
 from hrnet_fast.tasks.images import to_tensor
-from hrnet_fast.tasks.prediction import Options, Prediction
+from hrnet_fast.tasks.prediction import Network, Options, Prediction
 
 CITYSCAPES = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
@@ -20,7 +19,7 @@ CITYSCAPES = (
 )  # fmt: skip
 
 
-def predict_segmentation(model: HRNet, image: Image.Image, options: Options) -> Prediction:
+def predict_segmentation(model: Network, image: Image.Image, options: Options) -> Prediction:
     """Classify every pixel at the network's input size and bring the logits to the image's by bilinear upsampling."""
     height, width = options.size or (image.height, image.width)
     x = to_tensor(image.resize((width, height), Image.Resampling.BILINEAR))
