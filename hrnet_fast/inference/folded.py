@@ -35,6 +35,7 @@ class FoldedNetwork(nn.Module):
         self._names = {name: f"tensor{k}" for k, name in enumerate(names)}
         for name, buffer in self._names.items():
             self.register_buffer(buffer, own_copy(tensors[name], torch.device("cpu"), self.outer))
+        self.eval()
 
     def example(self) -> Tensor:
         """Return an input of the shape and dtype that this network takes."""

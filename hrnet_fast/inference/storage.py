@@ -65,7 +65,9 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[tuple[int, ...], p.Plan], d
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler trips over
-        raise InputError(f"Engine.load: {path} cannot be read ({type(error).__name__}: {_first_line(error)}).") from error
+        raise InputError(
+            f"Engine.load: {path} cannot be read ({type(error).__name__}: {_first_line(error)})."
+        ) from error
     version = content.get("hrnet_fast_engine") if isinstance(content, dict) else None
     if version != FORMAT:
         raise InputError(
@@ -123,7 +125,10 @@ def _decode(data: Any) -> Any:
         return data
     kind = data["kind"]
     if kind in _KINDS:
-        return _KINDS[kind](**{name: _decode(value) for name, value in data["fields"].items()})
+        fields = {name: _decode(value) for name, value in data["fields"].items()}
+        if not callable(fields.get("function", _decode)):
+            raise ValueError(f"{fields['function']!r} is no function")
+        return _KINDS[kind](**fields)
     if kind == "dtype":
         dtype = getattr(torch, data["name"])
         if not isinstance(dtype, torch.dtype):  # torch has functions too, and a file must not name one of those

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections import OrderedDict
 from typing import Any
 
@@ -17,11 +19,13 @@ from torch.nn import functional as F
 
 import hrnet_fast as hf
 from hrnet_fast.errors import HRNetFastError
-from hrnet_fast.inference import cpu, engine as engines
+from hrnet_fast.inference import cpu
+from hrnet_fast.inference import engine as engines
 from hrnet_fast.inference.lower import make_plan
 from hrnet_fast.inference.memory import Interval, pack
 from hrnet_fast.inference.plan import Call
 from hrnet_fast.measure import operator_calls, peak_activations
+from hrnet_fast.nn.probe import without_onednn
 
 native = pytest.mark.skipif(not cpu.available(), reason="the compiled extension is not there")
 CPU_DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -30,14 +34,12 @@ ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0
 
 
 def eager(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Any:
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+    with torch.no_grad(), without_onednn(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         return model(x.clone())
 
 
 def exactly(model: nn.Module, x: Tensor) -> Any:
     """The model's answer in float64."""
-    import copy
-
     with torch.no_grad():
         return copy.deepcopy(model).double()(x.double())
 
@@ -227,8 +229,6 @@ def test_callers_autocast_changes_nothing() -> None:
 
 
 def test_verify_refuses_another_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    import dataclasses
-
     def forgets(*args: Any) -> Any:
         plan = make_plan(*args)
         k = next(k for k, step in enumerate(plan.steps) if any(getattr(step, "relu", None) or (0, 0)))
@@ -241,6 +241,15 @@ def test_verify_refuses_another_plan(monkeypatch: pytest.MonkeyPatch) -> None:
         hf.optimize_for_inference(tiny(), image(64, 64))
 
 
+VIEWS = ("flatten", "transpose", "unsqueeze", "view", "permute", "squeeze")
+
+
+def launched(engine: hf.Engine, x: Tensor) -> int:
+    """Steps that the compiled programs of one call run."""
+    (executor,) = engine._executors.values()
+    return sum(0 if isinstance(part, int) else part.program.steps for part in executor._segments)  # type: ignore[attr-defined]
+
+
 @native
 @pytest.mark.parametrize("head", ["v1", "v2", "c", "ocr"])
 def test_the_executor_launches_what_the_plan_says(head: str) -> None:
@@ -249,29 +258,31 @@ def test_the_executor_launches_what_the_plan_says(head: str) -> None:
     plan = engine.plan()
     rows = engine.profile(x, rounds=1).steps
     assert sorted(row.step for row in rows) == list(range(plan.launches()))
-    # PyTorch computes nothing beside the plan's calls: these are counted with their own views and copies.
+    # PyTorch computes the plan's calls and nothing beside them. Some are several operators, as a product with a
+    # transposed matrix is; those of views are none.
     calls = [step for step in plan.steps if isinstance(step, Call)]
-    own = sum(step.function not in (Tensor.flatten, Tensor.view, torch.flatten) for step in calls)
+    computing = sum(not getattr(step.function, "__name__", "").endswith(VIEWS) for step in calls)
+    assert launched(engine, x) == plan.launches() - len(calls)
     torchs = operator_calls(lambda: engine(x))
-    assert torchs == 0 if not calls else own <= torchs
-    assert torchs < operator_calls(lambda: eager(model, x, torch.float32)) / 2
+    assert computing <= torchs <= 2 * computing
+    assert len(calls) + launched(engine, x) < operator_calls(lambda: eager(model, x, torch.float32))
 
 
 @native
 @CPU_DTYPES
 def test_memory_of_the_segmentation_network(dtype: torch.dtype) -> None:
-    """Its arena beside what eager PyTorch keeps alive, per pixel: of an image a quarter as high and wide."""
+    """Its arena beside what eager PyTorch keeps alive, per pixel: of an image an eighth as high and wide."""
     model = hf.create_model("hrnetv2_w48_seg", impl="reference").eval()
     plan = make_plan(model, (1, 3, 512, 1024), dtype)
     sizes = [_C_bytes(dtype, b) for b in plan.buffers]
     arena = pack([Interval(size, b.first, b.last) for size, b in zip(sizes, plan.buffers, strict=True)])[1]
-    x = image(128, 256).to(dtype)
-    with torch.no_grad():
+    x = image(64, 128).to(dtype)
+    with torch.no_grad(), without_onednn():
         small = peak_activations(lambda: model.to(dtype)(x))
-    assert arena <= 0.75 * 16 * small
+    assert arena <= 0.75 * 64 * small
 
 
-def _C_bytes(dtype: torch.dtype, buffer: Any) -> int:  # noqa: N802
+def _C_bytes(dtype: torch.dtype, buffer: Any) -> int:
     from hrnet_fast import _C
 
     return int(_C.map_bytes(cpu.DTYPES[dtype], buffer.n, buffer.height, buffer.width, buffer.channels))
