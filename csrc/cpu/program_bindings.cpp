@@ -63,8 +63,9 @@ char* aligned(const Program& program, const at::Tensor& arena) {
   const auto start = (address + 63) / 64 * 64;
   const int64_t room = arena.numel() - static_cast<int64_t>(start - address);
   if (room < program.arena_bytes())
-    throw std::invalid_argument("Program: the arena has " + std::to_string(arena.numel()) + " bytes; finish() was told " +
-                                std::to_string(program.arena_bytes()) + ", and up to 63 go into its alignment");
+    throw std::invalid_argument("Program: the arena has " + std::to_string(arena.numel()) +
+                                " bytes; finish() was told " + std::to_string(program.arena_bytes()) +
+                                ", and up to 63 go into its alignment");
   return reinterpret_cast<char*>(start);
 }
 
@@ -175,8 +176,7 @@ void bind_program(py::module_& m) {
              std::vector<std::pair<int64_t, double>> times;
              {
                py::gil_scoped_release release;
-               for (const StepTime& t : p.profile(in, out, start, team(threads)))
-                 times.emplace_back(t.step, t.seconds);
+               for (const StepTime& t : p.profile(in, out, start, team(threads))) times.emplace_back(t.step, t.seconds);
              }
              return times;
            })

@@ -158,7 +158,6 @@ class Engine:
     ) -> None:
         self.dtype, self.device = dtype, device
         self._source, self._outer, self._images, self._max_shapes = source, outer, images, max_shapes
-        self._plans: dict[tuple[int, ...], Plan] = {}
         self._executors: OrderedDict[tuple[int, ...], Executor] = OrderedDict()
         self._making = Executors(dtype, outer, device, source.tensors())
         self._building = threading.RLock()
@@ -185,9 +184,8 @@ class Engine:
         """Return the plan for inputs [N, C, H, W]; None is the shape used last."""
         with self._building:
             key = tuple(shape) if shape is not None else self._last()
-            if key not in self._plans:
-                self._plans[key] = self._planned(key)
-            return self._plans[key]
+            ready = self._executors.get(key)
+            return ready.plan if ready else self._planned(key)
 
     def refresh(self) -> None:
         """Take over the source model's present weights. Waits for running calls; shapes stay prepared."""
@@ -310,8 +308,7 @@ class Engine:
             else:
                 self._executors[shape] = self._making.make(self.plan(shape))
                 while len(self._executors) > self._max_shapes:
-                    dropped, _ = self._executors.popitem(last=False)
-                    self._plans.pop(dropped, None)
+                    self._executors.popitem(last=False)
             return self._executors[shape]
 
 
