@@ -30,6 +30,9 @@ int64_t map_bytes(Element type, int64_t n, int64_t height, int64_t width, int64_
 int64_t Program::buffer(int64_t offset_bytes, int64_t n, int64_t height, int64_t width, int64_t channels) {
   require(offset_bytes >= 0 && offset_bytes % kAlignment == 0, "a buffer's offset is a multiple of 64 bytes");
   require(n >= 0 && height > 0 && width > 0 && channels > 0, "a buffer has positive sizes");
+  // Files bring sizes too: what would not fit an address must not wrap around to something that does.
+  const double elements = (n + 1.0) * (height + 2.0) * (width + 20.0) * channels;
+  require(elements < 0x1p48 && std::max(height, width) < INT32_MAX, "a buffer is too large");
   buffers_.push_back({offset_bytes, n, height, width, channels});
   return static_cast<int64_t>(buffers_.size()) - 1;
 }
@@ -40,6 +43,13 @@ void Program::check_place(Place place, int64_t channels, const char* what) const
   const Buffer& b = buffers_[place.buffer];
   require(channels > 0 && place.offset >= 0 && place.offset + channels <= b.channels,
           std::string(what) + ": channels outside of their buffer");
+}
+
+// Inputs that a step reads at other places than it writes may not be what it writes.
+void Program::check_apart(Place in, int64_t in_channels, Place out, int64_t channels, const char* what) const {
+  const bool apart =
+      in.buffer != out.buffer || in.offset + in_channels <= out.offset || out.offset + channels <= in.offset;
+  require(apart, std::string(what) + ": it would write over its input");
 }
 
 void Program::add(Step step) {
@@ -64,6 +74,7 @@ void Program::conv(int64_t wave, Weights weights, const ConvShape& shape, Place 
   require(weights != nullptr && shape.type == type_, "conv: weights of the program's type");
   check_place(in, shape.in_channels, "conv: input");
   check_place(out, shape.out_channels, "conv: output");
+  check_apart(in, shape.in_channels, out, shape.out_channels, "conv");
   const Buffer &from = buffers_[in.buffer], &to = buffers_[out.buffer];
   require(to.n == from.n && to.height == (from.height - 1) / shape.stride + 1 &&
               to.width == (from.width - 1) / shape.stride + 1,
@@ -93,6 +104,7 @@ void Program::sum(int64_t wave, const std::vector<TermPlace>& terms, Place out, 
     const bool identity = term.mode == "identity";
     require(identity || term.mode == "nearest" || term.mode == "bilinear", "sum: no mode " + term.mode);
     require(!identity || (from.height == to.height && from.width == to.width), "sum: size of a term");
+    if (!identity) check_apart(term.place, channels, out, channels, "sum");
     const Resample mode = term.mode == "nearest" ? Resample::kNearest
                           : term.align_corners   ? Resample::kBilinearAligned
                                                  : Resample::kBilinear;
@@ -105,6 +117,7 @@ void Program::sum(int64_t wave, const std::vector<TermPlace>& terms, Place out, 
 void Program::avg_pool(int64_t wave, Place in, Place out, int64_t channels, int64_t size) {
   check_place(in, channels, "avg_pool: input");
   check_place(out, channels, "avg_pool: output");
+  check_apart(in, channels, out, channels, "avg_pool");
   const Buffer &from = buffers_[in.buffer], &to = buffers_[out.buffer];
   require(size > 0 && to.n == from.n && to.height == from.height / size && to.width == from.width / size,
           "avg_pool: sizes");
@@ -126,7 +139,6 @@ void Program::finish(int64_t arena_bytes) {
   for (const Buffer& b : buffers_)
     require(b.offset + map_bytes(type_, b.n, b.height, b.width, b.channels) <= arena_bytes,
             "a buffer outside of the arena");
-  std::vector<Given> nothing;
   for (size_t k = 0; k < steps_.size(); ++k) {
     Step& step = steps_[k];
     if (waves_.empty() || step.wave != steps_[k - 1].wave) waves_.emplace_back();
@@ -149,6 +161,7 @@ void Program::finish(int64_t arena_bytes) {
     for (const int64_t k : wave) items += steps_[k].items;
     wave_items_.push_back(items);
   }
+  arena_bytes_ = arena_bytes;
   finished_ = true;
 }
 

@@ -59,6 +59,7 @@ class Program {
   std::vector<StepTime> profile(const std::vector<Given>& inputs, const std::vector<Given>& outputs, char* arena,
                                 int threads) const;
 
+  int64_t arena_bytes() const { return arena_bytes_; }
   int64_t steps() const { return static_cast<int64_t>(steps_.size()); }
   int64_t waves() const { return static_cast<int64_t>(waves_.size()); }
 
@@ -92,6 +93,7 @@ class Program {
   };
 
   void check_place(Place place, int64_t channels, const char* what) const;
+  void check_apart(Place in, int64_t in_channels, Place out, int64_t channels, const char* what) const;
   void add(Step step);
   Map map(Place place, char* arena) const;
   int64_t rows_per_item(const Step& step) const;
@@ -101,6 +103,7 @@ class Program {
 
   Element type_;
   bool finished_ = false;
+  int64_t arena_bytes_ = 0;
   std::vector<Buffer> buffers_;
   std::vector<Step> steps_;
   std::vector<std::vector<int64_t>> waves_;  // steps of each wave

@@ -55,9 +55,23 @@ std::vector<Given> given_all(const std::vector<at::Tensor>& tensors) {
   return all;
 }
 
-char* aligned(const at::Tensor& arena) {
+// The aligned start of an arena that holds what the program was finished with.
+char* aligned(const Program& program, const at::Tensor& arena) {
+  if (!arena.device().is_cpu() || arena.scalar_type() != at::kByte || !arena.is_contiguous())
+    throw std::invalid_argument("Program: the arena is one contiguous run of bytes (torch.uint8), on the CPU");
   const auto address = reinterpret_cast<uintptr_t>(arena.data_ptr());
-  return reinterpret_cast<char*>((address + 63) / 64 * 64);
+  const auto start = (address + 63) / 64 * 64;
+  const int64_t room = arena.numel() - static_cast<int64_t>(start - address);
+  if (room < program.arena_bytes())
+    throw std::invalid_argument("Program: the arena has " + std::to_string(arena.numel()) +
+                                " bytes; finish() was told " + std::to_string(program.arena_bytes()) +
+                                ", and up to 63 go into its alignment");
+  return reinterpret_cast<char*>(start);
+}
+
+int team(int threads) {
+  if (threads < 1) throw std::invalid_argument("Program: at least one thread");
+  return threads;
 }
 
 // Packed weights that several programs share.
@@ -67,8 +81,9 @@ class PackedWeights {
                 bool dense)
       : shape_{0, 0, 0, 0, 0, 0, Element::float32, false} {
     if (weight.dim() != 4 || weight.size(2) != weight.size(3) || (weight.size(2) != 1 && weight.size(2) != 3) ||
-        (stride != 1 && stride != 2) || relu.first < 0 || relu.second > weight.size(0))
-      throw std::invalid_argument("PackedConv: weight [out, in, k, k] with k of 1 or 3, stride of 1 or 2");
+        (stride != 1 && stride != 2) || weight.numel() == 0 || relu.first < 0 || relu.second > weight.size(0))
+      throw std::invalid_argument(
+          "PackedConv: weight [out, in, k, k] with k of 1 or 3, stride of 1 or 2, ReLU on channels that there are");
     shape_ = {weight.size(1),
               weight.size(0),
               static_cast<int>(weight.size(2)),
@@ -92,11 +107,12 @@ class PackedWeights {
  private:
   void check(const at::Tensor& weight, const at::Tensor& bias) const {
     const bool fits = weight.scalar_type() == at::kFloat && bias.scalar_type() == at::kFloat &&
-                      weight.is_contiguous() && bias.is_contiguous() && bias.numel() == shape_.out_channels &&
-                      weight.size(0) == shape_.out_channels && weight.size(1) == shape_.in_channels &&
-                      weight.size(2) == shape_.kernel;
+                      weight.device().is_cpu() && bias.device().is_cpu() && weight.is_contiguous() &&
+                      bias.is_contiguous() && bias.numel() == shape_.out_channels &&
+                      weight.sizes() == at::IntArrayRef({shape_.out_channels, shape_.in_channels,
+                                                         int64_t{shape_.kernel}, int64_t{shape_.kernel}});
     if (!fits)
-      throw std::invalid_argument("PackedConv: contiguous float32 weight and bias of the shape it was made with");
+      throw std::invalid_argument("PackedConv: contiguous float32 weight and bias, of the shape it was made with");
   }
 
   ConvShape shape_;
@@ -148,18 +164,19 @@ void bind_program(py::module_& m) {
            [](const Program& p, const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& outputs,
               const at::Tensor& arena, int threads) {
              const auto in = given_all(inputs), out = given_all(outputs);
+             char* start = aligned(p, arena);
              py::gil_scoped_release release;
-             p.run(in, out, aligned(arena), threads);
+             p.run(in, out, start, team(threads));
            })
       .def("profile",
            [](const Program& p, const std::vector<at::Tensor>& inputs, const std::vector<at::Tensor>& outputs,
               const at::Tensor& arena, int threads) {
              const auto in = given_all(inputs), out = given_all(outputs);
+             char* start = aligned(p, arena);
              std::vector<std::pair<int64_t, double>> times;
              {
                py::gil_scoped_release release;
-               for (const StepTime& t : p.profile(in, out, aligned(arena), threads))
-                 times.emplace_back(t.step, t.seconds);
+               for (const StepTime& t : p.profile(in, out, start, team(threads))) times.emplace_back(t.step, t.seconds);
              }
              return times;
            })

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hrnet_fast.inference.plan import Slot
+from hrnet_fast.errors import InputError
+from hrnet_fast.inference.plan import Call, Import, Plan, Slot, slot_leaves
 from hrnet_fast.inference.recording import Named
 
 
@@ -18,6 +19,33 @@ def named_leaves(tree: Any) -> list[Named]:
     if isinstance(tree, dict):
         tree = list(tree.values())
     return [leaf for part in tree for leaf in named_leaves(part)] if isinstance(tree, (list, tuple)) else []
+
+
+def own_copy(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A model's tensor as calls read it: a copy, which the model's later changes do not reach; indices stay indices."""
+    kept = tensor.detach()
+    return kept.to(device, dtype if kept.is_floating_point() else kept.dtype, copy=True)
+
+
+def calls_read_input(plan: Plan) -> bool:
+    """Whether a function is called on the network's input itself, or it is returned."""
+    calls = [(s.args, s.kwargs) for s in plan.steps if isinstance(s, Call)]
+    return any(leaf.index == 0 for leaf in slot_leaves([*calls, plan.output]))
+
+
+def as_calls_read_it(plan: Plan, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The engine's input as the model's own functions take it: floating [N, C, H, W] of `dtype`.
+
+    Raises:
+        InputError: bytes, and no import says how they are normalised.
+    """
+    if x.dtype != torch.uint8:
+        return x.to(dtype)
+    step = next((s for s in plan.steps if isinstance(s, Import) and s.slot == 0), None)
+    if step is None or step.scale is None:
+        raise InputError("Engine: normalize needs a network that begins with a 1x1 or 3x3 convolution.")
+    scale, shift = (torch.tensor(v, dtype=dtype, device=x.device) for v in (step.scale, step.shift))
+    return (x.to(dtype) * scale + shift).permute(0, 3, 1, 2)
 
 
 def fill_in(tree: Any, slots: Sequence[Any], named: Mapping[str, Tensor]) -> Any:

@@ -6,20 +6,23 @@ The threads pass from wave to wave through a barrier of their own: a network is 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from hrnet_fast.implementations import build_info
-from hrnet_fast.inference.arguments import fill_in, named_leaves
+from hrnet_fast.inference.arguments import as_calls_read_it, calls_read_input, fill_in, named_leaves, own_copy
 from hrnet_fast.inference.memory import Interval, pack
 from hrnet_fast.inference.plan import Call, Conv, Export, Import, Plan, Pool, Step, Sum, View, slot_leaves
 from hrnet_fast.inference.weights import WeightSpec
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_IMPORTED = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)  # what programs read and (no bytes) write
 
 
 def wins(dtype: torch.dtype) -> bool:
@@ -51,6 +54,7 @@ class PackedWeights:
         self.dtype = dtype
         self._tensors = tensors
         self._packed: dict[_Packing, Any] = {}
+        self._named: dict[str, Tensor] = {}
 
     def get(self, packing: _Packing) -> Any:
         if packing not in self._packed:
@@ -62,9 +66,16 @@ class PackedWeights:
             )
         return self._packed[packing]
 
+    def named(self, name: str) -> Tensor:
+        """A tensor that calls use, as it was when weights were read."""
+        if name not in self._named:
+            self._named[name] = own_copy(self._tensors[name], torch.device("cpu"), torch.float32)
+        return self._named[name]
+
     def refresh(self, tensors: Mapping[str, Tensor]) -> None:
         """Pack new values in the place of the old ones. No call may run meanwhile."""
         self._tensors = tensors
+        self._named.clear()
         for packing, packed in self._packed.items():
             packed.set(*self._values(packing.weight))
 
@@ -88,29 +99,32 @@ class CpuExecutor:
 
     Args:
         plan: the plan.
-        tensors: the model's parameters and buffers by name.
-        weights: packed weights, made from the same tensors in the plan's dtype.
+        weights: the model's, in the plan's dtype.
         outer: dtype of outputs.
     """
 
-    def __init__(self, plan: Plan, tensors: Mapping[str, Tensor], weights: PackedWeights, outer: torch.dtype) -> None:
+    def __init__(self, plan: Plan, weights: PackedWeights, outer: torch.dtype) -> None:
         self.plan, self.outer = plan, outer
         self._weights = weights
         sizes = [_map_bytes(plan, k) for k in range(len(plan.buffers))]
         lives = [Interval(size, b.first, b.last) for size, b in zip(sizes, plan.buffers, strict=True)]
         self._offsets, self._arena_bytes = pack(lives)
-        self._segments: list[_Segment | Call] = []
+        calls = [(step.args, step.kwargs) for step in plan.steps if isinstance(step, Call)]
+        self._called = {leaf.index for leaf in slot_leaves(calls)}
+        self._names = {leaf.name for leaf in named_leaves([*calls, plan.output])}
+        self._calls_read_input = calls_read_input(plan)
+        self._segments: list[_Segment | int] = []  # or the number of a call
         pending: list[tuple[int, ...]] = []
         for wave in [*plan.waves, ()]:
-            calls = [step for i in wave if isinstance(step := plan.steps[i], Call)]
-            if wave and not calls:
+            numbers = [i for i in wave if isinstance(plan.steps[i], Call)]
+            if wave and not numbers:
                 pending.append(wave)
                 continue
             if pending:
                 self._segments.append(self._segment(pending))
-            self._segments += calls
+            self._segments += numbers
             pending = []
-        self.refresh(tensors)
+        self.refresh()
         self._spare: list[Tensor] = []
         self._lock = threading.Lock()
 
@@ -118,11 +132,9 @@ class CpuExecutor:
     def arena_bytes(self) -> int:
         return self._arena_bytes
 
-    def refresh(self, tensors: Mapping[str, Tensor]) -> None:
-        """Read the tensors that calls use anew; the packed weights are refreshed by themselves."""
-        calls = [step for step in self.plan.steps if isinstance(step, Call)]
-        names = {leaf.name for step in calls for leaf in named_leaves((step.args, step.kwargs))}
-        self._named = {name: tensors[name].detach().to("cpu", torch.float32) for name in names}
+    def refresh(self, tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Take the tensors that calls use from the weights, which are refreshed by themselves, before."""
+        self._named = {name: self._weights.named(name) for name in self._names}
 
     def __call__(self, x: Tensor, copy: bool = True) -> Any:
         """Return the network's output for `x` of the plan's shape: new tensors, whatever `copy` says."""
@@ -142,22 +154,36 @@ class CpuExecutor:
 
     def _run(self, x: Tensor, times: list[tuple[int, float]] | None) -> Any:
         slots: list[Any] = [None] * self.plan.slots
+        if x.dtype not in _IMPORTED:
+            x = x.float()
         slots[0] = x
+        # Whatever is called or returned sees the input as the model does; imports read what was given.
+        given = as_calls_read_it(self.plan, x, torch.float32) if self._calls_read_input else x
         with self._lock:
             arena = self._spare.pop() if self._spare else torch.empty(self._arena_bytes + 64, dtype=torch.uint8)
         try:
             with torch.no_grad():
                 for segment in self._segments:
-                    if isinstance(segment, Call):
-                        args = fill_in(segment.args, slots, self._named)
-                        kwargs = fill_in(segment.kwargs, slots, self._named)
-                        slots[segment.slot] = segment.function(*args, **kwargs)
+                    if isinstance(segment, int):
+                        self._call(segment, [given, *slots[1:]], slots, times)
                     else:
                         self._run_segment(segment, slots, arena, times)
         finally:
             with self._lock:
                 self._spare.append(arena)
-        return fill_in(self.plan.output, slots, self._named)
+        return tree_map(self._as_outer, fill_in(self.plan.output, [given, *slots[1:]], self._named))
+
+    def _as_outer(self, leaf: Any) -> Any:
+        return leaf.to(self.outer) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    def _call(self, number: int, given: list[Any], slots: list[Any], times: list[tuple[int, float]] | None) -> None:
+        step = self.plan.steps[number]
+        assert isinstance(step, Call)
+        start = time.perf_counter()
+        args, kwargs = (fill_in(part, given, self._named) for part in (step.args, step.kwargs))
+        slots[step.slot] = step.function(*args, **kwargs)
+        if times is not None:
+            times.append((number, time.perf_counter() - start))
 
     def _run_segment(
         self, segment: _Segment, slots: list[Any], arena: Tensor, times: list[tuple[int, float]] | None
@@ -174,13 +200,13 @@ class CpuExecutor:
             slots[slot] = tensor
 
     def _slot_dtype(self, slot: int) -> torch.dtype:
-        return self.outer if slot in self._final else torch.float32
+        direct = slot not in self._called and self.outer in _IMPORTED
+        return self.outer if direct else torch.float32
 
     def _segment(self, waves: list[tuple[int, ...]]) -> _Segment:
         from hrnet_fast import _C
 
         plan = self.plan
-        self._final = {leaf.index for leaf in slot_leaves(plan.output)}
         program = _C.Program(DTYPES[plan.dtype])
         steps = [plan.steps[i] for wave in waves for i in wave]
         numbers = [

@@ -73,6 +73,9 @@ def optimize_for_inference(
             dtype that does not fit.
         HRNetFastError: the plan computes something else than the model.
     """
+    if not isinstance(example, Tensor) or example.is_meta:
+        given = "a tensor without data" if isinstance(example, Tensor) else type(example).__name__
+        raise InputError(f"optimize_for_inference: example is {given}; accepted is an input with data, [N, C, H, W].")
     parameter = next(model.parameters(), None)
     outer = torch.float32 if parameter is None else parameter.dtype
     chosen = dtype or outer
@@ -82,13 +85,22 @@ def optimize_for_inference(
         )
     if max_shapes < 1:
         raise InputError(f"optimize_for_inference: max_shapes={max_shapes} must be at least 1.")
-    images = None if normalize is None else Normalize(tuple(normalize[0]), tuple(normalize[1]))
+    images = None if normalize is None else _normalize(*normalize)
     engine = Engine(_Model(model), chosen, outer, example.device, images, max_shapes)
     shape = engine.check(example)
     if verify:
         _verify(model, shape, outer)
     engine.prepare(shape)
     return engine
+
+
+def _normalize(mean: Sequence[float], std: Sequence[float]) -> Normalize:
+    if len(mean) != len(std) or not len(mean) or min(std) <= 0:
+        raise InputError(
+            f"optimize_for_inference: normalize=({list(mean)}, {list(std)}); give one mean and one positive standard "
+            "deviation per channel, of values in 0 .. 1."
+        )
+    return Normalize(tuple(map(float, mean)), tuple(map(float, std)))
 
 
 class _Model:
@@ -146,7 +158,6 @@ class Engine:
     ) -> None:
         self.dtype, self.device = dtype, device
         self._source, self._outer, self._images, self._max_shapes = source, outer, images, max_shapes
-        self._plans: dict[tuple[int, ...], Plan] = {}
         self._executors: OrderedDict[tuple[int, ...], Executor] = OrderedDict()
         self._making = Executors(dtype, outer, device, source.tensors())
         self._building = threading.RLock()
@@ -160,7 +171,7 @@ class Engine:
             copy: False may return tensors that the next call overwrites.
         """
         shape = self.check(x)
-        with self._gate.using():
+        with self._gate.using(), self._plainly():
             return self._executor(shape)(x, copy)
 
     def prepare(self, *shapes: Sequence[int]) -> None:
@@ -173,9 +184,8 @@ class Engine:
         """Return the plan for inputs [N, C, H, W]; None is the shape used last."""
         with self._building:
             key = tuple(shape) if shape is not None else self._last()
-            if key not in self._plans:
-                self._plans[key] = self._planned(key)
-            return self._plans[key]
+            ready = self._executors.get(key)
+            return ready.plan if ready else self._planned(key)
 
     def refresh(self) -> None:
         """Take over the source model's present weights. Waits for running calls; shapes stay prepared."""
@@ -206,8 +216,10 @@ class Engine:
 
     def profile(self, x: Tensor, rounds: int = 3) -> Profile:
         """Time every step by itself on `x`; beside it what the device could do (measured now)."""
+        if rounds < 1:
+            raise InputError(f"Engine.profile: rounds={rounds} must be at least 1.")
         shape = self.check(x)
-        with self._gate.using():
+        with self._gate.using(), self._plainly():
             return profile(self._executor(shape), x, rounds)
 
     def save(self, path: Any, shapes: Sequence[Sequence[int]] = ()) -> None:
@@ -217,6 +229,7 @@ class Engine:
             path: of the file; written whole or not at all.
             shapes: [N, C, H, W] besides those that are prepared now.
         """
+        self._making.check_unchanged("weights to be saved")
         wanted = [*self._executors, *(tuple(s) for s in shapes)]
         plans = {shape: self.plan(shape) for shape in wanted}
         settings = {
@@ -225,7 +238,7 @@ class Engine:
             "images": self._images and (self._images.mean, self._images.std),
             "max_shapes": self._max_shapes,
         }
-        save(path, plans, self._source.tensors(), settings)
+        save(path, plans, self._making.tensors, settings)
 
     @classmethod
     def load(cls, path: Any, device: torch.device | str = "cpu") -> Engine:
@@ -238,7 +251,8 @@ class Engine:
         images, bound = settings["images"], settings["max_shapes"]
         normalize = Normalize(*images) if images else None
         source = Saved(plans, tensors)
-        engine = cls(source, settings["dtype"], settings["outer"], torch.device(device), normalize, bound)
+        where = torch.empty(0, device=device).device  # "cuda" is a device with a number
+        engine = cls(source, settings["dtype"], settings["outer"], where, normalize, bound)
         engine.prepare(*list(plans)[-bound:])
         return engine
 
@@ -247,6 +261,7 @@ class Engine:
 
         It is what ``torch.export.export`` and ``torch.onnx.export`` take; its dtype is the engine's.
         """
+        self._making.check_unchanged("a folded network")
         return FoldedNetwork(self.plan(shape), self._making.tensors)
 
     def export(self, shape: Sequence[int] | None = None) -> Any:
@@ -283,6 +298,11 @@ class Engine:
         plan = self._source.plan(shape, self.dtype)
         return plan.with_images(self._images.scale, self._images.shift) if self._images else plan
 
+    def _plainly(self) -> contextlib.AbstractContextManager[Any]:
+        """The engine's dtype is the engine's business: no autocast of the caller's changes it."""
+        kind = self.device.type
+        return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
+
     def _last(self) -> tuple[int, ...]:
         return next(reversed(self._executors))
 
@@ -293,8 +313,7 @@ class Engine:
             else:
                 self._executors[shape] = self._making.make(self.plan(shape))
                 while len(self._executors) > self._max_shapes:
-                    dropped, _ = self._executors.popitem(last=False)
-                    self._plans.pop(dropped, None)
+                    self._executors.popitem(last=False)
             return self._executors[shape]
 
 
@@ -323,8 +342,9 @@ class _Gate:
         with self._free:
             self._free.wait_for(lambda: not self._closed)
             self._closed = True
-            self._free.wait_for(lambda: self._users == 0)
-        try:
+        try:  # an interrupt while it waits must not leave the gate closed
+            with self._free:
+                self._free.wait_for(lambda: self._users == 0)
             yield
         finally:
             with self._free:

@@ -29,6 +29,9 @@ def flip_test(network: Network, x: Tensor, pairs: Sequence[tuple[int, int]] = ()
     maps = network(torch.cat([x, x.flip(3)]))
     if not isinstance(maps, Tensor) or maps.dim() != 4:
         raise InputError("flip_test: the network must return one tensor [N, K, h, w].")
+    swapped = [channel for pair in pairs for channel in set(pair)]
+    if len(set(swapped)) < len(swapped):
+        raise InputError(f"flip_test: pairs={list(pairs)} name a channel more than once; a mirror swaps it with one.")
     order = list(range(maps.shape[1]))
     for a, b in pairs:
         if not (0 <= a < len(order) and 0 <= b < len(order)):
@@ -64,8 +67,11 @@ def multi_scale(
         [N, K, H, W], logits upsampled to the size of `x`.
 
     Raises:
-        InputError: no scale, or one that is not positive.
+        InputError: no scale or one that is not positive, a divisor below 1, or a network that returns something else
+            than one tensor of maps.
     """
+    if divisor < 1:
+        raise InputError(f"multi_scale: divisor={divisor} must be at least 1.")
     if not scales or min(scales) <= 0:
         raise InputError(f"multi_scale: scales={list(scales)}; give one or more positive factors.")
     total: Tensor | None = None
@@ -76,6 +82,8 @@ def multi_scale(
         if size != [height, width]:
             scaled = F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
         logits = flip_test(network, scaled) if flip else network(scaled)
+        if not isinstance(logits, Tensor) or logits.dim() != 4:
+            raise InputError("multi_scale: the network must return one tensor [N, K, h, w].")
         logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=align_corners)
         total = logits if total is None else total + logits
     assert total is not None

@@ -63,20 +63,38 @@ class Executors:
         Raises:
             InputError: the weights changed since they were read: shapes would answer with different ones.
         """
-        if _state(self.tensors) != self._state:
-            raise InputError(
-                "Engine: an input of a new shape, and the model's weights changed since this engine read them; call "
-                "engine.refresh() first."
-            )
+        self.check_unchanged("an input of a new shape")
         if self._packed is not None:
-            return cpu.CpuExecutor(plan, self.tensors, self._packed, self.outer)
+            return cpu.CpuExecutor(plan, self._packed, self.outer)
         shared = {"outer": self.outer, "weights": self._weights, "chooser": self._chooser}
         if self.device.type == "cuda":
             return CudaExecutor(plan, self.tensors, self.device, pool=self._pool, **shared)  # type: ignore[arg-type]
         return LibraryExecutor(plan, self.tensors, self.device, **shared)  # type: ignore[arg-type]
 
+    def check_unchanged(self, what: str) -> None:
+        """Hold that `what` would be made of the weights that answers are.
+
+        Raises:
+            InputError: it would not.
+        """
+        if _state(self.tensors) != self._state:
+            raise InputError(
+                f"Engine: {what}, and the model's weights changed since this engine read them; call engine.refresh() "
+                "first."
+            )
+
     def refresh(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over new weights into what executors share; each is to be refreshed after that."""
+        """Take over new weights into what executors share; each executor is to be refreshed after that.
+
+        Raises:
+            InputError: tensors of other names or shapes; nothing is changed then.
+        """
+        for name, old in self.tensors.items():
+            if name not in tensors or tensors[name].shape != old.shape:
+                raise InputError(
+                    f"Engine.refresh: {name} is gone or has another shape than before; a changed network needs an "
+                    "engine of its own: call optimize_for_inference again."
+                )
         self.tensors, self._state = tensors, _state(tensors)
         (self._packed or self._weights).refresh(tensors)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hrnet_fast.errors import InputError
-from hrnet_fast.inference.arguments import fill_in, named_leaves
+from hrnet_fast.inference.arguments import as_calls_read_it, calls_read_input, fill_in, named_leaves, own_copy
 from hrnet_fast.inference.interpreter import compute
 from hrnet_fast.inference.plan import Call, Export, Plan, View
 
@@ -28,13 +28,14 @@ class FoldedNetwork(nn.Module):
         self.outer = torch.promote_types(plan.dtype, torch.float32)
         for k, spec in enumerate(plan.weights):
             weight, bias = spec.make(tensors)
-            self.register_buffer(f"weight{k}", weight.to(plan.dtype))
-            self.register_buffer(f"bias{k}", bias.to(plan.dtype))
-        calls = [step for step in plan.steps if isinstance(step, Call)]
-        names = dict.fromkeys(leaf.name for step in calls for leaf in named_leaves((step.args, step.kwargs)))
+            self.register_buffer(f"weight{k}", weight.to(plan.dtype, copy=True))
+            self.register_buffer(f"bias{k}", bias.to(plan.dtype, copy=True))
+        calls = [(step.args, step.kwargs) for step in plan.steps if isinstance(step, Call)]
+        names = dict.fromkeys(leaf.name for leaf in named_leaves([*calls, plan.output]))
         self._names = {name: f"tensor{k}" for k, name in enumerate(names)}
         for name, buffer in self._names.items():
-            self.register_buffer(buffer, tensors[name].detach().to("cpu", self.outer, copy=True))
+            self.register_buffer(buffer, own_copy(tensors[name], torch.device("cpu"), self.outer))
+        self.eval()
 
     def example(self) -> Tensor:
         """Return an input of the shape and dtype that this network takes."""
@@ -48,6 +49,7 @@ class FoldedNetwork(nn.Module):
         named = {name: getattr(self, buffer) for name, buffer in self._names.items()}
         slots: list[Any] = [None] * plan.slots
         slots[0] = x
+        given = as_calls_read_it(plan, x, self.outer) if calls_read_input(plan) else x
         parts: list[dict[int, Tensor]] = [{} for _ in plan.buffers]  # of each buffer, by channel offset
 
         def read(view: View) -> Tensor:
@@ -66,16 +68,15 @@ class FoldedNetwork(nn.Module):
                 if isinstance(step, Export):
                     slots[step.slot] = read(step.source).to(self.outer)
                 elif isinstance(step, Call):
-                    slots[step.slot] = step.function(
-                        *fill_in(step.args, slots, named), **fill_in(step.kwargs, slots, named)
-                    )
+                    args, kwargs = (fill_in(part, [given, *slots[1:]], named) for part in (step.args, step.kwargs))
+                    slots[step.slot] = step.function(*args, **kwargs)
                 else:
                     made.append((step.out, compute(plan, step, read, weights, slots, plan.dtype)))
             for view, tensor in made:
                 if view.channels == plan.buffers[view.buffer].channels:
                     parts[view.buffer].clear()
                 parts[view.buffer][view.offset] = tensor
-        return fill_in(plan.output, slots, named)
+        return fill_in(plan.output, [given, *slots[1:]], named)
 
 
 def write_onnx(module: FoldedNetwork, path: str | os.PathLike[str]) -> None:

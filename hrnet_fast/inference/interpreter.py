@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from hrnet_fast.inference.arguments import fill_in, named_leaves
+from hrnet_fast.inference.arguments import as_calls_read_it, calls_read_input, fill_in, named_leaves, own_copy
 from hrnet_fast.inference.plan import Call, Conv, Export, Import, Plan, Pool, Step, Sum, View
 
 
@@ -38,15 +38,14 @@ class Interpreter:
         result: torch.dtype | None = None,
     ) -> None:
         self.plan, self.dtype, self.device = plan, dtype, device
+        self._calls_read_input = calls_read_input(plan)
         self.outer = torch.promote_types(dtype, torch.float32)  # of tensors that are no maps
         self.result = result or self.outer
         made = [spec.make(tensors) for spec in plan.weights]
-        self.weights = [(w.to(device, dtype), b.to(device, dtype)) for w, b in made]
+        self.weights = [(own_copy(w, device, dtype), own_copy(b, device, dtype)) for w, b in made]
         self.named = {
-            leaf.name: tensors[leaf.name].detach().to(device, self.outer)
-            for step in plan.steps
-            if isinstance(step, Call)
-            for leaf in named_leaves((step.args, step.kwargs))
+            leaf.name: own_copy(tensors[leaf.name], device, self.outer)
+            for leaf in named_leaves([*((s.args, s.kwargs) for s in plan.steps if isinstance(s, Call)), plan.output])
         }
 
     def __call__(self, x: Tensor, times: list[tuple[int, float]] | None = None) -> Any:
@@ -54,22 +53,24 @@ class Interpreter:
         buffers: list[Tensor | None] = [None] * len(self.plan.buffers)
         slots: list[Any] = [None] * self.plan.slots
         slots[0] = x
+        # Whatever is called or returned sees the input as the model does; imports read what was given.
+        read = as_calls_read_it(self.plan, x, self.outer) if self._calls_read_input else x
         last = _last_uses(self.plan)
         with torch.no_grad():
             for k, wave in enumerate(self.plan.waves):
                 for i in wave:
                     start = time.perf_counter()
-                    self._run(self.plan.steps[i], buffers, slots)
+                    self._run(self.plan.steps[i], buffers, slots, read)
                     if times is not None:
                         times.append((i, time.perf_counter() - start))
                 for buffer in last.get(k, ()):
                     buffers[buffer] = None
         return tree_map(
             lambda t: t.to(self.result) if isinstance(t, Tensor) and t.is_floating_point() else t,
-            fill_in(self.plan.output, slots, self.named),
+            fill_in(self.plan.output, [read, *slots[1:]], self.named),
         )
 
-    def _run(self, step: Step, buffers: list[Tensor | None], slots: list[Any]) -> None:
+    def _run(self, step: Step, buffers: list[Tensor | None], slots: list[Any], given: Tensor) -> None:
         def read(view: View) -> Tensor:
             buffer = buffers[view.buffer]
             assert buffer is not None
@@ -78,9 +79,8 @@ class Interpreter:
         if isinstance(step, Export):
             slots[step.slot] = read(step.source).to(self.outer, copy=True)
         elif isinstance(step, Call):
-            slots[step.slot] = step.function(
-                *fill_in(step.args, slots, self.named), **fill_in(step.kwargs, slots, self.named)
-            )
+            args, kwargs = (fill_in(part, [given, *slots[1:]], self.named) for part in (step.args, step.kwargs))
+            slots[step.slot] = step.function(*args, **kwargs)
         else:
             result = compute(self.plan, step, read, self.weights, slots, self.dtype)
             size = self.plan.buffers[step.out.buffer]

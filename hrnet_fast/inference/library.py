@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from hrnet_fast.errors import InputError
-from hrnet_fast.inference.arguments import fill_in, named_leaves
+from hrnet_fast.inference.arguments import as_calls_read_it, calls_read_input, fill_in, named_leaves, own_copy
 from hrnet_fast.inference.chooser import Chooser
 from hrnet_fast.inference.handed import Folded, Group, Weights
 from hrnet_fast.inference.maps import Maps, adoptable, layout_of
@@ -112,6 +112,7 @@ class LibraryExecutor:
             self.maps = Maps(plan, layout_of(plan, self._adopted()), self.device)
             self._named = self._read(tensors)
             self._images = {i: self._affine(step) for i, step in enumerate(plan.steps) if isinstance(step, Import)}
+        self._input_is_read = calls_read_input(plan)
         self._last = last_units(plan, self.units)
 
     def __call__(self, x: Tensor, copy: bool = True) -> Any:
@@ -200,8 +201,14 @@ class LibraryExecutor:
                     self.maps.release(buffer)
         return tree_map(
             lambda t: t.to(self.outer) if isinstance(t, Tensor) and t.is_floating_point() else t,
-            fill_in(self.plan.output, slots, self._named),
+            fill_in(self.plan.output, self._as_called(slots), self._named),
         )
+
+    def _as_called(self, slots: list[Any]) -> list[Any]:
+        """The slots as calls and callers see them: the input as the model takes it."""
+        if not self._input_is_read:
+            return slots
+        return [as_calls_read_it(self.plan, slots[0], self.inner), *slots[1:]]
 
     def _clock(self) -> float:
         if self.device.type == "cuda":
@@ -232,7 +239,7 @@ class LibraryExecutor:
         elif isinstance(step, Export):
             slots[step.slot] = maps[step.source].to(self.inner, copy=True)
         elif isinstance(step, Call):
-            args, kwargs = (fill_in(a, slots, self._named) for a in (step.args, step.kwargs))
+            args, kwargs = (fill_in(a, self._as_called(slots), self._named) for a in (step.args, step.kwargs))
             slots[step.slot] = step.function(*args, **kwargs)
         else:
             given, affine = slots[step.slot], self._images[i]
@@ -271,9 +278,9 @@ class LibraryExecutor:
 
     def _read(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies of the tensors that calls take, in their dtype."""
-        calls = [step for step in self.plan.steps if isinstance(step, Call)]
-        names = {leaf.name for step in calls for leaf in named_leaves((step.args, step.kwargs))}
-        return {name: tensors[name].detach().to(self.device, self.inner, copy=True) for name in names}
+        calls = [(step.args, step.kwargs) for step in self.plan.steps if isinstance(step, Call)]
+        names = {leaf.name for leaf in named_leaves([*calls, self.plan.output])}
+        return {name: own_copy(tensors[name], self.device, self.inner) for name in names}
 
     def _affine(self, step: Import) -> tuple[Tensor, Tensor] | None:
         """Scale and shift of an import that takes bytes, made once: a capture may not copy from the host."""

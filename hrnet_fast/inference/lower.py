@@ -176,7 +176,7 @@ class _Lowering:
         if isinstance(tree, Ref):
             return self.tensor(tree.value)
         if isinstance(tree, dict):
-            return {k: self._swap(v) for k, v in tree.items()}
+            return type(tree)({k: self._swap(v) for k, v in tree.items()})
         if isinstance(tree, (list, tuple)) and not isinstance(tree, (torch.Size, Named)):
             parts = [self._swap(v) for v in tree]
             return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)

@@ -65,20 +65,30 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[tuple[int, ...], p.Plan], d
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler trips over
-        raise InputError(f"Engine.load: {path} cannot be read ({str(error)[:200]}).") from error
+        raise InputError(
+            f"Engine.load: {path} cannot be read ({type(error).__name__}: {_first_line(error)})."
+        ) from error
     version = content.get("hrnet_fast_engine") if isinstance(content, dict) else None
     if version != FORMAT:
         raise InputError(
             f"Engine.load: {path} is no engine that this version reads (format {version}, accepted is {FORMAT}); "
             "a file written by Engine.save is, a checkpoint is for hrnet_fast.load_checkpoint."
         )
-    plans = [_decode(plan) for plan in content["plans"]]
-    return {plan.input_shape: plan for plan in plans}, content["tensors"], _decode(content["settings"])
+    try:
+        plans = [_decode(plan) for plan in content["plans"]]
+        return {plan.input_shape: plan for plan in plans}, content["tensors"], _decode(content["settings"])
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise InputError(f"Engine.load: {path} does not hold what Engine.save writes ({error!r:.100}).") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:160]
 
 
 def _needed(plan: p.Plan) -> set[str]:
     """Names of the tensors that a plan's weights and calls read."""
     names = {leaf.name for s in plan.steps if isinstance(s, p.Call) for leaf in named_leaves((s.args, s.kwargs))}
+    names |= {leaf.name for leaf in named_leaves(plan.output)}
     for spec in plan.weights:
         for piece in spec.pieces:
             source = piece.source
@@ -115,9 +125,15 @@ def _decode(data: Any) -> Any:
         return data
     kind = data["kind"]
     if kind in _KINDS:
-        return _KINDS[kind](**{name: _decode(value) for name, value in data["fields"].items()})
+        fields = {name: _decode(value) for name, value in data["fields"].items()}
+        if not callable(fields.get("function", _decode)):
+            raise ValueError(f"{fields['function']!r} is no function")
+        return _KINDS[kind](**fields)
     if kind == "dtype":
-        return getattr(torch, data["name"])
+        dtype = getattr(torch, data["name"])
+        if not isinstance(dtype, torch.dtype):  # torch has functions too, and a file must not name one of those
+            raise ValueError(f"{data['name']} is no dtype")
+        return dtype
     if kind == "dict":
         return {_decode(k): _decode(v) for k, v in data["items"]}
     if kind in ("list", "tuple"):
