@@ -25,12 +25,17 @@ DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _IMPORTED = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)  # what programs read and (no bytes) write
 
 
-def wins(dtype: torch.dtype) -> bool:
-    """Whether the compiled executor is there and has a convolution kernel for this processor.
+def available() -> bool:
+    """Whether the compiled extension with the executor is there."""
+    return "convolutions" in (build_info() or {})
 
-    Its portable kernel is for tests and for processors that the library knows as little: oneDNN's are faster.
+
+def wins(dtype: torch.dtype) -> bool:
+    """Whether the executor has a convolution kernel for this processor in `dtype`.
+
+    Its portable kernel is for tests and for processors that no other kernel knows: there oneDNN's are faster.
     """
-    if dtype not in DTYPES or "convolutions" not in (build_info() or {}):
+    if dtype not in DTYPES or not available():
         return False
     from hrnet_fast import _C
 

@@ -78,10 +78,10 @@ def test_every_head(head: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("head", ["v1", "c", "ocr"])
-def test_plain_executor(head: str, dtype: torch.dtype) -> None:
+def test_on_the_librarys_operators(head: str, dtype: torch.dtype) -> None:
     model, x = tiny(head), image(64, 64)
     engine = hf.optimize_for_inference(model, x, dtype=dtype)
-    assert "one by one" in engine.explain()
+    assert "PyTorch's operators" in engine.explain()
     given, exact = engine(x), exactly(model, x)
     for a, b in zip(maps(given), maps(exact), strict=True):
         assert a.dtype == torch.float32
