@@ -41,8 +41,11 @@ def test_report_of_random_and_of_given_weights(tmp_path: Path, capsys: pytest.Ca
         for m in result["measurements"]:
             assert 0 <= m["error"] < (1e-5 if m["dtype"] == "float32" else 0.1)
             assert m["seconds"] > 0
-            assert m["launches"] > 200
+            assert m["launches"] > 50
+            assert m["setup_seconds"] > 0
             assert m["peak_bytes"] > 1e5
+        ran = {m["contender"] for m in result["measurements"]}
+        assert {"reference", "engine"} <= ran
     assert set(data["not_run"]) <= {"cpu", "triton", "cuda"}
     page = (out / "report.html").read_text()
     assert "Random weights:" in page

@@ -20,11 +20,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "reference": ("torch", "hrnet_fast.config", "hrnet_fast.errors", "hrnet_fast.reference"),
 }
 # Imports go one way: cli, demo and tasks above checkpoints and models, these above the operators.
-ABOVE = ("hrnet_fast.cli", "hrnet_fast.demo", "hrnet_fast.tasks", "hrnet_fast.doctor", "hrnet_fast.complexity")
+ABOVE = tuple(f"hrnet_fast.{part}" for part in ("cli", "demo", "tasks", "doctor", "complexity", "launches"))
 FORBIDDEN: dict[str, tuple[str, ...]] = {
     "implementations": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.reference"),
-    "ops": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models"),
-    "models": (*ABOVE, "hrnet_fast.checkpoints"),
+    "ops": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.inference"),
+    "nn": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.inference"),
+    "models": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.inference"),
+    "inference": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.reference"),
+    "inference/planning": ("hrnet_fast.inference.execution", "hrnet_fast.inference.engine", "hrnet_fast.ops"),
     "checkpoints": ABOVE,
     "tasks": ("hrnet_fast.cli", "hrnet_fast.demo"),
     "demo": ("hrnet_fast.cli",),

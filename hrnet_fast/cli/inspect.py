@@ -72,7 +72,7 @@ def launches_table(as_json: bool) -> None:
     """Operator calls of a plain forward, steps of an engine's plan, and launches where branches are grouped."""
     import dataclasses
 
-    from hrnet_fast.inference.launches import NETWORKS, launches_row
+    from hrnet_fast.launches import NETWORKS, launches_row
 
     rows = [launches_row(name) for name in progress(NETWORKS, len(NETWORKS), "planning")]
     if as_json:
@@ -97,7 +97,7 @@ def plan(model: str, size: str | None, batch: int, dtype: str, steps: bool, dot:
     import torch
 
     from hrnet_fast.cli.parsing import parse_size
-    from hrnet_fast.inference.lower import make_plan
+    from hrnet_fast.inference.planning.lower import make_plan
     from hrnet_fast.models import HRNet
     from hrnet_fast.models.registry import get_variant
 

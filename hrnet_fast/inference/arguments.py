@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference.plan import Call, Import, Plan, Slot, slot_leaves
-from hrnet_fast.inference.recording import Named
+from hrnet_fast.inference.planning.recording import Named
 
 
 def named_leaves(tree: Any) -> list[Named]:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from hrnet_fast.errors import HRNetFastError, InputError
-from hrnet_fast.inference.executors import Executor, Executors
+from hrnet_fast.inference.execution.executors import Executor, Executors
+from hrnet_fast.inference.execution.interpreter import interpret
 from hrnet_fast.inference.folded import FoldedNetwork, write_onnx
-from hrnet_fast.inference.interpreter import interpret
-from hrnet_fast.inference.lower import make_plan
 from hrnet_fast.inference.plan import Plan
+from hrnet_fast.inference.planning.lower import make_plan
 from hrnet_fast.inference.profile import Profile, profile
 from hrnet_fast.inference.storage import load, save
 from hrnet_fast.nn.probe import without_onednn

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference.arguments import as_calls_read_it, calls_read_input, fill_in, named_leaves, own_copy
-from hrnet_fast.inference.interpreter import compute
+from hrnet_fast.inference.execution.interpreter import compute
 from hrnet_fast.inference.plan import Call, Export, Plan, View
 
 

@@ -1,6 +1,6 @@
 """The plan: a network as a list of steps over named buffers, as data. It knows shapes and weights' recipes, no device.
 
-Executors carry it out; :mod:`hrnet_fast.inference.interpreter` does so in plain PyTorch and is their oracle.
+Executors carry it out; :mod:`hrnet_fast.inference.execution.interpreter` does so in plain PyTorch and is their oracle.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Call:
-    """A function on tensors; arguments hold :class:`Slot` and :class:`~hrnet_fast.inference.recording.Named`."""
+    """A function on tensors; arguments hold :class:`Slot`, and names of the model's tensors."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from hrnet_fast.inference.executors import Executor
+    from hrnet_fast.inference.execution.executors import Executor
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from hrnet_fast.errors import InputError
 from hrnet_fast.inference import plan as p
 from hrnet_fast.inference import weights as w
 from hrnet_fast.inference.arguments import named_leaves
-from hrnet_fast.inference.recording import Named, Part
+from hrnet_fast.inference.planning.recording import Named, Part
 
 FORMAT = 1
 _KINDS: dict[str, type[Any]] = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hrnet_fast.inference import choices
+from hrnet_fast.inference.execution import choices
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,9 @@ from tiny_networks import image, tiny
 from torch import Tensor, nn
 
 import hrnet_fast as hf
-from hrnet_fast.inference.lower import make_plan
-from hrnet_fast.inference.maps import Maps
+from hrnet_fast.inference.execution.maps import Maps
 from hrnet_fast.inference.plan import Plan, View, reads, slot_reads, writes
+from hrnet_fast.inference.planning.lower import make_plan
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from hrnet_fast.inference import capture
-from hrnet_fast.inference.capture import CudaDevice, graphed
-from hrnet_fast.inference.streams import Schedule
+from hrnet_fast.inference.execution import capture
+from hrnet_fast.inference.execution.capture import CudaDevice, graphed
+from hrnet_fast.inference.execution.streams import Schedule
 
 CPU = torch.device("cpu")
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from hrnet_fast.errors import ImplementationError, InputError
-from hrnet_fast.inference.capture import Pool
-from hrnet_fast.inference.chooser import Chooser
-from hrnet_fast.inference.cuda import MODES, CudaExecutor
-from hrnet_fast.inference.interpreter import interpret
-from hrnet_fast.inference.lower import make_plan
+from hrnet_fast.inference.execution.capture import Pool
+from hrnet_fast.inference.execution.chooser import Chooser
+from hrnet_fast.inference.execution.cuda import MODES, CudaExecutor
+from hrnet_fast.inference.execution.interpreter import interpret
+from hrnet_fast.inference.execution.streams import Schedule
 from hrnet_fast.inference.plan import Plan
-from hrnet_fast.inference.streams import Schedule
+from hrnet_fast.inference.planning.lower import make_plan
 
 CPU = torch.device("cpu")
 

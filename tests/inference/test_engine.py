@@ -19,11 +19,11 @@ from torch.nn import functional as F
 
 import hrnet_fast as hf
 from hrnet_fast.errors import HRNetFastError
-from hrnet_fast.inference import cpu
 from hrnet_fast.inference import engine as engines
-from hrnet_fast.inference.lower import make_plan
+from hrnet_fast.inference.execution import cpu
 from hrnet_fast.inference.memory import Interval, pack
 from hrnet_fast.inference.plan import Call
+from hrnet_fast.inference.planning.lower import make_plan
 from hrnet_fast.measure import operator_calls, peak_activations
 from hrnet_fast.nn.probe import without_onednn
 

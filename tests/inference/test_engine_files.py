@@ -14,7 +14,8 @@ from torch import Tensor
 
 import hrnet_fast as hf
 from hrnet_fast.errors import InputError
-from hrnet_fast.inference import cpu, storage
+from hrnet_fast.inference import storage
+from hrnet_fast.inference.execution import cpu
 from hrnet_fast.inference.plan import Call
 
 native = pytest.mark.skipif(not cpu.available(), reason="the compiled extension is not there")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import hrnet_fast as hf
 from hrnet_fast.errors import InputError
-from hrnet_fast.inference import cpu
+from hrnet_fast.inference.execution import cpu
 
 native = pytest.mark.skipif(not cpu.available(), reason="the compiled extension is not there")
 # What refreshes and aliases has executors of its own: the program's, and the interpreter's.

@@ -13,12 +13,12 @@ from tiny_networks import ALL_HEADS, assert_same, enliven, image, maps, relative
 from torch import Tensor
 
 from hrnet_fast.errors import ImplementationError, InputError
-from hrnet_fast.inference.chooser import Chooser
-from hrnet_fast.inference.interpreter import interpret
-from hrnet_fast.inference.library import LibraryExecutor
-from hrnet_fast.inference.lower import make_plan
-from hrnet_fast.inference.maps import adoptable
-from hrnet_fast.inference.ways import WAYS
+from hrnet_fast.inference.execution.chooser import Chooser
+from hrnet_fast.inference.execution.interpreter import interpret
+from hrnet_fast.inference.execution.library import LibraryExecutor
+from hrnet_fast.inference.execution.maps import adoptable
+from hrnet_fast.inference.execution.ways import WAYS
+from hrnet_fast.inference.planning.lower import make_plan
 from hrnet_fast.measure import operator_calls, peak_activations
 
 CPU = torch.device("cpu")

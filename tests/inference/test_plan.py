@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 import hrnet_fast as hf
 from hrnet_fast.errors import InputError
+from hrnet_fast.inference.execution.interpreter import interpret
 from hrnet_fast.inference.folded import FoldedNetwork
-from hrnet_fast.inference.interpreter import interpret
-from hrnet_fast.inference.lower import make_plan
 from hrnet_fast.inference.memory import Interval, pack
 from hrnet_fast.inference.plan import Call, Conv, Plan, reads, writes
+from hrnet_fast.inference.planning.lower import make_plan
 
 EXACT = 1e-10
 

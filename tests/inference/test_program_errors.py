@@ -11,7 +11,7 @@ from tiny_networks import relative_l2
 from torch import Tensor
 from torch.nn import functional as F
 
-from hrnet_fast.inference import cpu
+from hrnet_fast.inference.execution import cpu
 
 if not cpu.available():
     pytest.skip("the compiled extension is not there", allow_module_level=True)

@@ -14,13 +14,13 @@ from tiny_networks import maps, relative_l2
 from torch import Tensor
 
 import hrnet_fast as hf
-from hrnet_fast.inference.chooser import Chooser
-from hrnet_fast.inference.interpreter import interpret
-from hrnet_fast.inference.library import LibraryExecutor
-from hrnet_fast.inference.lower import make_plan
-from hrnet_fast.inference.maps import Maps, adoptable, layout_of
+from hrnet_fast.inference.execution.chooser import Chooser
+from hrnet_fast.inference.execution.interpreter import interpret
+from hrnet_fast.inference.execution.library import LibraryExecutor
+from hrnet_fast.inference.execution.maps import Maps, adoptable, layout_of
+from hrnet_fast.inference.execution.streams import MAX_LANES, Schedule, schedule
 from hrnet_fast.inference.plan import Plan
-from hrnet_fast.inference.streams import MAX_LANES, Schedule, schedule
+from hrnet_fast.inference.planning.lower import make_plan
 
 CPU = torch.device("cpu")
 HEADS = ["v1", "v2", "v2p", "ocr", "c", "cii"]

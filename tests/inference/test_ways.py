@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from hrnet_fast.inference.handed import Folded
-from hrnet_fast.inference.ways import WAYS, Geometry
+from hrnet_fast.inference.execution.handed import Folded
+from hrnet_fast.inference.execution.ways import WAYS, Geometry
 
 CPU = torch.device("cpu")
 RELUS = [(0, 0), (0, 12), (4, 12), (4, 8)]
@@ -48,8 +48,8 @@ def test_ways(name: str, place: str, relu: tuple[int, int], kernel: int, stride:
 
 TRITON_WAYS = """
 import torch
-from hrnet_fast.inference.handed import Folded
-from hrnet_fast.inference.ways import WAYS, Geometry
+from hrnet_fast.inference.execution.handed import Folded
+from hrnet_fast.inference.execution.ways import WAYS, Geometry
 F = torch.nn.functional
 folded = Folded(torch.randn(12, 5, 3, 3), torch.randn(12), torch.float32, torch.device("cpu"))
 x = torch.randn(1, 7, 6, 8).permute(0, 3, 1, 2)[:, 2:7]

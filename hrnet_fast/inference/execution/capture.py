@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from hrnet_fast.inference.streams import Schedule
+from hrnet_fast.inference.execution.streams import Schedule
 
 WARM_UPS = 2  # runs before a capture: libraries choose algorithms, kernels are compiled and loaded
 

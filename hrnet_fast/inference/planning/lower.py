@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from hrnet_fast.inference import graph as g
 from hrnet_fast.inference.plan import (
     Buffer,
     Call,
@@ -28,9 +27,10 @@ from hrnet_fast.inference.plan import (
     slot_reads,
     writes,
 )
-from hrnet_fast.inference.reading import build
-from hrnet_fast.inference.recording import Named, Ref, record
-from hrnet_fast.inference.rewrite import Slice, rewrite
+from hrnet_fast.inference.planning import graph as g
+from hrnet_fast.inference.planning.reading import build
+from hrnet_fast.inference.planning.recording import Named, Ref, record
+from hrnet_fast.inference.planning.rewrite import Slice, rewrite
 from hrnet_fast.inference.weights import WeightSpec
 
 
@@ -38,7 +38,7 @@ def make_plan(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype
     """Return the plan of `model` in evaluation mode for inputs of `input_shape`.
 
     Raises:
-        InputError: a model that cannot be recorded (:func:`~hrnet_fast.inference.recording.record`).
+        InputError: a model that cannot be recorded (:func:`~hrnet_fast.inference.planning.recording.record`).
     """
     parameter = next(model.parameters(), None)
     given = torch.float32 if parameter is None else parameter.dtype

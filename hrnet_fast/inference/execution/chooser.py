@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.errors import ImplementationError
-from hrnet_fast.inference.capture import graphed
-from hrnet_fast.inference.choices import Choice, choose, key_for
-from hrnet_fast.inference.handed import Folded
-from hrnet_fast.inference.ways import WAYS, Geometry, Library, Way
+from hrnet_fast.inference.execution.capture import graphed
+from hrnet_fast.inference.execution.choices import Choice, choose, key_for
+from hrnet_fast.inference.execution.handed import Folded
+from hrnet_fast.inference.execution.ways import WAYS, Geometry, Library, Way
 
 # Relative L2 distance between two right results: rounding of the inputs, the sums and the result.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}

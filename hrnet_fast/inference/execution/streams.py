@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hrnet_fast.inference.maps import Layout
+from hrnet_fast.inference.execution.maps import Layout
 from hrnet_fast.inference.plan import Call, Export, Plan, View, reads, slot_reads, writes
 
 MAX_LANES = 4  # as many as branches

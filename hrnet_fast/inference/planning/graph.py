@@ -1,7 +1,6 @@
 """The network as few kinds of nodes: convolutions, sums of resampled terms, concatenations, and calls of anything else.
 
-:mod:`hrnet_fast.inference.reading` makes it from a recording, :mod:`hrnet_fast.inference.rewrite` regroups it, and
-:mod:`hrnet_fast.inference.lower` turns it into a plan.
+``reading`` makes it from a recording, ``rewrite`` regroups it, and ``lower`` turns it into a plan.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hrnet_fast.inference.recording import Named, Ref
+from hrnet_fast.inference.planning.recording import Named, Ref
 from hrnet_fast.inference.weights import WeightSpec
 
 MAX_TERMS = 8  # of one sum, as fuse_sum takes them

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hrnet_fast.inference.graph import MAX_TERMS, Call, Cat, Conv, Graph, Input, Node, Pool, Sum, Term
-from hrnet_fast.inference.recording import Named, Recorded, Recording, Ref
+from hrnet_fast.inference.planning.graph import MAX_TERMS, Call, Cat, Conv, Graph, Input, Node, Pool, Sum, Term
+from hrnet_fast.inference.planning.recording import Named, Recorded, Recording, Ref
 from hrnet_fast.inference.weights import Norm, Piece, Source, WeightSpec
 
 _CONV = inspect.Signature(

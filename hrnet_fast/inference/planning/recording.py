@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hrnet_fast.errors import InputError
-from hrnet_fast.inference.shapes import result_without_running
+from hrnet_fast.inference.planning.shapes import result_without_running
 from hrnet_fast.nn.units import hooked
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hrnet_fast.inference.graph import MAX_TERMS, Cat, Conv, Graph, Input, Node, Sum, Term
+from hrnet_fast.inference.planning.graph import MAX_TERMS, Cat, Conv, Graph, Input, Node, Sum, Term
 from hrnet_fast.inference.weights import Piece, WeightSpec
 
 

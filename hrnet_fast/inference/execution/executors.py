@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.errors import InputError
-from hrnet_fast.inference import cpu
-from hrnet_fast.inference.capture import Pool
-from hrnet_fast.inference.chooser import Chooser
-from hrnet_fast.inference.cuda import CudaExecutor
-from hrnet_fast.inference.handed import Weights
-from hrnet_fast.inference.library import LibraryExecutor
+from hrnet_fast.inference.execution import cpu
+from hrnet_fast.inference.execution.capture import Pool
+from hrnet_fast.inference.execution.chooser import Chooser
+from hrnet_fast.inference.execution.cuda import CudaExecutor
+from hrnet_fast.inference.execution.handed import Weights
+from hrnet_fast.inference.execution.library import LibraryExecutor
 from hrnet_fast.inference.plan import Plan
 
 SECONDS_OF_CHOOSING = 2.0  # an engine is to be ready in seconds; what was measured once is remembered

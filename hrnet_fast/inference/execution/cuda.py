@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from hrnet_fast.errors import ImplementationError
-from hrnet_fast.inference.capture import CudaDevice, Device, Graph, Pool
-from hrnet_fast.inference.choices import Choice, key_for
-from hrnet_fast.inference.choices import choose as measure
-from hrnet_fast.inference.chooser import Chooser
-from hrnet_fast.inference.handed import Weights
-from hrnet_fast.inference.library import LibraryExecutor, check_input, indexed, plain_tensors, takes_images
+from hrnet_fast.inference.execution.capture import CudaDevice, Device, Graph, Pool
+from hrnet_fast.inference.execution.choices import Choice, key_for
+from hrnet_fast.inference.execution.choices import choose as measure
+from hrnet_fast.inference.execution.chooser import Chooser
+from hrnet_fast.inference.execution.handed import Weights
+from hrnet_fast.inference.execution.library import LibraryExecutor, check_input, indexed, plain_tensors, takes_images
+from hrnet_fast.inference.execution.streams import Schedule, schedule
+from hrnet_fast.inference.execution.ways import lacks
 from hrnet_fast.inference.plan import Plan
-from hrnet_fast.inference.streams import Schedule, schedule
-from hrnet_fast.inference.ways import lacks
 
 MODES = ("sequential", "streams", "grouped")
 

@@ -20,13 +20,13 @@ from torch.utils._pytree import tree_map
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference.arguments import as_calls_read_it, calls_read_input, fill_in, named_leaves, own_copy
-from hrnet_fast.inference.chooser import Chooser
-from hrnet_fast.inference.handed import Folded, Group, Weights
-from hrnet_fast.inference.maps import Maps, adoptable, layout_of
+from hrnet_fast.inference.execution.chooser import Chooser
+from hrnet_fast.inference.execution.handed import Folded, Group, Weights
+from hrnet_fast.inference.execution.maps import Maps, adoptable, layout_of
+from hrnet_fast.inference.execution.sums import add_up, copies, fused, fusible
+from hrnet_fast.inference.execution.units import convolution, grouped_units, last_units, single_units
+from hrnet_fast.inference.execution.ways import Geometry, Way, geometry
 from hrnet_fast.inference.plan import Call, Conv, Export, Import, Plan, Pool, Sum
-from hrnet_fast.inference.sums import add_up, copies, fused, fusible
-from hrnet_fast.inference.units import convolution, grouped_units, last_units, single_units
-from hrnet_fast.inference.ways import Geometry, Way, geometry
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Ways to compute one convolution step with operators that exist: the library's, fused ones of cuDNN and oneDNN, ours.
 
-Which is fastest depends on the shape and the device; :mod:`hrnet_fast.inference.chooser` measures it.
+Which is fastest depends on the shape and the device; :mod:`hrnet_fast.inference.execution.chooser` measures it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hrnet_fast.implementations import OPERATORS, choose
-from hrnet_fast.inference.handed import Folded
+from hrnet_fast.inference.execution.handed import Folded
+from hrnet_fast.inference.execution.sums import fuse
 from hrnet_fast.inference.plan import Conv, Plan
-from hrnet_fast.inference.sums import fuse
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""From a model to a plan: its forward recorded, read as a graph, regrouped, and lowered to steps over buffers."""
