@@ -51,9 +51,10 @@ def _devices() -> list[str]:
 
 def engine_check() -> list[str]:
     """Prepare a small network for inference in every precision and compare; one line each, with what carries it out."""
-    torch.manual_seed(0)
-    model = HRNet(width=8, head="v1", num_outputs=2, num_blocks=1, num_modules=(1, 1, 1), impl="reference").eval()
-    x = torch.randn(1, 3, 64, 64)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = HRNet(width=8, head="v1", num_outputs=2, num_blocks=1, num_modules=(1, 1, 1), impl="reference").eval()
+        x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         wanted = model(x)
     lines = []

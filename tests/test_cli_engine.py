@@ -11,6 +11,7 @@ import torch
 from test_cli import call, checkpoint, photo, refused  # noqa: F401
 
 import hrnet_fast as hf
+from hrnet_fast.errors import InputError
 from hrnet_fast.launches import NETWORKS, launches_row
 
 README = Path(hf.__file__).parents[1] / "README.md"
@@ -53,6 +54,20 @@ def test_many_images_are_worth_an_engine(
     argv = ["run", folder, "-c", path, "-t", "classification", "--size", "64x64"]
     assert "(engine, float32" in call(capsys, *argv, "-o", tmp_path / "a")[1]
     assert "(model" in call(capsys, *argv, "-o", tmp_path / "b", "--impl", "reference")[1]
+    monkeypatch.setattr("hrnet_fast.tasks.engined.optimize_for_inference", _refuse)
+    code, out, err = call(capsys, *argv, "-o", tmp_path / "c")
+    assert code == 0
+    assert "2 of 2 images done (model, in place of an engine)" in out
+    assert "no engine of this" in err
+    code, _, err = call(capsys, *argv, "-o", tmp_path / "d", "--engine", "on")
+    assert code == 2
+    assert "no engine of this" in err
+    monkeypatch.setenv("HRNET_FAST_IMPL", "reference")
+    assert "(model, impl" in call(capsys, *argv, "-o", tmp_path / "e")[1]
+
+
+def _refuse(*args: object, **options: object) -> None:
+    raise InputError("no engine of this")
 
 
 def test_what_excludes_each_other(capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: Path) -> None:  # noqa: F811

@@ -17,6 +17,7 @@
 #include <cpuid.h>
 #include <immintrin.h>
 
+#include <array>
 #include <cstring>
 #include <type_traits>
 
@@ -181,7 +182,7 @@ struct Plan {
   int64_t strips = 0, ranges = 0;
 };
 // The block and the order of positions that compute the least for nothing.
-Plan plan_of(const ConvJob& job, int64_t vectors) {
+Plan make_plan(const ConvJob& job, int64_t vectors) {
   Plan plan;
   int64_t least = 0;
   for (const Choice& choice : kTable[vectors - 1]) {
@@ -196,6 +197,22 @@ Plan plan_of(const ConvJob& job, int64_t vectors) {
   const auto strip = static_cast<double>(plan.choice->positions * vectors * 16 * job.packed->depth_of_window());
   const int64_t most = std::max<int64_t>(1, static_cast<int64_t>(1e6 / strip));
   plan.ranges = (plan.strips + most - 1) / most;
+  return plan;
+}
+
+// Every item asks for its job's plan; a thread remembers the one it used last, by all that it depends on.
+Plan plan_of(const ConvJob& job, int64_t vectors) {
+  const std::array<int64_t, 8> now = {vectors,
+                                      job.packed->shape.stride,
+                                      job.packed->depth_of_window(),
+                                      job.in.n,
+                                      job.in.height,
+                                      job.in.width,
+                                      job.out.height,
+                                      job.out.width};
+  static thread_local std::array<int64_t, 8> before = {};
+  static thread_local Plan plan;
+  if (now != before) plan = make_plan(job, vectors), before = now;
   return plan;
 }
 

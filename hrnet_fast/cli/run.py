@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from hrnet_fast.cli.console import impl_option, json_option, print_json, progress, show_notes, torch04_option
 from hrnet_fast.cli.parsing import parse_box, parse_size
 from hrnet_fast.errors import InputError
+from hrnet_fast.implementations import ENV_VAR
 
 if TYPE_CHECKING:
     from hrnet_fast.models import HRNet
@@ -71,7 +72,6 @@ def run(
     """Run a checkpoint on IMAGES (a file or a folder); write NAME.json and NAME.png for each into the output folder."""
     from hrnet_fast.checkpoints import load_checkpoint
     from hrnet_fast.tasks import TASKS, Options
-    from hrnet_fast.tasks.engined import Engined
     from hrnet_fast.tasks.images import find_images, read_image
     from hrnet_fast.tasks.prediction import check_head
 
@@ -106,7 +106,13 @@ def run(
             continue
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error}).") from error
-        result = {"image": str(path), "task": task, "family": model.family, **prediction.data}
+        result = {
+            "image": str(path),
+            "task": task,
+            "family": model.family,
+            "ran": _ran(network, impl),
+            **prediction.data,
+        }
         stem = output / path.name
         try:
             prediction.picture.save(f"{stem}.png")
@@ -120,7 +126,7 @@ def run(
     if as_json:
         print_json(results)
     else:
-        ran = network.describe() if isinstance(network, Engined) else f"model, impl={impl!r}"
+        ran = _ran(network, impl)
         click.echo(f"{len(results)} of {len(paths)} images done ({ran}); JSON and pictures are in {output}/")
     if failures:
         raise InputError(f"{len(failures)} of {len(paths)} images failed: {'; '.join(failures[:5])}")
@@ -137,9 +143,16 @@ def _network(model: HRNet, engine: str, dtype: str | None, impl: str, images: in
     wanted = engine == "on" or dtype is not None
     if wanted and impl != "auto":
         raise InputError(f"--impl {impl} is the model's; leave it out, or give --engine off.")
-    if not wanted and (engine == "off" or impl != "auto" or images < ENGINE_PAYS):
+    named = impl != "auto" or os.environ.get(ENV_VAR, "auto") != "auto"  # of the model: it is to run so
+    if not wanted and (engine == "off" or named or images < ENGINE_PAYS):
         return model
-    return Engined(model, getattr(torch, dtype or "float32"))
+    return Engined(model, getattr(torch, dtype or "float32"), or_model=not wanted)
+
+
+def _ran(network: Network, impl: str) -> str:
+    from hrnet_fast.tasks.engined import Engined
+
+    return network.describe() if isinstance(network, Engined) else f"model, impl={impl!r}"
 
 
 def _check_options(task: str, heeded: tuple[str, ...], optional: tuple[str, ...]) -> None:

@@ -19,6 +19,7 @@ from hrnet_fast.checkpoints import load_checkpoint
 from hrnet_fast.demo.contenders import contenders
 from hrnet_fast.demo.pictures import picture_of
 from hrnet_fast.demo.weights import random_state
+from hrnet_fast.errors import HRNetFastError
 from hrnet_fast.measure import interleaved_seconds, operator_calls, peak_activations, relative_error
 from hrnet_fast.models import HRNet, get_config
 from hrnet_fast.tasks import TASKS
@@ -174,13 +175,21 @@ def _compete(model: HRNet, x: Tensor, exact: Any, rounds: int) -> tuple[Measurem
         ready[c.name] = c.prepare(copy.deepcopy(model), x)
         setup[c.name] = time.perf_counter() - start
     calls = {name: r.call for name, r in ready.items()}
+    errors = {name: relative_error(call(), exact) for name, call in calls.items()}
+    # No time for a wrong result: twice what the reference errs in the same dtype, and a rounding.
+    for c in entered:
+        own = next((errors[r.name] for r in entered if r.implementation == "reference" and r.dtype == c.dtype), 0.0)
+        if not errors[c.name] <= 2 * own + (2.0**-7 if c.dtype == "bfloat16" else 2.0**-21):
+            raise HRNetFastError(
+                f"{c.name} errs by {errors[c.name]:.1e}, the reference by {own:.1e}: please report this."
+            )
     seconds = interleaved_seconds(calls, rounds=rounds)
     return tuple(
         Measurement(
             contender=c.name,
             implementation=c.implementation,
             dtype=c.dtype,
-            error=relative_error(calls[c.name](), exact),
+            error=errors[c.name],
             seconds=seconds[c.name],
             launches=ready[c.name].launches or operator_calls(calls[c.name]),
             peak_bytes=ready[c.name].peak_bytes or peak_activations(calls[c.name]),

@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hrnet_fast.errors import HRNetFastError
 from hrnet_fast.inference import Engine, optimize_for_inference
 from hrnet_fast.models import HRNet
 
+logger = logging.getLogger(__name__)
+
 
 class Engined:
-    """Answers as `model` does, by an engine that is made at the first call."""
+    """Answers as `model` does, by an engine that is made at the first call.
 
-    def __init__(self, model: HRNet, dtype: torch.dtype) -> None:
+    With `or_model`, a model of which no engine can be made answers itself, and a note says why.
+    """
+
+    def __init__(self, model: HRNet, dtype: torch.dtype, *, or_model: bool = False) -> None:
         self.config, self.family = model.config, model.family
-        self.engine: Engine | None = None
-        self._model, self._dtype = model, dtype
+        self._model, self._dtype, self._or_model = model, dtype, or_model
+        self._network: Engine | HRNet | None = None
 
     def __call__(self, x: Tensor) -> Any:
-        if self.engine is None:
-            self.engine = optimize_for_inference(self._model, x, dtype=self._dtype)
-        return self.engine(x)
+        if self._network is None:
+            try:
+                self._network = optimize_for_inference(self._model, x, dtype=self._dtype)
+            except HRNetFastError as error:
+                if not self._or_model:
+                    raise
+                logger.warning("the model answers, not an engine: %s", error)
+                self._network = self._model
+        return self._network(x)
 
     def describe(self) -> str:
         """Say what ran, in one line."""
+        if self._network is self._model:
+            return "model, in place of an engine"
         kind = str(self._dtype).removeprefix("torch.")
-        if self.engine is None:
+        if not isinstance(self._network, Engine):
             return f"engine, {kind}"
-        plan = self.engine.plan()
+        plan = self._network.plan()
         return f"engine, {kind}: {len(plan.steps)} steps in {len(plan.waves)} waves"
