@@ -1,6 +1,6 @@
 """Plans on CPUs: every run of steps between two calls is one C++ program, carried out by a team of threads.
 
-The threads pass from wave to wave through a barrier of their own: a network is one parallel region, not three hundred.
+The threads pass from wave to wave without leaving their parallel region: a network is one, not three hundred.
 """
 
 from __future__ import annotations
