@@ -216,6 +216,17 @@ Plan plan_of(const ConvJob& job, int64_t vectors) {
   return plan;
 }
 
+// Whether items go through all weights for one range of positions, then the next: where the map is larger than the
+// weights, they are what had better stay near the core. Else, and where blocks differ, block after block.
+bool positions_first(const ConvJob& job) {
+  const PackedConv& conv = *job.packed;
+  for (const OutBlock& block : conv.blocks) {
+    if (block.vectors != conv.blocks.front().vectors) return false;
+  }
+  const int64_t size = conv.shape.type == Element::float32 ? 4 : 2;
+  return job.in.n * job.in.height * job.in.width * conv.shape.in_channels * size > conv.weight_bytes;
+}
+
 }  // namespace
 
 bool avx512_supported(Element type) {
@@ -278,10 +289,16 @@ void avx512_item(const ConvJob& job, int64_t item) {
   const PackedConv& conv = *job.packed;
   const OutBlock* block = conv.blocks.data();
   Plan plan = plan_of(job, block->vectors);
-  while (item >= plan.ranges) {
-    item -= plan.ranges;
-    ++block;
-    plan = plan_of(job, block->vectors);
+  if (positions_first(job)) {
+    const auto blocks = static_cast<int64_t>(conv.blocks.size());
+    block += item % blocks;
+    item /= blocks;
+  } else {
+    while (item >= plan.ranges) {
+      item -= plan.ranges;
+      ++block;
+      plan = plan_of(job, block->vectors);
+    }
   }
   const TripleStrips strips(job, plan.order, plan.choice->positions);
   const Part range = part_of(plan.strips, plan.ranges, item);
