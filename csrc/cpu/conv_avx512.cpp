@@ -1,180 +1,19 @@
-// Convolutions on 512-bit registers: sums of P positions x V vectors of output channels stay in registers.
-//
-// An element of a position is broadcast and multiplied with V vectors of weights, in bfloat16 a pair of elements.
-// Weights are [block of V vectors][run][element][V * 16], in bfloat16 [block][run][pair][V * 16][2].
+// Convolutions on 512-bit registers: how a layer is cut into blocks, its weights laid out, and its items run.
 
 #include "conv_pack.h"
 #include "conv_strips.h"
 
 #if defined(HF_CONV_AVX512)
 
-#if !defined(__clang__)
-// GCC's own intrinsics start from undefined registers, and it warns of each.
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-
 #include <cpuid.h>
-#include <immintrin.h>
 
 #include <array>
-#include <cstring>
-#include <type_traits>
 
-#define HF_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")))
-#define HF_AVX512_INLINE HF_AVX512 inline __attribute__((always_inline))
+#include "conv_avx512_blocks.h"
+#include "conv_avx512_dots.h"
 
 namespace hrnet_fast::cpu {
 namespace {
-
-struct Tile {
-  const void *in, *weights;
-  void* out;
-  const void* residual;
-  const float *bias, *floor;
-  const int64_t* offsets;
-  const TripleStrips::Strip* strip;
-  int64_t runs, run;                        // elements
-  int64_t step, out_pixel, residual_pixel;  // elements from one position to the next
-  __mmask16 last;                           // channels of the last vector
-};
-
-template <typename T>
-HF_AVX512_INLINE __m512 load(const T* from, __mmask16 mask) {
-  if constexpr (std::is_same_v<T, float>) return _mm512_maskz_loadu_ps(mask, from);
-  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-}
-
-template <typename T>
-HF_AVX512_INLINE void store(T* to, __mmask16 mask, __m512 value) {
-  if constexpr (std::is_same_v<T, float>) {
-    _mm512_mask_storeu_ps(to, mask, value);
-  } else {
-    _mm256_mask_storeu_epi16(to, mask, (__m256i)_mm512_cvtneps_pbh(value));
-  }
-}
-
-// Adds an element (bfloat16: two) of each position, times V vectors of weights. Positions are addressed from every
-// third one, so that their addresses and the loop's counters fit the general registers; and threes may lie anywhere.
-template <typename T, int P, int V>
-HF_AVX512_INLINE void accumulate(__m512 (&sums)[P][V], const char* const (&at)[(P + 2) / 3], int64_t step,
-                                 const char* weights) {
-  __m512 w[V];
-#pragma GCC unroll 4
-  for (int v = 0; v < V; ++v) w[v] = _mm512_load_ps(weights + v * 64);
-#pragma GCC unroll 16
-  for (int p = 0; p < P; ++p) {
-    const char* from = at[p / 3] + (p % 3) * step;
-    float value;
-    std::memcpy(&value, from, 4);
-    __m512 x = _mm512_set1_ps(value);
-    // One load for V products: folded into each of them, loads would be what limits.
-    asm("" : "+v"(x));
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      if constexpr (std::is_same_v<T, float>) {
-        sums[p][v] = _mm512_fmadd_ps(x, w[v], sums[p][v]);
-      } else {
-        sums[p][v] = _mm512_dpbf16_ps(sums[p][v], (__m512bh)x, (__m512bh)w[v]);
-      }
-    }
-  }
-}
-
-// Long float32 sums are made of parts of about this many products: an error grows with the length of a chain.
-constexpr int64_t kChain = 128;
-
-template <typename T, int P, int V>
-HF_AVX512 void compute(const Tile& tile) {
-  constexpr int64_t kGroup = 4 / static_cast<int64_t>(sizeof(T));  // elements of a product
-  __m512 sums[P][V];
-  alignas(64) float parts[P][V][16];
-  const bool in_parts = std::is_same_v<T, float> && tile.runs * tile.run > kChain + kChain / 2;
-#pragma GCC unroll 16
-  for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      sums[p][v] = _mm512_setzero_ps();
-      _mm512_store_ps(parts[p][v], _mm512_load_ps(tile.bias + v * 16));
-    }
-  }
-  const int64_t step = tile.step * static_cast<int64_t>(sizeof(T));
-  const char* weights = static_cast<const char*>(tile.weights);
-  const int64_t whole = tile.run / kGroup, rest = tile.run % kGroup;
-  int64_t chain = 0;
-  for (int64_t run = 0; run < tile.runs; ++run) {
-    const char* at[(P + 2) / 3];
-#pragma GCC unroll 6
-    for (int p = 0; p < (P + 2) / 3; ++p) {
-      at[p] = static_cast<const char*>(tile.in) + (tile.strip->in[p] + tile.offsets[run]) * int64_t{sizeof(T)};
-    }
-    for (int64_t left = whole, now; left > 0; left -= now) {
-      now = in_parts ? std::min(left, kChain) : left;
-      for (const char* end = weights + now * V * 64; weights != end; weights += V * 64) {
-        accumulate<T, P, V>(sums, at, step, weights);
-#pragma GCC unroll 6
-        for (int p = 0; p < (P + 2) / 3; ++p) at[p] += 4;
-      }
-      chain += now;
-      if (in_parts && chain > kChain / 2) {
-        chain = 0;
-#pragma GCC unroll 16
-        for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 4
-          for (int v = 0; v < V; ++v) {
-            _mm512_store_ps(parts[p][v], _mm512_add_ps(_mm512_load_ps(parts[p][v]), sums[p][v]));
-            sums[p][v] = _mm512_setzero_ps();
-          }
-        }
-      }
-    }
-    if (rest != 0) {  // the last element, behind one that the weights take as zero
-#pragma GCC unroll 6
-      for (int p = 0; p < (P + 2) / 3; ++p) at[p] -= sizeof(T);
-      accumulate<T, P, V>(sums, at, step, weights);
-      weights += V * 64;
-    }
-  }
-  T* out = static_cast<T*>(tile.out);
-  const T* residual = static_cast<const T*>(tile.residual);
-#pragma GCC unroll 16
-  for (int p = 0; p < P; ++p) {
-    if ((tile.strip->stored >> p & 1) != 0) {
-      T* to = out + tile.strip->out[p / 3] + p % 3 * tile.out_pixel;
-      const T* from = residual + tile.strip->residual[p / 3] + p % 3 * tile.residual_pixel;
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) {
-        const __mmask16 mask = v == V - 1 ? tile.last : __mmask16(0xffff);
-        __m512 value = _mm512_add_ps(sums[p][v], _mm512_load_ps(parts[p][v]));
-        if (residual != nullptr) {
-          value = _mm512_add_ps(value, load(from + v * 16, mask));
-        }
-        // The maximum of two is the second where one is NaN.
-        store(to + v * 16, mask, _mm512_max_ps(_mm512_load_ps(tile.floor + v * 16), value));
-      }
-    }
-  }
-}
-
-using Compute = void (*)(const Tile&);
-struct Choice {
-  int positions;
-  Compute compute[2];  // by Element
-};
-#define HF_CHOICE(P, V)                                  \
-  {                                                      \
-    P, { compute<float, P, V>, compute<uint16_t, P, V> } \
-  }
-constexpr int kChoices = 5;
-// As many positions as registers hold, and fewer for short rows. [vectors - 1]
-const Choice kTable[4][kChoices] = {
-    {HF_CHOICE(16, 1), HF_CHOICE(12, 1), HF_CHOICE(8, 1), HF_CHOICE(6, 1), HF_CHOICE(4, 1)},
-    {HF_CHOICE(14, 2), HF_CHOICE(12, 2), HF_CHOICE(8, 2), HF_CHOICE(6, 2), HF_CHOICE(4, 2)},
-    {HF_CHOICE(9, 3), HF_CHOICE(8, 3), HF_CHOICE(7, 3), HF_CHOICE(6, 3), HF_CHOICE(4, 3)},
-    {HF_CHOICE(6, 4), HF_CHOICE(5, 4), HF_CHOICE(4, 4), HF_CHOICE(3, 4), HF_CHOICE(2, 4)},
-};
-#undef HF_CHOICE
 
 struct Plan {
   const Choice* choice = nullptr;
@@ -244,7 +83,8 @@ bool avx512_takes(const PackedConv& conv) { return conv.shape.type == Element::f
 
 void avx512_layout(PackedConv& conv) {
   // Four vectors share a broadcast, but take more weights for each product: only while those stay near the core.
-  const int64_t vectors = (conv.shape.out_channels + 15) / 16;
+  conv.dots = dots_of(conv);
+  const int64_t vectors = (conv.shape.out_channels - conv.dots + 15) / 16;
   const int64_t words = conv.shape.type == Element::float32 ? conv.run : (conv.run + 1) / 2;
   const int64_t most = conv.runs * words <= 128 ? 4 : vectors % 2 == 0 || vectors == 1 ? 2 : 3;
   const int64_t blocks = most == 3 ? std::max<int64_t>(1, vectors / 2) : (vectors + most - 1) / most;
@@ -254,6 +94,9 @@ void avx512_layout(PackedConv& conv) {
     const Part part = part_of(vectors, blocks, block);
     conv.blocks.push_back({part.begin * 16, part.end - part.begin, bytes / size});
     bytes += conv.runs * words * (part.end - part.begin) * 64;
+  }
+  for (int64_t done = 0; done < conv.dots; done += dots_group(done, conv.dots)) {
+    bytes += dots_vectors(conv) * dots_group(done, conv.dots) * 64;
   }
   conv.weight_bytes = bytes;
 }
@@ -277,6 +120,7 @@ void avx512_weights(PackedConv& conv, const float* weight) {
       }
     }
   }
+  dots_weights(conv, weight, singles);
 }
 
 int64_t avx512_items(const ConvJob& job) {
@@ -321,10 +165,15 @@ void avx512_item(const ConvJob& job, int64_t item) {
   tile.out = static_cast<char*>(job.out.data) + block->first * size;
   tile.residual =
       job.residual.data == nullptr ? nullptr : static_cast<const char*>(job.residual.data) + block->first * size;
+  // Dot products follow their strip's last block, while its window is near.
+  const bool dots = conv.dots != 0 && block == &conv.blocks.back();
+  const float* dots_at = static_cast<const float*>(conv.weights) + conv.blocks.back().weights +
+                         conv.depth_of_window() * conv.blocks.back().vectors * 16;
   for (int64_t index = range.begin; index < range.end; ++index) {
     const TripleStrips::Strip strip = strips.at(index);
     tile.strip = &strip;
     compute(tile);
+    if (dots) strip_dots(conv, tile, dots_at, block->vectors * 16);
   }
 }
 

@@ -20,7 +20,7 @@ if not describe("cpu").usable:
 
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
 DTYPES = list(ROUNDING)
-CHANNELS = [1, 3, 17, 18, 32, 36, 48, 64, 100, 256]
+CHANNELS = [1, 3, 17, 18, 32, 36, 48, 64, 72, 100, 256]
 PAIRS = list(zip(CHANNELS, CHANNELS[3:] + CHANNELS[:3], strict=True))
 SIZES = [(1, 1), (1, 7), (8, 6), (9, 7), (33, 31)]
 
@@ -30,20 +30,19 @@ def picked(dtype: torch.dtype) -> str:
     return name
 
 
-@pytest.fixture(params=["amx", "avx512", "portable"])
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A kernel that is asked for; tests skip dtypes for which this processor has another."""
-    monkeypatch.setenv("HRNET_FAST_CPU_KERNEL", request.param)
-    asked: str = request.param
-    return asked
+# Matrix units multiply bfloat16 only.
+COMBINATIONS = [(k, d) for d in DTYPES for k in ("amx", "avx512", "portable") if (k, d) != ("amx", torch.float32)]
 
 
-@pytest.fixture(params=DTYPES, ids=str)
-def dtype(request: pytest.FixtureRequest, kernel: str) -> torch.dtype:
-    if picked(request.param) != kernel:
-        pytest.skip(f"this processor runs {request.param} with {picked(request.param)}")
-    asked: torch.dtype = request.param
-    return asked
+@pytest.fixture(params=COMBINATIONS, ids=lambda c: f"{c[0]}-{c[1]}")
+def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
+    """A dtype, run by a kernel that is asked for; skipped where this processor has not got it."""
+    kernel, asked = request.param
+    monkeypatch.setenv("HRNET_FAST_CPU_KERNEL", kernel)
+    if picked(asked) != kernel:
+        pytest.skip(f"this processor runs {asked} with {picked(asked)}")
+    given: torch.dtype = asked
+    return given
 
 
 def make(
@@ -102,6 +101,16 @@ def test_channels(dtype: torch.dtype, channels: tuple[int, int], k: int, stride:
     check(x, weight, bias, None, stride, (0, 0), padding)
     check(x, weight, bias, residual, stride, (0, channels[1]), padding)
     check(x, weight, bias, residual, stride, (channels[1] // 3, channels[1] // 2 + 1), padding)
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+@pytest.mark.parametrize("out", range(17, 32))
+def test_channels_behind_a_vector(dtype: torch.dtype, out: int, padding: int) -> None:
+    """A few channels behind the last full vector may be computed another way."""
+    for stride in (1, 2):
+        for channels in (24, 65):
+            x, weight, bias, residual = make(dtype, 2, (channels, out), (9, 7), 3, stride)
+            check(x, weight, bias, residual, stride, (out - 1, out), padding)
 
 
 @pytest.mark.parametrize("n", [1, 3])
