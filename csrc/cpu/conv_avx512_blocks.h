@@ -53,6 +53,10 @@ HF_AVX512_INLINE void store(T* to, __mmask16 mask, __m512 value) {
   }
 }
 
+// Weights are asked for this many bytes before they are read: where a map has few positions, each weight is read once
+// or twice, from far away, and the processor's own prefetching falls behind.
+constexpr int64_t kAhead = 8192;
+
 // Adds an element (bfloat16: two) of each position, times V vectors of weights. Positions are addressed from every
 // third one, so that their addresses and the loop's counters fit the general registers; and threes may lie anywhere.
 template <typename T, int P, int V>
@@ -60,7 +64,10 @@ HF_AVX512_INLINE void accumulate(__m512 (&sums)[P][V], const char* const (&at)[(
                                  const char* weights) {
   __m512 w[V];
 #pragma GCC unroll 4
-  for (int v = 0; v < V; ++v) w[v] = _mm512_load_ps(weights + v * 64);
+  for (int v = 0; v < V; ++v) {
+    w[v] = _mm512_load_ps(weights + v * 64);
+    _mm_prefetch(weights + v * 64 + kAhead, _MM_HINT_T1);
+  }
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
     const char* from = at[p / 3] + (p % 3) * step;
