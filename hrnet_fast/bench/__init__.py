@@ -1,0 +1,1 @@
+"""Benchmark results: what was measured, on what, and what a reader makes of it."""
