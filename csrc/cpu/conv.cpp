@@ -78,7 +78,7 @@ PackedConv* pack_conv(const ConvShape& shape, const float* weight, const float* 
     throw std::invalid_argument("convolutions on rimmed maps are 1x1 or 3x3, with stride 1 or 2");
   }
   if (shape.in_channels < 1 || shape.out_channels < 1) throw std::invalid_argument("a convolution without channels");
-  auto* conv = new PackedConv;
+  std::unique_ptr<PackedConv, void (*)(PackedConv*)> conv(new PackedConv, free_conv);
   conv->shape = shape;
   conv->runs = shape.kernel == 1 ? 1 : shape.dense_input ? 3 : 9;
   conv->run = conv->one_run_per_row() ? 3 * shape.in_channels : shape.in_channels;
@@ -93,7 +93,7 @@ PackedConv* pack_conv(const ConvShape& shape, const float* weight, const float* 
   conv->floor = static_cast<float*>(aligned(padded * 4));
   conv->weights = aligned(conv->weight_bytes);
   repack_conv(*conv, weight, bias);
-  return conv;
+  return conv.release();
 }
 
 void repack_conv(PackedConv& conv, const float* weight, const float* bias) {

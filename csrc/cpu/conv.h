@@ -61,6 +61,8 @@ void conv_item(const ConvJob& job, int64_t item);
 // For a thread that has run items and runs none for a while: it then has no matrix tiles for the system to keep. May be
 // left out, and called by any thread.
 void conv_release();
+// In bfloat16 with vector or matrix instructions, numbers below 1.2e-38 count as zero, as the processor does it; and an
+// infinity may become NaN, as an element in two of a run's pieces is multiplied by zero in one of them.
 // Multiply-adds of the whole job.
 double conv_macs(const ConvJob& job);
 // Which kernel `pack_conv` picks on this processor: "amx", "avx512", "portable". HRNET_FAST_CPU_KERNEL set to one of

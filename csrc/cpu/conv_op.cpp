@@ -17,6 +17,7 @@ RimConv::RimConv(const at::Tensor& x, const at::Tensor& weight, const at::Tensor
   TORCH_CHECK(x.dim() == 4 && weight.dim() == 4 && weight.size(1) == x.size(1) && weight.size(2) == weight.size(3),
               "x is [N, C, H, W] and weight [out, C, k, k]");
   TORCH_CHECK(stride == 1 || stride == 2, "stride is 1 or 2");
+  TORCH_CHECK(x.size(2) > 0 && x.size(3) > 0 && padding_ >= 0, "H and W are positive, padding channels not negative");
   TORCH_CHECK(bias.numel() == out_channels_ && relu.size() == 2, "bias is [out], relu [begin, end)");
   type_ = dtype_ == at::kFloat ? Element::float32 : Element::bfloat16;
   const int64_t n = x.size(0), channels = x.size(1), kernel = weight.size(2);

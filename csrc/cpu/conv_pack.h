@@ -40,7 +40,7 @@ struct PackedConv {
   // the run, and meets zero weights where it does. So nothing outside of the window is multiplied, not even by zero.
   int64_t steps = 0, depth = 0;
   std::vector<OutBlock> blocks;
-  int64_t dots = 0;  // output channels behind the blocks that are computed as dot products (conv_avx512_dots.h)
+  int64_t dots = 0;        // output channels behind the blocks that are computed as dot products (conv_avx512_dots.h)
   float* bias = nullptr;   // [out_channels], zero padded to whole blocks
   float* floor = nullptr;  // what an output is at least: 0 with a ReLU, else -infinity
   void* weights = nullptr;

@@ -28,6 +28,7 @@ int64_t map_bytes(Element type, int64_t n, int64_t height, int64_t width, int64_
 }
 
 int64_t Program::buffer(int64_t offset_bytes, int64_t n, int64_t height, int64_t width, int64_t channels) {
+  require(!finished_, "it is finished; no buffer can be added");
   require(offset_bytes >= 0 && offset_bytes % kAlignment == 0, "a buffer's offset is a multiple of 64 bytes");
   require(n >= 0 && height > 0 && width > 0 && channels > 0, "a buffer has positive sizes");
   // Files bring sizes too: what would not fit an address must not wrap around to something that does.
@@ -41,7 +42,7 @@ void Program::check_place(Place place, int64_t channels, const char* what) const
   require(place.buffer >= 0 && place.buffer < static_cast<int64_t>(buffers_.size()),
           std::string(what) + ": no such buffer");
   const Buffer& b = buffers_[place.buffer];
-  require(channels > 0 && place.offset >= 0 && place.offset + channels <= b.channels,
+  require(channels > 0 && channels <= b.channels && place.offset >= 0 && place.offset <= b.channels - channels,
           std::string(what) + ": channels outside of their buffer");
 }
 
@@ -50,6 +51,11 @@ void Program::check_apart(Place in, int64_t in_channels, Place out, int64_t chan
   const bool apart =
       in.buffer != out.buffer || in.offset + in_channels <= out.offset || out.offset + channels <= in.offset;
   require(apart, std::string(what) + ": it would write over its input");
+}
+
+// Inputs that a step reads where it writes may be just what it writes, or nothing of it.
+void Program::check_over(Place in, Place out, int64_t channels, const char* what) const {
+  if (in.buffer != out.buffer || in.offset != out.offset) check_apart(in, channels, out, channels, what);
 }
 
 void Program::add(Step step) {
@@ -86,6 +92,7 @@ void Program::conv(int64_t wave, Weights weights, const ConvShape& shape, Place 
     check_place(*residual, shape.out_channels, "conv: residual");
     const Buffer& b = buffers_[residual->buffer];
     require(b.n == to.n && b.height == to.height && b.width == to.width, "conv: size of the residual");
+    check_over(*residual, out, shape.out_channels, "conv: residual");
     step.residual = *residual;
   }
   add(std::move(step));
@@ -104,7 +111,11 @@ void Program::sum(int64_t wave, const std::vector<TermPlace>& terms, Place out, 
     const bool identity = term.mode == "identity";
     require(identity || term.mode == "nearest" || term.mode == "bilinear", "sum: no mode " + term.mode);
     require(!identity || (from.height == to.height && from.width == to.width), "sum: size of a term");
-    if (!identity) check_apart(term.place, channels, out, channels, "sum");
+    if (identity) {
+      check_over(term.place, out, channels, "sum");
+    } else {
+      check_apart(term.place, channels, out, channels, "sum");
+    }
     const Resample mode = term.mode == "nearest" ? Resample::kNearest
                           : term.align_corners   ? Resample::kBilinearAligned
                                                  : Resample::kBilinear;
@@ -136,9 +147,10 @@ void Program::output(int64_t wave, Place in, int64_t channels, int64_t index) {
 
 void Program::finish(int64_t arena_bytes) {
   require(!finished_, "it is finished already");
-  for (const Buffer& b : buffers_)
-    require(b.offset + map_bytes(type_, b.n, b.height, b.width, b.channels) <= arena_bytes,
-            "a buffer outside of the arena");
+  for (const Buffer& b : buffers_) {
+    const int64_t size = map_bytes(type_, b.n, b.height, b.width, b.channels);
+    require(size <= arena_bytes && b.offset <= arena_bytes - size, "a buffer outside of the arena");
+  }
   for (size_t k = 0; k < steps_.size(); ++k) {
     Step& step = steps_[k];
     if (waves_.empty() || step.wave != steps_[k - 1].wave) waves_.emplace_back();

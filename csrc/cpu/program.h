@@ -94,6 +94,7 @@ class Program {
 
   void check_place(Place place, int64_t channels, const char* what) const;
   void check_apart(Place in, int64_t in_channels, Place out, int64_t channels, const char* what) const;
+  void check_over(Place in, Place out, int64_t channels, const char* what) const;
   void add(Step step);
   Map map(Place place, char* arena) const;
   int64_t rows_per_item(const Step& step) const;

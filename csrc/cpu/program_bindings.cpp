@@ -43,6 +43,8 @@ Scalar scalar(at::ScalarType type) {
 Given given(const at::Tensor& t) {
   if (t.dim() != 4 || !t.device().is_cpu())
     throw std::invalid_argument("Program: tensors have four dimensions, on the CPU");
+  if (t.layout() != at::kStrided || t.is_neg() || t._is_zerotensor() || (t.numel() != 0 && t.data_ptr() == nullptr))
+    throw std::invalid_argument("Program: tensors have memory that holds their values");
   const bool image = t.scalar_type() == at::kByte;
   const int n = 0, c = image ? 3 : 1, h = image ? 1 : 2, w = image ? 2 : 3;
   const Plane plane{t.data_ptr(), scalar(t.scalar_type()), t.stride(n), t.stride(c), t.stride(h), t.stride(w)};
@@ -71,7 +73,7 @@ char* aligned(const Program& program, const at::Tensor& arena) {
 
 int team(int threads) {
   if (threads < 1) throw std::invalid_argument("Program: at least one thread");
-  return threads;
+  return std::min(threads, 1024);  // what cannot be started ends the process
 }
 
 // Packed weights that several programs share.

@@ -4,11 +4,8 @@
 
 #include <atomic>
 #include <cstdint>
+#include <thread>
 #include <vector>
-
-#if defined(__linux__)
-#include <sched.h>
-#endif
 
 namespace hrnet_fast::cpu {
 
@@ -26,13 +23,13 @@ struct alignas(64) Counter {
 // Waits until all items of a wave are done. Nobody waits for threads: one that the system holds back while it has no
 // item delays no other. Cores may be shared: after spinning for about ten microseconds a thread lets others run.
 inline void wait_for(const Counter& counter, int64_t items) {
-  for (int spins = 0; counter.done.load(std::memory_order_acquire) != items; ++spins) {
+  int spins = 0;
+  while (counter.done.load(std::memory_order_acquire) != items) {
     if (spins < 400) {
       relax();
+      ++spins;
     } else {
-#if defined(__linux__)
-      sched_yield();
-#endif
+      std::this_thread::yield();
     }
   }
 }

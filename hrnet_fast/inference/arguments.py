@@ -7,18 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference.plan import Call, Import, Plan, Slot, slot_leaves
-from hrnet_fast.inference.planning.recording import Named
+from hrnet_fast.inference.planning.recording import Named, OwnDevice, OwnDtype
 
 
 def named_leaves(tree: Any) -> list[Named]:
-    if isinstance(tree, Named):
-        return [tree]
-    if isinstance(tree, dict):
-        tree = list(tree.values())
-    return [leaf for part in tree for leaf in named_leaves(part)] if isinstance(tree, (list, tuple)) else []
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Named)]
 
 
 def own_copy(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -48,15 +45,16 @@ def as_calls_read_it(plan: Plan, x: Tensor, dtype: torch.dtype) -> Tensor:
     return (x.to(dtype) * scale + shift).permute(0, 3, 1, 2)
 
 
-def fill_in(tree: Any, slots: Sequence[Any], named: Mapping[str, Tensor]) -> Any:
-    """Put tensors in place of their slots and names."""
-    if isinstance(tree, Slot):
-        return slots[tree.index]
-    if isinstance(tree, Named):
-        return named[tree.name]
-    if isinstance(tree, dict):
-        return type(tree)({k: fill_in(v, slots, named) for k, v in tree.items()})
-    if isinstance(tree, (list, tuple)) and not isinstance(tree, torch.Size):
-        parts = [fill_in(v, slots, named) for v in tree]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
-    return tree
+def fill_in(tree: Any, slots: Sequence[Any], named: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
+    """Put tensors in place of their slots and names; the engine's device and `dtype` in place of the model's own."""
+
+    def fill(leaf: Any) -> Any:
+        if isinstance(leaf, Slot):
+            return slots[leaf.index]
+        if isinstance(leaf, Named):
+            return named[leaf.name]
+        if isinstance(leaf, OwnDevice):
+            return slots[0].device
+        return dtype if isinstance(leaf, OwnDtype) else leaf
+
+    return tree_map(fill, tree)

@@ -5,27 +5,24 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from hrnet_fast.errors import HRNetFastError, InputError
+from hrnet_fast.errors import InputError
 from hrnet_fast.inference.execution.executors import Executor, Executors
-from hrnet_fast.inference.execution.interpreter import interpret
 from hrnet_fast.inference.folded import FoldedNetwork, write_onnx
+from hrnet_fast.inference.gate import Gate
 from hrnet_fast.inference.plan import Plan
-from hrnet_fast.inference.planning.lower import make_plan
 from hrnet_fast.inference.profile import Profile, profile
+from hrnet_fast.inference.sources import Living, Saved
 from hrnet_fast.inference.storage import load, save
-from hrnet_fast.nn.probe import without_onednn
+from hrnet_fast.inference.verification import verify as compare_with
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_TRIAL = (64, 96)  # height and width of the comparison with the model: divisible by 32, and quick
-_TOLERANCE = 1e-3  # relative; plans differ from models by rounding, 1e-6
 
 
 @dataclass(frozen=True)
@@ -86,10 +83,10 @@ def optimize_for_inference(
     if max_shapes < 1:
         raise InputError(f"optimize_for_inference: max_shapes={max_shapes} must be at least 1.")
     images = None if normalize is None else _normalize(*normalize)
-    engine = Engine(_Model(model), chosen, outer, example.device, images, max_shapes)
+    engine = Engine(Living(model), chosen, outer, example.device, images, max_shapes)
     shape = engine.check(example)
     if verify:
-        _verify(model, shape, outer)
+        compare_with(model, shape, outer)
     engine.prepare(shape)
     return engine
 
@@ -101,38 +98,6 @@ def _normalize(mean: Sequence[float], std: Sequence[float]) -> Normalize:
             "deviation per channel, of values in 0 .. 1."
         )
     return Normalize(tuple(map(float, mean)), tuple(map(float, std)))
-
-
-class _Model:
-    """Where plans and weights come from: a living model."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def plan(self, shape: tuple[int, ...], dtype: torch.dtype) -> Plan:
-        return make_plan(self.model, shape, dtype)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-
-
-class Saved:
-    """Where plans and weights come from: a file."""
-
-    def __init__(self, plans: Mapping[tuple[int, ...], Plan], tensors: Mapping[str, Tensor]) -> None:
-        self.plans, self.kept = dict(plans), dict(tensors)
-
-    def plan(self, shape: tuple[int, ...], dtype: torch.dtype) -> Plan:
-        if shape not in self.plans:
-            known = ", ".join(str(list(s)) for s in self.plans)
-            raise InputError(
-                f"Engine: input of shape {list(shape)} given; this engine was loaded from a file that holds {known}. "
-                "Save it with the shapes you need: engine.save(path, shapes=[...])."
-            )
-        return self.plans[shape]
-
-    def tensors(self) -> dict[str, Tensor]:
-        return dict(self.kept)
 
 
 class Engine:
@@ -149,7 +114,7 @@ class Engine:
 
     def __init__(
         self,
-        source: _Model | Saved,
+        source: Living | Saved,
         dtype: torch.dtype,
         outer: torch.dtype,
         device: torch.device,
@@ -161,7 +126,7 @@ class Engine:
         self._executors: OrderedDict[tuple[int, ...], Executor] = OrderedDict()
         self._making = Executors(dtype, outer, device, source.tensors())
         self._building = threading.RLock()
-        self._gate = _Gate()
+        self._gate = Gate()
 
     def __call__(self, x: Tensor, *, copy: bool = True) -> Any:
         """Return what the model returns for `x`.
@@ -259,10 +224,11 @@ class Engine:
     def folded(self, shape: Sequence[int] | None = None) -> FoldedNetwork:
         """Return the network as a plain module with folded weights, for inputs [N, C, H, W] of this shape.
 
-        It is what ``torch.export.export`` and ``torch.onnx.export`` take; its dtype is the engine's.
+        It is what ``torch.export.export`` and ``torch.onnx.export`` take; it takes, returns and computes in what the
+        engine does.
         """
         self._making.check_unchanged("a folded network")
-        return FoldedNetwork(self.plan(shape), self._making.tensors)
+        return FoldedNetwork(self.plan(shape), self._making.tensors, self._outer)
 
     def export(self, shape: Sequence[int] | None = None) -> Any:
         """Return the folded network as a ``torch.export.ExportedProgram`` for inputs of this shape."""
@@ -315,72 +281,3 @@ class Engine:
                 while len(self._executors) > self._max_shapes:
                     self._executors.popitem(last=False)
             return self._executors[shape]
-
-
-class _Gate:
-    """Many may use, or one alone; who wants to be alone waits for those inside and holds off new ones."""
-
-    def __init__(self) -> None:
-        self._free = threading.Condition()
-        self._users = 0
-        self._closed = False
-
-    @contextlib.contextmanager
-    def using(self) -> Iterator[None]:
-        with self._free:
-            self._free.wait_for(lambda: not self._closed)
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._free:
-                self._users -= 1
-                self._free.notify_all()
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        with self._free:
-            self._free.wait_for(lambda: not self._closed)
-            self._closed = True
-        try:  # an interrupt while it waits must not leave the gate closed
-            with self._free:
-                self._free.wait_for(lambda: self._users == 0)
-            yield
-        finally:
-            with self._free:
-                self._closed = False
-                self._free.notify_all()
-
-
-def _verify(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Compare the plan with the model's own forward, in the model's dtype on a small input.
-
-    Raises:
-        HRNetFastError: they differ.
-    """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with torch.no_grad(), without_onednn(), torch.autocast(device.type, enabled=False):
-        for trial in dict.fromkeys([(1, shape[1], *_TRIAL), (1, *shape[1:])]):
-            random = torch.Generator().manual_seed(0)
-            x = torch.randn(trial, generator=random).to(device, dtype)
-            try:
-                wanted = model(x.clone())
-            except Exception:  # a size that this model cannot take; its own example is next
-                if trial[2:] == shape[2:]:
-                    raise
-                continue
-            given = interpret(make_plan(model, trial, dtype), _Model(model).tensors(), x)
-            break
-    for a, b in zip(tree_leaves(given), tree_leaves(wanted), strict=True):
-        if not isinstance(b, Tensor):
-            continue
-        finite = b.isfinite()
-        same = a.shape == b.shape and torch.equal(a.isfinite(), finite)
-        error = (a - b)[finite].double().norm().item() if same else float("inf")
-        scale = b[finite].double().norm().item()
-        limit = _TOLERANCE if dtype in (torch.float32, torch.float64) else 0.1
-        if error > limit * scale:
-            raise HRNetFastError(
-                f"optimize_for_inference: the plan of {type(model).__name__} differs from its own forward by "
-                f"{error / (scale or 1.0):.1e}; it is not used. Please report this model."
-            )

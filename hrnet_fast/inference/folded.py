@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference.arguments import as_calls_read_it, calls_read_input, fill_in, named_leaves, own_copy
@@ -19,13 +20,15 @@ from hrnet_fast.inference.plan import Call, Export, Plan, View
 class FoldedNetwork(nn.Module):
     """The network of a plan with its weights folded, in the plan's dtype, for inputs of the plan's shape.
 
-    Takes what the engine takes and returns what it returns, computed by PyTorch's operators without any in place.
+    Takes what the engine takes and returns what it returns, in `result` (None: the plan's dtype, float32 at least),
+    computed by PyTorch's operators without any in place.
     """
 
-    def __init__(self, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, plan: Plan, tensors: Mapping[str, Tensor], result: torch.dtype | None = None) -> None:
         super().__init__()
         self.plan = plan
-        self.outer = torch.promote_types(plan.dtype, torch.float32)
+        self.outer = torch.promote_types(plan.dtype, torch.float32)  # of tensors that are no maps
+        self.result = result or self.outer
         for k, spec in enumerate(plan.weights):
             weight, bias = spec.make(tensors)
             self.register_buffer(f"weight{k}", weight.to(plan.dtype, copy=True))
@@ -66,9 +69,11 @@ class FoldedNetwork(nn.Module):
             for i in wave:
                 step = plan.steps[i]
                 if isinstance(step, Export):
-                    slots[step.slot] = read(step.source).to(self.outer)
+                    slots[step.slot] = read(step.source).to(self.outer).contiguous()
                 elif isinstance(step, Call):
-                    args, kwargs = (fill_in(part, [given, *slots[1:]], named) for part in (step.args, step.kwargs))
+                    args, kwargs = (
+                        fill_in(part, [given, *slots[1:]], named, self.outer) for part in (step.args, step.kwargs)
+                    )
                     slots[step.slot] = step.function(*args, **kwargs)
                 else:
                     made.append((step.out, compute(plan, step, read, weights, slots, plan.dtype)))
@@ -76,7 +81,10 @@ class FoldedNetwork(nn.Module):
                 if view.channels == plan.buffers[view.buffer].channels:
                     parts[view.buffer].clear()
                 parts[view.buffer][view.offset] = tensor
-        return fill_in(plan.output, [given, *slots[1:]], named)
+        return tree_map(
+            lambda t: t.to(self.result) if isinstance(t, Tensor) and t.is_floating_point() else t,
+            fill_in(plan.output, [given, *slots[1:]], named, self.outer),
+        )
 
 
 def write_onnx(module: FoldedNetwork, path: str | os.PathLike[str]) -> None:

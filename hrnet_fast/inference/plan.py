@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
+from hrnet_fast.errors import InputError
 from hrnet_fast.inference.memory import Interval, pack
 from hrnet_fast.inference.weights import WeightSpec
 
@@ -141,7 +143,13 @@ class Plan:
     slots: int
 
     def with_images(self, scale: tuple[float, ...], shift: tuple[float, ...]) -> Plan:
-        """Return the plan for images of bytes [N, H, W, C], of which scale * x + shift is the network's input."""
+        """Return the plan for images of bytes [N, H, W, C], of which scale * x + shift is the network's input.
+
+        Raises:
+            InputError: the network does not begin with a convolution of the plan's own.
+        """
+        if not any(isinstance(s, Import) and s.slot == 0 for s in self.steps):
+            raise InputError("Engine: normalize needs a network that begins with a 1x1 or 3x3 convolution.")
         steps = [
             replace(s, scale=scale, shift=shift) if isinstance(s, Import) and s.slot == 0 else s for s in self.steps
         ]
@@ -159,12 +167,12 @@ class Plan:
 
     @property
     def flops(self) -> int:
-        """Two per multiply-add of the convolutions."""
+        """Two per multiply-add of the plan's own convolutions; what calls compute is not counted."""
         return sum(self.step_flops(step) for step in self.steps)
 
     @property
     def bytes(self) -> int:
-        """Least bytes moved: every operand of every step once."""
+        """Least bytes moved: every map and weight that a step of the plan's own takes or makes, once."""
         return sum(self.step_bytes(step) for step in self.steps)
 
     @property
@@ -211,7 +219,8 @@ class Plan:
         if isinstance(step, Pool):
             return f"mean {step.size}x{step.size} -> {made}"
         if isinstance(step, Call):
-            return f"call {getattr(step.function, '__name__', step.function)} -> {'x'.join(map(str, step.shape))}"
+            function = getattr(step.function, "function", step.function)  # of a part, or on a copy
+            return f"call {getattr(function, '__name__', function)} -> {'x'.join(map(str, step.shape))}"
         return f"{'import' if isinstance(step, Import) else 'export'} slot {step.slot} {made}".rstrip()
 
     def __str__(self) -> str:
@@ -288,8 +297,4 @@ def slot_reads(step: Step) -> list[int]:
 
 def slot_leaves(tree: Any) -> list[Slot]:
     """The slots in nested lists, tuples and mappings."""
-    if isinstance(tree, Slot):
-        return [tree]
-    if isinstance(tree, dict):
-        tree = list(tree.values())
-    return [leaf for part in tree for leaf in slot_leaves(part)] if isinstance(tree, (list, tuple)) else []
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Slot)]

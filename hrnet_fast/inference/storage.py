@@ -21,14 +21,14 @@ from hrnet_fast.errors import InputError
 from hrnet_fast.inference import plan as p
 from hrnet_fast.inference import weights as w
 from hrnet_fast.inference.arguments import named_leaves
-from hrnet_fast.inference.planning.recording import Named, Part
+from hrnet_fast.inference.planning.recording import Named, OnCopy, OwnDevice, OwnDtype, Part
 
 FORMAT = 1
 _KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         p.Plan, p.Buffer, p.View, p.Slot, p.Import, p.Export, p.Conv, p.Sum, p.SumTerm, p.Pool, p.Call,
-        w.WeightSpec, w.Piece, w.Source, w.Norm, Named, Part,
+        w.WeightSpec, w.Piece, w.Source, w.Norm, Named, Part, OnCopy, OwnDevice, OwnDtype,
     )
 }  # fmt: skip
 
@@ -114,7 +114,7 @@ def _encode(thing: Any) -> Any:
         return {"kind": "ellipsis"}
     if thing is None or isinstance(thing, (bool, int, float, str)):
         return thing
-    name = resolve_name(thing) if callable(thing) else None
+    name = resolve_name(thing) or f"torch.{getattr(thing, '__name__', '')}" if callable(thing) else None
     if name not in _functions():
         raise InputError(f"Engine.save: {thing!r}, which the model's forward uses, cannot be written to a file.")
     return {"kind": "function", "name": name}
@@ -149,7 +149,10 @@ def _decode(data: Any) -> Any:
 @functools.cache
 def _functions() -> dict[str, Callable[..., Any]]:
     """PyTorch's functions of tensors by name."""
-    found: dict[str, Callable[..., Any]] = {"torch.Tensor.unflatten": Tensor.unflatten}  # which that list leaves out
+    # Those that the list leaves out: one by mistake, others as they take no tensors.
+    found: dict[str, Callable[..., Any]] = {"torch.Tensor.unflatten": Tensor.unflatten}
+    for make in (torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.ones, torch.zeros):
+        found[f"torch.{make.__name__}"] = make
     for functions in get_overridable_functions().values():
         for function in functions:
             name = resolve_name(function)

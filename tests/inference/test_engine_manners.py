@@ -136,6 +136,45 @@ def test_refresh_with_another_network() -> None:
 
 
 @DTYPES
+def test_refresh_that_fails_halfway(dtype: torch.dtype) -> None:
+    model, x = tiny("v1"), image(64, 64)
+    engine = hf.optimize_for_inference(model, x, dtype=dtype)
+    before = engine(x)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.1)
+    final = model.final_layer
+    final.weight = nn.Parameter(final.weight.detach().to("meta"))
+    with pytest.raises(InputError, match="final_layer.weight has no data"):
+        engine.refresh()
+    assert torch.equal(engine(x), before)
+    with pytest.raises(InputError, match="refresh"):  # the model's weights are not what answers are made of
+        engine(image(32, 32))
+
+
+@DTYPES
+def test_whatever_the_default_device(dtype: torch.dtype) -> None:
+    model, x = tiny("v1"), image(64, 64)
+    engine = hf.optimize_for_inference(model, x, dtype=dtype)
+    wanted = engine(x)
+    for shape in ((1, 3, 64, 64), (2, 3, 64, 64)):
+        with torch.device("meta"):
+            given = engine(x.expand(shape))
+        assert given.device.type == "cpu"
+        assert close(given[:1], wanted, dtype)
+    assert torch.equal(engine(x), wanted)
+
+
+@DTYPES
+def test_inputs_negated_by_a_view(dtype: torch.dtype) -> None:
+    model, x = tiny("v1"), image(64, 64)
+    engine = hf.optimize_for_inference(model, x, dtype=dtype)
+    lazily = torch.complex(torch.zeros_like(x), -x).conj().imag
+    assert lazily.is_neg()
+    assert torch.equal(engine(lazily), engine(x))
+
+
+@DTYPES
 def test_refresh_among_callers(dtype: torch.dtype) -> None:
     """Every answer is of the old weights or of the new ones, of no mixture."""
     model, x = tiny("c"), image(64, 64)

@@ -145,10 +145,9 @@ def test_launches(name: str, size: tuple[int, int], ungrouped: int, grouped: int
     with torch.device("meta"):
         model = hf.create_model(name, impl="reference").eval()
     plan = make_plan(model, (1, 3, *size), torch.float32)
-    assert plan.launches() == len(plan.steps) <= ungrouped
+    assert plan.launches() <= ungrouped
     assert plan.launches(grouped=True) <= grouped
     assert plan.launches() == sum(map(len, plan.waves))
-    # A 4-branch fusion is 11 steps at most; eager PyTorch takes 58.
     assert f"{plan.launches()} steps" in str(plan)
     dot = plan.to_dot()
     assert dot.count("[label=") == len(plan.steps)
@@ -174,7 +173,7 @@ def test_mixing_costs_less_than_over_the_concatenation() -> None:
         model = hf.HRNet(config, impl="reference").eval()
     plan = make_plan(model, (1, 3, 64, 64), torch.float32)
     mixed = [s for s in plan.steps if isinstance(s, Conv) and plan.weights[s.weight].shape[0] == 720]
-    assert [plan.weights[s.weight].shape[1] for s in mixed] == [384, 192, 96, 48] or len(mixed) == 4
+    assert [plan.weights[s.weight].shape[1] for s in mixed] == [48, 96, 192, 384]
 
 
 def test_shared_weights_and_reused_layers() -> None:

@@ -22,7 +22,7 @@ from hrnet_fast.inference.plan import Call, Conv, Export, Import, Plan, Pool, St
 from hrnet_fast.inference.weights import WeightSpec
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-_IMPORTED = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)  # what programs read and (no bytes) write
+_READ = (torch.float32, torch.bfloat16, torch.float16)  # what programs read and write, besides images of bytes
 
 
 def available() -> bool:
@@ -65,7 +65,7 @@ class PackedWeights:
         if packing not in self._packed:
             from hrnet_fast import _C
 
-            weight, bias = self._values(packing.weight)
+            weight, bias = self._values(packing.weight, self._tensors)
             self._packed[packing] = _C.PackedConv(
                 DTYPES[self.dtype], weight, bias, packing.stride, packing.relu, packing.dense
             )
@@ -74,19 +74,24 @@ class PackedWeights:
     def named(self, name: str) -> Tensor:
         """A tensor that calls use, as it was when weights were read."""
         if name not in self._named:
-            self._named[name] = own_copy(self._tensors[name], torch.device("cpu"), torch.float32)
+            self._named[name] = _own(self._tensors[name])
         return self._named[name]
 
     def refresh(self, tensors: Mapping[str, Tensor]) -> None:
-        """Pack new values in the place of the old ones. No call may run meanwhile."""
-        self._tensors = tensors
-        self._named.clear()
-        for packing, packed in self._packed.items():
-            packed.set(*self._values(packing.weight))
+        """Pack new values in the place of the old ones, all of them or none. No call may run meanwhile."""
+        named = {name: _own(tensors[name]) for name in self._named}
+        made = [(packed, self._values(packing.weight, tensors)) for packing, packed in self._packed.items()]
+        self._tensors, self._named = tensors, named
+        for packed, values in made:
+            packed.set(*values)
 
-    def _values(self, spec: WeightSpec) -> tuple[Tensor, Tensor]:
-        weight, bias = spec.make(self._tensors)
+    def _values(self, spec: WeightSpec, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        weight, bias = spec.make(tensors)
         return weight.float().contiguous(), bias.float().contiguous()
+
+
+def _own(tensor: Tensor) -> Tensor:
+    return own_copy(tensor, torch.device("cpu"), torch.float32)
 
 
 @dataclass(frozen=True)
@@ -159,24 +164,22 @@ class CpuExecutor:
 
     def _run(self, x: Tensor, times: list[tuple[int, float]] | None) -> Any:
         slots: list[Any] = [None] * self.plan.slots
-        if x.dtype not in _IMPORTED:
-            x = x.float()
-        slots[0] = x
+        slots[0] = x = x.resolve_neg()
         # Whatever is called or returned sees the input as the model does; imports read what was given.
         given = as_calls_read_it(self.plan, x, torch.float32) if self._calls_read_input else x
         with self._lock:
-            arena = self._spare.pop() if self._spare else torch.empty(self._arena_bytes + 64, dtype=torch.uint8)
-        try:
-            with torch.no_grad():
-                for segment in self._segments:
-                    if isinstance(segment, int):
-                        self._call(segment, [given, *slots[1:]], slots, times)
-                    else:
-                        self._run_segment(segment, slots, arena, times)
-        finally:
-            with self._lock:
-                self._spare.append(arena)
-        return tree_map(self._as_outer, fill_in(self.plan.output, [given, *slots[1:]], self._named))
+            arena = self._spare.pop() if self._spare else None
+        if arena is None:  # on the CPU, whatever the caller's default device is
+            arena = torch.empty(self._arena_bytes + 64, dtype=torch.uint8, device="cpu")
+        with torch.no_grad():
+            for segment in self._segments:
+                if isinstance(segment, int):
+                    self._call(segment, [given, *slots[1:]], slots, times)
+                else:
+                    self._run_segment(segment, slots, arena, times)
+        with self._lock:
+            self._spare.append(arena)
+        return tree_map(self._as_outer, fill_in(self.plan.output, [given, *slots[1:]], self._named, torch.float32))
 
     def _as_outer(self, leaf: Any) -> Any:
         return leaf.to(self.outer) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
@@ -185,7 +188,7 @@ class CpuExecutor:
         step = self.plan.steps[number]
         assert isinstance(step, Call)
         start = time.perf_counter()
-        args, kwargs = (fill_in(part, given, self._named) for part in (step.args, step.kwargs))
+        args, kwargs = (fill_in(part, given, self._named, torch.float32) for part in (step.args, step.kwargs))
         slots[step.slot] = step.function(*args, **kwargs)
         if times is not None:
             times.append((number, time.perf_counter() - start))
@@ -193,8 +196,8 @@ class CpuExecutor:
     def _run_segment(
         self, segment: _Segment, slots: list[Any], arena: Tensor, times: list[tuple[int, float]] | None
     ) -> None:
-        outputs = [torch.empty(shape, dtype=self._slot_dtype(slot)) for slot, shape in segment.outputs]
-        inputs = [slots[i] for i in segment.inputs]
+        outputs = [torch.empty(shape, dtype=self._slot_dtype(slot), device="cpu") for slot, shape in segment.outputs]
+        inputs = [self._readable(slots[i], i) for i in segment.inputs]
         threads = torch.get_num_threads()
         if times is None:
             segment.program.run(inputs, outputs, arena, threads)
@@ -204,8 +207,14 @@ class CpuExecutor:
         for (slot, _), tensor in zip(segment.outputs, outputs, strict=True):
             slots[slot] = tensor
 
+    def _readable(self, tensor: Tensor, slot: int) -> Tensor:
+        """A tensor as programs read it. Bytes are the engine's images; those that a call made are numbers."""
+        image = slot == 0 and tensor.dtype == torch.uint8
+        tensor = tensor if image or tensor.dtype in _READ else tensor.float()
+        return tensor.resolve_neg()
+
     def _slot_dtype(self, slot: int) -> torch.dtype:
-        direct = slot not in self._called and self.outer in _IMPORTED
+        direct = slot not in self._called and self.outer in _READ
         return self.outer if direct else torch.float32
 
     def _segment(self, waves: list[tuple[int, ...]]) -> _Segment:

@@ -95,8 +95,11 @@ class Executors:
                     f"Engine.refresh: {name} is gone or has another shape than before; a changed network needs an "
                     "engine of its own: call optimize_for_inference again."
                 )
-        self.tensors, self._state = tensors, _state(tensors)
+            if tensors[name].is_meta:
+                raise InputError(f"Engine.refresh: {name} has no data; load the weights before.")
+        state, self._state = _state(tensors), []  # which no weights have: should this end halfway, nothing new is made
         (self._packed or self._weights).refresh(tensors)
+        self.tensors, self._state = tensors, state
 
 
 def _state(tensors: Mapping[str, Tensor]) -> list[tuple[int, int]]:

@@ -122,10 +122,11 @@ class Weights:
 
     def refresh(self, tensors: Mapping[str, Tensor]) -> None:
         """Write new values into the storage of the old ones. No call runs meanwhile."""
+        made = [(folded, spec.make(tensors)) for spec, folded in self._folded.items()]  # all of them, or none is set
         self._tensors = tensors
         self._settle()  # graphs that were launched before still read
-        for spec, folded in self._folded.items():
-            folded.set(*spec.make(tensors))
+        for folded, values in made:
+            folded.set(*values)
         for group in self._groups.values():
             group.refresh()
         self._settle()  # graphs that are launched next, on whatever stream, read the new values

@@ -67,7 +67,7 @@ class Interpreter:
                     buffers[buffer] = None
         return tree_map(
             lambda t: t.to(self.result) if isinstance(t, Tensor) and t.is_floating_point() else t,
-            fill_in(self.plan.output, [read, *slots[1:]], self.named),
+            fill_in(self.plan.output, [read, *slots[1:]], self.named, self.outer),
         )
 
     def _run(self, step: Step, buffers: list[Tensor | None], slots: list[Any], given: Tensor) -> None:
@@ -77,9 +77,11 @@ class Interpreter:
             return buffer[:, view.offset : view.offset + view.channels]
 
         if isinstance(step, Export):
-            slots[step.slot] = read(step.source).to(self.outer, copy=True)
+            slots[step.slot] = read(step.source).to(self.outer, copy=True, memory_format=torch.contiguous_format)
         elif isinstance(step, Call):
-            args, kwargs = (fill_in(part, [given, *slots[1:]], self.named) for part in (step.args, step.kwargs))
+            args, kwargs = (
+                fill_in(part, [given, *slots[1:]], self.named, self.outer) for part in (step.args, step.kwargs)
+            )
             slots[step.slot] = step.function(*args, **kwargs)
         else:
             result = compute(self.plan, step, read, self.weights, slots, self.dtype)
@@ -88,7 +90,9 @@ class Interpreter:
                 buffers[step.out.buffer] = torch.empty(
                     (size.n, size.channels, size.height, size.width), dtype=self.dtype, device=self.device
                 ).to(memory_format=torch.channels_last)
-            read(step.out).copy_(result)
+            out = read(step.out)
+            assert out.shape == result.shape  # copy_ would broadcast
+            out.copy_(result)
 
 
 def compute(

@@ -201,7 +201,7 @@ class LibraryExecutor:
                     self.maps.release(buffer)
         return tree_map(
             lambda t: t.to(self.outer) if isinstance(t, Tensor) and t.is_floating_point() else t,
-            fill_in(self.plan.output, self._as_called(slots), self._named),
+            fill_in(self.plan.output, self._as_called(slots), self._named, self.inner),
         )
 
     def _as_called(self, slots: list[Any]) -> list[Any]:
@@ -237,9 +237,11 @@ class LibraryExecutor:
         elif isinstance(step, Pool):
             maps.put(step.out, F.avg_pool2d(maps[step.source], step.size, step.size))
         elif isinstance(step, Export):
-            slots[step.slot] = maps[step.source].to(self.inner, copy=True)
+            slots[step.slot] = maps[step.source].to(self.inner, copy=True, memory_format=torch.contiguous_format)
         elif isinstance(step, Call):
-            args, kwargs = (fill_in(a, self._as_called(slots), self._named) for a in (step.args, step.kwargs))
+            args, kwargs = (
+                fill_in(a, self._as_called(slots), self._named, self.inner) for a in (step.args, step.kwargs)
+            )
             slots[step.slot] = step.function(*args, **kwargs)
         else:
             given, affine = slots[step.slot], self._images[i]

@@ -117,6 +117,7 @@ class Call(Node):
     function: Callable[..., Any] | None = None
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+    floating: bool = True
 
     def reads(self) -> list[int]:
         return [leaf.value for leaf in tree_leaves((self.args, self.kwargs), is_leaf=_is_ref) if isinstance(leaf, Ref)]
@@ -134,10 +135,14 @@ def _is_ref(leaf: Any) -> bool:
 
 @dataclass
 class Graph:
-    """Nodes by the value they make, in an order in which they can run; `output` has values as :class:`Ref`."""
+    """Nodes by the value they make, in an order in which they can run; `output` has values as :class:`Ref`.
+
+    `parameters` are the shapes of the model's tensors by name.
+    """
 
     nodes: dict[int, Node]
     output: Any
+    parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def outputs(self) -> list[int]:
         return [leaf.value for leaf in tree_leaves(self.output, is_leaf=_is_ref) if isinstance(leaf, Ref)]
@@ -167,11 +172,13 @@ class Graph:
         )
 
     def prune(self) -> None:
-        """Drop what nothing reads."""
-        wanted = set(self.outputs()) | {0}
-        for value in reversed(list(self.nodes)):
-            if value in wanted:
-                wanted.update(self.nodes[value].reads())
+        """Drop what nothing reads. Nodes may stand in any order."""
+        wanted, stack = {0}, self.outputs()
+        while stack:
+            value = stack.pop()
+            if value not in wanted:
+                wanted.add(value)
+                stack += self.nodes[value].reads()
         self.nodes = {v: n for v, n in self.nodes.items() if v in wanted}
 
     def sort(self) -> None:

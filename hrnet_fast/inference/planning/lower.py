@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
+from hrnet_fast.errors import HRNetFastError
 from hrnet_fast.inference.plan import (
     Buffer,
     Call,
@@ -29,7 +31,7 @@ from hrnet_fast.inference.plan import (
 )
 from hrnet_fast.inference.planning import graph as g
 from hrnet_fast.inference.planning.reading import build
-from hrnet_fast.inference.planning.recording import Named, Ref, record
+from hrnet_fast.inference.planning.recording import Ref, record
 from hrnet_fast.inference.planning.rewrite import Slice, rewrite
 from hrnet_fast.inference.weights import WeightSpec
 
@@ -39,11 +41,18 @@ def make_plan(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype
 
     Raises:
         InputError: a model that cannot be recorded (:func:`~hrnet_fast.inference.planning.recording.record`).
+        HRNetFastError: one that was recorded, and that planning does not master.
     """
     parameter = next(model.parameters(), None)
     given = torch.float32 if parameter is None else parameter.dtype
-    graph = rewrite(build(record(model, tuple(input_shape), given)))
-    return lower(graph, dtype)
+    recording = record(model, tuple(input_shape), given)
+    try:
+        return lower(rewrite(build(recording)), dtype)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        raise HRNetFastError(
+            f"optimize_for_inference: {type(model).__name__} cannot be planned ({type(error).__name__}: {error}). "
+            "Please report this model."
+        ) from error
 
 
 def lower(graph: g.Graph, dtype: torch.dtype) -> Plan:
@@ -92,6 +101,9 @@ class _Places:
 
     def _join(self, graph: g.Graph, value: int, node: Any) -> None:
         first = graph.nodes[node.inputs[0]]
+        for v in node.inputs:
+            other = graph.nodes[v].shape
+            assert (other[0], *other[2:]) == (first.shape[0], *first.shape[2:]), "parts of two sizes"
         parts, offset = list(node.inputs), 0
         if isinstance(first, Slice):  # the last of a stack: the whole stack lies before the others
             parts, offset = [first.input, *parts[1:]], first.begin
@@ -173,14 +185,7 @@ class _Lowering:
         return Slot(self.slots[value])
 
     def _swap(self, tree: Any) -> Any:
-        if isinstance(tree, Ref):
-            return self.tensor(tree.value)
-        if isinstance(tree, dict):
-            return type(tree)({k: self._swap(v) for k, v in tree.items()})
-        if isinstance(tree, (list, tuple)) and not isinstance(tree, (torch.Size, Named)):
-            parts = [self._swap(v) for v in tree]
-            return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
-        return tree
+        return tree_map(lambda leaf: self.tensor(leaf.value) if isinstance(leaf, Ref) else leaf, tree)
 
 
 def _schedule(steps: list[Step]) -> list[list[int]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hrnet_fast.inference.planning.graph import MAX_TERMS, Call, Cat, Conv, Graph, Input, Node, Pool, Sum, Term
-from hrnet_fast.inference.planning.recording import Named, Recorded, Recording, Ref
+from hrnet_fast.inference.planning.recording import Named, OnCopy, OwnDtype, Recorded, Recording, Ref
 from hrnet_fast.inference.weights import Norm, Piece, Source, WeightSpec
 
 _CONV = inspect.Signature(
@@ -42,7 +42,7 @@ _ALIASES = (Tensor.contiguous, Tensor.detach, Tensor.float, Tensor.clone)
 
 def build(recording: Recording) -> Graph:
     """Return the graph of a recording."""
-    graph = Graph({0: Input(recording.input_shape)}, recording.output)
+    graph = Graph({0: Input(recording.input_shape)}, recording.output, recording.named)
     for call in recording.calls:
         graph.nodes[call.out] = _node(graph, call)
     for step in (_drop_aliases, _fold_norms, _fold_sums, _fold_relus):
@@ -73,6 +73,8 @@ class _Affine(Node):
 
     def rename(self, names: Callable[[int], int]) -> None:
         self.input = names(self.input)
+        if self.call is not None:
+            self.call.rename(names)
 
 
 @dataclass
@@ -81,38 +83,51 @@ class _Relu(_Alias):
 
 
 def _node(graph: Graph, call: Recorded) -> Node:
-    plain = Call(call.shape, function=call.function, args=call.args, kwargs=call.kwargs)
-    if call.function in _DROPOUTS:
+    plain = _call(call)
+    # What a call in place makes is read as a value of its own; only as a call it needs the copy.
+    function = call.function.function if isinstance(call.function, OnCopy) else call.function
+    if function in _DROPOUTS:
         return _read_dropout(graph, call) or plain
     if len(call.shape) != 4 or not call.floating:
         return plain
     for functions, read in _READERS:
-        if call.function in functions:
+        if function in functions:
             return read(graph, call) or plain
     return plain
+
+
+def _call(call: Recorded) -> Call:
+    return Call(call.shape, function=call.function, args=call.args, kwargs=call.kwargs, floating=call.floating)
+
+
+def _is_map(graph: Graph, value: Any) -> bool:
+    """Whether an argument is a value that can lie as a map: floating, of four dimensions."""
+    if not isinstance(value, Ref):
+        return False
+    node = graph.nodes[value.value]
+    return len(node.shape) == 4 and not (isinstance(node, Call) and not node.floating)
 
 
 def _read_conv(graph: Graph, call: Recorded) -> Node | None:
     a = _CONV.bind(*call.args, **call.kwargs)
     a.apply_defaults()
     x, weight, bias, stride, padding, dilation, groups = a.arguments.values()
-    if not (isinstance(x, Ref) and isinstance(weight, Named) and (bias is None or isinstance(bias, Named))):
+    if not (_is_map(graph, x) and isinstance(weight, Named) and (bias is None or isinstance(bias, Named))):
         return None
     shape = graph.nodes[x.value].shape
     out, into = call.shape[1], shape[1]
     square = [_pair(v) for v in (stride, padding, dilation)]
     if groups != 1 or any(v is None for v in square) or square[2] != 1:
         return None
-    # The kernel's size follows from the sizes; whether it is so is checked when weights are read.
-    for kernel in (1, 3):
-        fits = all(
-            (n + 2 * square[1] - kernel) // square[0] + 1 == m for n, m in zip(shape[2:], call.shape[2:], strict=True)
-        )
-        if fits and square[1] == kernel // 2 and square[0] in (1, 2):
-            source = Source(weight.name, None if bias is None else bias.name)
-            spec = WeightSpec((out, into, kernel, kernel), (Piece(source, 0, 0),))
-            return Conv(call.shape, inputs=[x.value], weight=spec, kernel=kernel, stride=square[0])
-    return None
+    kernel = graph.parameters[weight.name][2]
+    if graph.parameters[weight.name] != (out, into, kernel, kernel) or kernel not in (1, 3):
+        return None
+    if square[1] != kernel // 2 or square[0] not in (1, 2):
+        return None
+    spec = WeightSpec(
+        (out, into, kernel, kernel), (Piece(Source(weight.name, None if bias is None else bias.name), 0, 0),)
+    )
+    return Conv(call.shape, inputs=[x.value], weight=spec, kernel=kernel, stride=square[0])
 
 
 def _pair(value: Any) -> Any:
@@ -125,17 +140,16 @@ def _read_norm(graph: Graph, call: Recorded) -> Node | None:
     a = inspect.signature(F.batch_norm).bind(*call.args, **call.kwargs)
     a.apply_defaults()
     x, mean, var, weight, bias, training, _, eps = a.arguments.values()
-    if training or not isinstance(x, Ref) or not all(t is None or isinstance(t, Named) for t in (weight, bias)):
+    if training or not _is_map(graph, x) or not all(t is None or isinstance(t, Named) for t in (weight, bias)):
         return None
     if not (isinstance(mean, Named) and isinstance(var, Named)):
         return None
     norm = Norm(mean.name, var.name, weight and weight.name, bias and bias.name, float(eps))
-    plain = Call(call.shape, function=call.function, args=call.args, kwargs=call.kwargs)
-    return _Affine(call.shape, input=x.value, norm=norm, call=plain)
+    return _Affine(call.shape, input=x.value, norm=norm, call=_call(call))
 
 
 def _read_add(graph: Graph, call: Recorded) -> Node | None:
-    if call.kwargs or len(call.args) != 2 or not all(isinstance(a, Ref) for a in call.args):
+    if call.kwargs or len(call.args) != 2 or not all(_is_map(graph, a) for a in call.args):
         return None
     if any(graph.nodes[a.value].shape != call.shape for a in call.args):
         return None
@@ -143,7 +157,7 @@ def _read_add(graph: Graph, call: Recorded) -> Node | None:
 
 
 def _read_relu(graph: Graph, call: Recorded) -> Node | None:
-    return _Relu(call.shape, input=call.args[0].value) if call.args and isinstance(call.args[0], Ref) else None
+    return _Relu(call.shape, input=call.args[0].value) if call.args and _is_map(graph, call.args[0]) else None
 
 
 def _read_resample(graph: Graph, call: Recorded) -> Node | None:
@@ -151,7 +165,7 @@ def _read_resample(graph: Graph, call: Recorded) -> Node | None:
     a.apply_defaults()
     given = a.arguments
     x, mode = given["input"], given["mode"]
-    if not isinstance(x, Ref) or mode not in ("nearest", "bilinear") or given["antialias"]:
+    if not _is_map(graph, x) or mode not in ("nearest", "bilinear") or given["antialias"]:
         return None
     before, align = graph.nodes[x.value].shape[2:], bool(given["align_corners"])
     factor = given["scale_factor"]
@@ -168,25 +182,32 @@ def _read_resample(graph: Graph, call: Recorded) -> Node | None:
 def _read_cat(graph: Graph, call: Recorded) -> Node | None:
     parts: Any = call.args[0] if call.args else call.kwargs.get("tensors")
     dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)
-    if dim not in (1, -3) or not all(isinstance(p, Ref) for p in parts):
+    if dim not in (1, -3) or not set(call.kwargs) <= {"tensors", "dim"} or not all(_is_map(graph, p) for p in parts):
         return None
     return Cat(call.shape, inputs=[p.value for p in parts])
 
 
 def _read_pool(graph: Graph, call: Recorded) -> Node | None:
-    if not isinstance(call.args[0], Ref) or call.kwargs or len(call.args) not in (2, 3):
+    if not call.args or not _is_map(graph, call.args[0]) or call.kwargs or len(call.args) not in (2, 3):
         return None
-    sizes = [_pair(a) for a in call.args[1:]]
+    sizes = [_pair(a) for a in call.args[1:] if a is not None]  # the distance of windows is their size, if not given
     return Pool(call.shape, input=call.args[0].value, size=sizes[0]) if len(set(sizes)) == 1 and sizes[0] else None
 
 
 def _read_alias(graph: Graph, call: Recorded) -> Node | None:
-    return _Alias(call.shape, input=call.args[0].value) if isinstance(call.args[0], Ref) else None
+    """Maps have no layout, memory or dtype of their own. Tensors of calls have: of them, all that is done is done."""
+    if not call.args or not _is_map(graph, call.args[0]) or isinstance(graph.nodes[call.args[0].value], Call):
+        return None
+    return _Alias(call.shape, input=call.args[0].value)
+
+
+def _read_conversion(graph: Graph, call: Recorded) -> Node | None:
+    return _read_alias(graph, call) if call.args[1:] == (OwnDtype(),) and not call.kwargs else None
 
 
 def _read_dropout(graph: Graph, call: Recorded) -> Node | None:
     training = call.args[2] if len(call.args) > 2 else call.kwargs.get("training", True)
-    return None if training else _read_alias(graph, call)
+    return None if training or not isinstance(call.args[0], Ref) else _Alias(call.shape, input=call.args[0].value)
 
 
 _READERS: tuple[tuple[tuple[Any, ...], Callable[[Graph, Recorded], Node | None]], ...] = (
@@ -198,6 +219,7 @@ _READERS: tuple[tuple[tuple[Any, ...], Callable[[Graph, Recorded], Node | None]]
     (_CATS, _read_cat),
     ((F.avg_pool2d,), _read_pool),
     (_ALIASES, _read_alias),
+    ((Tensor.to,), _read_conversion),
 )
 
 

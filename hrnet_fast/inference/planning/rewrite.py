@@ -98,17 +98,21 @@ def _loose_conv(graph: Graph, term: Term, uses: dict[int, int]) -> Conv | None:
 
 
 def _merge_sums(graph: Graph, claimed: set[int]) -> None:
-    """Convolutions of one geometry that are summed become one over the concatenation of their inputs."""
+    """Convolutions of one geometry that are summed become one over the concatenation of their inputs.
+
+    With a stride, inputs of two sizes may give one: those cannot be concatenated.
+    """
     uses = graph.uses()
     for node in list(graph.nodes.values()):
         if not isinstance(node, Sum):
             continue
-        by_geometry: dict[tuple[int, int], list[tuple[int, Conv]]] = {}
+        by_geometry: dict[tuple[int, ...], list[tuple[int, Conv]]] = {}
         for k, term in enumerate(node.terms):
             conv = _loose_conv(graph, term, uses)
             if conv is None or len(conv.inputs) != 1 or isinstance(graph.nodes[conv.inputs[0]], Input):
                 continue
-            by_geometry.setdefault(conv.geometry, []).append((k, conv))
+            size = graph.nodes[conv.inputs[0]].shape[2:]
+            by_geometry.setdefault((*conv.geometry, *size), []).append((k, conv))
         for found in by_geometry.values():
             # A map stands in one concatenation at most: in a second one it would have to be copied.
             group = [(k, conv) for k, conv in found if conv.inputs[0] not in claimed]

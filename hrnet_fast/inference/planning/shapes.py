@@ -65,7 +65,9 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _cat(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
-    if kwargs.get("dim", args[1] if len(args) > 1 else 0) != 1 or not args or any(t.dim() != 4 for t in args[0]):
+    if kwargs.get("dim", args[1] if len(args) > 1 else 0) != 1 or not args or not set(kwargs) <= {"dim"}:
+        return None
+    if any(t.dim() != 4 for t in args[0]):
         return None
     parts = args[0]
     if len({(t.shape[0], *t.shape[2:], t.dtype) for t in parts}) > 1:
@@ -83,12 +85,14 @@ def _interpolate(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
     return _empty(x, (*x.shape[:2], *_pair(size)))
 
 
-def _like_first(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
-    return _empty(args[0], args[0].shape) if isinstance(args[0], Tensor) and "dtype" not in kwargs else None
+def _softmax(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
+    alike = len(args) >= 1 and set(kwargs) <= {"dim"} and isinstance(args[0], Tensor) and len(args) <= 2
+    return _empty(args[0], args[0].shape) if alike and args[0].is_floating_point() else None
 
 
 def _scaled(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
-    return _like_first(args, kwargs) if len(args) == 2 and isinstance(args[1], (int, float)) else None
+    alike = len(args) == 2 and not kwargs and isinstance(args[1], (int, float)) and isinstance(args[0], Tensor)
+    return _empty(args[0], args[0].shape) if alike and args[0].is_floating_point() else None
 
 
 def _matmul(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
@@ -111,9 +115,9 @@ _SHORTCUTS: dict[Any, Callable[[tuple[Any, ...], Mapping[str, Any]], Result]] = 
     Tensor.add_: _add_in_place,
     Tensor.__iadd__: _add_in_place,
     # What object attention (OCR) is made of.
-    F.softmax: _like_first,
-    torch.softmax: _like_first,
-    Tensor.softmax: _like_first,
+    F.softmax: _softmax,
+    torch.softmax: _softmax,
+    Tensor.softmax: _softmax,
     Tensor.__mul__: _scaled,
     Tensor.mul: _scaled,
     torch.mul: _scaled,
@@ -121,3 +125,6 @@ _SHORTCUTS: dict[Any, Callable[[tuple[Any, ...], Mapping[str, Any]], Result]] = 
     Tensor.matmul: _matmul,
     Tensor.__matmul__: _matmul,
 }
+
+# Of these, calls that give their first argument back, changed.
+IN_PLACE = (Tensor.add_, Tensor.__iadd__)

@@ -1,0 +1,44 @@
+"""Where an engine's plans and weights come from: a living model or a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from hrnet_fast.errors import InputError
+from hrnet_fast.inference.plan import Plan
+from hrnet_fast.inference.planning.lower import make_plan
+
+
+class Living:
+    """A model, which goes on living."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def plan(self, shape: tuple[int, ...], dtype: torch.dtype) -> Plan:
+        return make_plan(self.model, shape, dtype)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+
+
+class Saved:
+    """What a file held."""
+
+    def __init__(self, plans: Mapping[tuple[int, ...], Plan], tensors: Mapping[str, Tensor]) -> None:
+        self.plans, self.kept = dict(plans), dict(tensors)
+
+    def plan(self, shape: tuple[int, ...], dtype: torch.dtype) -> Plan:
+        if shape not in self.plans:
+            known = ", ".join(str(list(s)) for s in self.plans)
+            raise InputError(
+                f"Engine: input of shape {list(shape)} given; this engine was loaded from a file that holds {known}. "
+                "Save it with the shapes you need: engine.save(path, shapes=[...])."
+            )
+        return self.plans[shape]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self.kept)

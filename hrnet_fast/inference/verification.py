@@ -1,0 +1,51 @@
+"""The trial that every plan passes before it is used: the model's own forward on a small input."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from hrnet_fast.errors import HRNetFastError
+from hrnet_fast.inference.execution.interpreter import interpret
+from hrnet_fast.inference.planning.lower import make_plan
+from hrnet_fast.inference.sources import Living
+from hrnet_fast.nn.probe import without_onednn
+
+_TRIAL = (64, 96)  # height and width: divisible by 32, and quick
+_TOLERANCE = 1e-3  # relative; plans differ from models by rounding, 1e-6
+
+
+def verify(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Compare the plan with the model's own forward, in the model's dtype on a small input.
+
+    Raises:
+        HRNetFastError: they differ.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with torch.no_grad(), without_onednn(), torch.autocast(device.type, enabled=False):
+        for trial in dict.fromkeys([(1, shape[1], *_TRIAL), (1, *shape[1:])]):
+            random = torch.Generator().manual_seed(0)
+            x = torch.randn(trial, generator=random).to(device, dtype)
+            try:
+                wanted = model(x.clone())
+            except Exception:  # a size that this model cannot take; its own example is next
+                if trial[2:] == shape[2:]:
+                    raise
+                continue
+            given = interpret(make_plan(model, trial, dtype), Living(model).tensors(), x)
+            break
+    for a, b in zip(tree_leaves(given), tree_leaves(wanted), strict=True):
+        if not isinstance(b, Tensor):
+            continue
+        finite = b.isfinite() if b.is_floating_point() else torch.zeros_like(b, dtype=torch.bool)
+        # What was counted or compared may turn with a rounding: of it, only the kind is held.
+        same = a.shape == b.shape and (torch.equal(a.isfinite(), finite) or not b.is_floating_point())
+        error = (a[finite].double() - b[finite].double()).norm().item() if same else float("inf")
+        scale = b[finite].double().norm().item()
+        limit = _TOLERANCE if dtype in (torch.float32, torch.float64) else 0.1
+        if error > limit * scale:
+            raise HRNetFastError(
+                f"optimize_for_inference: the plan of {type(model).__name__} differs from its own forward by "
+                f"{error / (scale or 1.0):.1e}; it is not used. Please report this model."
+            )
