@@ -1,83 +1,82 @@
-"""The engine against what users would run a network with instead, all in one run: time, set-up, memory."""
+"""The engine against what users would run a network with instead, all in one run; and the memory of a call."""
 
 from __future__ import annotations
 
-import os
-import time
+import copy
 from typing import Any
 
-import peers
 import pytest
 import torch
+from contenders import INFERENCE, copies
+from harness import Case, Entry, Session
+from networks import exact, images, network, work
 from pytest_benchmark.fixture import BenchmarkFixture
-from torch import Tensor
 
 import hrnet_fast as hf
-from hrnet_fast.measure import interleaved_seconds, peak_activations, relative_error
+from hrnet_fast.measure import peak_activations
 
+# What is asked most: a pose network, and the classification network that the others begin with.
 NETWORKS = {"hrnetv1_w32_pose": (256, 192), "hrnet_w18_c": (224, 224)}
-# Compiling takes Inductor minutes per network: measured when asked for.
-SLOW = os.environ.get("HRNET_FAST_SLOW_PEERS") == "1"
+ON_CUDA = {"hrnetv1_w32_pose": (256, 192), "hrnetv1_w48_pose": (384, 288), "hrnetv2_w48_seg": (1024, 2048)}
+CASES = [(name, batch) for batch in (1, 8) for name in {**NETWORKS, **ON_CUDA}]
 
 
-def network(name: str) -> Any:
-    torch.manual_seed(0)
-    return hf.create_model(name, impl="reference").eval()
-
-
-def leaves(output: Any) -> list[Tensor]:
-    return [output] if isinstance(output, Tensor) else list(output)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("name", "batch"), [(name, batch) for name in NETWORKS for batch in (1, 8)])
-def bench_inference(benchmark: BenchmarkFixture, measuring: bool, name: str, batch: int, dtype: str) -> None:
-    if not measuring:
+@pytest.mark.parametrize(("name", "batch"), CASES)
+def bench_inference(benchmark: BenchmarkFixture, session: Session, name: str, batch: int) -> None:
+    cuda = session.device.type == "cuda"
+    size = (ON_CUDA if cuda else NETWORKS).get(name)
+    if size is None or (batch > 1 and size[0] >= 1024):
+        pytest.skip(f"not a case on {session.device.type}")
+    if not session.measuring:
         if (name, batch) != ("hrnet_w18_c", 1):
             pytest.skip("measured, not part of the smoke test")
-        name = "hrnet_w18_small"
-    precision = getattr(torch, dtype)
-    x = torch.randn(batch, 3, *NETWORKS.get(name, (64, 64)))
-    model = network(name)
-    makers = peers.available(precision, SLOW) if measuring else {"eager": peers.eager}
-    calls, setup = {}, {}
-    for peer, make in makers.items():
-        start = time.perf_counter()
-        calls[peer] = make(model, x, precision)
-        setup[peer] = time.perf_counter() - start
-    if dtype == "bfloat16":
-        calls["eager_float32"] = peers.eager(model, x, torch.float32)
-    start = time.perf_counter()
-    engine = hf.optimize_for_inference(model, x, dtype=precision)
-    engine(x)
-    setup["engine"] = time.perf_counter() - start
-    calls["engine"] = lambda: engine(x)
+        name, size = "hrnet_w18_small", (64, 64)
+    model, x = network(name), images(batch, size, session.device)
+    truth = exact(copy.deepcopy(model), x)
 
-    exact = [t.double() for t in leaves(network(name).double()(x.double()).detach())]
-    errors = {peer: relative_error(leaves(call()), exact) for peer, call in calls.items()}
-    rounding = 2.0 ** (-8 if dtype == "bfloat16" else -22)
-    limit = 2 * errors["eager"] + rounding
-    for peer in [p for p in calls if errors[p] > limit]:  # no figure for a wrong result
-        assert peer != "engine", f"error {errors[peer]:.1e}, eager's own {errors['eager']:.1e}"
-        del calls[peer]
-    if not measuring:
-        benchmark.pedantic(calls["engine"], rounds=1)
-        return
-    seconds = interleaved_seconds(calls, rounds=15, warmup=3)
-    benchmark.pedantic(calls["engine"], rounds=15, warmup_rounds=1)
-    figures = {f"{peer}_ms": round(s * 1e3, 2) for peer, s in seconds.items()}
-    figures |= {f"{peer}_setup_s": round(s, 2) for peer, s in setup.items()}
-    figures |= {f"times_{peer}": round(s / seconds["engine"], 2) for peer, s in seconds.items() if peer != "engine"}
-    benchmark.extra_info.update(figures)
-    print(f"\n{name} batch {batch} {dtype}: {figures}")
+    def wanted() -> Any:
+        return truth
+
+    model = model.to(session.device)
+    for dtype in session.dtypes:
+        cost = work(copy.deepcopy(model), x, dtype)
+        entries = {}
+        for contender, c in INFERENCE.items():
+            reason = c.unavailable(session.device.type, dtype, asked=session.contenders is not None)
+            if reason is not None and reason.startswith("not in"):
+                continue  # no row for what there is no such thing as
+            if not session.measuring and not contender.startswith(("eager", "hrnet_fast")):
+                continue
+            entries[contender] = Entry(copies(model, c.make, x, dtype), reason, exact=wanted, **cost)
+        case = Case("inference", f"{name} {size[0]}x{size[1]} batch {batch}", "inference", dtype)
+        case.params.update(model=name, batch=batch, height=size[0], width=size[1])
+        session.compare(benchmark_of(benchmark, dtype, session), case, entries, baseline="eager channels-last")
+
+
+class _Once:
+    """Stands in for pytest-benchmark's fixture from the second dtype on: it serves one measurement only."""
+
+    extra_info: dict[str, Any]
+
+    def __init__(self) -> None:
+        self.extra_info = {}
+
+    def pedantic(self, call: Any, rounds: int, warmup_rounds: int) -> None:
+        for _ in range(rounds):
+            call()
+
+
+def benchmark_of(benchmark: BenchmarkFixture, dtype: torch.dtype, session: Session) -> Any:
+    return benchmark if dtype == session.dtypes[0] else _Once()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def bench_memory(benchmark: BenchmarkFixture, measuring: bool, dtype: str) -> None:
+def bench_memory(benchmark: BenchmarkFixture, session: Session, dtype: str) -> None:
     """Maps alive at once in a call: W48 segmentation, against eager in the same dtype."""
-    precision = getattr(torch, dtype)
-    x = torch.randn(1, 3, *((512, 1024) if measuring else (64, 128))).to(precision)
-    model = network("hrnetv2_w48_seg" if measuring else "hrnetv2_w18_small_v1_seg").to(precision)
+    precision, size = getattr(torch, dtype), ((512, 1024) if session.measuring else (64, 128))
+    x = images(1, size).to(precision)
+    name = "hrnetv2_w48_seg" if session.measuring else "hrnetv2_w18_small_v1_seg"
+    model = network(name).to(precision)
 
     def plain() -> Any:
         with torch.no_grad():
@@ -87,6 +86,8 @@ def bench_memory(benchmark: BenchmarkFixture, measuring: bool, dtype: str) -> No
     engine = hf.optimize_for_inference(model, x)
     benchmark.pedantic(lambda: engine(x), rounds=1)
     share = engine.memory() / eager
-    benchmark.extra_info.update({"eager_bytes": eager, "engine_bytes": engine.memory(), "share": round(share, 3)})
-    print(f"\nmemory {dtype}: {share:.3f} of eager's {eager / 2**20:.0f} MiB")
-    assert share < 0.75 or not measuring
+    case = Case("memory", f"{name} {size[0]}x{size[1]} batch 1", "inference memory", precision, {"model": name})
+    session.bytes(case, "eager channels-last", eager, "maps alive at once")
+    session.bytes(case, "hrnet_fast engine", engine.memory(), "maps alive at once")
+    benchmark.extra_info["share"] = round(share, 3)
+    assert share < 0.75 or not session.measuring

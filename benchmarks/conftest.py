@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
+import torch
+from harness import Session
+
+# In the order of what users ask first: what fits the time budget is measured.
+ORDER = (
+    "bench_inference", "bench_paper_tables", "bench_accelerate", "bench_scaling", "bench_fuse_sum", "bench_bn_act",
+    "bench_upsample_conv1x1_sum", "bench_strided_conv_chain", "bench_grouped_conv3x3", "bench_conv_rim",
+)  # fmt: skip
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--benchmark", action="store_true", help="measure, instead of running each benchmark once")
+    group = parser.getgroup("hrnet_fast benchmarks")
+    group.addoption("--benchmark", action="store_true", help="measure, instead of running each benchmark once")
+    group.addoption("--device", default=None, help="cpu or cuda; the default is cuda where there is one")
+    group.addoption("--dtypes", default=None, help="comma-separated: float32, bfloat16, float16")
+    group.addoption("--scale", choices=("small", "paper"), default=None, help="sizes; paper is the default on cuda")
+    group.addoption("--contenders", default=None, help="comma-separated parts of names; also asks for slow ones")
+    group.addoption("--budget", type=float, default=10.0, help="minutes in all; what does not fit is left out")
+    group.addoption("--results", type=Path, default=None, help="result file, written as figures are made")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -15,7 +34,40 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.benchmark_disable = True
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: k for k, name in enumerate(ORDER, start=1)}
+    here = Path(__file__).parent
+    items.sort(key=lambda i: ranks.get(i.path.stem, len(ranks) + 1) if i.path.parent == here else 0)
+
+
+def _options(config: pytest.Config) -> dict[str, Any]:
+    measuring = bool(config.getoption("--benchmark"))
+    cuda = measuring and torch.cuda.is_available()
+    device = config.getoption("--device") or ("cuda" if cuda else "cpu")
+    named = config.getoption("--dtypes")
+    dtypes = named.split(",") if named else ["float32", "bfloat16"] if device == "cpu" else ["float16", "bfloat16"]
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise pytest.UsageError(f"--device {device}: this machine has {'cpu, cuda' if cuda else 'cpu'}.")
+    if not set(dtypes) <= set(DTYPES):
+        raise pytest.UsageError(f"--dtypes {named}: accepted are {', '.join(DTYPES)}.")
+    contenders = config.getoption("--contenders")
+    return {
+        "device": device,
+        "dtypes": tuple(getattr(torch, d) for d in dtypes),
+        "scale": config.getoption("--scale") or ("paper" if device == "cuda" else "small"),
+        "contenders": contenders.split(",") if contenders else None,
+        "budget": config.getoption("--budget"),
+        "results": config.getoption("--results"),
+    }
+
+
 @pytest.fixture
 def measuring(request: pytest.FixtureRequest) -> bool:
     """Whether times are wanted: smoke tests may then take smaller inputs."""
     return bool(request.config.getoption("--benchmark"))
+
+
+@pytest.fixture(scope="session")
+def session(request: pytest.FixtureRequest) -> Session:
+    """What this run measures with and where its figures go."""
+    return Session(_options(request.config), bool(request.config.getoption("--benchmark")))

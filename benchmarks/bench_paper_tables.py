@@ -1,0 +1,215 @@
+"""The paper's tables 17 (pose), 18 (segmentation) and 19 (detection): HRNet and its rivals, on this device.
+
+The paper measured on a V100 with PyTorch 1.0. What carries over to other hardware is the ratio of HRNet to a rival; the
+paper's own figure is recorded beside each of ours. Table 13 is these tables' summary.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from contenders import INFERENCE, Call, copies
+from harness import Case, Entry, Session
+from networks import exact, images, network, tensors, work
+from pytest_benchmark.fixture import BenchmarkFixture
+from rivals import RIVALS, rival
+from torch import Tensor, nn
+
+import hrnet_fast as hf
+from hrnet_fast.complexity import paper_tables
+from hrnet_fast.measure import peak_activations
+
+OURS = {
+    "hrnetv1_w32_pose": "hrnetv1_w32_pose",
+    "hrnetv1_w48_pose": "hrnetv1_w48_pose",
+    "hrnetv2_w48_seg": "hrnetv2_w48_seg",
+    "hrnetv2_w48_seg_ocr": "hrnetv2_w48_seg_ocr",  # no row of the paper's table: it came with the code
+    "faster_rcnn_hrnetv2p_w18": "hrnetv2p_w18_det",
+    "faster_rcnn_hrnetv2p_w32": "hrnetv2p_w32_det",
+    "faster_rcnn_hrnetv2p_w48": "hrnetv2p_w48_det",
+}
+# With compilers where they are quick; timm has none of these networks (its HRNets classify).
+HRNET = ("eager channels-last", "compile", "compile reduce-overhead", "compile max-autotune", "hrnet_fast engine")
+RIVAL = ("eager channels-last", "compile", "compile reduce-overhead", "compile max-autotune")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Sizes: of the paper, and smaller ones with which a CPU is done in seconds. Training batches are one card's."""
+
+    key: str
+    inference: tuple[int, int]
+    training: tuple[int, int]
+    batches: tuple[int, ...]
+    training_batch: int
+    small_inference: tuple[int, int]
+    small_training: tuple[int, int]
+    small_batches: tuple[int, ...]
+
+    @property
+    def number(self) -> str:
+        return self.key.split("_")[0]
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Rows of the paper by name: their columns and figures."""
+        table = paper_tables()["timing"][self.key]
+        rows = {name: dict(zip(table["columns"], row, strict=True)) for name, row in table["rows"].items()}
+        return rows | ({"hrnetv2_w48_seg_ocr": {}} if self.number == "18" else {})
+
+
+TABLES = {
+    "17": Table("17_pose", (256, 192), (256, 192), (1, 4, 8, 16), 32, (256, 192), (128, 96), (1, 4)),
+    "18": Table("18_segmentation", (1024, 2048), (512, 1024), (1, 4), 2, (256, 512), (128, 256), (1,)),
+    "19": Table("19_detection", (800, 1344), (800, 1344), (1, 4), 2, (320, 544), (160, 288), (1,)),
+}
+SMOKE = ("simplebaseline_r50", "hrnetv1_w32_pose")
+
+
+def model_of(row: str) -> nn.Module:
+    return network(OURS[row]) if row in OURS else rival(row)
+
+
+def paper(table: Table, row: str, column: str, scale: float = 1.0) -> dict[str, Any] | None:
+    """The paper's own figure, in this package's units."""
+    value = table.rows()[row].get(column)
+    if value is None:
+        return None
+    return {"table": table.number, "row": row, "column": column, "value": value * scale}
+
+
+def about(table: Table, row: str, batch: int, size: tuple[int, int]) -> dict[str, Any]:
+    role = "hrnet" if row in OURS else "rival"
+    return {"table": table.number, "row": row, "role": role, "batch": batch, "height": size[0], "width": size[1]}
+
+
+def chosen(session: Session, table: Table) -> list[str]:
+    return [row for row in table.rows() if session.measuring or row in SMOKE]
+
+
+@pytest.mark.parametrize("batch", [1, 4, 8, 16])
+@pytest.mark.parametrize("number", TABLES)
+def bench_inference_rows(benchmark: BenchmarkFixture, session: Session, number: str, batch: int) -> None:
+    """Inference and its memory: all rows of a table in turns."""
+    table, small = TABLES[number], session.scale == "small"
+    size = table.small_inference if small else table.inference
+    if batch not in (table.small_batches if small else table.batches) or (not session.measuring and number != "17"):
+        pytest.skip("not a case of this scale")
+    if not session.measuring:
+        size = (64, 64)
+    dtype = session.dtypes[0]
+    x = images(batch, size, session.device)
+    entries: dict[str, Entry] = {}
+    for row in chosen(session, table):
+        model = model_of(row)
+        truth = functools.cache(functools.partial(exact, copy.deepcopy(model), x.cpu()))
+        cost = work(copy.deepcopy(model), x, dtype)
+        model = model.to(session.device)
+        given = {"params": about(table, row, batch, size), "paper": paper(table, row, f"infer_s_bs{batch}"), **cost}
+        for name in HRNET if row in OURS else RIVAL:
+            reason = INFERENCE[name].unavailable(session.device.type, dtype, session.contenders is not None)
+            if reason is not None and not (session.measuring and "minutes" in reason and row in OURS):
+                continue
+            make = copies(model, INFERENCE[name].make, x, dtype)
+            entries[f"{row}: {name}"] = Entry(make, reason, exact=truth if row in OURS else None, **given)
+        if session.measuring:
+            _memory(session, table, row, model, x, dtype, size)
+    case = Case(f"table {number}", f"{table.key[3:]} {size[0]}x{size[1]} batch {batch}", "inference", dtype)
+    session.compare(benchmark, case, entries, seconds=25, rounds=(3, 20))
+
+
+def _memory(
+    session: Session, table: Table, row: str, model: nn.Module, x: Tensor, dtype: torch.dtype, size: tuple[int, int]
+) -> None:
+    """Bytes of weights and of maps alive at once."""
+    batch = len(x)
+    case = Case(
+        f"table {table.number}", f"{table.key[3:]} {size[0]}x{size[1]} batch {batch}", "inference memory", dtype
+    )
+    given = {"params": about(table, row, batch, size), "paper": paper(table, row, f"infer_mem_g_bs{batch}", 2**30)}
+    weights = sum(p.numel() for p in model.parameters()) * dtype.itemsize
+    plain = copy.deepcopy(model).to(dtype)
+
+    def call() -> Any:
+        with torch.inference_mode():
+            return plain(x.to(dtype))
+
+    session.bytes(case, f"{row}: eager channels-last", weights + _peak(call, session), **given)
+    if row in OURS:
+        engine = hf.optimize_for_inference(model, x, dtype=dtype, verify=False)
+        engine(x)
+        session.bytes(case, f"{row}: hrnet_fast engine", weights + engine.memory(), **given)
+
+
+def _peak(call: Call, session: Session) -> int:
+    if session.device.type != "cuda":
+        return peak_activations(call)
+    call()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    return torch.cuda.max_memory_allocated() - before
+
+
+@pytest.mark.parametrize("number", TABLES)
+def bench_training_rows(benchmark: BenchmarkFixture, session: Session, number: str) -> None:
+    """A training step (forward, backward, SGD) and its memory: all rows of a table in turns."""
+    table, small = TABLES[number], session.scale == "small"
+    size, batch = (table.small_training, 2) if small else (table.training, table.training_batch)
+    if not session.measuring:
+        if number != "17":
+            pytest.skip("measured, not part of the smoke test")
+        size = (64, 64)
+    dtype = torch.float32 if session.device.type == "cpu" else session.dtypes[-1]
+    x = images(batch, size, session.device)
+    entries: dict[str, Entry] = {}
+    case = Case(f"table {number}", f"{table.key[3:]} {size[0]}x{size[1]} batch {batch}", "training step", dtype)
+    for row in chosen(session, table):
+        model = model_of(row).to(session.device).train()
+        given = {"params": about(table, row, batch, size)}
+        truth = functools.cache(functools.partial(_exact_loss, copy.deepcopy(model), x)) if row in OURS else None
+        kinds: dict[str, Callable[[nn.Module], nn.Module]] = {"eager channels-last": lambda m: m}
+        if row in OURS:
+            kinds["hrnet_fast accelerate"] = hf.accelerate
+        for name, prepare in kinds.items():
+            ready = prepare(copy.deepcopy(model))
+            step = _step(ready, x, dtype)
+            weights = paper(table, row, "train_s_per_iter")
+            entries[f"{row}: {name}"] = Entry(lambda step=step: step, paper=weights, exact=truth, **given)
+            if session.measuring and session.left() > 0:
+                memory = Case(case.suite, case.name, "training memory", dtype)
+                size_of = 2 * sum(p.numel() * 4 for p in model.parameters())  # weights and their gradients
+                peak = size_of + _peak(step, session)
+                gigabytes = paper(table, row, "train_mem_g", 2**30)
+                session.bytes(memory, f"{row}: {name}", peak, paper=gigabytes, **given)
+    session.compare(benchmark, case, entries, seconds=25, rounds=(3, 15))
+
+
+def _step(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = x.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)  # all of the work, and every step's loss is the same
+
+    def call() -> Tensor:
+        with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+            loss = torch.stack([t.float().square().mean() for t in tensors(model(x))]).sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return call
+
+
+def _exact_loss(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.stack([t.square().mean() for t in tensors(model.cpu().double()(x.cpu().double()))]).sum()
+
+
+assert set(RIVALS) | set(OURS) == {row for table in TABLES.values() for row in table.rows()}

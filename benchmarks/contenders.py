@@ -1,0 +1,184 @@
+"""Who executes a network: this package, and what users would pick instead, each in its best mode.
+
+A contender is a function from (model, input, dtype) to a call. Whatever it needs before it can answer is its set-up,
+and timed. Models come in evaluation mode on the input's device, in float32, and are the contender's own to change.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import hrnet_fast as hf
+
+Call = Callable[[], Any]
+Make = Callable[[nn.Module, Tensor, torch.dtype], Call]
+SINGLE, HALF = (torch.float32,), (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Attributes: what it takes part in, and `slow` if it compiles for minutes (then it must be asked for)."""
+
+    make: Make
+    dtypes: tuple[torch.dtype, ...] = SINGLE + HALF
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    slow: tuple[str, ...] = ()  # on these devices
+    needs: tuple[str, ...] = ()
+
+    def unavailable(self, device: str, dtype: torch.dtype, asked: bool) -> str | None:
+        """Return why it cannot take part, or None."""
+        missing = [package for package in self.needs if importlib.util.find_spec(package) is None]
+        if missing:
+            return f"{', '.join(missing)} is not installed"
+        if device not in self.devices:
+            return f"not on {device}"
+        if dtype not in self.dtypes:
+            return f"not in {str(dtype).removeprefix('torch.')}"
+        if device in self.slow and not asked:
+            return "compiles for minutes here: ask for it with --contenders"
+        return None
+
+
+def _plain(model: nn.Module, x: Tensor) -> Call:
+    def call() -> Any:
+        with torch.inference_mode():
+            return model(x)
+
+    return call
+
+
+def eager(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
+    """As the model comes: NCHW, weights and input in `dtype`."""
+    return _plain(model.to(dtype), x.to(dtype))
+
+
+def channels_last(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
+    """Weights and input in `dtype`, channels-last."""
+    model = model.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return _plain(model, x.to(dtype=dtype, memory_format=torch.channels_last))
+
+
+def amp(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
+    """Weights in float32 under autocast, channels-last."""
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = x.to(memory_format=torch.channels_last)
+
+    def call() -> Any:
+        with torch.inference_mode(), torch.autocast(x.device.type, dtype):
+            return model(x)
+
+    return call
+
+
+def compiled(mode: str | None, freezing: bool = False) -> Make:
+    """``torch.compile``, channels-last, weights in `dtype`."""
+
+    def make(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
+        from torch._inductor import config
+
+        torch._dynamo.reset()
+        model = model.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        given = x.to(dtype=dtype, memory_format=torch.channels_last)
+        fast = torch.compile(model, mode=mode)
+
+        def call() -> Any:
+            with torch.no_grad(), config.patch(freezing=freezing):
+                return fast(given)
+
+        return call
+
+    return make
+
+
+_EXPORTED: dict[str, Path] = {}
+
+
+def onnx_file(model: nn.Module, x: Tensor) -> Path:
+    """Export once for all batch sizes of a network: the exporter takes half a minute."""
+    size = tuple(x.shape[1:])
+    key = f"{type(model).__name__} {size} {sum(float(p.double().sum()) for p in model.parameters())}"
+    if key not in _EXPORTED:
+        path = Path(tempfile.mkdtemp(prefix="hrnet_fast_")) / "network.onnx"
+        two = torch.cat([x[:1], x[:1]])  # of one image, the exporter would take the batch for a constant
+        torch.onnx.export(
+            model, (two,), path, input_names=["image"], dynamo=True, external_data=False, verbose=False,
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},),
+        )  # fmt: skip
+        _EXPORTED[key] = path
+    return _EXPORTED[key]
+
+
+def onnx_runtime(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
+    """All graph optimisations, as many threads as PyTorch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(onnx_file(model, x)), options, providers=["CPUExecutionProvider"])
+    given = x.numpy()
+    return lambda: [torch.from_numpy(out) for out in session.run(None, {"image": given})]
+
+
+def openvino(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
+    """Compiled for latency and for the input's shape, as many threads as PyTorch has, in the precision asked for."""
+    import openvino as ov
+
+    core = ov.Core()
+    read = core.read_model(onnx_file(model, x))
+    read.reshape(list(x.shape))
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype],
+    }
+    request = core.compile_model(read, "CPU", settings).create_infer_request()
+    given = x.numpy()
+
+    def call() -> Any:
+        return [torch.from_numpy(out.copy()) for out in request.infer({0: given}).values()]
+
+    return call
+
+
+def accelerated(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
+    """``hrnet_fast.accelerate``, channels-last, weights in `dtype`."""
+    return channels_last(hf.accelerate(model), x, dtype)
+
+
+def engine(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
+    """``hrnet_fast.optimize_for_inference``."""
+    ready = hf.optimize_for_inference(model, x, dtype=dtype)
+    return lambda: ready(x)
+
+
+# The first is the baseline of errors and of ratios.
+INFERENCE: dict[str, Contender] = {
+    "eager channels-last": Contender(channels_last),
+    "eager": Contender(eager),
+    "eager AMP": Contender(amp, HALF),
+    "compile": Contender(compiled(None), slow=("cpu",)),
+    "compile reduce-overhead": Contender(compiled("reduce-overhead"), devices=("cuda",)),
+    "compile max-autotune": Contender(compiled("max-autotune"), devices=("cuda",), slow=("cuda",)),
+    "compile freezing": Contender(compiled(None, freezing=True), devices=("cpu",), slow=("cpu",)),
+    "ONNX Runtime": Contender(onnx_runtime, SINGLE, ("cpu",), needs=("onnx", "onnxscript", "onnxruntime")),
+    "OpenVINO": Contender(
+        openvino, (*SINGLE, torch.bfloat16), ("cpu",), needs=("onnx", "onnxscript", "openvino")
+    ),
+    "hrnet_fast accelerate": Contender(accelerated),
+    "hrnet_fast engine": Contender(engine),
+}  # fmt: skip
+
+
+def copies(model: nn.Module, make: Make, x: Tensor, dtype: torch.dtype) -> Callable[[], Call]:
+    """A contender's set-up on a copy of the model; the copy is not part of it."""
+    own = copy.deepcopy(model)
+    return lambda: make(own, x, dtype)

@@ -1,0 +1,169 @@
+"""The networks that the paper's timing tables compare HRNet with, as plain modules with random weights.
+
+ResNets have the stride in the 3x3 convolution, as all released code of these tables has it. Of Faster R-CNN only what
+differs from row to row is here, backbone and pyramid: region proposals and box heads are the same for all. Stems of
+the segmentation networks are those with which parameters and GFLOPs come out as printed; PSPNet's come out 0.3 % and
+3.4 % lower with either.
+Sources: He et al. 2016; Xie et al. 2017 (ResNeXt); Xiao et al. 2018 (SimpleBaseline); Zhao et al. 2017 (PSPNet); Chen
+et al. 2017 (DeepLabV3); Lin et al. 2017 (FPN).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CLASSES, JOINTS = 19, 17
+
+
+def conv(into: int, out: int, kernel: int = 1, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(into, out, kernel, stride, dilation * (kernel // 2), dilation, groups, bias=False)
+
+
+def unit(into: int, out: int, kernel: int = 1, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(conv(into, out, kernel, stride, dilation, groups), nn.BatchNorm2d(out), nn.ReLU(inplace=True))
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, into: int, width: int, out: int, stride: int, dilation: int, groups: int) -> None:
+        super().__init__()
+        self.narrow = unit(into, width)
+        self.window = unit(width, width, 3, stride, dilation, groups)
+        self.wide = nn.Sequential(conv(width, out), nn.BatchNorm2d(out))
+        same = stride == 1 and into == out
+        self.shortcut = nn.Identity() if same else nn.Sequential(conv(into, out, stride=stride), nn.BatchNorm2d(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.wide(self.window(self.narrow(x))) + self.shortcut(x), inplace=True)
+
+
+class ResNet(nn.Module):
+    """Maps of strides 4, 8, 16, 32. With `dilated`, the last two stages keep stride 8; a `deep` stem is three 3x3
+    convolutions.
+    """
+
+    def __init__(self, blocks: tuple[int, ...], groups: int = 1, dilated: bool = False, deep: bool = False) -> None:
+        super().__init__()
+        first = [unit(3, 64, 3, 2), unit(64, 64, 3), unit(64, 128, 3)] if deep else [unit(3, 64, 7, 2)]
+        self.stem = nn.Sequential(*first, nn.MaxPool2d(3, 2, 1))
+        into = 128 if deep else 64
+        self.stages = nn.ModuleList()
+        for k, count in enumerate(blocks):
+            stride, dilation = (1, 1) if k == 0 else (2, 1)
+            if dilated and k >= 2:
+                stride, dilation = 1, 2 ** (k - 1)
+            out, layers = 256 << k, []
+            for i in range(count):
+                # ResNeXt 64x4d: 64 groups of 4 channels at first.
+                width = (64 if groups == 1 else 4 * groups) << k
+                layers.append(Bottleneck(into, width, out, stride if i == 0 else 1, dilation, groups))
+                into = out
+            self.stages.append(nn.Sequential(*layers))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x, maps = self.stem(x), []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+R50, R101, R152 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
+
+
+class SimpleBaseline(nn.Module):
+    """ResNet, three 4x4 deconvolutions of 256 channels, heatmaps at a quarter of the resolution."""
+
+    def __init__(self, blocks: tuple[int, ...]) -> None:
+        super().__init__()
+        self.backbone = ResNet(blocks)
+        layers: list[nn.Module] = []
+        for into in (2048, 256, 256):
+            layers += [nn.ConvTranspose2d(into, 256, 4, 2, 1, bias=False), nn.BatchNorm2d(256), nn.ReLU(inplace=True)]
+        self.head = nn.Sequential(*layers, nn.Conv2d(256, JOINTS, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.backbone(x)[-1])
+        return out
+
+
+class PyramidPooling(nn.Module):
+    """Means over 1, 2, 3 and 6 bins a side, beside the map itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bins = nn.ModuleList(nn.Sequential(nn.AdaptiveAvgPool2d(b), unit(2048, 512)) for b in (1, 2, 3, 6))
+        self.mix = unit(4096, 512, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = [F.interpolate(b(x), size=x.shape[2:], mode="bilinear", align_corners=False) for b in self.bins]
+        out: Tensor = self.mix(torch.cat([x, *pooled], 1))
+        return out
+
+
+class AtrousPyramid(nn.Module):
+    """1x1, three dilated 3x3 (12, 24, 36 at stride 8) and the image's mean, mixed by a 1x1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.windows = nn.ModuleList([unit(2048, 256), *(unit(2048, 256, 3, dilation=d) for d in (12, 24, 36))])
+        self.mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), unit(2048, 256))
+        self.mix = unit(1280, 256)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.mean(x).expand(-1, -1, *x.shape[2:])
+        out: Tensor = self.mix(torch.cat([*(w(x) for w in self.windows), mean], 1))
+        return out
+
+
+class Segmentation(nn.Module):
+    """A dilated ResNet-101, a head, and 19 classes at an eighth of the resolution."""
+
+    def __init__(self, head: nn.Module, channels: int, deep: bool) -> None:
+        super().__init__()
+        self.backbone, self.head = ResNet(R101, dilated=True, deep=deep), head
+        self.classify = nn.Conv2d(channels, CLASSES, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.classify(self.head(self.backbone(x)[-1]))
+        return out
+
+
+class Pyramid(nn.Module):
+    """Backbone and feature pyramid of Faster R-CNN: five maps of 256 channels, strides 4 to 64."""
+
+    def __init__(self, backbone: ResNet) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.across = nn.ModuleList(nn.Conv2d(256 << k, 256, 1) for k in range(4))
+        self.smooth = nn.ModuleList(nn.Conv2d(256, 256, 3, 1, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = [across(m) for across, m in zip(self.across, self.backbone(x), strict=True)]
+        for k in (2, 1, 0):
+            maps[k] = maps[k] + F.interpolate(maps[k + 1], size=maps[k].shape[2:], mode="nearest")
+        maps = [smooth(m) for smooth, m in zip(self.smooth, maps, strict=True)]
+        return [*maps, F.max_pool2d(maps[-1], 1, 2)]
+
+
+# By the rows of the paper's tables 17, 18 and 19.
+RIVALS: dict[str, Callable[[], nn.Module]] = {
+    "simplebaseline_r50": lambda: SimpleBaseline(R50),
+    "simplebaseline_r101": lambda: SimpleBaseline(R101),
+    "simplebaseline_r152": lambda: SimpleBaseline(R152),
+    "dilated_r101": lambda: Segmentation(unit(2048, 512, 3), 512, deep=True),
+    "pspnet_r101": lambda: Segmentation(PyramidPooling(), 512, deep=True),
+    "deeplabv3_r101": lambda: Segmentation(AtrousPyramid(), 256, deep=False),
+    "faster_rcnn_r50_fpn": lambda: Pyramid(ResNet(R50)),
+    "faster_rcnn_r101_fpn": lambda: Pyramid(ResNet(R101)),
+    "faster_rcnn_x101_64x4d_fpn": lambda: Pyramid(ResNet(R101, groups=64)),
+}
+
+
+def rival(name: str) -> nn.Module:
+    """Return one of RIVALS with random weights, in evaluation mode."""
+    torch.manual_seed(0)
+    return RIVALS[name]().eval()
