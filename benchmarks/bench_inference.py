@@ -50,7 +50,9 @@ def bench_inference(benchmark: BenchmarkFixture, session: Session, name: str, ba
             entries[contender] = Entry(copies(model, c.make, x, dtype), reason, exact=wanted, **cost)
         case = Case("inference", f"{name} {size[0]}x{size[1]} batch {batch}", "inference", dtype)
         case.params.update(model=name, batch=batch, height=size[0], width=size[1])
-        session.compare(benchmark_of(benchmark, dtype, session), case, entries, baseline="eager channels-last")
+        timed = benchmark if dtype == session.dtypes[0] else _Once()
+        seconds = 10 if session.scale == "small" else 20
+        session.compare(timed, case, entries, seconds=seconds, baseline="eager channels-last")
 
 
 class _Once:
@@ -64,10 +66,6 @@ class _Once:
     def pedantic(self, call: Any, rounds: int, warmup_rounds: int) -> None:
         for _ in range(rounds):
             call()
-
-
-def benchmark_of(benchmark: BenchmarkFixture, dtype: torch.dtype, session: Session) -> Any:
-    return benchmark if dtype == session.dtypes[0] else _Once()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

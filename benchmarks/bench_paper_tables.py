@@ -65,8 +65,8 @@ class Table:
 
 TABLES = {
     "17": Table("17_pose", (256, 192), (256, 192), (1, 4, 8, 16), 32, (256, 192), (128, 96), (1, 4)),
-    "18": Table("18_segmentation", (1024, 2048), (512, 1024), (1, 4), 2, (256, 512), (128, 256), (1,)),
-    "19": Table("19_detection", (800, 1344), (800, 1344), (1, 4), 2, (320, 544), (160, 288), (1,)),
+    "18": Table("18_segmentation", (1024, 2048), (512, 1024), (1, 4), 2, (192, 384), (96, 192), (1,)),
+    "19": Table("19_detection", (800, 1344), (800, 1344), (1, 4), 2, (224, 384), (128, 224), (1,)),
 }
 SMOKE = ("simplebaseline_r50", "hrnetv1_w32_pose")
 
@@ -120,7 +120,7 @@ def bench_inference_rows(benchmark: BenchmarkFixture, session: Session, number: 
         if session.measuring:
             _memory(session, table, row, model, x, dtype, size)
     case = Case(f"table {number}", f"{table.key[3:]} {size[0]}x{size[1]} batch {batch}", "inference", dtype)
-    session.compare(benchmark, case, entries, seconds=25, rounds=(3, 20))
+    session.compare(benchmark, case, entries, seconds=8 if small else 25, rounds=(3, 15))
 
 
 def _memory(
@@ -188,7 +188,7 @@ def bench_training_rows(benchmark: BenchmarkFixture, session: Session, number: s
                 peak = size_of + _peak(step, session)
                 gigabytes = paper(table, row, "train_mem_g", 2**30)
                 session.bytes(memory, f"{row}: {name}", peak, paper=gigabytes, **given)
-    session.compare(benchmark, case, entries, seconds=25, rounds=(3, 15))
+    session.compare(benchmark, case, entries, seconds=8 if small else 25, rounds=(3, 15))
 
 
 def _step(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:

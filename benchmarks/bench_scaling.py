@@ -1,0 +1,69 @@
+"""How time and memory grow with the batch, the resolution and the width: HRNetV1 for pose, eager and the engine."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import pytest
+import torch
+from contenders import INFERENCE, copies
+from harness import Case, Entry, Session
+from networks import exact, images, work
+from pytest_benchmark.fixture import BenchmarkFixture
+
+import hrnet_fast as hf
+from hrnet_fast.measure import peak_activations
+
+# Axis: values at the paper's scale, and those that a CPU does in seconds. The others stay at 32, 256x192 and 1.
+AXES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "batch": ((1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8)),
+    "resolution": ((128, 256, 512, 1024, 2048), (128, 256, 512)),
+    "width": ((18, 32, 40, 48, 64), (18, 32, 48)),
+}
+CONTENDERS = ("eager channels-last", "compile", "compile reduce-overhead", "hrnet_fast engine")
+CASES = [(axis, value) for axis, (paper, small) in AXES.items() for value in sorted({*paper, *small})]
+
+
+@pytest.mark.parametrize(("axis", "value"), CASES)
+def bench_scaling(benchmark: BenchmarkFixture, session: Session, axis: str, value: int) -> None:
+    paper, small = AXES[axis]
+    if value not in (small if session.scale == "small" else paper) or (not session.measuring and value != 18):
+        pytest.skip("not a case of this scale")
+    batch = value if axis == "batch" else 1
+    width = value if axis == "width" else 32
+    size = (value, value) if axis == "resolution" else (256, 192)
+    if not session.measuring:
+        size = (64, 64)
+    torch.manual_seed(0)
+    config = hf.HRNetConfig.make(width, "v1", 17, upsample="nearest")
+    model = hf.HRNet(config, impl="reference").eval()
+    x = images(batch, size, session.device)
+    truth = functools.cache(functools.partial(exact, copy.deepcopy(model), x))
+    model = model.to(session.device)
+    dtype = session.dtypes[0]
+    cost = work(copy.deepcopy(model), x, dtype)
+    params: dict[str, Any] = {
+        "width": width,
+        "batch": batch,
+        "resolution": size[0],
+        "height": size[0],
+        "width_px": size[1],
+    }
+    entries = {}
+    for name in CONTENDERS:
+        reason = INFERENCE[name].unavailable(session.device.type, dtype, session.contenders is not None)
+        if reason is None:
+            entries[name] = Entry(copies(model, INFERENCE[name].make, x, dtype), exact=truth, params=params, **cost)
+    what = f"HRNetV1-W{width} {size[0]}x{size[1]} batch {batch}"
+    case = Case(f"scaling {axis}", what, "inference", dtype)
+    session.compare(benchmark, case, entries, seconds=3, rounds=(3, 11))
+    if session.measuring and session.device.type == "cpu":
+        memory = Case(case.suite, what, "inference memory", dtype)
+        plain = copy.deepcopy(model).to(dtype)
+        with torch.inference_mode():
+            eager = peak_activations(lambda: plain(x.to(dtype)))
+        engine = hf.optimize_for_inference(model, x, dtype=dtype, verify=False)
+        session.bytes(memory, "eager channels-last", eager, "maps alive at once", params=params)
+        session.bytes(memory, "hrnet_fast engine", engine.memory(), "maps alive at once", params=params)
