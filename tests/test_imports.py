@@ -13,14 +13,18 @@ import pytest
 import hrnet_fast
 
 PACKAGE = Path(hrnet_fast.__file__).parent
+READERS = ("records", "figures", "tables", "plots", "report", "readme", "files", "compare")
+READER_NAMES = tuple(f"hrnet_fast.bench.{part}" for part in READERS)
 # What a part may import of this package and of others; a part not listed is free.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "errors": (),
     "config": ("hrnet_fast.errors",),
+    # Result files are read, drawn and compared without torch: a measurement is not to be repeated to be looked at.
+    **{f"bench/{part}": ("hrnet_fast.errors", "matplotlib", "jinja2", *READER_NAMES) for part in READERS},
     "reference": ("torch", "hrnet_fast.config", "hrnet_fast.errors", "hrnet_fast.reference"),
 }
-# Imports go one way: cli, demo and tasks above checkpoints and models, these above the operators.
-ABOVE = tuple(f"hrnet_fast.{part}" for part in ("cli", "demo", "tasks", "doctor", "complexity", "launches"))
+# Imports go one way: cli, bench, demo and tasks above checkpoints and models, these above the operators.
+ABOVE = tuple(f"hrnet_fast.{part}" for part in ("cli", "bench", "demo", "tasks", "doctor", "complexity", "launches"))
 FORBIDDEN: dict[str, tuple[str, ...]] = {
     "implementations": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.reference"),
     "ops": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.inference"),
@@ -29,8 +33,9 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "inference": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.reference"),
     "inference/planning": ("hrnet_fast.inference.execution", "hrnet_fast.inference.engine", "hrnet_fast.ops"),
     "checkpoints": ABOVE,
-    "tasks": ("hrnet_fast.cli", "hrnet_fast.demo"),
-    "demo": ("hrnet_fast.cli",),
+    "tasks": ("hrnet_fast.cli", "hrnet_fast.bench", "hrnet_fast.demo"),
+    "demo": ("hrnet_fast.cli", "hrnet_fast.bench"),
+    "bench": ("hrnet_fast.cli",),
 }
 
 

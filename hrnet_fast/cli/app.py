@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import click
 
 from hrnet_fast import __version__
+from hrnet_fast.cli.bench import bench
 from hrnet_fast.cli.checkpoints import convert, info
 from hrnet_fast.cli.demo import demo
 from hrnet_fast.cli.inspect import doctor, models, plan, table
@@ -21,16 +22,18 @@ def app() -> None:
     """HRNet for PyTorch: run, inspect and convert checkpoints of every upstream."""
 
 
-for command in (models, info, convert, table, plan, run, doctor, demo):
+for command in (models, info, convert, table, plan, run, doctor, demo, bench):
     app.add_command(command)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 on success, 2 on bad input (one line on standard error), 130 on Ctrl-C."""
+    """Run the command line and exit.
+
+    Codes are 0 on success, a command's own, 2 on bad input (one line on standard error), 130 on Ctrl-C.
+    """
     try:
-        app.main(args=list(argv) if argv is not None else None, prog_name="hrnet-fast", standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        # What a command exits with comes back as its result; what commands themselves return is None.
+        code = app.main(args=list(argv) if argv is not None else None, prog_name="hrnet-fast", standalone_mode=False)
     except click.exceptions.Abort:
         click.echo("stopped.", err=True)
         sys.exit(130)
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail(error.format_message())
     except HRNetFastError as error:
         _fail(str(error))
-    sys.exit(0)
+    sys.exit(code)
 
 
 def _fail(message: str) -> None:
