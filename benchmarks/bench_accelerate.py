@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from harness import Case, Session
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
 import hrnet_fast as hf
-from hrnet_fast.measure import interleaved_seconds, operator_calls, relative_error, saved_bytes
+from hrnet_fast.measure import operator_calls, relative_error, saved_bytes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Images of the paper's pose and a quarter of its segmentation's pixels; the share hardly depends on the size.
@@ -74,7 +75,9 @@ def bench_saved_bytes(benchmark: BenchmarkFixture, measuring: bool, name: str, d
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def bench_training_step(benchmark: BenchmarkFixture, measuring: bool, dtype: str, layout: torch.memory_format) -> None:
+def bench_training_step(
+    benchmark: BenchmarkFixture, session: Session, measuring: bool, dtype: str, layout: torch.memory_format
+) -> None:
     """HRNetV1-W18 for pose, four images of 256x192: forward, backward and an optimizer's step."""
     config = hf.HRNetConfig.make(18, "v1", 17, upsample="nearest")
     size, batch = ((256, 192), 4) if measuring else ((64, 64), 2)
@@ -90,7 +93,9 @@ def bench_training_step(benchmark: BenchmarkFixture, measuring: bool, dtype: str
         gradients[kind] = torch.cat([p.grad.flatten() for p in probe.parameters()])  # type: ignore[union-attr]
     for kind in ("lean", "min"):
         assert relative_error(gradients[kind], gradients["reference"]) < 1e-8
-    seconds = interleaved_seconds(calls, rounds=9 if measuring else 1, warmup=2 if measuring else 0)
+    case = Case("training", f"hrnetv1_w18_pose {size[0]}x{size[1]} batch {batch} {str(layout)[6:]}", "training step",
+                getattr(torch, dtype))  # fmt: skip
+    seconds = session.operator(case, calls, 5)
     benchmark.extra_info.update({f"{name}_ms": round(value * 1e3, 1) for name, value in seconds.items()})
     benchmark.extra_info["speed_up"] = round(seconds["reference"] / seconds["lean"], 3)
     benchmark.pedantic(calls["lean"], rounds=1)

@@ -9,12 +9,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from harness import Case, Session
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.nn.functional import batch_norm, relu_
 
 from hrnet_fast.implementations import choose
-from hrnet_fast.measure import interleaved_seconds, relative_error
+from hrnet_fast.measure import relative_error
 from hrnet_fast.ops import bn_act
 
 CHANNELS = 48
@@ -42,8 +43,8 @@ def fused(leaves: list[Tensor], buffers: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["last", "contiguous"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def bench_bn_act(
-    benchmark: BenchmarkFixture, measuring: bool, dtype: torch.dtype, layout: torch.memory_format, residual: bool,
-    direction: str,
+    benchmark: BenchmarkFixture, session: Session, measuring: bool, dtype: torch.dtype, layout: torch.memory_format,
+    residual: bool, direction: str,
 ) -> None:  # fmt: skip
     torch.manual_seed(0)
     batch, height, width = (32 if DEVICE == "cuda" else 2, 96, 72) if measuring else (2, 12, 9)
@@ -65,7 +66,13 @@ def bench_bn_act(
         assert relative_error(out.detach(), exact.detach()) < (1e-5 if dtype == torch.float32 else 1e-2)
         assert relative_error(grads, exact_grads) < (1e-3 if dtype == torch.float32 else 5e-2)
         calls[name] = _forward(compute, leaves, buffers) if direction == "forward" else _backward(out, leaves, grad)
-    seconds = interleaved_seconds(calls, rounds=15 if measuring else 1, warmup=3 if measuring else 0)
+    case = Case(
+        "operators",
+        f"bn_act {batch}x{CHANNELS}x{height}x{width} {str(layout)[6:]}{' residual' * residual}",
+        direction,
+        dtype,
+    )
+    seconds = session.operator(case, calls)
     benchmark.extra_info["impl"] = choose("bn_act", "auto", maps[0])
     benchmark.extra_info.update({f"{name}_ms": round(value * 1e3, 3) for name, value in seconds.items()})
     benchmark.extra_info["speed_up"] = round(seconds["eager"] / seconds["fused"], 2)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from harness import Case, Session
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch.nn.functional import conv2d
 
 from hrnet_fast.implementations import describe
-from hrnet_fast.measure import interleaved_seconds, relative_error
+from hrnet_fast.measure import relative_error
 
 if not describe("cpu").usable:
     pytest.skip(describe("cpu").reason, allow_module_level=True)
@@ -37,7 +38,9 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def bench_conv_rim(benchmark: BenchmarkFixture, measuring: bool, dtype: torch.dtype, shape: str) -> None:
+def bench_conv_rim(
+    benchmark: BenchmarkFixture, session: Session, measuring: bool, dtype: torch.dtype, shape: str
+) -> None:
     torch.manual_seed(0)
     size, channels, out_channels, k, stride, padding = SHAPES[shape]
     size = size if measuring else (size[0] // 8, size[1] // 6)
@@ -51,11 +54,10 @@ def bench_conv_rim(benchmark: BenchmarkFixture, measuring: bool, dtype: torch.dt
     # No time for a wrong result.
     assert relative_error(rim.output(), exact) < (1e-5 if dtype == torch.float32 else 1e-2)
     with torch.inference_mode():
-        seconds = interleaved_seconds(
-            {"conv2d": lambda: conv2d(x, weight, bias, stride, k // 2), "rim": rim.run},
-            rounds=51 if measuring else 1,
-            warmup=5 if measuring else 0,
-        )
+        case = Case("operators", f"conv_rim {shape}", "forward", dtype)
+        calls = {"conv2d": lambda: conv2d(x, weight, bias, stride, k // 2), "rim": rim.run}
+        moved = (x.numel() + weight.numel() + exact.numel()) * dtype.itemsize
+        seconds = session.operator(case, calls, 51, 2 * rim.macs(), moved)
     benchmark.extra_info["kernel"] = torch.ops.hrnet_fast.conv_rim_kernel(dtype == torch.bfloat16)
     benchmark.extra_info.update({f"{name}_us": round(value * 1e6, 1) for name, value in seconds.items()})
     benchmark.extra_info["gmacs_per_second"] = round(rim.macs() / seconds["rim"] / 1e9, 1)

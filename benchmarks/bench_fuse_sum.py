@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from harness import Case, Session
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.nn.functional import interpolate, relu_
 
 from hrnet_fast.implementations import describe
-from hrnet_fast.measure import interleaved_seconds, relative_error
+from hrnet_fast.measure import relative_error
 from hrnet_fast.ops import fuse_sum
 
 CHANNELS = 48
@@ -33,7 +34,9 @@ def fused(xs: list[Tensor], mode: str) -> Tensor:
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def bench_fuse_sum(benchmark: BenchmarkFixture, measuring: bool, dtype: torch.dtype, mode: str, direction: str) -> None:
+def bench_fuse_sum(
+    benchmark: BenchmarkFixture, session: Session, measuring: bool, dtype: torch.dtype, mode: str, direction: str
+) -> None:
     torch.manual_seed(0)
     height, width = (256, 512) if measuring else (32, 64)
     xs = [torch.randn(1, CHANNELS, height // f, width // f).to(dtype) for f in (1, 2, 4, 8)]
@@ -48,7 +51,8 @@ def bench_fuse_sum(benchmark: BenchmarkFixture, measuring: bool, dtype: torch.dt
         calls[name] = (
             _forward(compute, [x.detach() for x in xs], mode) if direction == "forward" else _backward(out, xs, grad)
         )
-    seconds = interleaved_seconds(calls, rounds=15 if measuring else 1, warmup=3)
+    case = Case("operators", f"fuse_sum {mode} {CHANNELS}x{height}x{width}", direction, dtype)
+    seconds = session.operator(case, calls)
     benchmark.extra_info.update({f"{name}_ms": round(value * 1e3, 3) for name, value in seconds.items()})
     benchmark.extra_info["speed_up"] = round(seconds["eager"] / seconds["fused"], 2)
     benchmark.pedantic(calls["fused"], rounds=7, warmup_rounds=1)

@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from harness import Case, Session
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from hrnet_fast.measure import interleaved_seconds, relative_error
+from hrnet_fast.measure import relative_error
 from hrnet_fast.ops import grouped_conv3x3, pack_grouped_conv3x3
 
 CHANNELS = (32, 64, 128, 256)
@@ -32,7 +33,7 @@ def joined(outs: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize("size", [(64, 48), (128, 256)], ids=["pose", "segmentation"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def bench_grouped_conv3x3(
-    benchmark: BenchmarkFixture, measuring: bool, dtype: torch.dtype, size: tuple[int, int]
+    benchmark: BenchmarkFixture, session: Session, measuring: bool, dtype: torch.dtype, size: tuple[int, int]
 ) -> None:
     torch.manual_seed(0)
     device = "cuda" if CUDA else "cpu"
@@ -64,7 +65,8 @@ def bench_grouped_conv3x3(
             assert relative_error(joined(compute()), exact) < (
                 1e-2 if dtype == torch.bfloat16 else 2e-3 if CUDA else 1e-5
             )
-        seconds = interleaved_seconds(contenders, rounds=15 if measuring else 1, warmup=3 if measuring else 0)
+        case = Case("operators", f"grouped_conv3x3 {size[0]}x{size[1]}", "forward", dtype)
+        seconds = session.operator(case, contenders)
         benchmark.extra_info.update({f"{name}_ms": round(value * 1e3, 3) for name, value in seconds.items()})
         benchmark.extra_info["speed_up"] = round(seconds["eager"] / seconds["fused"], 2)
         benchmark.pedantic(contenders["fused"], rounds=7 if measuring else 1, warmup_rounds=int(measuring))

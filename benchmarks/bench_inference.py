@@ -51,7 +51,7 @@ def bench_inference(benchmark: BenchmarkFixture, session: Session, name: str, ba
         case = Case("inference", f"{name} {size[0]}x{size[1]} batch {batch}", "inference", dtype)
         case.params.update(model=name, batch=batch, height=size[0], width=size[1])
         timed = benchmark if dtype == session.dtypes[0] else _Once()
-        seconds = 10 if session.scale == "small" else 20
+        seconds = 6 if session.scale == "small" else 20
         session.compare(timed, case, entries, seconds=seconds, baseline="eager channels-last")
 
 

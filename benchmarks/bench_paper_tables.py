@@ -64,7 +64,7 @@ class Table:
 
 
 TABLES = {
-    "17": Table("17_pose", (256, 192), (256, 192), (1, 4, 8, 16), 32, (256, 192), (128, 96), (1, 4)),
+    "17": Table("17_pose", (256, 192), (256, 192), (1, 4, 8, 16), 32, (256, 192), (128, 96), (1,)),
     "18": Table("18_segmentation", (1024, 2048), (512, 1024), (1, 4), 2, (192, 384), (96, 192), (1,)),
     "19": Table("19_detection", (800, 1344), (800, 1344), (1, 4), 2, (224, 384), (128, 224), (1,)),
 }
@@ -104,6 +104,7 @@ def bench_inference_rows(benchmark: BenchmarkFixture, session: Session, number: 
         size = (64, 64)
     dtype = session.dtypes[0]
     x = images(batch, size, session.device)
+    where = f"{size[0]}x{size[1]} batch {batch}"
     entries: dict[str, Entry] = {}
     for row in chosen(session, table):
         model = model_of(row)
@@ -116,11 +117,12 @@ def bench_inference_rows(benchmark: BenchmarkFixture, session: Session, number: 
             if reason is not None and not (session.measuring and "minutes" in reason and row in OURS):
                 continue
             make = copies(model, INFERENCE[name].make, x, dtype)
-            entries[f"{row}: {name}"] = Entry(make, reason, exact=truth if row in OURS else None, **given)
+            shown = {"case": f"{row} {where}", "contender": name}
+            entries[f"{row}: {name}"] = Entry(make, reason, exact=truth if row in OURS else None, **shown, **given)
         if session.measuring:
             _memory(session, table, row, model, x, dtype, size)
-    case = Case(f"table {number}", f"{table.key[3:]} {size[0]}x{size[1]} batch {batch}", "inference", dtype)
-    session.compare(benchmark, case, entries, seconds=8 if small else 25, rounds=(3, 15))
+    case = Case(f"table {number}", f"{table.key[3:]} {where}", "inference", dtype)
+    session.compare(benchmark, case, entries, seconds=5 if small else 25, rounds=(3, 15))
 
 
 def _memory(
@@ -139,11 +141,11 @@ def _memory(
         with torch.inference_mode():
             return plain(x.to(dtype))
 
-    session.bytes(case, f"{row}: eager channels-last", weights + _peak(call, session), **given)
+    session.bytes(case, "eager channels-last", weights + _peak(call, session), **given)
     if row in OURS:
         engine = hf.optimize_for_inference(model, x, dtype=dtype, verify=False)
         engine(x)
-        session.bytes(case, f"{row}: hrnet_fast engine", weights + engine.memory(), **given)
+        session.bytes(case, "hrnet_fast engine", weights + engine.memory(), **given)
 
 
 def _peak(call: Call, session: Session) -> int:
@@ -169,7 +171,8 @@ def bench_training_rows(benchmark: BenchmarkFixture, session: Session, number: s
     dtype = torch.float32 if session.device.type == "cpu" else session.dtypes[-1]
     x = images(batch, size, session.device)
     entries: dict[str, Entry] = {}
-    case = Case(f"table {number}", f"{table.key[3:]} {size[0]}x{size[1]} batch {batch}", "training step", dtype)
+    where = f"{size[0]}x{size[1]} batch {batch}"
+    case = Case(f"table {number}", f"{table.key[3:]} {where}", "training step", dtype)
     for row in chosen(session, table):
         model = model_of(row).to(session.device).train()
         given = {"params": about(table, row, batch, size)}
@@ -181,14 +184,15 @@ def bench_training_rows(benchmark: BenchmarkFixture, session: Session, number: s
             ready = prepare(copy.deepcopy(model))
             step = _step(ready, x, dtype)
             weights = paper(table, row, "train_s_per_iter")
-            entries[f"{row}: {name}"] = Entry(lambda step=step: step, paper=weights, exact=truth, **given)
+            shown = {"case": f"{row} {where}", "contender": name}
+            entries[f"{row}: {name}"] = Entry(lambda step=step: step, paper=weights, exact=truth, **shown, **given)
             if session.measuring and session.left() > 0:
-                memory = Case(case.suite, case.name, "training memory", dtype)
+                memory = Case(case.suite, shown["case"], "training memory", dtype)
                 size_of = 2 * sum(p.numel() * 4 for p in model.parameters())  # weights and their gradients
                 peak = size_of + _peak(step, session)
                 gigabytes = paper(table, row, "train_mem_g", 2**30)
-                session.bytes(memory, f"{row}: {name}", peak, paper=gigabytes, **given)
-    session.compare(benchmark, case, entries, seconds=8 if small else 25, rounds=(3, 15))
+                session.bytes(memory, name, peak, paper=gigabytes, **given)
+    session.compare(benchmark, case, entries, seconds=5 if small else 25, rounds=(3, 15))
 
 
 def _step(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:

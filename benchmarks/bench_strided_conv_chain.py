@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from harness import Case, Session
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from hrnet_fast.measure import interleaved_seconds, relative_error
+from hrnet_fast.measure import relative_error
 from hrnet_fast.ops import strided_conv_chain
 
 CHANNELS = 48
@@ -56,7 +57,9 @@ def stacked_weight(device: str, dtype: torch.dtype) -> Tensor:
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def bench_strided_conv_chain(benchmark: BenchmarkFixture, measuring: bool, dtype: torch.dtype, direction: str) -> None:
+def bench_strided_conv_chain(
+    benchmark: BenchmarkFixture, session: Session, measuring: bool, dtype: torch.dtype, direction: str
+) -> None:
     torch.manual_seed(0)
     device = "cuda" if CUDA else "cpu"
     height, width = (64, 128) if measuring else (8, 12)
@@ -79,7 +82,8 @@ def bench_strided_conv_chain(benchmark: BenchmarkFixture, measuring: bool, dtype
         calls[name] = (
             _forward(compute, (xs, weight, bias, addend)) if direction == "forward" else _backward(out, leaves, grad)
         )
-    seconds = interleaved_seconds(calls, rounds=15 if measuring else 1, warmup=3 if measuring else 0)
+    case = Case("operators", f"strided_conv_chain {CHANNELS}x{height}x{width}", direction, dtype)
+    seconds = session.operator(case, calls)
     benchmark.extra_info.update({f"{name}_ms": round(value * 1e3, 3) for name, value in seconds.items()})
     benchmark.extra_info["speed_up"] = round(seconds["eager"] / seconds["fused"], 2)
     benchmark.pedantic(calls["fused"], rounds=7 if measuring else 1, warmup_rounds=int(measuring))

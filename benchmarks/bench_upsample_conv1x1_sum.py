@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from harness import Case, Session
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, relu_
 
-from hrnet_fast.measure import interleaved_seconds, relative_error
+from hrnet_fast.measure import relative_error
 from hrnet_fast.ops import upsample_conv1x1_sum
 
 CHANNELS = 48
@@ -39,7 +40,7 @@ def fused(xs: list[Tensor], weights: list[Tensor | None], bias: Tensor, mode: st
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def bench_upsample_conv1x1_sum(
-    benchmark: BenchmarkFixture, measuring: bool, dtype: torch.dtype, mode: str, direction: str
+    benchmark: BenchmarkFixture, session: Session, measuring: bool, dtype: torch.dtype, mode: str, direction: str
 ) -> None:
     torch.manual_seed(0)
     device = "cuda" if CUDA else "cpu"
@@ -61,7 +62,8 @@ def bench_upsample_conv1x1_sum(
         calls[name] = (
             _forward(compute, (xs, weights, bias, mode)) if direction == "forward" else _backward(out, leaves, grad)
         )
-    seconds = interleaved_seconds(calls, rounds=15 if measuring else 1, warmup=3 if measuring else 0)
+    case = Case("operators", f"upsample_conv1x1_sum {mode} {CHANNELS}x{height}x{width}", direction, dtype)
+    seconds = session.operator(case, calls)
     benchmark.extra_info.update({f"{name}_ms": round(value * 1e3, 3) for name, value in seconds.items()})
     benchmark.extra_info["speed_up"] = round(seconds["eager"] / seconds["fused"], 2)
     benchmark.pedantic(calls["fused"], rounds=7 if measuring else 1, warmup_rounds=int(measuring))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -37,12 +38,16 @@ class Entry:
     Attributes:
         prepare: returns the call that is timed; its own seconds, with the first answer, are the set-up.
         unavailable: why it cannot take part, if so.
-        checked: whether its answer is held to the exact one (a training step is checked elsewhere).
-        params, flops, bytes, paper: of its record, besides or instead of the case's.
+        case, contender: of its record, where cases of several networks are timed in one run; None are the case's, and
+            the entry's own name.
+        params, flops, bytes, paper: of its record, besides the case's.
+        exact: returns the answer in float64 that its own is held to; None: there is nothing to compare with.
     """
 
     prepare: Callable[[], Call]
     unavailable: str | None = None
+    case: str | None = None
+    contender: str | None = None
     params: dict[str, Any] = field(default_factory=dict)
     flops: float | None = None
     bytes: float | None = None
@@ -80,7 +85,7 @@ class Session:
 
     def wants(self, contender: str) -> bool:
         """Whether ``--contenders`` asks for one; without the option, for all that are quick to set up."""
-        return self.contenders is None or any(part in contender for part in self.contenders)
+        return self.contenders is None or any(part.lower() in contender.lower() for part in self.contenders)
 
     def left(self) -> float:
         """Seconds of the budget that are left."""
@@ -108,59 +113,82 @@ class Session:
             seconds: what the rounds may take, between `rounds` (fewest, most) of them.
             baseline: the contender twice whose error, plus a rounding, is the limit of all; None is the first.
         """
-        wanted = {name: entry for name, entry in entries.items() if self.wants(name)}
+        wanted = {name: entry for name, entry in entries.items() if self.wants(entry.contender or name)}
         ready: dict[str, Call] = {}
-        about: dict[str, dict[str, Any]] = {name: self._about(case, entry) for name, entry in wanted.items()}
+        answers: dict[str, Any] = {}
+        about: dict[str, dict[str, Any]] = {name: self._about(case, entry, name) for name, entry in wanted.items()}
         for name, entry in wanted.items():
             if entry.unavailable is not None:
-                self._give_up(case, name, about[name], "unavailable", entry.unavailable)
+                self._give_up(about[name], "unavailable", entry.unavailable)
             elif self.measuring and self.left() < 0:
-                self._give_up(case, name, about[name], "out of time", "the time budget was spent before its turn")
+                self._give_up(about[name], "out of time", "the time budget was spent before its turn")
             else:
-                self._prepare(case, name, entry, about[name], ready)
-        self._check(case, wanted, about, ready, baseline)
+                self._prepare(name, entry, about[name], ready, answers)
+        self._check(case, wanted, about, ready, answers, baseline)
         if not ready:
             return {}
-        times: dict[str, list[float]] = {name: [] for name in ready}
+        # The first round tells how many fit. All have answered once before.
         start = time.perf_counter()
-        first = {name: self._timed(call) for name, call in ready.items()}  # and warmed up
+        times = {name: [self._timed(call)] for name, call in ready.items()}
         whole = max(time.perf_counter() - start, 1e-6)
         fewest, most = rounds
         budget = min(seconds, max(0.0, self.left()))
-        count = min(most, max(fewest, int(budget / whole))) if self.measuring else 1
+        count = min(most, max(fewest, int(budget / whole))) if self.measuring else 2
 
         def turn() -> None:
             for name, call in ready.items():
                 times[name].append(self._timed(call))
 
-        benchmark.pedantic(turn, rounds=count, warmup_rounds=0)
+        benchmark.pedantic(turn, rounds=count - 1, warmup_rounds=0)
         medians: dict[str, float] = {}
         for name in ready:
-            low, median, high = quartiles(times[name] or [first[name]])
+            low, median, high = quartiles(times[name])
             medians[name] = median
-            self.add(
-                Record(
-                    **about[name], value=median, low=low, high=high, rounds=len(times[name]), contender=name, unit="s"
-                )
-            )
+            self.add(Record(**about[name], value=median, low=low, high=high, rounds=len(times[name])))
         benchmark.extra_info.update({f"{name}_ms": round(s * 1e3, 3) for name, s in medians.items()})
         if self.measuring:
             shown = ", ".join(f"{name} {s * 1e3:.2f}" for name, s in medians.items())
-            print(f"\n{case.suite}: {case.name}, {case.quantity}, {about[next(iter(ready))]['dtype']}: {shown} ms")
+            print(f"\n{case.suite}: {case.name}, {case.quantity}, {str(case.dtype)[6:]}: {shown} ms")
+        return medians
+
+    def operator(
+        self, case: Case, calls: Mapping[str, Call], rounds: int = 15, flops: float | None = None, moved: float = 0.0
+    ) -> dict[str, float]:
+        """Time an operator's implementations in turns, whose answers the caller has checked; return the medians.
+
+        `flops` and `moved` (bytes) are what the operator needs at least, for its distance to the device's limit.
+        """
+        if self.measuring and self.left() < 0:
+            for name in calls:
+                about = self._about(case, Entry(lambda: lambda: None), name)
+                self._give_up(about, "out of time", "the time budget was spent before its turn")
+            pytest.skip("the time budget is spent")
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for turn in range(rounds + 3 if self.measuring else 1):
+            for name, call in calls.items():
+                seconds = self._timed(call)
+                if turn >= 3 or not self.measuring:
+                    times[name].append(seconds)
+        medians: dict[str, float] = {}
+        for name, values in times.items():
+            low, medians[name], high = quartiles(values)
+            about = self._about(case, Entry(lambda: lambda: None, flops=flops, bytes=moved), name)
+            self.add(Record(**about, value=medians[name], low=low, high=high, rounds=len(values)))
         return medians
 
     def bytes(self, case: Case, contender: str, value: float, note: str = "", **more: Any) -> None:
         """Record an amount of memory."""
         if self.wants(contender):
-            about = self._about(case, Entry(lambda: lambda: None, **more))
-            about["note"] = note
-            self.add(Record(**about, contender=contender, value=value, low=value, high=value, rounds=1, unit="byte"))
+            about = self._about(case, Entry(lambda: lambda: None, **more), contender)
+            about |= {"note": note, "unit": "byte"}
+            self.add(Record(**about, value=value, low=value, high=value, rounds=1))
 
-    def _about(self, case: Case, entry: Entry) -> dict[str, Any]:
+    def _about(self, case: Case, entry: Entry, name: str) -> dict[str, Any]:
         dtype = str(case.dtype).removeprefix("torch.")
         about: dict[str, Any] = {
             "suite": case.suite,
-            "case": case.name,
+            "case": entry.case or case.name,
+            "contender": entry.contender or name,
             "quantity": case.quantity,
             "dtype": dtype,
             "params": {**case.params, **entry.params},
@@ -177,19 +205,21 @@ class Session:
             return None
         return max(entry.flops / top[f"matmul {dtype}"], entry.bytes / top["copy"])
 
-    def _prepare(self, case: Case, name: str, entry: Entry, about: dict[str, Any], ready: dict[str, Call]) -> None:
+    def _prepare(
+        self, name: str, entry: Entry, about: dict[str, Any], ready: dict[str, Call], answers: dict[str, Any]
+    ) -> None:
         start = time.perf_counter()
         try:
             call = entry.prepare()
-            call()
+            answer = call()
             self._synchronize()
         except Exception as error:  # whatever a contender raises is its own record
             if not self.measuring:
                 raise
-            self._give_up(case, name, about, "failed", f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
+            self._give_up(about, "failed", f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
             return
         about["setup_s"] = time.perf_counter() - start
-        ready[name] = call
+        ready[name], answers[name] = call, [t.cpu() for t in tree_leaves(answer) if isinstance(t, Tensor)]
 
     def _check(
         self,
@@ -197,6 +227,7 @@ class Session:
         entries: Mapping[str, Entry],
         about: dict[str, dict[str, Any]],
         ready: dict[str, Call],
+        answers: dict[str, Any],
         baseline: str | None,
     ) -> None:
         """Drop contenders whose answer is outside of the error budget."""
@@ -209,14 +240,13 @@ class Session:
             if exact is None:
                 continue
             wanted = exacts.setdefault(id(exact), exact())
-            given = [t for t in tree_leaves(ready[name]()) if isinstance(t, Tensor)]
-            errors[name] = relative_error([t.cpu() for t in given], wanted)
+            errors[name] = relative_error(answers[name], wanted)
         for name, error in errors.items():
             peer = self._peer(name, errors, entries, baseline)
             limit = 2 * errors[peer] + rounding
             about[name] |= {"error": error, "limit": limit}
             if not error <= limit:
-                self._give_up(case, name, about[name], "wrong", f"error {error:.1e}, allowed is {limit:.1e}")
+                self._give_up(about[name], "wrong", f"error {error:.1e}, allowed is {limit:.1e}")
                 del ready[name]
 
     @staticmethod
@@ -226,10 +256,10 @@ class Session:
             return baseline
         return next(other for other in errors if entries[other].exact is entries[name].exact)
 
-    def _give_up(self, case: Case, name: str, about: dict[str, Any], status: str, note: str) -> None:
-        self.add(Record(**about, contender=name, status=status, note=note))
-        if self.measuring:
-            print(f"\n{case.suite}: {case.name}, {case.quantity}: {name} {status}: {note}")
+    def _give_up(self, about: dict[str, Any], status: str, note: str) -> None:
+        self.add(Record(**about, status=status, note=note))
+        if self.measuring and status != "unavailable":
+            print(f"\n{about['suite']}: {about['case']}, {about['quantity']}: {about['contender']} {status}: {note}")
 
     def _timed(self, call: Call) -> float:
         if self.device.type != "cuda":
