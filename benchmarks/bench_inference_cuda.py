@@ -1,7 +1,11 @@
-"""The engine on a CUDA device against eager and ``torch.compile``, all in one run. Skipped without a device."""
+"""The engine on a CUDA device against eager and ``torch.compile``, all in one run. Skipped without a device.
+
+Compiling takes minutes per network and mode: ``HRNET_FAST_COMPILE_MODES`` names other modes, or with "" none.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -19,7 +23,7 @@ CASES = {
     "hrnetv1_w48_pose": ((384, 288), torch.float16),
     "hrnetv2_w48_seg": ((1024, 2048), torch.bfloat16),
 }
-MODES = ("reduce-overhead", "max-autotune")
+MODES = [m for m in os.environ.get("HRNET_FAST_COMPILE_MODES", "reduce-overhead,max-autotune").split(",") if m]
 
 
 @pytest.mark.parametrize("name", CASES)
