@@ -1,4 +1,7 @@
-"""``fuse_sum`` against the eager operations: target 1 of a four-branch W48 fusion at 256x512, channels-last."""
+"""``fuse_sum`` against the eager operations: target 1 of a four-branch W48 fusion at 256x512, channels-last.
+
+Every implementation that runs here, each on its device.
+"""
 
 from __future__ import annotations
 
@@ -26,22 +29,30 @@ def eager(xs: list[Tensor], mode: str) -> Tensor:
     return relu_(total)
 
 
-def fused(xs: list[Tensor], mode: str) -> Tensor:
-    return fuse_sum(xs, mode=mode, impl="cpu")
+IMPLS = [
+    pytest.param(name, marks=pytest.mark.skipif(not describe(name).usable, reason=describe(name).reason))
+    for name in ("cpu", "cuda", "triton")
+]
 
 
-@pytest.mark.skipif(not describe("cpu").usable, reason=describe("cpu").reason)
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("impl", IMPLS)
 def bench_fuse_sum(
-    benchmark: BenchmarkFixture, session: Session, measuring: bool, dtype: torch.dtype, mode: str, direction: str
-) -> None:
+    benchmark: BenchmarkFixture, session: Session, measuring: bool, impl: str, dtype: torch.dtype, mode: str,
+    direction: str,
+) -> None:  # fmt: skip
     torch.manual_seed(0)
     height, width = (256, 512) if measuring else (32, 64)
-    xs = [torch.randn(1, CHANNELS, height // f, width // f).to(dtype) for f in (1, 2, 4, 8)]
+    device = "cpu" if impl == "cpu" else "cuda"
+    xs = [torch.randn(1, CHANNELS, height // f, width // f).to(device, dtype) for f in (1, 2, 4, 8)]
     xs = [x.contiguous(memory_format=torch.channels_last).requires_grad_() for x in xs]
     exact = eager([x.detach().double() for x in xs], mode)
+
+    def fused(xs: list[Tensor], mode: str) -> Tensor:
+        return fuse_sum(xs, mode=mode, impl=impl)
+
     calls: dict[str, Callable[[], object]] = {}
     for name, compute in (("eager", eager), ("fused", fused)):
         out = compute(xs, mode)
@@ -51,13 +62,13 @@ def bench_fuse_sum(
         calls[name] = (
             _forward(compute, [x.detach() for x in xs], mode) if direction == "forward" else _backward(out, xs, grad)
         )
-    case = Case("operators", f"fuse_sum {mode} {CHANNELS}x{height}x{width}", direction, dtype)
+    case = Case("operators", f"fuse_sum {impl} {mode} {CHANNELS}x{height}x{width}", direction, dtype)
     seconds = session.operator(case, calls)
     benchmark.extra_info.update({f"{name}_ms": round(value * 1e3, 3) for name, value in seconds.items()})
     benchmark.extra_info["speed_up"] = round(seconds["eager"] / seconds["fused"], 2)
     benchmark.pedantic(calls["fused"], rounds=7, warmup_rounds=1)
     if measuring:
-        print(f"\n{direction} {mode} {dtype}: {benchmark.extra_info}")
+        print(f"\n{impl} {direction} {mode} {dtype}: {benchmark.extra_info}")
 
 
 def _forward(compute: Callable[[list[Tensor], str], Tensor], xs: list[Tensor], mode: str) -> Callable[[], object]:

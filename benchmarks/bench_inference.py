@@ -68,6 +68,7 @@ class _Once:
             call()
 
 
+@pytest.mark.usefixtures("within_budget")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def bench_memory(benchmark: BenchmarkFixture, session: Session, dtype: str) -> None:
     """Maps alive at once in a call: W48 segmentation, against eager in the same dtype."""

@@ -41,5 +41,12 @@ def _poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device, float32 convolutions without TF32: what is compared with them is held to float32's rounding."""
+    if torch.cuda.is_available():
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture(autouse=True)
 def _no_implementation_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HRNET_FAST_IMPL", raising=False)

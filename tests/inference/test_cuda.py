@@ -259,14 +259,14 @@ def test_profile() -> None:
     assert [i for i, _ in times] == list(range(len(case[0].steps)))
 
 
+@pytest.mark.device
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("head", ALL_HEADS)
-def test_on_a_device(head: str, mode: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_device(head: str, mode: str, dtype: torch.dtype) -> None:
     # The poisoned memory of these tests asks for deterministic algorithms; some of those no graph can hold.
     torch.use_deterministic_algorithms(False)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     plan, tensors, x = tiny_case(head, dtype)
     try:
         run = CudaExecutor(plan, tensors, "cuda", mode)

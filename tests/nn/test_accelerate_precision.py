@@ -13,6 +13,8 @@ from comparison import accelerated, assert_all_fast, tiny
 from tiny_networks import gradients, image, maps
 from torch import Tensor, nn
 
+from hrnet_fast.implementations import describe
+
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
 IMPLS = ["reference", "cpu"]
 
@@ -26,9 +28,10 @@ def run(model: nn.Module, x: Tensor, half: bool) -> dict[str, Tensor]:
     """Outputs, gradients and running statistics of one step, each as one vector in float64."""
     model.train().zero_grad()
     x = x.clone().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
         outputs = maps(model(x))
-    weights = [torch.linspace(-1.0, 2.0, o.numel(), dtype=torch.float64).view(o.shape) for o in outputs]
+    options = {"dtype": torch.float64, "device": x.device}
+    weights = [torch.linspace(-1.0, 2.0, o.numel(), **options).view(o.shape) for o in outputs]
     sum((o.to(torch.float64) * w).mean() for o, w in zip(outputs, weights, strict=True)).backward()  # type: ignore[union-attr]
     found = gradients(model)
     assert all(g.dtype == p.dtype for g, p in zip(found.values(), model.parameters(), strict=True))
@@ -63,7 +66,8 @@ def compare(plain: nn.Module, fast: nn.Module, layout: torch.memory_format, dtyp
     oracle = copy.deepcopy(plain).double()
     errors: list[dict[str, tuple[float, float, float, float]]] = []
     for seed in range(5):
-        x = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(seed)).to(memory_format=layout)
+        x = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+        x = x.to(next(plain.parameters()).device, memory_format=layout)
         exact, own, given = run(oracle, x.double(), False), run(plain, x, half), run(fast, x, half)
         assert_all_fast(fast)
         errors.append(
@@ -87,6 +91,20 @@ def test_a_step_of_training(impl: str, dtype: torch.dtype, layout: torch.memory_
     plain = tiny("v1", width=8).to(memory_format=layout)
     fast = accelerated(plain, impl, memory)
     compare(plain, fast, layout, dtype)
+
+
+@pytest.mark.device
+@pytest.mark.parametrize("memory", ["lean", "min"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "last"])
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("impl", ["cuda", "triton"])
+def test_a_step_of_training_on_a_device(
+    impl: str, dtype: torch.dtype, layout: torch.memory_format, memory: str
+) -> None:
+    if not (torch.cuda.is_available() and describe(impl).usable):
+        pytest.skip(describe(impl).reason)
+    plain = tiny("v1", width=8).to("cuda", memory_format=layout)
+    compare(plain, accelerated(plain, impl, memory), layout, dtype)
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)

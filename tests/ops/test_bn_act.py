@@ -6,17 +6,16 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from operator_cases import NEEDS_CUDA
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
 from hrnet_fast.implementations import describe
 from hrnet_fast.ops import bn_act
 
-# The Triton kernels themselves run on a device; test_bn_act_triton.py has them interpreted.
-on_device = pytest.param("triton", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
 # The C++ implementation is built by `make setup`; where no compiler works there is none to test.
 needs_cpu = pytest.param("cpu", marks=pytest.mark.skipif(not describe("cpu").usable, reason=describe("cpu").reason))
-IMPLS = ["reference", needs_cpu, on_device]
+IMPLS = ["reference", needs_cpu, NEEDS_CUDA]
 SIZES = [(17, 25), (65, 97), (8, 6), (1, 1), (5, 1)]
 ROUNDING = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
 CHANNELS = 6
@@ -141,6 +140,7 @@ def test_parity(
             training=training,
         ),
         impl,
+        4.0 if impl == "triton" else 2.0,  # its sums go in tiles; over few values the library's own error is luck
     )  # fmt: skip
 
 

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from operator_cases import NEEDS_CUDA, device_of
 
 PIECES = """
 import torch
@@ -142,3 +144,16 @@ def test_triton_under_its_interpreter(program: str) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "parity held" in done.stdout
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("impl", [NEEDS_CUDA])
+def test_statistics_on_a_device(impl: str, dtype: torch.dtype, layout: torch.memory_format) -> None:
+    """What several processes exchange; one process alone never asks for it."""
+    from hrnet_fast.kernels.triton import bn_act as triton
+    from hrnet_fast.reference import bn_act as reference
+
+    for shape in ((3, 18, 17, 25), (2, 70, 5, 1), (4, 1, 1, 1)):
+        x = (torch.randn(shape) * 2 + 5).to(device_of(impl), dtype).contiguous(memory_format=layout)
+        torch.testing.assert_close(triton.statistics(x), reference.statistics(x), rtol=2.0**-20, atol=2.0**-20)

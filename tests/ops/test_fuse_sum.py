@@ -10,26 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from operator_cases import compiled_ahead
+from operator_cases import NEEDS_CUDA, compiled_ahead
 from torch import Tensor
 
 from hrnet_fast import ImplementationError, InputError
-from hrnet_fast.implementations import describe, interpreting
+from hrnet_fast.implementations import describe
 from hrnet_fast.ops import fuse_sum
 from hrnet_fast.ops.fuse_sum import _fuse_sum
 
 # The C++ implementation is built by `make setup`; where no compiler works there is none to test.
 needs_cpu = pytest.param("cpu", marks=pytest.mark.skipif(not describe("cpu").usable, reason=describe("cpu").reason))
-needs_cuda = pytest.param("cuda", marks=pytest.mark.skipif(not describe("cuda").usable, reason=describe("cuda").reason))
-needs_gpu = pytest.param(
-    "triton",
-    marks=pytest.mark.skipif(
-        not (torch.cuda.is_available() and describe("triton").usable) or interpreting(),
-        reason="triton compiles for CUDA devices only; its interpreter has a test of its own",
-    ),
+needs_cuda = pytest.param(
+    "cuda",
+    marks=[pytest.mark.device, pytest.mark.skipif(not describe("cuda").usable, reason=describe("cuda").reason)],
 )
 DOUBLE_IMPLS = ["reference", needs_cpu, needs_cuda]  # Triton's kernels compute in float32
-IMPLS = [*DOUBLE_IMPLS, needs_gpu]
+IMPLS = [*DOUBLE_IMPLS, NEEDS_CUDA]
 MODES = [("nearest", False), ("bilinear", False), ("bilinear", True)]
 SIZES = [(16, 24), (17, 25), (65, 97), (1, 1), (5, 1)]
 ROUNDING = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
@@ -125,10 +121,10 @@ def within_budget(case: Case, impl: str, mode: str, align: bool) -> None:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dtype", list(ROUNDING))
+@pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(("mode", "align"), MODES)
-@pytest.mark.parametrize("impl", [needs_cpu, needs_cuda, needs_gpu])
+@pytest.mark.parametrize("impl", [needs_cpu, needs_cuda, NEEDS_CUDA])
 def test_parity(
     impl: str, mode: str, align: bool, size: tuple[int, int], dtype: torch.dtype, channels_last: bool
 ) -> None:
@@ -138,7 +134,7 @@ def test_parity(
 
 
 @pytest.mark.parametrize("channels", [32, 18, 7])
-@pytest.mark.parametrize("dtype", list(ROUNDING))
+@pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("impl", [needs_cuda])
 def test_every_width_of_access(impl: str, channels_last: bool, dtype: torch.dtype, channels: int) -> None:

@@ -6,7 +6,19 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from operator_cases import IMPLS, ROUNDING, compiled_ahead, copies, device_of, interpreted, widest, within_budget
+from operator_cases import (
+    IMPLS,
+    NEEDS_CUDA,
+    ROUNDING,
+    compiled_ahead,
+    copies,
+    device_of,
+    distance,
+    interpreted,
+    on_cpu,
+    widest,
+    within_budget,
+)
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -130,6 +142,15 @@ def test_channels_of_wide_networks(impl: str) -> None:
     within_budget(case, impl)
 
 
+@pytest.mark.parametrize("impl", [NEEDS_CUDA])
+def test_products_of_tf32_where_convolutions_may(impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's default. Not judged by the library, which takes TF32 for some shapes only."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    case = make_case(torch.float32, device=device_of(impl))
+    out, exact = case.run(impl), case.to(torch.float64)
+    assert distance(out, exact.oracle() * exact.gate(out)) <= 2.0**-9
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_packed_equals_unpacked(impl: str, dtype: torch.dtype) -> None:
@@ -205,7 +226,7 @@ def test_nan_and_infinity_go_where_the_reference_sends_them(impl: str) -> None:
         case.xs[3][1, 4, 0, 0] = torch.inf
         for k, value in enumerate((torch.inf, -torch.inf, torch.nan)):
             case.residuals[2][1, k, 2, 3] = value  # type: ignore[index]
-    out, expected = case.run(impl), case.run("reference")
+    out, expected = case.run(impl).cpu(), on_cpu(case).run("reference")
     assert torch.equal(out.isnan(), expected.isnan())
     assert torch.equal(out.isinf(), expected.isinf())
     assert torch.allclose(out, expected, rtol=1e-4, atol=1e-4, equal_nan=True)

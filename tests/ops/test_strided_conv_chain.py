@@ -6,7 +6,17 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from operator_cases import IMPLS, ROUNDING, compiled_ahead, copies, device_of, interpreted, widest, within_budget
+from operator_cases import (
+    IMPLS,
+    ROUNDING,
+    compiled_ahead,
+    copies,
+    device_of,
+    interpreted,
+    on_cpu,
+    widest,
+    within_budget,
+)
 from torch import Tensor
 from torch.nn.functional import conv2d
 
@@ -158,7 +168,7 @@ def test_nan_and_infinity_go_where_the_reference_sends_them(impl: str) -> None:
         case.addend[0, 1, 3, 3] = torch.inf
         case.addend[0, 5, 3, 3] = torch.nan
         case.addend[0, 2, 3, 4] = -torch.inf
-    out, expected = case.run(impl), case.run("reference")
+    out, expected = case.run(impl).cpu(), on_cpu(case).run("reference")
     assert torch.equal(out.isnan(), expected.isnan())
     assert torch.equal(out.isinf(), expected.isinf())
     assert torch.allclose(out, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
