@@ -80,6 +80,8 @@ class Session:
         now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
         shown = {k: str(v) for k, v in options.items() if k != "results"}
         self.run = Run(now.isoformat(), revision(), machine(self.device), versions(), shown)
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # for all contenders: some set it by themselves
         if measuring:
             self._measure_ceilings()
 
@@ -135,9 +137,11 @@ class Session:
         budget = min(seconds, max(0.0, self.left()))
         count = min(most, max(fewest, int(budget / whole))) if self.measuring else 2
 
-        def turn() -> None:
-            for name, call in ready.items():
-                times[name].append(self._timed(call))
+        def turn() -> None:  # nobody always follows the same one
+            order = list(ready)
+            k = len(times[order[0]]) % len(order)
+            for name in order[k:] + order[:k]:
+                times[name].append(self._timed(ready[name]))
 
         benchmark.pedantic(turn, rounds=count - 1, warmup_rounds=0)
         medians: dict[str, float] = {}

@@ -194,7 +194,7 @@ class Engine:
             path: of the file; written whole or not at all.
             shapes: [N, C, H, W] besides those that are prepared now.
         """
-        self._making.check_unchanged("weights to be saved")
+        self._making.check_unchanged("weights to be saved", self._source.tensors())
         wanted = [*self._executors, *(tuple(s) for s in shapes)]
         plans = {shape: self.plan(shape) for shape in wanted}
         settings = {
@@ -227,7 +227,7 @@ class Engine:
         It is what ``torch.export.export`` and ``torch.onnx.export`` take; it takes, returns and computes in what the
         engine does.
         """
-        self._making.check_unchanged("a folded network")
+        self._making.check_unchanged("a folded network", self._source.tensors())
         return FoldedNetwork(self.plan(shape), self._making.tensors, self._outer)
 
     def export(self, shape: Sequence[int] | None = None) -> Any:
@@ -277,6 +277,7 @@ class Engine:
             if shape in self._executors:
                 self._executors.move_to_end(shape)
             else:
+                self._making.check_unchanged("an input of a new shape", self._source.tensors())
                 self._executors[shape] = self._making.make(self.plan(shape))
                 while len(self._executors) > self._max_shapes:
                     self._executors.popitem(last=False)

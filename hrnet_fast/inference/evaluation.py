@@ -26,6 +26,7 @@ def flip_test(network: Network, x: Tensor, pairs: Sequence[tuple[int, int]] = ()
     Raises:
         InputError: the network returns something else than one tensor of maps, or `pairs` name channels it has not.
     """
+    _check_images("flip_test", x)
     maps = network(torch.cat([x, x.flip(3)]))
     if not isinstance(maps, Tensor) or maps.dim() != 4:
         raise InputError("flip_test: the network must return one tensor [N, K, h, w].")
@@ -55,12 +56,14 @@ def multi_scale(
 ) -> Tensor:
     """Return the mean of a segmentation network's logits over scaled (and mirrored) copies of the images.
 
+    The authors' evaluation adds up exponentials of logits instead: pass ``lambda x: engine(x).exp()`` for that.
+
     Args:
         network: [N, C, H, W] to logits [N, K, h, w].
         x: [N, C, H, W].
         scales: factors of height and width; each is one call.
         flip: take the mean with the mirror images at every scale (:func:`flip_test`).
-        align_corners: of both interpolations, bilinear; True as in the authors' segmentation evaluation.
+        align_corners: of both interpolations, bilinear; True is what the authors' segmentation networks use.
         divisor: scaled sizes are rounded up to multiples of it, for networks that ask for them.
 
     Returns:
@@ -74,6 +77,7 @@ def multi_scale(
         raise InputError(f"multi_scale: divisor={divisor} must be at least 1.")
     if not scales or min(scales) <= 0:
         raise InputError(f"multi_scale: scales={list(scales)}; give one or more positive factors.")
+    _check_images("multi_scale", x)
     total: Tensor | None = None
     height, width = x.shape[2:]
     for scale in scales:
@@ -88,3 +92,10 @@ def multi_scale(
         total = logits if total is None else total + logits
     assert total is not None
     return total / len(scales)
+
+
+def _check_images(what: str, x: Tensor) -> None:
+    if x.dim() != 4 or not x.is_floating_point():
+        raise InputError(
+            f"{what}: {x.dtype} {list(x.shape)} given; accepted are floating images [N, C, H, W], normalised."
+        )

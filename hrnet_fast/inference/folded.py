@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from hrnet_fast.errors import InputError
 from hrnet_fast.inference.arguments import as_calls_read_it, calls_read_input, fill_in, named_leaves, own_copy
 from hrnet_fast.inference.execution.interpreter import compute
 from hrnet_fast.inference.plan import Call, Export, Plan, View
+from hrnet_fast.inference.storage import whole_file
 
 
 class FoldedNetwork(nn.Module):
@@ -93,16 +93,12 @@ def write_onnx(module: FoldedNetwork, path: str | os.PathLike[str]) -> None:
     Raises:
         InputError: the packages that PyTorch's exporter needs are not installed.
     """
-    target = Path(path)
-    unfinished = target.with_name(target.name + ".part")
     try:
-        # The whole network in one file: weights beside it would be left behind when it is moved.
-        torch.onnx.export(
-            module, (module.example(),), unfinished, input_names=["image"], dynamo=True, external_data=False,
-            verbose=False,
-        )  # fmt: skip
-        os.replace(unfinished, target)
+        with whole_file(path, "export_onnx") as unfinished:
+            # The whole network in one file: weights beside it would be left behind when it is moved.
+            torch.onnx.export(
+                module, (module.example(),), unfinished, input_names=["image"], dynamo=True, external_data=False,
+                verbose=False,
+            )  # fmt: skip
     except ImportError as error:
         raise InputError(f"export_onnx: {error}; install onnx and onnxscript.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)

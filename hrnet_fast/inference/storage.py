@@ -6,10 +6,12 @@ Functions stand there by name, and only functions of tensors are found again: no
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +49,32 @@ def save(
         "plans": [_encode(plan) for plan in plans.values()],
         "tensors": {name: tensors[name].detach().cpu().clone() for name in sorted(names)},
     }
-    target = Path(path)
-    unfinished = target.with_name(target.name + ".part")
-    try:
+    with whole_file(path, "Engine.save") as unfinished:
         torch.save(content, unfinished)
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
+    """Give a new file beside `path` to write to, which takes its place at the end, or goes if anything fails.
+
+    Raises:
+        InputError: the folder does not exist or cannot be written, or `path` is a folder.
+    """
+    target = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-", suffix=".part")
+        os.close(handle)
+    except OSError as error:
+        raise InputError(f"{what}: {path} cannot be written ({error}).") from error
+    unfinished = Path(name)
+    try:
+        yield unfinished
+        umask = os.umask(0)
+        os.umask(umask)
+        unfinished.chmod(0o666 & ~umask)
         os.replace(unfinished, target)
+    except OSError as error:
+        raise InputError(f"{what}: {path} cannot be written ({error}).") from error
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -76,7 +99,11 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[tuple[int, ...], p.Plan], d
         )
     try:
         plans = [_decode(plan) for plan in content["plans"]]
-        return {plan.input_shape: plan for plan in plans}, content["tensors"], _decode(content["settings"])
+        tensors, settings = content["tensors"], _decode(content["settings"])
+        missing = sorted(name for plan in plans for name in _needed(plan) if not isinstance(tensors[name], Tensor))
+        if missing or not plans or set(settings) < {"dtype", "outer", "images", "max_shapes"}:
+            raise ValueError(f"plans, settings or tensors {missing[:3]} are missing")
+        return {plan.input_shape: plan for plan in plans}, tensors, settings
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise InputError(f"Engine.load: {path} does not hold what Engine.save writes ({error!r:.100}).") from error
 

@@ -153,6 +153,46 @@ def test_refresh_that_fails_halfway(dtype: torch.dtype) -> None:
 
 
 @DTYPES
+@pytest.mark.parametrize("way", ["data", "assign"])
+def test_changes_that_have_no_version(dtype: torch.dtype, way: str, tmp_path: Any) -> None:
+    """New shapes and files would be of other weights than answers are."""
+    model, x = tiny("v1"), image(64, 64)
+    engine = hf.optimize_for_inference(model, x, dtype=dtype)
+    if way == "data":
+        model.conv1.weight.data.mul_(1.5)
+    else:
+        model.load_state_dict(other_weights(model), assign=True)
+    with pytest.raises(InputError, match="refresh"):
+        engine(image(32, 32))
+    with pytest.raises(InputError, match="refresh"):
+        engine.save(tmp_path / "engine.pt")
+    assert not list(tmp_path.iterdir())
+    engine.refresh()
+    assert close(engine(image(32, 32)), answer(model, image(32, 32)), dtype)
+
+
+def test_planning_leaves_the_model_alone() -> None:
+    """Others may answer with it, or load weights, while shapes are prepared."""
+    model, x = tiny("v1"), image(64, 64)
+    wanted, stop, failures = answer(model, x), threading.Event(), []
+
+    def answers() -> None:
+        while not stop.is_set():
+            if not torch.equal(answer(model, x), wanted):
+                failures.append("another answer")
+
+    def plans() -> None:
+        try:
+            for width in range(32, 32 + 32 * 8, 32):
+                hf.optimize_for_inference(model, image(32, width), verify=False)
+        finally:
+            stop.set()
+
+    in_threads([answers, plans])
+    assert not failures
+
+
+@DTYPES
 def test_whatever_the_default_device(dtype: torch.dtype) -> None:
     model, x = tiny("v1"), image(64, 64)
     engine = hf.optimize_for_inference(model, x, dtype=dtype)

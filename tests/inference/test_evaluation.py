@@ -99,3 +99,10 @@ def test_a_channel_in_two_pairs() -> None:
 def test_scales_that_are_none(options: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         hf.multi_scale(lopsided, image(8, 8), **options)
+
+
+@pytest.mark.parametrize("x", [torch.zeros(1, 64, 64, 3, dtype=torch.uint8), torch.zeros(3, 64, 64)])
+def test_images_that_cannot_be_mirrored(x: Tensor) -> None:
+    for evaluate in (lambda: hf.flip_test(lambda y: y, x), lambda: hf.multi_scale(lambda y: y, x, [1.0])):
+        with pytest.raises(InputError, match="floating images"):
+            evaluate()

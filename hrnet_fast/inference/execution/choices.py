@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import statistics
@@ -97,6 +98,7 @@ def choose(
     if len(able) == 1 and len(candidates) == 1:
         return Choice(key, next(iter(able)))
     taken: dict[str, list[float]] = {name: [] for name in able}
+    passing = any("OutOfMemory" in reason for reason in reasons.values())
     start = clock.perf_counter()
     for _ in range(rounds):
         for name in list(able):
@@ -104,6 +106,7 @@ def choose(
                 taken[name].append(_timed(able[name], device))
             except Exception as error:  # it ran once, and may lack memory now
                 reasons[name] = _reason(error)
+                passing = True
                 del able[name]
         if clock.perf_counter() - start > time:
             break
@@ -111,7 +114,8 @@ def choose(
     if not seconds:
         raise ImplementationError(f"{key}: no candidate runs here: {reasons}.")
     found = Choice(key, min(seconds.items(), key=_second)[0], seconds, reasons)
-    _remember(found)
+    if not passing:  # what failed for want of memory may run next time
+        _remember(found)
     return found
 
 
@@ -209,7 +213,9 @@ def _remembered(key: str, candidates: Mapping[str, Any]) -> Choice | None:
         seconds = {str(name): float(s) for name, s in entry["seconds"].items()}
         reasons = {str(name): str(r) for name, r in entry["reasons"].items()}
         winner = str(entry["winner"])
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        return None
+    if not all(map(math.isfinite, seconds.values())):
         return None
     # Measured among others than there are now, it says nothing.
     if winner not in seconds or set(candidates) != {*seconds, *reasons}:
@@ -220,7 +226,7 @@ def _remembered(key: str, candidates: Mapping[str, Any]) -> Choice | None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return {}

@@ -57,8 +57,9 @@ class Chooser:
         if len(able) == 1:
             return Choice(str(g), able[0])
         if self.budget <= 0:
-            return Choice(str(g), able[0], reasons={"others": "not measured, the time for measuring was spent"})
-        tf32 = torch.backends.cudnn.allow_tf32 if self.device.type == "cuda" else False
+            # Unproven, only the library's own way is sure to be right.
+            return Choice(str(g), Library.name, reasons={"others": "not measured, the time for measuring was spent"})
+        tf32 = self.device.type == "cuda" and _tf32()
         key = key_for(f"convolution {g}", f"tf32={tf32}", device=self.device, dtype=self.dtype)
         start = time.perf_counter()
         try:
@@ -97,8 +98,14 @@ class Chooser:
 
     @property
     def tolerance(self) -> float:
-        tf32 = self.device.type == "cuda" and self.dtype == torch.float32
+        tf32 = self.device.type == "cuda" and self.dtype == torch.float32 and _tf32()
         return _TF32 if tf32 else TOLERANCES[self.dtype]
+
+
+def _tf32() -> bool:
+    """Whether convolutions may round operands to TF32; the older flag raises where the newer one was set."""
+    newer = getattr(getattr(torch.backends.cudnn, "conv", None), "fp32_precision", None)
+    return torch.backends.cudnn.allow_tf32 if newer in (None, "none") else newer == "tf32"
 
 
 class _Candidate:

@@ -203,9 +203,7 @@ class _Run:
         if self.schedule is None:
             return self.library.run(self._input)
         lanes = self._backend.lanes(self.schedule)
-        made = self.library.run(self._input, around=lanes)
-        lanes.join()
-        return made
+        return self.library.run(self._input, around=lanes, joined=lanes.join)
 
     def __call__(self) -> Any:
         if self.graph is None:

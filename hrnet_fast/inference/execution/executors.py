@@ -58,12 +58,7 @@ class Executors:
             self._pool = Pool()
 
     def make(self, plan: Plan) -> Executor:
-        """Return an executor for `plan`.
-
-        Raises:
-            InputError: the weights changed since they were read: shapes would answer with different ones.
-        """
-        self.check_unchanged("an input of a new shape")
+        """Return an executor for `plan`. Weights must be those that were read (:meth:`check_unchanged`)."""
         if self._packed is not None:
             return cpu.CpuExecutor(plan, self._packed, self.outer)
         shared = {"outer": self.outer, "weights": self._weights, "chooser": self._chooser}
@@ -71,13 +66,13 @@ class Executors:
             return CudaExecutor(plan, self.tensors, self.device, pool=self._pool, **shared)  # type: ignore[arg-type]
         return LibraryExecutor(plan, self.tensors, self.device, **shared)  # type: ignore[arg-type]
 
-    def check_unchanged(self, what: str) -> None:
-        """Hold that `what` would be made of the weights that answers are.
+    def check_unchanged(self, what: str, present: Mapping[str, Tensor]) -> None:
+        """Hold that `what` would be made of the weights that answers are, `present` being the source's now.
 
         Raises:
             InputError: it would not.
         """
-        if _state(self.tensors) != self._state:
+        if _state(present) != self._state:
             raise InputError(
                 f"Engine: {what}, and the model's weights changed since this engine read them; call engine.refresh() "
                 "first."
@@ -103,5 +98,11 @@ class Executors:
 
 
 def _state(tensors: Mapping[str, Tensor]) -> list[tuple[int, int]]:
-    """What changes when tensors are replaced or written to."""
-    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors.values()]
+    """What changes when tensors are replaced or written to: sums of their bits too, as ``.data`` has no versions."""
+    return [(t.data_ptr(), 0 if t.is_meta else int(_bits(t).sum(dtype=torch.int64))) for t in tensors.values()]
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """A tensor's memory as integers."""
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.detach().view(kinds[tensor.element_size()])

@@ -175,6 +175,7 @@ class LibraryExecutor:
         *,
         around: Callable[[int], contextlib.AbstractContextManager[None]] | None = None,
         times: list[float] | None = None,
+        joined: Callable[[], None] = lambda: None,
     ) -> Any:
         """Carry out the plan, without lock and modes.
 
@@ -182,6 +183,7 @@ class LibraryExecutor:
             around: what each unit (by number) runs in. Then maps that the library returned stay until the next run:
                 work on other streams may still read them.
             times: collects every unit's seconds.
+            joined: called when all units are on their way, before outputs are made of what they leave.
         """
         check_input(self.plan, x)
         slots: list[Any] = [None] * self.plan.slots
@@ -199,6 +201,7 @@ class LibraryExecutor:
             if around is None:
                 for buffer in self._last.get(k, ()):
                     self.maps.release(buffer)
+        joined()
         return tree_map(
             lambda t: t.to(self.outer) if isinstance(t, Tensor) and t.is_floating_point() else t,
             fill_in(self.plan.output, self._as_called(slots), self._named, self.inner),

@@ -7,6 +7,7 @@ itself what it does; nothing is guessed from names.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -211,17 +212,15 @@ def record(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Reco
             the values of tensors, or it changes tensors in place in a way that has no equal without.
     """
     _check(model)
-    # Whatever a forward keeps in attributes has no data here, and is not to stay; notes of accelerated blocks neither.
-    attributes = [(vars(m), dict(vars(m))) for m in model.modules()]
     try:
         # Tensors of inference mode have no versions, by which changes in place are seen.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-            named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-            metas = {name: t.detach().to("meta") for name, t in named.items()}
+            twin = _without_data(model)
+            metas = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
             x = torch.empty(shape, dtype=dtype, device="meta")
             recorder = _Recorder({id(t): name for name, t in metas.items()}, x)
             with recorder:
-                output = torch.func.functional_call(model, metas, (x,), tie_weights=True)
+                output = twin(x)
     except InputError:
         raise
     except Exception as error:  # whatever a foreign forward raises
@@ -229,10 +228,6 @@ def record(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Reco
             f"optimize_for_inference: the forward of {type(model).__name__} cannot be followed for an input of shape "
             f"{tuple(shape)}: {str(error)[:300]}. It must take one tensor and not depend on tensors' values."
         ) from error
-    finally:
-        for now, before in attributes:
-            now.clear()
-            now.update(before)
     if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
         raise InputError(
             f"optimize_for_inference: {type(model).__name__} returned {type(output).__name__}, no tensors."
@@ -240,6 +235,17 @@ def record(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Reco
     returned = tree_map(recorder.returned, output)
     shapes = {name: tuple(t.shape) for name, t in metas.items()}
     return Recording(tuple(shape), tuple(recorder.calls), returned, shapes)
+
+
+def _without_data(model: nn.Module) -> nn.Module:
+    """Return a copy of the model whose tensors have no data.
+
+    The model itself is not touched: other threads may be answering with it, or loading weights into it.
+    """
+    twins: dict[int, Any] = {id(t): t.detach().to("meta") for t in model.buffers()}
+    for p in model.parameters():
+        twins[id(p)] = nn.Parameter(p.detach().to("meta"), requires_grad=False)
+    return copy.deepcopy(model, twins)
 
 
 def _check(model: nn.Module) -> None:
