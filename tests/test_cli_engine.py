@@ -88,6 +88,8 @@ def test_plan_of_a_named_network(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert (tmp_path / "plan.dot").read_text().startswith("digraph")
     assert "No model is called" in refused(capsys, "plan", "hrnet_w19")
     assert "pad height and width" in refused(capsys, "plan", "hrnetv1_w32_pose", "--size", "65x64")
+    assert "--force" in refused(capsys, "plan", "hrnet_w18_small", "--dot", tmp_path / "plan.dot")
+    assert call(capsys, "plan", "hrnet_w18_small", "--dot", tmp_path / "plan.dot", "--force")[0] == 0
     assert "cannot be written" in refused(capsys, "plan", "hrnet_w18_small", "--dot", tmp_path / "no" / "plan.dot")
 
 

@@ -88,11 +88,12 @@ def launches_table(as_json: bool) -> None:
 @click.command()
 @click.argument("model")
 @click.option("--size", default=None, help="Input HxW; the model's own by default.")
-@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Images in a call.")
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1, 65536), help="Images in a call.")
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16", "float16"]))
 @click.option("--steps", is_flag=True, help="List all steps.")
 @click.option("--dot", type=click.Path(path_type=Path), help="Write a Graphviz file instead.")
-def plan(model: str, size: str | None, batch: int, dtype: str, steps: bool, dot: Path | None) -> None:
+@click.option("--force", is_flag=True, help="Replace an earlier Graphviz file.")
+def plan(model: str, size: str | None, batch: int, dtype: str, steps: bool, dot: Path | None, force: bool) -> None:
     """Show how an engine would execute a named MODEL; needs no weights."""
     import torch
 
@@ -101,6 +102,10 @@ def plan(model: str, size: str | None, batch: int, dtype: str, steps: bool, dot:
     from hrnet_fast.models import HRNet
     from hrnet_fast.models.registry import get_variant
 
+    if steps and dot is not None:
+        raise InputError("--steps lists what --dot draws: give one of them.")
+    if dot is not None and dot.exists() and not force:
+        raise InputError(f"{dot} is there already; give another name, or --force to replace it.")
     variant = get_variant(model)
     height, width = parse_size(size) if size else variant.input_size
     with torch.device("meta"):
