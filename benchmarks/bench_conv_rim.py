@@ -57,7 +57,7 @@ def bench_conv_rim(
         case = Case("operators", f"conv_rim {shape}", "forward", dtype)
         calls = {"conv2d": lambda: conv2d(x, weight, bias, stride, k // 2), "rim": rim.run}
         moved = (x.numel() + weight.numel() + exact.numel()) * dtype.itemsize
-        seconds = session.operator(case, calls, 51, 2 * rim.macs(), moved)
+        seconds = session.operator(case, calls, 51, cost=(2 * rim.macs(), moved))
     benchmark.extra_info["kernel"] = torch.ops.hrnet_fast.conv_rim_kernel(dtype == torch.bfloat16)
     benchmark.extra_info.update({f"{name}_us": round(value * 1e6, 1) for name, value in seconds.items()})
     benchmark.extra_info["gmacs_per_second"] = round(rim.macs() / seconds["rim"] / 1e9, 1)

@@ -63,7 +63,7 @@ def bench_fuse_sum(
             _forward(compute, [x.detach() for x in xs], mode) if direction == "forward" else _backward(out, xs, grad)
         )
     case = Case("operators", f"fuse_sum {impl} {mode} {CHANNELS}x{height}x{width}", direction, dtype)
-    seconds = session.operator(case, calls)
+    seconds = session.operator(case, calls, moving=xs if direction == "forward" else [out, grad])
     benchmark.extra_info.update({f"{name}_ms": round(value * 1e3, 3) for name, value in seconds.items()})
     benchmark.extra_info["speed_up"] = round(seconds["eager"] / seconds["fused"], 2)
     benchmark.pedantic(calls["fused"], rounds=7, warmup_rounds=1)

@@ -66,7 +66,7 @@ def bench_grouped_conv3x3(
                 1e-2 if dtype == torch.bfloat16 else 2e-3 if CUDA else 1e-5
             )
         case = Case("operators", f"grouped_conv3x3 {size[0]}x{size[1]}", "forward", dtype)
-        seconds = session.operator(case, contenders)
+        seconds = session.operator(case, contenders, moving=[*xs, *weights, *biases, *residuals])
         benchmark.extra_info.update({f"{name}_ms": round(value * 1e3, 3) for name, value in seconds.items()})
         benchmark.extra_info["speed_up"] = round(seconds["eager"] / seconds["fused"], 2)
         benchmark.pedantic(contenders["fused"], rounds=7 if measuring else 1, warmup_rounds=int(measuring))

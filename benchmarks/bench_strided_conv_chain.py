@@ -83,7 +83,7 @@ def bench_strided_conv_chain(
             _forward(compute, (xs, weight, bias, addend)) if direction == "forward" else _backward(out, leaves, grad)
         )
     case = Case("operators", f"strided_conv_chain {CHANNELS}x{height}x{width}", direction, dtype)
-    seconds = session.operator(case, calls)
+    seconds = session.operator(case, calls, moving=leaves if direction == "forward" else [*leaves, grad])
     benchmark.extra_info.update({f"{name}_ms": round(value * 1e3, 3) for name, value in seconds.items()})
     benchmark.extra_info["speed_up"] = round(seconds["eager"] / seconds["fused"], 2)
     benchmark.pedantic(calls["fused"], rounds=7 if measuring else 1, warmup_rounds=int(measuring))

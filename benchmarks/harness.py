@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from hrnet_fast.bench.machine import machine, versions
 from hrnet_fast.bench.records import Record, Run
@@ -156,12 +157,27 @@ class Session:
         return medians
 
     def operator(
-        self, case: Case, calls: Mapping[str, Call], rounds: int = 15, flops: float | None = None, moved: float = 0.0
+        self,
+        case: Case,
+        calls: Mapping[str, Call],
+        rounds: int = 15,
+        *,
+        moving: Sequence[Tensor] = (),
+        cost: tuple[float, float] | None = None,
     ) -> dict[str, float]:
         """Time an operator's implementations in turns, whose answers the caller has checked; return the medians.
 
-        `flops` and `moved` (bytes) are what the operator needs at least, for its distance to the device's limit.
+        Args:
+            moving: tensors that any implementation has to read. With what the first call returns, and its FLOPs, they
+                make the device's limit.
+            cost: FLOPs and bytes, where no call of PyTorch's tells them.
         """
+        if cost is None and moving:
+            with FlopCounterMode(display=False) as counter:
+                made = next(iter(calls.values()))()
+            alive = [*moving, *(t for t in tree_leaves(made) if isinstance(t, Tensor))]
+            cost = float(counter.get_total_flops()), float(sum(t.numel() * t.element_size() for t in alive))
+        flops, moved = cost or (None, None)
         if self.measuring and self.left() < 0:
             for name in calls:
                 about = self._about(case, Entry(lambda: lambda: None), name)
