@@ -33,7 +33,7 @@ def performance_section(runs: Sequence[Run]) -> str:
         lines += ["", _heading(run)]
         for suite, records in by_suite(run.records).items():
             table = _pivot(records)
-            lines += ["", *_folded(table.title, table)]
+            lines += ["", *_folded(table.title, table), *_absent(records)]
             beside = paper_table(records)
             if beside:
                 names = ("table", "quantity", "batch", "dtype", "run as", "HRNet", "rival")
@@ -96,7 +96,8 @@ def _heading(run: Run) -> str:
 
 def _pivot(records: Sequence[Record]) -> Table:
     """Return one row per case, quantity and dtype, one column per contender; what all rows share goes to the title."""
-    contenders = list(dict.fromkeys(r.contender for r in records))
+    # Who could not take part in anything is named below the table, and needs no column.
+    contenders = list(dict.fromkeys(r.contender for r in records if r.status != "unavailable"))
     rows = []
     for (_, case, quantity, dtype), group in by_case(records).items():
         found = {r.contender: r for r in group}
@@ -110,6 +111,19 @@ def _pivot(records: Sequence[Record]) -> Table:
     title = ", ".join(dict.fromkeys((records[0].suite, *(rows[0][i] for i in shared))))
     cut = tuple(tuple(row[i] for i in kept) for row in rows)
     return Table(title, tuple(columns[i] for i in kept), cut, keys=1)
+
+
+def _absent(records: Sequence[Record]) -> list[str]:
+    """Name those that could not take part in anything, with the reasons."""
+    took_part = {r.contender for r in records if r.status != "unavailable"}
+    notes = {r.contender: r.note for r in records if r.contender not in took_part}
+    by_note: dict[str, list[str]] = {}
+    for name, note in notes.items():
+        by_note.setdefault(note, []).append(name)
+    if not by_note:
+        return []
+    named = "; ".join(f"{', '.join(names)} ({note})" for note, names in by_note.items())
+    return ["", markdown_text(f"Took no part: {named}.")]
 
 
 def _cell(record: Record, group: Sequence[Record]) -> str:

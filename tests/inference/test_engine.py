@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 import hrnet_fast as hf
 from hrnet_fast.errors import HRNetFastError
-from hrnet_fast.inference import engine as engines
+from hrnet_fast.inference import verification
 from hrnet_fast.inference.execution import cpu
 from hrnet_fast.inference.memory import Interval, pack
 from hrnet_fast.inference.plan import Call
@@ -236,7 +236,7 @@ def test_verify_refuses_another_plan(monkeypatch: pytest.MonkeyPatch) -> None:
         steps[k] = dataclasses.replace(steps[k], relu=(0, 0))  # type: ignore[type-var, call-arg]
         return dataclasses.replace(plan, steps=tuple(steps))
 
-    monkeypatch.setattr(engines, "make_plan", forgets)
+    monkeypatch.setattr(verification, "make_plan", forgets)
     with pytest.raises(HRNetFastError, match="differs"):
         hf.optimize_for_inference(tiny(), image(64, 64))
 
