@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from hrnet_fast.errors import HRNetFastError
+from hrnet_fast.errors import HRNetFastError, InputError
 from hrnet_fast.inference.execution.interpreter import interpret
 from hrnet_fast.inference.planning.lower import make_plan
 from hrnet_fast.inference.sources import Living
@@ -20,6 +20,7 @@ def verify(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> None
     """Compare the plan with the model's own forward, in the model's dtype on a small input.
 
     Raises:
+        InputError: the model's own forward fails.
         HRNetFastError: they differ.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -29,9 +30,10 @@ def verify(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> None
             x = torch.randn(trial, generator=random).to(device, dtype)
             try:
                 wanted = model(x.clone())
-            except Exception:  # a size that this model cannot take; its own example is next
+            except Exception as failure:  # a size that this model cannot take; its own example is next
                 if trial[2:] == shape[2:]:
-                    raise
+                    told = f"{type(model).__name__} takes no input {list(trial)}: {str(failure)[:300]}"
+                    raise InputError(f"optimize_for_inference: {told}") from failure
                 continue
             given = interpret(make_plan(model, trial, dtype), Living(model).tensors(), x)
             break

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hrnet_fast.flags import ProcessFlag
 from hrnet_fast.nn.modules import Fast, FastFusion, Settings, fast_class
 from hrnet_fast.reference.blocks import BasicBlock, Bottleneck
 from hrnet_fast.reference.fusion import HighResolutionModule
@@ -129,15 +130,13 @@ def _agree_now(trial: nn.Module, kind: type[Fast], settings: Settings, inputs: C
     return same or f"the forward of {base.__name__} computes something else than its structure says"
 
 
-@contextlib.contextmanager
-def without_onednn() -> Iterator[None]:
+_mkldnn: Any = torch.backends.mkldnn  # type: ignore[attr-defined]
+_onednn = ProcessFlag(lambda: _mkldnn.enabled, lambda value: setattr(_mkldnn, "enabled", value))
+
+
+def without_onednn() -> contextlib.AbstractContextManager[None]:
     """oneDNN compiles a kernel for every new shape: seconds in all, for shapes that are used once."""
-    before = torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
-    torch.backends.mkldnn.enabled = False  # type: ignore[attr-defined, assignment]
-    try:
-        yield
-    finally:
-        torch.backends.mkldnn.enabled = before  # type: ignore[attr-defined]
+    return _onednn.held(False)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -6,6 +6,7 @@ What only a device can show is in test_cuda.py.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -156,6 +157,31 @@ def test_marks_and_warm_up(cuda: Runtime) -> None:
     assert len(seen) == capture.WARM_UPS
     assert all(stream is not user for stream in seen)
     assert cuda.log[-1] == (user, ("wait", "side"))
+
+
+def test_no_work_gets_on_lanes_that_somebody_captures(cuda: Runtime) -> None:
+    device, order = CudaDevice(CPU), []
+    other = threading.Thread(target=lambda: device.warm_up(lambda: order.append("warm-up")))
+
+    def captured() -> None:
+        other.start()
+        other.join(0.2)
+        order.append("captured")
+
+    device.capture(captured, device.pool())
+    other.join()
+    assert order == ["captured", *["warm-up"] * capture.WARM_UPS]
+
+
+def test_a_broken_capture_ends_for_the_allocator_too(cuda: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped: list[Any] = []
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *which: stopped.append(which), raising=False)
+    device = CudaDevice(CPU)
+    with pytest.raises(ZeroDivisionError):
+        device.capture(lambda: 1 / 0, device.pool())
+    assert stopped == [(CPU.index, "memory")]
+    device.capture(lambda: 1, device.pool())
+    assert len(stopped) == 1
 
 
 def test_what_is_timed_is_a_graph_of_several(cuda: Runtime) -> None:

@@ -32,6 +32,7 @@ class StandIn:
     def __init__(self, breaks: bool = False) -> None:
         self.log: list[Any] = []
         self.breaks = breaks
+        self.lacks_memory = False
         self.foreign = False
         self.inside = 0
 
@@ -47,6 +48,8 @@ class StandIn:
 
     def warm_up(self, run: Callable[[], Any]) -> None:
         assert self.inside
+        if self.lacks_memory:
+            raise torch.OutOfMemoryError("tried to allocate")
         run()
         self.log.append("warm")
 
@@ -162,6 +165,55 @@ def test_no_capture_is_told() -> None:
     assert "no candidate runs" in run.describe()[1]
 
 
+@pytest.mark.parametrize("mode", ["auto", "streams"])
+def test_a_shape_that_comes_once_is_not_captured(mode: str) -> None:
+    case, device = tiny_case("v1", torch.float32), StandIn()
+    run = executor(case, mode, device, ready=False)
+    assert_equals_interpreter(run(case[2]), case)
+    assert not run.captured
+    assert "warm" not in device.log
+    assert "no graph, as it is the first call of this shape" in run.describe()[0]
+    assert "not measured" in run.describe()[1]
+    assert_equals_interpreter(run(case[2]), case)
+    assert run.captured
+    assert "replay" in device.log
+
+
+def test_who_is_asked_to_be_ready_is_at_the_first_call() -> None:
+    case, device = tiny_case("v1", torch.float32), StandIn()
+    run = executor(case, "streams", device, ready=False)
+    run.ready()
+    run.ready()
+    assert device.log.count("warm") == 1
+    assert_equals_interpreter(run(case[2]), case)
+    assert device.log.count("replay") == 1
+    assert executor(case, "streams", ready=False).profile(case[2], rounds=1)
+
+
+@pytest.mark.parametrize("mode", ["auto", "sequential"])
+def test_without_memory_there_is_none_or_it_goes_on_as_before(mode: str) -> None:
+    case, device = tiny_case("v1", torch.float32), StandIn()
+    run = executor(case, mode, device, ready=False)
+    run(case[2])
+    device.lacks_memory = True
+    for _ in range(2):
+        assert_equals_interpreter(run(case[2]), case)
+    assert not run.captured
+    assert "OutOfMemoryError: tried to allocate" in run.describe()[0]
+    with pytest.raises(torch.OutOfMemoryError, match="tried to allocate"):
+        executor(case, mode, device)
+
+
+def test_maps_of_several_shapes_share_memory() -> None:
+    device, pool = StandIn(), Pool()
+    large, small = tiny_case("v1", torch.float32), tiny_case("v1", torch.float32, 1, 32, 32)
+    runs = [executor(case, "sequential", device, pool=pool) for case in (large, small)]
+    places = {run._run.library.maps.arena.data_ptr() for run in runs}
+    assert len(places) == 1
+    for run, case in [*zip(runs, (large, small), strict=True)] * 2:
+        assert_equals_interpreter(run(case[2]), case)
+
+
 def test_auto_measures_and_remembers() -> None:
     case = tiny_case("v1", torch.float32)
     first = executor(case, "auto")
@@ -217,6 +269,8 @@ def test_inside_somebody_elses_capture() -> None:
     device.foreign = True
     assert_equals_interpreter(run(case[2]), case)
     assert "replay" not in device.log
+    with pytest.raises(InputError, match="prepare shapes before"):
+        executor(case, "sequential", device)
 
 
 def test_threads() -> None:

@@ -310,6 +310,34 @@ def test_examples_that_do_not_fit(x: Any, options: dict[str, Any], says: str) ->
         hf.optimize_for_inference(tiny(), x, **options)
 
 
+def test_models_that_fail_are_told_of() -> None:
+    """A model that checks nothing raises its convolution's error: it comes as one line, with what was given."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval()
+    with pytest.raises(InputError, match=r"Sequential takes no input \[1, 5, 64, 64\]: .*5 channels") as raised:
+        hf.optimize_for_inference(model, image(64, 64, channels=5))
+    assert "\n" not in str(raised.value)
+
+
+def test_no_new_shape_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = hf.optimize_for_inference(two_stages(), image(64, 64))
+    monkeypatch.setattr(engine._making, "device", torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(InputError, match="a CUDA graph is captured"):
+        engine(image(32, 64))
+    assert list(engine._executors) == [(1, 3, 64, 64)]
+
+
+@native
+def test_shapes_share_memory() -> None:
+    """As many arenas as calls at once, not as many as shapes; a larger one takes the smaller one's place."""
+    engine = hf.optimize_for_inference(tiny("v1"), image(32, 32))
+    for size in (*SIZES, *SIZES):
+        engine(image(*size))
+    spare = engine._making._packed.arenas._spare  # type: ignore[union-attr]
+    most = max(engine.memory((1, 3, *size)) for size in SIZES)
+    assert [most <= arena.numel() <= most + 64 for arena in spare] == [True]
+
+
 def test_models_that_do_not_fit() -> None:
     with pytest.raises(InputError, match="eval"):
         hf.optimize_for_inference(tiny().train(), image())

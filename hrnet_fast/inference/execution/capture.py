@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
+from hrnet_fast.flags import ProcessFlag
 from hrnet_fast.inference.execution.streams import Schedule
 
 WARM_UPS = 2  # runs before a capture: libraries choose algorithms, kernels are compiled and loaded
@@ -75,12 +77,19 @@ class Pool:
         self.lock = threading.RLock()
         self.mark: Any = None
         self._memory: Any = None
+        self._arena: Tensor | None = None
 
     def memory(self, device: Device) -> Any:
         """Return the memory pool, made at the first call."""
         if self._memory is None:
             self._memory = device.pool()
         return self._memory
+
+    def arena(self, size: int, device: torch.device) -> Tensor:
+        """Return `size` bytes for maps: of those that others have already, where these are enough."""
+        if self._arena is None or self._arena.numel() < size:
+            self._arena = torch.empty(size, dtype=torch.uint8, device=device)  # older graphs keep what they have
+        return self._arena[:size]
 
 
 class CudaDevice:
@@ -94,22 +103,19 @@ class CudaDevice:
         with torch.cuda.device(self._device):
             yield
 
-    @contextlib.contextmanager
-    def settings(self) -> Iterator[None]:
+    def settings(self) -> contextlib.AbstractContextManager[None]:
         """cuDNN's search for the fastest algorithm, everything else of it as the user has it.
 
         The search happens at warm-up; the capture finds its results, as it runs the same shapes under the same flags.
         """
-        flags = torch.backends.cudnn
-        before = flags.benchmark
-        # Only this flag: torch.backends.cudnn.flags() would write all of them, one of which newer versions refuse.
-        flags.benchmark = not torch.are_deterministic_algorithms_enabled() and not flags.deterministic
-        try:
-            yield
-        finally:
-            flags.benchmark = before
+        deterministic = torch.are_deterministic_algorithms_enabled() or torch.backends.cudnn.deterministic
+        return _search.held(not deterministic)
 
     def warm_up(self, run: Callable[[], Any]) -> None:
+        with _one_capture:  # lanes are everybody's: while another engine captures on them, no work may get there
+            self._warm_up(run)
+
+    def _warm_up(self, run: Callable[[], Any]) -> None:
         side = _stream(self._device)
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
@@ -203,7 +209,12 @@ def graphed(device: torch.device, call: Callable[[], Any], calls: int = 16) -> C
     return graph.replay
 
 
-_one_capture = threading.Lock()  # PyTorch allows one at a time in a process
+_one_capture = threading.RLock()  # PyTorch allows one at a time in a process
+
+# Only this flag: torch.backends.cudnn.flags() would write all of them, one of which newer versions refuse.
+_search = ProcessFlag(
+    lambda: torch.backends.cudnn.benchmark, lambda value: setattr(torch.backends.cudnn, "benchmark", value)
+)
 
 
 def _capture(
@@ -224,5 +235,16 @@ def _capture(
             except Exception:
                 with contextlib.suppress(Exception):  # ending a broken capture fails as well, and tells less
                     graph.capture_end()
+                _stop_allocating(device, pool)
                 raise
             graph.capture_end()
+
+
+def _stop_allocating(device: torch.device, pool: Any) -> None:
+    """Undo what a broken capture leaves where ending it raised early (before PyTorch 2.12): an allocator that believes
+    a capture is under way, and holds back memory that several streams used until it is over.
+    """
+    stop = getattr(torch._C, "_cuda_endAllocateToPool", None)
+    if stop is not None:
+        with contextlib.suppress(Exception):  # it was stopped already
+            stop(device.index, pool)

@@ -5,9 +5,10 @@ The threads pass from wave to wave without leaving their parallel region: a netw
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,14 +53,38 @@ class _Packing:
     dense: bool
 
 
+class Arenas:
+    """Memory for maps: one arena for each call that runs at the same time, as large as the largest of them needed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._spare: list[Tensor] = []
+
+    @contextlib.contextmanager
+    def lent(self, size: int) -> Iterator[Tensor]:
+        """Lend at least `size` bytes, with whatever is in them."""
+        with self._lock:
+            arena = self._spare.pop() if self._spare else None
+        if arena is None or arena.numel() < size:
+            del arena  # before there is a larger one in its place
+            # On the CPU, whatever the caller's default device is.
+            arena = torch.empty(size, dtype=torch.uint8, device="cpu")
+        try:
+            yield arena
+        finally:
+            with self._lock:
+                self._spare.append(arena)
+
+
 class PackedWeights:
-    """Weights as the convolution kernels read them, shared by the executors of all input shapes."""
+    """Weights as the convolution kernels read them, and memory for maps: what executors of all shapes share."""
 
     def __init__(self, dtype: torch.dtype, tensors: Mapping[str, Tensor]) -> None:
         self.dtype = dtype
         self._tensors = tensors
         self._packed: dict[_Packing, Any] = {}
         self._named: dict[str, Tensor] = {}
+        self.arenas = Arenas()
 
     def get(self, packing: _Packing) -> Any:
         if packing not in self._packed:
@@ -135,8 +160,9 @@ class CpuExecutor:
             self._segments += numbers
             pending = []
         self.refresh()
-        self._spare: list[Tensor] = []
-        self._lock = threading.Lock()
+
+    def ready(self) -> None:
+        """Nothing waits for a later call."""
 
     @property
     def arena_bytes(self) -> int:
@@ -167,18 +193,12 @@ class CpuExecutor:
         slots[0] = x = x.resolve_neg()
         # Whatever is called or returned sees the input as the model does; imports read what was given.
         given = as_calls_read_it(self.plan, x, torch.float32) if self._calls_read_input else x
-        with self._lock:
-            arena = self._spare.pop() if self._spare else None
-        if arena is None:  # on the CPU, whatever the caller's default device is
-            arena = torch.empty(self._arena_bytes + 64, dtype=torch.uint8, device="cpu")
-        with torch.no_grad():
+        with torch.no_grad(), self._weights.arenas.lent(self._arena_bytes + 64) as arena:
             for segment in self._segments:
                 if isinstance(segment, int):
                     self._call(segment, [given, *slots[1:]], slots, times)
                 else:
                     self._run_segment(segment, slots, arena, times)
-        with self._lock:
-            self._spare.append(arena)
         return tree_map(self._as_outer, fill_in(self.plan.output, [given, *slots[1:]], self._named, torch.float32))
 
     def _as_outer(self, leaf: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from hrnet_fast.errors import ImplementationError
+from hrnet_fast.errors import ImplementationError, InputError
 from hrnet_fast.inference.execution.capture import CudaDevice, Device, Graph, Pool
 from hrnet_fast.inference.execution.choices import Choice, key_for
 from hrnet_fast.inference.execution.choices import choose as measure
@@ -17,7 +18,7 @@ from hrnet_fast.inference.execution.chooser import Chooser
 from hrnet_fast.inference.execution.handed import Weights
 from hrnet_fast.inference.execution.library import LibraryExecutor, check_input, indexed, plain_tensors, takes_images
 from hrnet_fast.inference.execution.streams import Schedule, schedule
-from hrnet_fast.inference.execution.ways import lacks
+from hrnet_fast.inference.execution.ways import Library, lacks
 from hrnet_fast.inference.plan import Plan
 
 MODES = ("sequential", "streams", "grouped")
@@ -36,6 +37,8 @@ class CudaExecutor:
         pool: memory shared with the graphs of other executors, which then take turns; None makes one.
         weights, chooser: shared with other executors of the same dtype and device; None makes own ones.
         backend: graphs and streams; None is CUDA's.
+        ready: False leaves measuring and capturing to the second call (or :meth:`ready`), as many a shape comes once:
+            the first one runs the library's operators one after the other.
 
     Raises:
         ImplementationError: an unknown mode, or ``"grouped"`` where that operator has no fast implementation.
@@ -53,6 +56,7 @@ class CudaExecutor:
         weights: Weights | None = None,
         chooser: Chooser | None = None,
         backend: Device | None = None,
+        ready: bool = True,
     ) -> None:
         if mode not in ("auto", *MODES):
             raise ImplementationError(f"CudaExecutor: mode {mode!r}; accepted are {', '.join(('auto', *MODES))}.")
@@ -62,11 +66,34 @@ class CudaExecutor:
         self._pool = pool or Pool()
         self._owns = weights is None
         self._tensors = tensors
+        self._wanted: str | None = mode  # until it is made, or has failed
+        self._called = False
+        self.choice: Choice | None = None
+        lacking = self._lacks_grouped() if mode == "grouped" else None
+        if lacking is not None:
+            raise ImplementationError(f"CudaExecutor: mode 'grouped': {lacking}; take 'auto'.")
         with self._pool.lock, self._backend.here(), plain_tensors(self.device):
             self._weights = weights or Weights(tensors, plan.dtype, self.device)
             self._chooser = chooser or Chooser(self.device, plan.dtype)
             self._input = _static_input(plan, self.device)
-            self.choice = self._choose(mode)
+            if ready:
+                self.ready()
+            else:
+                self._run = self._run_of(MODES[0], Chooser(self.device, plan.dtype, Library.name))
+
+    def ready(self) -> None:
+        """Measure and capture, if that was left for later.
+
+        Raises:
+            InputError: somebody captures the current stream.
+            Exception: whatever the network's calls or the lack of memory raise; what ran before stays.
+        """
+        with self._pool.lock, self._backend.here(), plain_tensors(self.device):
+            if self._wanted is not None:
+                if self._backend.capturing():
+                    raise InputError("Engine: no graph can be made while another is captured; prepare shapes before.")
+                self.choice = self._choose(self._wanted)
+                self._wanted = None
 
     @property
     def mode(self) -> str:
@@ -91,12 +118,22 @@ class CudaExecutor:
                 # Somebody else's graph takes the steps; it cannot hold one of ours.
                 return self._run.library.run(x)
             self._backend.after(self._pool.mark)
+            if self._called:
+                self._ready_or_as_before()
+            self._called = True
             self._input.copy_(x)
             made = self._run()
             if copy and self.captured:  # uncaptured runs make new tensors
                 made = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, made)
             self._pool.mark = self._backend.mark()
             return made
+
+    def _ready_or_as_before(self) -> None:
+        """What answered once goes on to answer, and says why in no better way."""
+        try:
+            self.ready()
+        except Exception as error:  # whatever a call raises at warm-up, memory above all
+            self._wanted, self._run.note = None, f"{type(error).__name__}: {error}"[:300]
 
     @property
     def arena_bytes(self) -> int:
@@ -115,6 +152,7 @@ class CudaExecutor:
 
     def profile(self, x: Tensor, rounds: int = 3) -> list[tuple[int, float]]:
         """Return (step, seconds) with every step run by itself and from the host: launches included."""
+        self.ready()
         with self._pool.lock, self._backend.here(), self._backend.settings():
             self._backend.after(self._pool.mark)
             found = self._run.library.profile(x, rounds)
@@ -125,7 +163,7 @@ class CudaExecutor:
         """What was chosen, and why."""
         return [
             f"arranged {self._run}",
-            f"  {'as asked' if self.choice is None else self.choice}",
+            f"  {self.choice or ('as asked' if self._run.tried else 'not measured')}",
             *self._run.library.describe(),
         ]
 
@@ -164,40 +202,53 @@ class CudaExecutor:
         return choice
 
     def _made(self, mode: str) -> _Run:
-        lacking = self._lacks_grouped() if mode == "grouped" else None
-        if lacking is not None:
-            raise ImplementationError(f"CudaExecutor: mode 'grouped': {lacking}; take 'auto'.")
+        run = self._run_of(mode, self._chooser)
+        run.capture(self._pool)
+        return run
+
+    def _run_of(self, mode: str, chooser: Chooser) -> _Run:
         library = LibraryExecutor(
-            self.plan, self._tensors, self.device, outer=self._outer, weights=self._weights, chooser=self._chooser,
-            grouped=mode == "grouped",
+            self.plan, self._tensors, self.device, outer=self._outer, weights=self._weights, chooser=chooser,
+            grouped=mode == "grouped", arena=self._pool.arena,
         )  # fmt: skip
-        return _Run(mode, library, self._input, self._backend, self._pool)
+        return _Run(mode, library, self._input, self._backend)
 
     def _lacks_grouped(self) -> str | None:
         return lacks("grouped_conv3x3", self.device, self.plan.dtype)
 
 
 class _Run:
-    """A plan in one mode: a graph, or where none can be captured its steps one after the other."""
+    """A plan in one mode: a graph, or where there is none its steps one after the other."""
 
-    def __init__(self, mode: str, library: LibraryExecutor, x: Tensor, backend: Device, pool: Pool) -> None:
-        self.mode, self.library, self.note = mode, library, ""
+    def __init__(self, mode: str, library: LibraryExecutor, x: Tensor, backend: Device) -> None:
+        self.mode, self.library, self.note = mode, library, "it is the first call of this shape"
+        self.tried = False
         self.schedule: Schedule | None = None
         self._input, self._backend = x, backend
         self.graph: Graph | None = None
         self._made: Any = None
         if mode == "streams":
             self.schedule = schedule(library.plan, library.maps.layout, library.units)
+
+    def capture(self, pool: Pool) -> None:
+        """Become a graph.
+
+        Raises:
+            Exception: whatever the steps raise without one. What only a capture cannot hold is noted.
+        """
+        self.tried, backend, library = True, self._backend, self.library
         try:
             with backend.settings():
                 backend.warm_up(self._body)
-                self.graph, self._made = backend.capture(self._body, pool.memory(backend))
-        except Exception as error:  # whatever a call in the network does that no graph can hold
-            self.note = f"{type(error).__name__}: {error}"[:300]
-        # What the capture kept for its own time is the pool's: nobody but graphs that take turns uses it.
-        library.maps.keeping(False)
-        for buffer in range(len(library.plan.buffers)):
-            library.maps.release(buffer)
+                try:
+                    self.graph, self._made = backend.capture(self._body, pool.memory(backend))
+                except Exception as error:  # whatever a call in the network does that no graph can hold
+                    self.note = f"{type(error).__name__}: {error}"[:300]
+        finally:
+            # What the capture kept for its own time is the pool's: nobody but graphs that take turns uses it.
+            library.maps.keeping(False)
+            for buffer in range(len(library.plan.buffers)):
+                library.maps.release(buffer)
 
     def _body(self) -> Any:
         if self.schedule is None:
@@ -207,7 +258,8 @@ class _Run:
 
     def __call__(self) -> Any:
         if self.graph is None:
-            with self._backend.settings():
+            # cuDNN's search takes longer than a call: not for the first one.
+            with self._backend.settings() if self.tried else contextlib.nullcontext():
                 return self.library.run(self._input)
         self.graph.replay()
         return self._made

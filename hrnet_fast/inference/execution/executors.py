@@ -25,6 +25,9 @@ class Executor(Protocol):
 
     plan: Plan
 
+    def ready(self) -> None:
+        """Do what otherwise waits until a second call comes."""
+
     @property
     def arena_bytes(self) -> int:
         """Bytes of maps that a call keeps at once."""
@@ -63,15 +66,22 @@ class Executors:
             return cpu.CpuExecutor(plan, self._packed, self.outer)
         shared = {"outer": self.outer, "weights": self._weights, "chooser": self._chooser}
         if self.device.type == "cuda":
-            return CudaExecutor(plan, self.tensors, self.device, pool=self._pool, **shared)  # type: ignore[arg-type]
+            return CudaExecutor(plan, self.tensors, self.device, pool=self._pool, ready=False, **shared)  # type: ignore[arg-type]
         return LibraryExecutor(plan, self.tensors, self.device, **shared)  # type: ignore[arg-type]
+
+    def retire(self, executor: Executor) -> None:
+        """Let go of an executor: its memory goes to others when what other streams still do with it is over."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def check_unchanged(self, what: str, present: Mapping[str, Tensor]) -> None:
         """Hold that `what` would be made of the weights that answers are, `present` being the source's now.
 
         Raises:
-            InputError: it would not.
+            InputError: it would not; or a CUDA graph is being captured, where neither can be told.
         """
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise InputError(f"Engine: {what} while a CUDA graph is captured; call engine.prepare(shape) before that.")
         if _state(present) != self._state:
             raise InputError(
                 f"Engine: {what}, and the model's weights changed since this engine read them; call engine.refresh() "

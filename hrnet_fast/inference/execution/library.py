@@ -81,6 +81,7 @@ class LibraryExecutor:
         outer: dtype of outputs; None is the maps', float32 at least.
         weights, chooser: shared with other executors of the same dtype and device; None makes own ones.
         grouped: whether the branches' parallel 3x3 convolutions are one ``grouped_conv3x3``.
+        arena: gives memory for maps, by bytes and device, that no other executor uses at the same time; None allocates.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class LibraryExecutor:
         weights: Weights | None = None,
         chooser: Chooser | None = None,
         grouped: bool = False,
+        arena: Callable[[int, torch.device], Tensor] | None = None,
     ) -> None:
         self.plan, self.device, self.grouped = plan, indexed(device), grouped
         self.inner = torch.promote_types(plan.dtype, torch.float32)  # of tensors that are no maps
@@ -109,7 +111,8 @@ class LibraryExecutor:
                 if len(unit) > 1
             }
             self._convs = self._chosen()
-            self.maps = Maps(plan, layout_of(plan, self._adopted()), self.device)
+            layout = layout_of(plan, self._adopted())
+            self.maps = Maps(plan, layout, self.device, arena and arena(layout.bytes, self.device))
             self._named = self._read(tensors)
             self._images = {i: self._affine(step) for i, step in enumerate(plan.steps) if isinstance(step, Import)}
         self._input_is_read = calls_read_input(plan)
@@ -119,6 +122,9 @@ class LibraryExecutor:
         """Return the network's output for `x` [N, C, H, W] of the plan's shape: new tensors, whatever `copy` says."""
         with self._lock, plain_tensors(self.device):
             return self.run(x)
+
+    def ready(self) -> None:
+        """Nothing waits for a later call."""
 
     @property
     def arena_bytes(self) -> int:

@@ -56,9 +56,9 @@ def adoptable(plan: Plan) -> set[int]:
 class Maps:
     """The buffers of a plan on a device, each [n, channels, height, width] in channels-last."""
 
-    def __init__(self, plan: Plan, layout: Layout, device: torch.device) -> None:
+    def __init__(self, plan: Plan, layout: Layout, device: torch.device, arena: Tensor | None = None) -> None:
         self.plan, self.layout = plan, layout
-        self.arena = torch.empty(layout.bytes, dtype=torch.uint8, device=device)
+        self.arena = torch.empty(layout.bytes, dtype=torch.uint8, device=device) if arena is None else arena
         self._buffers: list[Tensor | None] = [
             None if offset is None else self._buffer(k, offset) for k, offset in enumerate(layout.offsets)
         ]
