@@ -10,8 +10,10 @@ from torch import nn
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.implementations import resolve
-from hrnet_fast.nn.modules import Fast, FastFusion, FastSequence, FastUnit, Settings, fast_class
+from hrnet_fast.nn.fusion_module import FastFusion
+from hrnet_fast.nn.modules import Fast, FastSequence, FastUnit, Settings, fast_class
 from hrnet_fast.nn.probe import judge, known_settings, signature
+from hrnet_fast.nn.seen import forget
 from hrnet_fast.nn.units import flat, looks_like_unit, row_fault, unit_fault
 
 MEMORY = ("lean", "min")
@@ -133,6 +135,7 @@ def restore(model: nn.Module) -> nn.Module:
     for module in model.modules():
         for name in ("fast_settings", "fast_note", "fast_refused"):
             vars(module).pop(name, None)
+        forget(module)
         if isinstance(module, Fast):
             module.__class__ = module.fast_base  # type: ignore[assignment]
     return model

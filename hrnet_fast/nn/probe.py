@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from hrnet_fast.flags import ProcessFlag
-from hrnet_fast.nn.modules import Fast, FastFusion, Settings, fast_class
+from hrnet_fast.nn.fusion_module import FastFusion
+from hrnet_fast.nn.modules import Fast, Settings, fast_class
 from hrnet_fast.reference.blocks import BasicBlock, Bottleneck
 from hrnet_fast.reference.fusion import HighResolutionModule
 

@@ -17,6 +17,7 @@ from hrnet_fast.nn.chain import Chain, Step, Unit, run_chain
 # What a code base sets to have a unit run again in backward, in place of keeping activations.
 _CHECKPOINT_FLAGS = ("with_cp", "gradient_checkpointing", "grad_checkpointing")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_CONVOLUTION = (nn.Conv2d.forward, nn.Conv2d._conv_forward)  # as PyTorch has them: some tools put others in their place
 _ROLES = ("conv", "bn", "relu", "act", "downsample")
 
 
@@ -35,8 +36,7 @@ def hooked(modules: Sequence[nn.Module]) -> str | None:
 def conv_fault(module: nn.Module | None) -> str | None:
     if not isinstance(module, nn.Conv2d):
         return f"{type(module).__name__} is no 2-d convolution"
-    plain = type(module).forward is nn.Conv2d.forward and type(module)._conv_forward is nn.Conv2d._conv_forward
-    if not plain or "forward" in vars(module):
+    if (type(module).forward, type(module)._conv_forward) != _CONVOLUTION or "forward" in vars(module):
         return f"{type(module).__name__} is no plain convolution"
     if isinstance(module.padding, str) or module.padding_mode != "zeros":
         return f"its convolution pads by {module.padding_mode!r} {module.padding}"

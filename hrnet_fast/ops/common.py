@@ -77,6 +77,14 @@ def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     return [t.to(dtype) if t is not None and t.dtype in halves else t for t in tensors]
 
 
+def wrong_over_one_column(x: Tensor, stride: int) -> bool:
+    """Whether oneDNN's bfloat16 convolution of `x` is wrong: strided, and one column of results (torch 2.13).
+
+    Such a convolution is computed in float32.
+    """
+    return x.dtype == torch.bfloat16 and stride > 1 and x.shape[-1] <= 2 and x.device.type == "cpu"
+
+
 def leaves_taps_unwritten(grad: Tensor, stride: int, width: int) -> bool:
     """Whether oneDNN's bfloat16 weight gradient would leave the taps that no column reaches unwritten (torch 2.13).
 

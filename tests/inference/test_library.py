@@ -10,7 +10,7 @@ import torch
 from golden_data import case_names
 from plan_cases import golden_case, tensors_of, tiny_case
 from tiny_networks import ALL_HEADS, assert_same, enliven, image, maps, relative_l2, tiny
-from torch import Tensor
+from torch import Tensor, nn
 
 from hrnet_fast.errors import ImplementationError, InputError
 from hrnet_fast.inference.execution.chooser import Chooser
@@ -223,3 +223,11 @@ def test_grouped_branches(head: str, grouped: list[int]) -> None:
     assert sum(grouped) >= sum(len(group) for group in case[0].groups()) - len(case[0].groups())
     assert len(run.units) < len(case[0].steps)
     assert sorted(i for i, _ in run.profile(case[2], rounds=1)) == list(range(len(case[0].steps)))
+
+
+@pytest.mark.parametrize("way", ["library", "onednn"])
+def test_half_precision_over_one_column(way: str) -> None:
+    """Where the library's own convolution in bfloat16 is wrong."""
+    model, x = nn.Sequential(nn.Conv2d(16, 32, 3, 2, 1)).eval(), torch.randn(1, 16, 20, 2)
+    plan = make_plan(model, tuple(x.shape), torch.bfloat16)
+    assert relative_l2(executor((plan, tensors_of(model), x), way)(x), model(x)) < 0.02

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from hrnet_fast.nn import accelerate, explain
 from hrnet_fast.nn.accelerate import accelerate_blocks
-from hrnet_fast.nn.modules import FastFusion
+from hrnet_fast.nn.fusion_module import FastFusion
 from hrnet_fast.reference.blocks import BasicBlock
 
 

@@ -11,7 +11,7 @@ from comparison import accelerated, assert_all_fast, assert_evaluates_alike, ass
 from tiny_networks import image
 from torch import nn
 
-from hrnet_fast.nn.modules import FastFusion
+from hrnet_fast.nn.fusion_module import FastFusion
 
 NETS: dict[str, dict[str, Any]] = {
     "authors_pose": {"module": up.HighResolutionModule, "multi_scale_output": False},

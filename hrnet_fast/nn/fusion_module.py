@@ -1,0 +1,140 @@
+"""The class that an accelerated modularized block takes on: see :mod:`hrnet_fast.nn.modules`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from hrnet_fast.nn import seen
+from hrnet_fast.nn.chain import Step
+from hrnet_fast.nn.fusion import run_fusion
+from hrnet_fast.nn.fusion_plan import Term, plan_fusion
+from hrnet_fast.nn.modules import Fast
+from hrnet_fast.nn.norms import alike
+from hrnet_fast.nn.units import autocast_dtype, call_fault, flat, hooked, pair_fault, read_row
+
+
+class FastFusion(Fast):
+    """A modularized block: its branches run as they are (accelerated on their own), its fusion stacked."""
+
+    def rows(self) -> list[nn.ModuleList]:
+        found: Any = self.fuse_layers
+        return list(found)
+
+    def why_plain(self) -> list[str]:
+        if "forward" in vars(self):
+            return ["its forward was replaced"]
+        terms = self._terms()
+        return [terms] if isinstance(terms, str) else []
+
+    def forward(self, x: list[Tensor]) -> Any:
+        impl = self.fast_settings.impl
+        note = next((n for one in x if (n := call_fault(one, impl))), None)
+        terms = self._terms() if note is None else note
+        if not isinstance(terms, str):
+            terms = self._sizes(x, terms) or self._dtypes(x, terms) or terms
+        if isinstance(terms, str):
+            return self._plain(terms, x)
+        self.fast_note = None
+        features = [branch(one) for branch, one in zip(self.branches, x, strict=True)]  # type: ignore[arg-type]
+        s = self.fast_settings
+        return run_fusion(plan_fusion(terms, len(features), s.mode, s.align_corners, s.impl), features)
+
+    def _terms(self) -> list[list[Term]] | str:
+        return seen.remembered(
+            self,
+            self._inner,
+            self._read,
+            lambda t: () if isinstance(t, str) else [s for r in t for term in r for s in term.steps],
+        )
+
+    def _inner(self) -> list[nn.Module]:
+        """Without the branches, which are read by themselves."""
+        parts = [child for name, child in self.named_children() if name != "branches"]
+        return [m for part in parts for m in part.modules()]
+
+    def _read(self) -> list[list[Term]] | str:
+        terms = _terms(self.rows())
+        if isinstance(terms, str):
+            return terms
+        if not alike([s.norm for row in terms for t in row for s in t.steps]):
+            return "its normalisations differ in where they take their statistics"
+        others = [child for name, child in self.named_children() if name not in ("branches", "fuse_layers")]
+        for child in others:
+            if type(child) not in (nn.ReLU, nn.Identity):
+                return f"a {type(child).__name__} stands beside its fuse_layers"
+        return hooked([*self.fuse_layers.modules(), *others]) or terms  # type: ignore[operator,union-attr]
+
+    def _sizes(self, xs: Sequence[Tensor], terms: Sequence[Sequence[Term]]) -> str | None:
+        """Branches keep sizes, so those of their inputs tell."""
+        if len(xs) != len(self.branches):  # type: ignore[arg-type]
+            return f"{len(xs)} maps for {len(self.branches)} branches"  # type: ignore[arg-type]
+        for row in terms:
+            for term in row:
+                own, target = tuple(xs[term.source].shape[-2:]), tuple(xs[term.target].shape[-2:])
+                made = [_size_after(n, k, term.steps) for k, n in enumerate(own)]
+                if term.source > term.target:
+                    if not self.fast_settings.exact_scale:
+                        continue
+                    made = [n << (term.source - term.target) for n in made]
+                if made != list(target):
+                    return f"a map of {own} does not fit one of {target}"
+        return None
+
+    def _dtypes(self, xs: Sequence[Tensor], terms: Sequence[Sequence[Term]]) -> str | None:
+        dtype = autocast_dtype(xs[0])
+        if any(x.dtype != (dtype or xs[0].dtype) for x in xs):
+            return "branches differ in dtype from what convolutions compute in"
+        weights = {s.weight.dtype for row in terms for t in row for s in t.steps}
+        if dtype is None and weights != {xs[0].dtype}:
+            return "weights and branches differ in dtype"
+        return None
+
+
+def _size_after(size: int, axis: int, steps: Sequence[Step]) -> int:
+    """Height (axis 0) or width (axis 1) behind a row of convolutions."""
+    for s in steps:
+        covered = s.dilation[axis] * (s.weight.shape[2 + axis] - 1) + 1
+        size = (size + 2 * s.padding[axis] - covered) // s.stride[axis] + 1
+    return size
+
+
+def _terms(rows: Sequence[nn.ModuleList]) -> list[list[Term]] | str:
+    """Read ``fuse_layers``; or say why the fusion cannot be stacked."""
+    terms: list[list[Term]] = []
+    for r, row in enumerate(rows):
+        terms.append([])
+        for x, layer in enumerate(row):
+            if x == r:
+                terms[r].append(Term(x, r, ()))
+                continue
+            found = _term(layer, x, r)
+            if isinstance(found, str):
+                return found
+            terms[r].append(found)
+    return terms
+
+
+def _term(layer: nn.Module, source: int, target: int) -> Term | str:
+    where = f"fuse_layers.{target}.{source}"
+    layers = [m for m in flat(layer) if not isinstance(m, nn.Upsample)] if isinstance(layer, nn.Sequential) else []
+    steps = []
+    while len(layers) >= 2:
+        conv, norm = layers[:2]
+        reason = pair_fault(conv, norm)
+        if reason:
+            return f"{where}: {reason}"
+        steps.append(read_row(conv, norm).steps[0])
+        layers = layers[2:]
+        if layers and type(layers[0]) is nn.ReLU:
+            layers = layers[1:]
+        elif layers:
+            return f"{where}: {type(layers[0]).__name__} where a ReLU belongs"
+    if layers or len(steps) != max(1, target - source):
+        return f"{where} is no chain of convolutions and normalisations"
+    stride = (1, 1) if source > target else (2, 2)
+    if any(s.stride != stride for s in steps):
+        return f"{where} has convolutions of stride {[s.stride for s in steps]}"
+    return Term(source, target, tuple(steps))
