@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from contenders import INFERENCE, copies
+from contenders import INFERENCE, copies, timm_network
 from harness import Case, Entry, Session
 from networks import exact, images, network, work
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -18,6 +18,7 @@ from hrnet_fast.measure import peak_activations
 # What is asked most: a pose network, and the classification network that the others begin with.
 NETWORKS = {"hrnetv1_w32_pose": (256, 192), "hrnet_w18_c": (224, 224)}
 ON_CUDA = {"hrnetv1_w32_pose": (256, 192), "hrnetv1_w48_pose": (384, 288), "hrnetv2_w48_seg": (1024, 2048)}
+TIMM = {"hrnet_w18_c": "hrnet_w18", "hrnet_w18_small": "hrnet_w18_small"}
 CASES = [(name, batch) for batch in (1, 8) for name in {**NETWORKS, **ON_CUDA}]
 
 
@@ -41,11 +42,11 @@ def bench_inference(benchmark: BenchmarkFixture, session: Session, name: str, ba
     for dtype in session.dtypes:
         cost = work(copy.deepcopy(model), x, dtype)
         entries = {}
-        for contender, c in INFERENCE.items():
+        for contender, c in (INFERENCE | ({"timm": timm_network(TIMM[name])} if name in TIMM else {})).items():
             reason = c.unavailable(session.device.type, dtype, asked=session.contenders is not None)
             if reason is not None and reason.startswith("not in"):
                 continue  # no row for what there is no such thing as
-            if not session.measuring and not contender.startswith(("eager", "hrnet_fast")):
+            if not session.measuring and not contender.startswith(("eager", "timm", "hrnet_fast")):
                 continue
             entries[contender] = Entry(copies(model, c.make, x, dtype), reason, exact=wanted, **cost)
         case = Case("inference", f"{name} {size[0]}x{size[1]} batch {batch}", "inference", dtype)

@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--dtypes", default=None, help="comma-separated: float32, bfloat16, float16")
     group.addoption("--scale", choices=("small", "paper"), default=None, help="sizes; paper is the default on cuda")
     group.addoption("--contenders", default=None, help="comma-separated parts of names; also asks for slow ones")
-    group.addoption("--budget", type=float, default=10.0, help="minutes in all; what does not fit is left out")
+    group.addoption("--budget", type=float, default=9.0, help="minutes in all; what does not fit is left out")
     group.addoption("--results", type=Path, default=None, help="result file, written as figures are made")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -66,6 +67,24 @@ def channels_last(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
     """Weights and input in `dtype`, channels-last."""
     model = model.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return _plain(model, x.to(dtype=dtype, memory_format=torch.channels_last))
+
+
+def timm_network(name: str) -> Contender:
+    """timm's own network of the same weights, which it has under the same names: weights and input in `dtype`,
+    channels-last.
+    """
+
+    def make(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
+        # The tests' way to import it, which does without torchvision: no build of that fits a torch without CUDA.
+        sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+        from timm_helper import import_timm
+
+        outputs = model.get_submodule("classifier").out_features
+        theirs = import_timm().create_model(name, num_classes=outputs).eval()
+        theirs.load_state_dict(model.state_dict())
+        return channels_last(theirs.to(x.device), x, dtype)
+
+    return Contender(make, needs=("timm",))
 
 
 def amp(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:

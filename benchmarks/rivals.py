@@ -1,9 +1,10 @@
 """The networks that the paper's timing tables compare HRNet with, as plain modules with random weights.
 
 Of Faster R-CNN only what differs from row to row is here, backbone and pyramid: region proposals and box heads are the
-same for all. ResNets have the stride in the 3x3 convolution; the paper's GFLOPs of Faster R-CNN fit ResNet-50 and 101
-with it in the 1x1, which takes 2 to 3 % less. Stems of the segmentation networks are those with which parameters and
-GFLOPs come out as printed; PSPNet's come out 0.3 % and 3.4 % lower with either.
+same for all. ResNets have the stride in the 3x3 convolution, but for those of Faster R-CNN: the paper's GFLOPs fit
+ResNet-50 and 101 with it in the 1x1 (He et al.'s own), and ResNeXt with it in the 3x3. Stems of the segmentation
+networks are those with which parameters and GFLOPs come out as printed; PSPNet's come out 0.3 % and 3.4 % lower with
+either.
 Sources: He et al. 2016; Xie et al. 2017 (ResNeXt); Xiao et al. 2018 (SimpleBaseline); Zhao et al. 2017 (PSPNet); Chen
 et al. 2017 (DeepLabV3); Lin et al. 2017 (FPN).
 """
@@ -28,10 +29,12 @@ def unit(into: int, out: int, kernel: int = 1, stride: int = 1, dilation: int = 
 
 
 class Bottleneck(nn.Module):
-    def __init__(self, into: int, width: int, out: int, stride: int, dilation: int, groups: int) -> None:
+    def __init__(
+        self, into: int, width: int, out: int, stride: int, dilation: int, groups: int, early: bool = False
+    ) -> None:
         super().__init__()
-        self.narrow = unit(into, width)
-        self.window = unit(width, width, 3, stride, dilation, groups)
+        self.narrow = unit(into, width, stride=stride if early else 1)
+        self.window = unit(width, width, 3, 1 if early else stride, dilation, groups)
         self.wide = nn.Sequential(conv(width, out), nn.BatchNorm2d(out))
         same = stride == 1 and into == out
         self.shortcut = nn.Identity() if same else nn.Sequential(conv(into, out, stride=stride), nn.BatchNorm2d(out))
@@ -42,10 +45,12 @@ class Bottleneck(nn.Module):
 
 class ResNet(nn.Module):
     """Maps of strides 4, 8, 16, 32. With `dilated`, the last two stages keep stride 8; a `deep` stem is three 3x3
-    convolutions.
+    convolutions; `early` strides are those of the 1x1 convolutions.
     """
 
-    def __init__(self, blocks: tuple[int, ...], groups: int = 1, dilated: bool = False, deep: bool = False) -> None:
+    def __init__(
+        self, blocks: tuple[int, ...], groups: int = 1, dilated: bool = False, deep: bool = False, early: bool = False
+    ) -> None:
         super().__init__()
         first = [unit(3, 64, 3, 2), unit(64, 64, 3), unit(64, 128, 3)] if deep else [unit(3, 64, 7, 2)]
         self.stem = nn.Sequential(*first, nn.MaxPool2d(3, 2, 1))
@@ -59,7 +64,7 @@ class ResNet(nn.Module):
             for i in range(count):
                 # ResNeXt 64x4d: 64 groups of 4 channels at first.
                 width = (64 if groups == 1 else 4 * groups) << k
-                layers.append(Bottleneck(into, width, out, stride if i == 0 else 1, dilation, groups))
+                layers.append(Bottleneck(into, width, out, stride if i == 0 else 1, dilation, groups, early))
                 into = out
             self.stages.append(nn.Sequential(*layers))
 
@@ -157,8 +162,8 @@ RIVALS: dict[str, Callable[[], nn.Module]] = {
     "dilated_r101": lambda: Segmentation(unit(2048, 512, 3), 512, deep=True),
     "pspnet_r101": lambda: Segmentation(PyramidPooling(), 512, deep=True),
     "deeplabv3_r101": lambda: Segmentation(AtrousPyramid(), 256, deep=False),
-    "faster_rcnn_r50_fpn": lambda: Pyramid(ResNet(R50)),
-    "faster_rcnn_r101_fpn": lambda: Pyramid(ResNet(R101)),
+    "faster_rcnn_r50_fpn": lambda: Pyramid(ResNet(R50, early=True)),
+    "faster_rcnn_r101_fpn": lambda: Pyramid(ResNet(R101, early=True)),
     "faster_rcnn_x101_64x4d_fpn": lambda: Pyramid(ResNet(R101, groups=64)),
 }
 

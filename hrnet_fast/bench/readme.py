@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hrnet_fast.bench.figures import baseline_of, markdown_text, ours_of, quartiles, ratio
 from hrnet_fast.bench.records import Record, Run, by_case
+from hrnet_fast.bench.summary import summary_table
 from hrnet_fast.bench.tables import Table, by_suite, group_scale, paper_table
 from hrnet_fast.errors import InputError
 
@@ -31,6 +32,9 @@ def performance_section(runs: Sequence[Run]) -> str:
     lines = [START, "", _NOTE]
     for run in runs:
         lines += ["", _heading(run)]
+        summary = summary_table(run.records)
+        if summary:
+            lines += ["", f"{summary.title}. {summary.note}", "", summary.markdown()]
         for suite, records in by_suite(run.records).items():
             table = _pivot(records)
             lines += ["", *_folded(table.title, table), *_absent(records)]

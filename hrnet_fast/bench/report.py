@@ -12,6 +12,7 @@ from pathlib import Path
 from hrnet_fast.bench.figures import markdown_text, slug
 from hrnet_fast.bench.plots import Plot, suite_plots
 from hrnet_fast.bench.records import Run, file_stem
+from hrnet_fast.bench.summary import summary_table
 from hrnet_fast.bench.tables import HOW_TO_READ, Table, by_suite, run_facts, suite_tables
 from hrnet_fast.errors import InputError
 
@@ -77,6 +78,9 @@ def report_sections(runs: Sequence[Run]) -> list[RunSection]:
         stem = _unused(file_stem(run) or "run", stems)
         tables = suite_tables(run)
         suites = []
+        summary = summary_table(run.records)
+        if summary:
+            suites.append(SuiteSection("summary", _unused(slug(f"suite {stem} summary"), taken), [summary], []))
         for suite, records in by_suite(run.records).items():
             plots = [replace(p, name=_unused(f"{stem}-{p.name}", taken)) for p in suite_plots(suite, records)]
             suites.append(SuiteSection(suite, _unused(slug(f"suite {stem} {suite}"), taken), tables[suite], plots))
