@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from contenders import INFERENCE, Call, copies
+from contenders import INFERENCE, Call, copies, engine_of
 from harness import Case, Entry, Session
 from networks import exact, images, network, tensors, work
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -65,8 +65,8 @@ class Table:
 
 TABLES = {
     "17": Table("17_pose", (256, 192), (256, 192), (1, 4, 8, 16), 32, (256, 192), (128, 96), (1,)),
-    "18": Table("18_segmentation", (1024, 2048), (512, 1024), (1, 4), 2, (192, 384), (96, 192), (1,)),
-    "19": Table("19_detection", (800, 1344), (800, 1344), (1, 4), 2, (224, 384), (128, 224), (1,)),
+    "18": Table("18_segmentation", (1024, 2048), (512, 1024), (1, 4), 2, (192, 384), (64, 128), (1,)),
+    "19": Table("19_detection", (800, 1344), (800, 1344), (1, 4), 2, (224, 384), (96, 160), (1,)),
 }
 SMOKE = ("simplebaseline_r50", "hrnetv1_w32_pose")
 
@@ -106,6 +106,7 @@ def bench_inference_rows(benchmark: BenchmarkFixture, session: Session, number: 
     x = images(batch, size, session.device)
     where = f"{size[0]}x{size[1]} batch {batch}"
     entries: dict[str, Entry] = {}
+    weights: dict[str, int] = {}
     for row in chosen(session, table):
         model = model_of(row)
         truth = functools.cache(functools.partial(exact, copy.deepcopy(model), x.cpu()))
@@ -119,33 +120,23 @@ def bench_inference_rows(benchmark: BenchmarkFixture, session: Session, number: 
             make = copies(model, INFERENCE[name].make, x, dtype)
             shown = {"case": f"{row} {where}", "contender": name}
             entries[f"{row}: {name}"] = Entry(make, reason, exact=truth if row in OURS else None, **shown, **given)
-        if session.measuring:
-            _memory(session, table, row, model, x, dtype, size)
+        weights[row] = sum(p.numel() for p in model.parameters()) * dtype.itemsize
     case = Case(f"table {number}", f"{table.key[3:]} {where}", "inference", dtype)
     session.compare(benchmark, case, entries, seconds=5 if small else 25, rounds=(3, 15))
+    for row in weights if session.measuring else ():
+        given = {"params": about(table, row, batch, size), "paper": paper(table, row, f"infer_mem_g_bs{batch}", 2**30)}
+        memory = Case(case.suite, f"{row} {where}", "inference memory", dtype)
+        _memory(session, memory, row, weights[row], given)
 
 
-def _memory(
-    session: Session, table: Table, row: str, model: nn.Module, x: Tensor, dtype: torch.dtype, size: tuple[int, int]
-) -> None:
-    """Bytes of weights and of maps alive at once."""
-    batch = len(x)
-    case = Case(
-        f"table {table.number}", f"{table.key[3:]} {size[0]}x{size[1]} batch {batch}", "inference memory", dtype
-    )
-    given = {"params": about(table, row, batch, size), "paper": paper(table, row, f"infer_mem_g_bs{batch}", 2**30)}
-    weights = sum(p.numel() for p in model.parameters()) * dtype.itemsize
-    plain = copy.deepcopy(model).to(dtype)
-
-    def call() -> Any:
-        with torch.inference_mode():
-            return plain(x.to(dtype))
-
-    session.bytes(case, "eager channels-last", weights + _peak(call, session), **given)
-    if row in OURS:
-        engine = hf.optimize_for_inference(model, x, dtype=dtype, verify=False)
-        engine(x)
-        session.bytes(case, "hrnet_fast engine", weights + engine.memory(), **given)
+def _memory(session: Session, case: Case, row: str, weights: int, given: dict[str, Any]) -> None:
+    """Bytes of weights and of maps alive at once, of the calls that were timed."""
+    eager, name = "eager channels-last", "hrnet_fast engine"
+    plain, engine = session.calls.get(f"{row}: {eager}"), engine_of(session.calls.get(f"{row}: {name}"))
+    if plain is not None:
+        session.bytes(case, eager, weights + _peak(plain, session), **given)
+    if engine is not None:
+        session.bytes(case, name, weights + engine.memory(), **given)
 
 
 def _peak(call: Call, session: Session) -> int:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from typing import Any
 
 import pytest
 import torch
-from contenders import INFERENCE, copies
+from contenders import INFERENCE, copies, engine_of
 from harness import Case, Entry, Session
 from networks import exact, images, work
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import hrnet_fast as hf
+from hrnet_fast.bench.records import Record
 from hrnet_fast.measure import peak_activations
 
 # Axis: values at the paper's scale, and those that a CPU does in seconds. The others stay at 32, 256x192 and 1.
@@ -26,8 +28,16 @@ CONTENDERS = ("eager channels-last", "compile", "compile reduce-overhead", "hrne
 CASES = [(axis, value) for axis, (paper, small) in AXES.items() for value in sorted({*paper, *small})]
 
 
+@pytest.fixture(scope="module")
+def measured() -> dict[Any, list[Record]]:
+    """Records by width, size and batch."""
+    return {}
+
+
 @pytest.mark.parametrize(("axis", "value"), CASES)
-def bench_scaling(benchmark: BenchmarkFixture, session: Session, axis: str, value: int) -> None:
+def bench_scaling(
+    benchmark: BenchmarkFixture, session: Session, measured: dict[Any, list[Record]], axis: str, value: int
+) -> None:
     paper, small = AXES[axis]
     if value not in (small if session.scale == "small" else paper) or (not session.measuring and value != 18):
         pytest.skip("not a case of this scale")
@@ -36,6 +46,11 @@ def bench_scaling(benchmark: BenchmarkFixture, session: Session, axis: str, valu
     size = (value, value) if axis == "resolution" else (256, 192)
     if not session.measuring:
         size = (64, 64)
+    point = (width, size, batch)
+    if point in measured:  # axes cross there
+        session.add(*(dataclasses.replace(r, suite=f"scaling {axis}") for r in measured[point]))
+        pytest.skip("measured on another axis")
+    before = len(session.run.records)
     torch.manual_seed(0)
     config = hf.HRNetConfig.make(width, "v1", 17, upsample="nearest")
     model = hf.HRNet(config, impl="reference").eval()
@@ -64,6 +79,8 @@ def bench_scaling(benchmark: BenchmarkFixture, session: Session, axis: str, valu
         plain = copy.deepcopy(model).to(dtype)
         with torch.inference_mode():
             eager = peak_activations(lambda: plain(x.to(dtype)))
-        engine = hf.optimize_for_inference(model, x, dtype=dtype, verify=False)
+        engine = engine_of(session.calls.get("hrnet_fast engine"))
         session.bytes(memory, "eager channels-last", eager, "maps alive at once", params=params)
-        session.bytes(memory, "hrnet_fast engine", engine.memory(), "maps alive at once", params=params)
+        if engine is not None:
+            session.bytes(memory, "hrnet_fast engine", engine.memory(), "maps alive at once", params=params)
+    measured[point] = session.run.records[before:]

@@ -7,6 +7,7 @@ and timed. Models come in evaluation mode on the input's device, in float32, and
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import sys
 import tempfile
@@ -171,9 +172,14 @@ def openvino(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
 
 
 def engine(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
-    """``hrnet_fast.optimize_for_inference``."""
-    ready = hf.optimize_for_inference(model, x, dtype=dtype)
-    return lambda: ready(x)
+    """``hrnet_fast.optimize_for_inference``; :func:`engine_of` finds the engine in the call."""
+    return functools.partial(hf.optimize_for_inference(model, x, dtype=dtype), x)
+
+
+def engine_of(call: Call | None) -> hf.Engine | None:
+    """Return the engine that a call uses, if it does."""
+    found = call.func if isinstance(call, functools.partial) else None
+    return found if isinstance(found, hf.Engine) else None
 
 
 # The first is the baseline of errors and of ratios.

@@ -78,6 +78,7 @@ class Session:
         self.contenders = options["contenders"]
         self.deadline = time.monotonic() + 60 * options["budget"]
         self.path: Path | None = options["results"]
+        self.calls: dict[str, Call] = {}  # of the last case, by name: those that were measured
         now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
         shown = {k: str(v) for k, v in options.items() if k != "results"}
         self.run = Run(now.isoformat(), revision(), machine(self.device), versions(), shown)
@@ -118,6 +119,7 @@ class Session:
         """
         wanted = {name: entry for name, entry in entries.items() if self.wants(entry.contender or name)}
         ready: dict[str, Call] = {}
+        self.calls = ready
         answers: dict[str, Any] = {}
         about: dict[str, dict[str, Any]] = {name: self._about(case, entry, name) for name, entry in wanted.items()}
         for name, entry in wanted.items():
