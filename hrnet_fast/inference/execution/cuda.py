@@ -118,7 +118,7 @@ class CudaExecutor:
                 # Somebody else's graph takes the steps; it cannot hold one of ours.
                 return self._run.library.run(x)
             self._backend.after(self._pool.mark)
-            if self._called:
+            if self._called and self._wanted is not None:
                 self._ready_or_as_before()
             self._called = True
             self._input.copy_(x)
