@@ -13,7 +13,7 @@ import pytest
 import hrnet_fast
 
 PACKAGE = Path(hrnet_fast.__file__).parent
-READERS = ("records", "figures", "tables", "plots", "report", "readme", "files", "compare")
+READERS = ("records", "figures", "tables", "summary", "plots", "report", "readme", "files", "compare")
 READER_NAMES = tuple(f"hrnet_fast.bench.{part}" for part in READERS)
 # What a part may import of this package and of others; a part not listed is free.
 ALLOWED: dict[str, tuple[str, ...]] = {

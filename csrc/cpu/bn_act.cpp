@@ -139,11 +139,12 @@ std::vector<double> values_or(const at::Tensor& t, int64_t channels, double othe
   std::vector<double> values(channels, otherwise);
   if (t.numel() == 0) return values;
   TORCH_CHECK(t.numel() == channels, "normalisation of ", channels, " channels has ", t.numel(), " values");
-  const at::Tensor plain = t.resolve_neg();
+  const bool simple = t.dim() == 1 && t.is_floating_point();
+  const at::Tensor plain = simple ? t.resolve_neg() : t.detach().to(at::kDouble).contiguous().view(-1);
   // Read where they lie: a copy by the library takes longer than all that is done with a few channels.
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, plain.scalar_type(), "bn_parameter", [&] {
     const scalar_t* from = plain.const_data_ptr<scalar_t>();
-    const int64_t stride = plain.dim() == 0 ? 1 : plain.stride(-1);
+    const int64_t stride = plain.stride(0);
     for (int64_t c = 0; c < channels; ++c) values[c] = static_cast<double>(from[c * stride]);
   });
   return values;

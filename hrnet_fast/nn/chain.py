@@ -20,7 +20,7 @@ from hrnet_fast.nn.layout import as_given, working
 from hrnet_fast.nn.norms import Count, NormCall, count_batches, input_gradient, normalise
 from hrnet_fast.nn.recipes import Recipe, attach, recipe_of
 from hrnet_fast.ops.bn_pieces import Pieces, pieces
-from hrnet_fast.ops.common import leaves_taps_unwritten, wrong_over_one_column
+from hrnet_fast.ops.common import one_column
 
 NoneOr = Tensor | None
 PER_STEP = 4  # parameters: the convolution's weight and bias, the normalisation's scale and shift
@@ -92,7 +92,7 @@ def _input(chain: Chain, x: Tensor) -> Tensor:
 
 
 def convolve(x: Tensor, weight: Tensor, bias: NoneOr, step: Step) -> Tensor:
-    if wrong_over_one_column(x, step.stride[-1]):
+    if one_column(x, weight.shape[-1], step.stride[-1], step.padding[-1], step.dilation[-1]):
         return convolve(x.float(), weight.float(), bias, step).to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
     # Not by torch.ops, whose way to the same operator takes twice the time of small convolutions' preparation.
@@ -113,7 +113,7 @@ def convolve_backward(
     if not any(want):
         return None, None, None
     dtype = x.dtype
-    if leaves_taps_unwritten(grad, step.stride[-1], x.shape[-1]):
+    if one_column(grad, weight.shape[-1], step.stride[-1], step.padding[-1], step.dilation[-1], x.shape[-1]):
         grad, x = grad.float(), x.float()
     dx, dw, db = torch.ops.aten.convolution_backward(
         grad, x, _cast(weight, x.dtype), [weight.shape[0]], step.stride, step.padding, step.dilation, False, [0, 0],

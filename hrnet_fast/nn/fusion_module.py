@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ from hrnet_fast.nn.fusion import run_fusion
 from hrnet_fast.nn.fusion_plan import Term, plan_fusion
 from hrnet_fast.nn.modules import Fast
 from hrnet_fast.nn.norms import alike
-from hrnet_fast.nn.units import autocast_dtype, call_fault, flat, hooked, pair_fault, read_row
+from hrnet_fast.nn.units import Layers, autocast_dtype, call_fault, flat, hooked, pair_fault
 
 
 class FastFusion(Fast):
@@ -43,24 +43,24 @@ class FastFusion(Fast):
         return run_fusion(plan_fusion(terms, len(features), s.mode, s.align_corners, s.impl), features)
 
     def _terms(self) -> list[list[Term]] | str:
-        return seen.remembered(
-            self,
-            self._inner,
-            self._read,
-            lambda t: () if isinstance(t, str) else [s for r in t for term in r for s in term.steps],
-        )
+        """The fusion as it stands at a call, or why it cannot be stacked."""
+        layers = seen.remembered(self, self._inner, self._find_layers)
+        if isinstance(layers, str):
+            return layers
+        terms = [[term.read() for term in row] for row in layers]
+        if not alike([s.norm for row in terms for t in row for s in t.steps]):
+            return "its normalisations differ in where they take their statistics"
+        return terms
 
     def _inner(self) -> list[nn.Module]:
         """Without the branches, which are read by themselves."""
         parts = [child for name, child in self.named_children() if name != "branches"]
         return [m for part in parts for m in part.modules()]
 
-    def _read(self) -> list[list[Term]] | str:
+    def _find_layers(self) -> list[list[TermLayers]] | str:
         terms = _terms(self.rows())
         if isinstance(terms, str):
             return terms
-        if not alike([s.norm for row in terms for t in row for s in t.steps]):
-            return "its normalisations differ in where they take their statistics"
         others = [child for name, child in self.named_children() if name not in ("branches", "fuse_layers")]
         for child in others:
             if type(child) not in (nn.ReLU, nn.Identity):
@@ -93,22 +93,25 @@ class FastFusion(Fast):
         return None
 
 
-def _size_after(size: int, axis: int, steps: Sequence[Step]) -> int:
-    """Height (axis 0) or width (axis 1) behind a row of convolutions."""
-    for s in steps:
-        covered = s.dilation[axis] * (s.weight.shape[2 + axis] - 1) + 1
-        size = (size + 2 * s.padding[axis] - covered) // s.stride[axis] + 1
-    return size
+class TermLayers(NamedTuple):
+    """The modules of a :class:`Term`: convolutions with their normalisations."""
+
+    source: int
+    target: int
+    pairs: tuple[tuple[nn.Module, nn.Module], ...]
+
+    def read(self) -> Term:
+        return Term(self.source, self.target, Layers(self.pairs, None).read().steps)
 
 
-def _terms(rows: Sequence[nn.ModuleList]) -> list[list[Term]] | str:
+def _terms(rows: Sequence[nn.ModuleList]) -> list[list[TermLayers]] | str:
     """Read ``fuse_layers``; or say why the fusion cannot be stacked."""
-    terms: list[list[Term]] = []
+    terms: list[list[TermLayers]] = []
     for r, row in enumerate(rows):
         terms.append([])
         for x, layer in enumerate(row):
             if x == r:
-                terms[r].append(Term(x, r, ()))
+                terms[r].append(TermLayers(x, r, ()))
                 continue
             found = _term(layer, x, r)
             if isinstance(found, str):
@@ -117,24 +120,32 @@ def _terms(rows: Sequence[nn.ModuleList]) -> list[list[Term]] | str:
     return terms
 
 
-def _term(layer: nn.Module, source: int, target: int) -> Term | str:
+def _term(layer: nn.Module, source: int, target: int) -> TermLayers | str:
     where = f"fuse_layers.{target}.{source}"
     layers = [m for m in flat(layer) if not isinstance(m, nn.Upsample)] if isinstance(layer, nn.Sequential) else []
-    steps = []
+    pairs = []
     while len(layers) >= 2:
         conv, norm = layers[:2]
         reason = pair_fault(conv, norm)
         if reason:
             return f"{where}: {reason}"
-        steps.append(read_row(conv, norm).steps[0])
+        pairs.append((conv, norm))
         layers = layers[2:]
         if layers and type(layers[0]) is nn.ReLU:
             layers = layers[1:]
         elif layers:
             return f"{where}: {type(layers[0]).__name__} where a ReLU belongs"
-    if layers or len(steps) != max(1, target - source):
+    if layers or len(pairs) != max(1, target - source):
         return f"{where} is no chain of convolutions and normalisations"
     stride = (1, 1) if source > target else (2, 2)
-    if any(s.stride != stride for s in steps):
-        return f"{where} has convolutions of stride {[s.stride for s in steps]}"
-    return Term(source, target, tuple(steps))
+    if any(conv.stride != stride for conv, _ in pairs):
+        return f"{where} has convolutions of stride {[conv.stride for conv, _ in pairs]}"
+    return TermLayers(source, target, tuple(pairs))
+
+
+def _size_after(size: int, axis: int, steps: Sequence[Step]) -> int:
+    """Height (axis 0) or width (axis 1) behind a row of convolutions."""
+    for s in steps:
+        covered = s.dilation[axis] * (s.weight.shape[2 + axis] - 1) + 1
+        size = (size + 2 * s.padding[axis] - covered) // s.stride[axis] + 1
+    return size

@@ -1,8 +1,8 @@
 """The classes that accelerated modules take on in place of their own; attributes, keys and signatures stay.
 
 A class here is mixed into a module's own (``class Fast(FastSequence, nn.Sequential)``), so ``isinstance`` still holds
-and ``super().forward`` is the plain path. Each call reads the layers anew and says in ``fast_note`` why it took the
-plain path, if it did.
+and ``super().forward`` is the plain path. Each call goes by the layers as they are then, and says in ``fast_note`` why
+it took the plain path, if it did.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from hrnet_fast.nn import seen
-from hrnet_fast.nn.chain import Step, Unit
-from hrnet_fast.nn.norms import lasts
+from hrnet_fast.nn.chain import Unit
 from hrnet_fast.nn.units import (
+    Layers,
     call_fault,
     flat,
     hooked,
     looks_like_unit,
-    read_row,
-    read_unit,
     row_fault,
     run_units,
     unit_fault,
+    unit_layers,
 )
 
 
@@ -90,36 +89,21 @@ class FastUnit(Fast):
         note = call_fault(x, self.fast_settings.impl)
         if args or kwargs:
             note = "called with more than the input"
-        unit = note or seen.remembered(
-            self, self._inner, self._read, lambda u: () if isinstance(u, str) else u.all_steps()
-        )
-        if not isinstance(unit, str):
-            done = run_units([unit], x, self.fast_settings.impl, self.fast_settings.minimal)
+        layers = note or seen.remembered(self, self._inner, lambda: unit_fault(self) or unit_layers(self))
+        if not isinstance(layers, str):
+            done = run_units([layers.read()], x, self.fast_settings.impl, self.fast_settings.minimal)
             if not isinstance(done, str):
                 self.fast_note = None
                 return done
-            unit = done
-        return self._plain(unit, x, *args, **kwargs)
-
-    def _read(self) -> Unit | str:
-        return unit_fault(self) or read_unit(self)
+            layers = done
+        return self._plain(layers, x, *args, **kwargs)
 
 
 class Part(NamedTuple):
     """Layers of a sequence that execute together: what they are, or why they cannot be fused."""
 
-    layers: list[nn.Module]
-    unit: Unit | str
-    lasting: bool = True
-
-    @classmethod
-    def of(cls, layers: list[nn.Module]) -> Part:
-        """Read a unit, or a convolution, its normalisation and ReLU, which have no fault."""
-        unit = read_unit(layers[0]) if len(layers) == 1 else read_row(layers[0], layers[1])
-        return cls(layers, unit, all(lasts(m) for layer in layers for m in layer.modules()))
-
-    def steps(self) -> tuple[Step, ...]:
-        return () if isinstance(self.unit, str) else self.unit.all_steps()
+    modules: list[nn.Module]
+    layers: Layers | str
 
 
 class FastSequence(Fast):
@@ -127,9 +111,9 @@ class FastSequence(Fast):
 
     def parts(self) -> list[Part]:
         """The layers in groups that execute together."""
-        return seen.remembered(self, self._inner, self._read, lambda parts: [s for p in parts for s in p.steps()])
+        return seen.remembered(self, self._inner, self._find_parts)
 
-    def _read(self) -> list[Part]:
+    def _find_parts(self) -> list[Part]:
         assert isinstance(self, nn.Sequential)
         layers = list(flat(self))
         found: list[Part] = []
@@ -137,12 +121,12 @@ class FastSequence(Fast):
         while k < len(layers):
             if looks_like_unit(layers[k]):
                 reason = vars(layers[k]).get("fast_refused") or unit_fault(layers[k]) or hooked([layers[k]])
-                found.append(Part([layers[k]], reason) if reason else Part.of([layers[k]]))
+                found.append(Part([layers[k]], reason or unit_layers(layers[k])))
                 k += 1
                 continue
             row = layers[k : k + 3]
             if len(row) == 3 and row_fault(*row) is None:
-                found.append(Part.of(row))
+                found.append(Part(row, Layers(((row[0], row[1]),), None)))
                 k += 3
                 continue
             found.append(Part([layers[k]], f"{type(layers[k]).__name__} stands outside of a fusible row"))
@@ -150,10 +134,10 @@ class FastSequence(Fast):
         return found
 
     def why_plain(self) -> list[str]:
-        return list(dict.fromkeys(part.unit for part in self.parts() if isinstance(part.unit, str)))
+        return list(dict.fromkeys(part.layers for part in self.parts() if isinstance(part.layers, str)))
 
     def partly_fast(self) -> bool:
-        return any(isinstance(part.unit, Unit) for part in self.parts()) and not self.fast_note
+        return any(isinstance(part.layers, Layers) for part in self.parts()) and not self.fast_note
 
     def __getitem__(self, index: Any) -> Any:
         assert isinstance(self, nn.Sequential)
@@ -168,25 +152,23 @@ class FastSequence(Fast):
             return self._plain(note, input)
         x, pending, notes = input, list[nn.Module](), list[str]()
         units: list[Unit] = []
-        for part in [*self.parts(), Part([], "")]:
-            layers, unit = part.layers, part.unit
+        for modules, layers in [*self.parts(), Part([], "")]:
             # A unit that stands in two places moves its statistics twice, one after the other.
-            if units and (isinstance(unit, str) or any(layers[0] is other for other in pending)):
+            if units and (isinstance(layers, str) or any(modules[0] is other for other in pending)):
                 done = run_units(units, x, self.fast_settings.impl, self.fast_settings.minimal)
                 if isinstance(done, str):
                     notes.append(done)
-                    for layer in pending:
-                        x = layer(x)
+                    for module in pending:
+                        x = module(x)
                 else:
                     x = done
                 units, pending = [], []
-            if not isinstance(unit, str):
-                # A cumulative average counts the batches before its turn, of which this call's may be one.
-                units.append(unit if part.lasting else Part.of(layers).unit)  # type: ignore[arg-type]
-                pending += layers
+            if not isinstance(layers, str):
+                units.append(layers.read())
+                pending += modules
                 continue
-            for layer in layers:
-                x = layer(x)
+            for module in modules:
+                x = module(x)
         self.fast_note = "; ".join(dict.fromkeys(notes)) or None
         return x
 

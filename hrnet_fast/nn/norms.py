@@ -63,12 +63,6 @@ def read(module: nn.Module) -> NormCall:
     return NormCall(norm, batch, counter, _group(module) if batch else None)
 
 
-def lasts(module: nn.Module) -> bool:
-    """Whether :func:`read` returns the same until an attribute of the layer changes."""
-    counted = isinstance(module, _BatchNorm) and module.momentum is None
-    return not (counted or isinstance(module, nn.SyncBatchNorm))
-
-
 def _group(module: nn.Module) -> dist.ProcessGroup | None:
     if not (isinstance(module, nn.SyncBatchNorm) and module.training and dist.is_available() and dist.is_initialized()):
         return None

@@ -1,86 +1,64 @@
-"""What was read of a module, kept for as long as everything that it was read from stays as it was.
+"""What was found out about a module's structure, kept for as long as that structure stays as it was.
 
-Accelerated modules follow whatever is done to their layers between calls: hooks, frozen or replaced parts, other
-parameters. To read them anew takes longer than a small map's convolutions; to see that nothing changed does not.
+Whether layers can be fused depends on classes, hooks and attributes, any of which may change between calls. To ask all
+of them again takes longer than a small map's convolutions; to see that nothing changed does not. Only the structure is
+kept, never a parameter, a buffer or a number: these are read at every call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from hrnet_fast.nn.chain import Step
-from hrnet_fast.nn.norms import lasts
 from hrnet_fast.nn.units import hooked
 
 T = TypeVar("T")
 NAME = "fast_seen"  # of a module's attribute
+# Read at every call, or (the last one) what stands here itself.
+_APART = ("_parameters", "_buffers", NAME)
 
 
 class Seen:
-    """The state of modules at one time, and what was read of them then."""
+    """The structure of modules at one time, and what was found out about it.
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._states = [(m, type(m), _class_state(type(m)), _tensors(m), _attributes(m)) for m in modules]
-        self.value: Any = None
+    A root and what is remembered in it make no cycle: a model that nobody holds is freed at once.
+    """
 
-    def holds(self) -> bool:
-        """Whether nothing changed since. Values that cannot be compared count as changed."""
-        if hooked([]):
+    def __init__(self, root: nn.Module, others: Iterable[nn.Module], value: Any) -> None:
+        self.value = value
+        self._root = weakref.ref(root)
+        self._own = _State(root)
+        self._others = [(m, _State(m)) for m in others]
+
+    def holds(self, root: nn.Module) -> bool:
+        """Whether nothing changed since, and this is that root: copies of its attributes stand in replicas too."""
+        if self._root() is not root or hooked([]):
             return False
         try:
-            for module, kind, of_class, tensors, attributes in self._states:
-                own = vars(module)
-                if type(module) is not kind or _class_state(kind) != of_class:
-                    return False
-                for place, name, tensor in tensors:  # by identity, and before attributes, which are compared by value
-                    if own[place].get(name) is not tensor:
-                        return False
-                if own != attributes:
-                    return False
-        except Exception:
+            return self._own.is_of(root) and all(then.is_of(m) for m, then in self._others)
+        except Exception:  # attributes that cannot be compared count as changed
             return False
-        return True
-
-    def include(self, root: nn.Module) -> None:
-        """Stand in the root's attributes, and in what is known of them."""
-        vars(root)[NAME] = self
-        self._states[0][-1][NAME] = self
-
-    def covers(self, steps: Sequence[Step]) -> bool:
-        """Whether these steps' tensors are parameters and buffers: others (parametrized ones) are new at every call."""
-        known = {id(tensor) for *_, tensors, _ in self._states for _, _, tensor in tensors}
-        used = [t for s in steps for t in (s.weight, s.bias, s.norm.counter, *s.norm.norm)]
-        return all(id(t) in known for t in used if isinstance(t, Tensor))
 
 
-def remembered(
-    root: nn.Module,
-    parts: Callable[[], Iterable[nn.Module]],
-    read: Callable[[], T],
-    steps: Callable[[T], Sequence[Step]],
-) -> T:
-    """Return ``read()``, or what it returned when nothing was different.
+def remembered(root: nn.Module, others: Callable[[], Iterable[nn.Module]], find: Callable[[], T]) -> T:
+    """Return ``find()``, or what it returned when nothing was different.
 
     Args:
         root: where it is kept.
-        parts: all modules besides it that are read.
-        steps: those in a reading.
+        others: all modules besides the root that it depends on.
     """
     seen = vars(root).get(NAME)
-    if isinstance(seen, Seen) and seen.holds():
+    if isinstance(seen, Seen) and seen.holds(root):
         known: T = seen.value
         return known
-    forget(root)
-    others = list(parts())
-    found = read()
-    if all(map(lasts, others)):
-        seen = Seen([root, *others])
-        if seen.covers(steps(found)):
-            seen.value = found
-            seen.include(root)
+    found = find()
+    try:
+        vars(root)[NAME] = Seen(root, others(), found)
+    except Exception:  # a module whose attributes cannot be copied (a scripted one): found out anew every time
+        forget(root)
     return found
 
 
@@ -89,17 +67,22 @@ def forget(module: nn.Module) -> None:
     vars(module).pop(NAME, None)
 
 
-def _class_state(kind: type[nn.Module]) -> tuple[Any, ...]:
-    """What of a class decides how its modules compute: tools replace it at run time."""
-    return kind.forward, getattr(kind, "_conv_forward", None)
+_CONTAINERS = (list, set, *{type(v) for v in vars(nn.Module()).values() if isinstance(v, dict)})
 
 
-def _tensors(module: nn.Module) -> list[tuple[str, str, Tensor | None]]:
-    own = vars(module)
-    return [(place, name, tensor) for place in ("_parameters", "_buffers") for name, tensor in own[place].items()]
+class _State:
+    """Class, methods that tools replace at run time, and attributes, of which containers are copied."""
 
+    def __init__(self, module: nn.Module) -> None:
+        self._kind = type(module)
+        self._methods = self._kind.forward, getattr(self._kind, "_conv_forward", None)
+        own = vars(module).copy()  # at once: other threads may add to it
+        self._attributes = {k: v.copy() if type(v) in _CONTAINERS else v for k, v in own.items() if k not in _APART}
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """A module's attributes, with copies of containers that may change in place."""
-    kinds = (dict, list, set)
-    return {k: v.copy() if isinstance(v, kinds) else v for k, v in vars(module).items() if k != NAME}
+    def is_of(self, module: nn.Module) -> bool:
+        own, kind = vars(module), type(module)
+        if kind is not self._kind or (kind.forward, getattr(kind, "_conv_forward", None)) != self._methods:
+            return False
+        if len(own) - sum(name in own for name in _APART) != len(self._attributes):
+            return False
+        return all(own[k] is v or own[k] == v for k, v in self._attributes.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -125,11 +125,30 @@ def _step(conv: nn.Module, norm: nn.Module) -> Step:
     return Step(conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups, norms.read(norm))
 
 
+class Layers(NamedTuple):
+    """The modules of a fusible unit or row: convolutions with their normalisations; see :class:`Unit`."""
+
+    pairs: tuple[tuple[nn.Module, nn.Module], ...]
+    shortcut: tuple[nn.Module, nn.Module] | bool | None
+
+    def read(self) -> Unit:
+        """Describe them as they stand at a call."""
+        shortcut = self.shortcut
+        return Unit(
+            tuple(_step(*pair) for pair in self.pairs), _step(*shortcut) if isinstance(shortcut, tuple) else shortcut
+        )
+
+
+def unit_layers(unit: nn.Module) -> Layers:
+    """Return the layers of a unit that has no :func:`unit_fault`."""
+    pairs = tuple((unit.get_submodule(f"conv{k}"), unit.get_submodule(f"bn{k}")) for k in range(1, depth(unit) + 1))
+    shortcut = getattr(unit, "downsample", None)
+    return Layers(pairs, True if shortcut is None else tuple(shortcut.children()))  # type: ignore[arg-type]
+
+
 def read_unit(unit: nn.Module) -> Unit:
     """Describe a unit that has no :func:`unit_fault`."""
-    steps = [_step(unit.get_submodule(f"conv{k}"), unit.get_submodule(f"bn{k}")) for k in range(1, depth(unit) + 1)]
-    shortcut = getattr(unit, "downsample", None)
-    return Unit(tuple(steps), True if shortcut is None else _step(*shortcut.children()))
+    return unit_layers(unit).read()
 
 
 def flat(sequence: nn.Sequential) -> Iterator[nn.Module]:

@@ -77,20 +77,22 @@ def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     return [t.to(dtype) if t is not None and t.dtype in halves else t for t in tensors]
 
 
-def wrong_over_one_column(x: Tensor, stride: int) -> bool:
-    """Whether oneDNN's bfloat16 convolution of `x` is wrong: strided, and one column of results (torch 2.13).
+def one_column(
+    x: Tensor, kernel: int, stride: int, padding: int | None = None, dilation: int = 1, width: int | None = None
+) -> bool:
+    """Whether oneDNN's bfloat16 convolution is wrong: strided, with one column of results (torch 2.13).
 
-    Such a convolution is computed in float32.
+    Values are then wrong, and of the weight's gradient taps stay unwritten: all are computed in float32.
+
+    Args:
+        x: the input, or the gradient of the result with the input's `width`.
+        kernel, stride, padding, dilation: along the width; padding None is half the kernel.
     """
-    return x.dtype == torch.bfloat16 and stride > 1 and x.shape[-1] <= 2 and x.device.type == "cpu"
-
-
-def leaves_taps_unwritten(grad: Tensor, stride: int, width: int) -> bool:
-    """Whether oneDNN's bfloat16 weight gradient would leave the taps that no column reaches unwritten (torch 2.13).
-
-    Such a gradient is computed in float32.
-    """
-    return grad.dtype == torch.bfloat16 and grad.device.type == "cpu" and stride > 1 and width == 1
+    if x.dtype != torch.bfloat16 or stride == 1 or x.device.type != "cpu":
+        return False
+    width = x.shape[-1] if width is None else width
+    padding = kernel // 2 if padding is None else padding
+    return (width + 2 * padding - dilation * (kernel - 1) - 1) // stride == 0
 
 
 def convolution_gradients(
@@ -104,7 +106,7 @@ def convolution_gradients(
         assert not want_weight
         x = grad.new_empty(1).expand(*shape)
     pad = weight.shape[-1] // 2
-    if leaves_taps_unwritten(grad, stride, shape[-1]):
+    if one_column(grad, weight.shape[-1], stride, pad, width=shape[-1]):
         wide = (grad.float(), x.float(), shape, weight.float(), stride, want_x, want_weight)
         gradients = convolution_gradients(*wide)
         return tuple(None if g is None else g.to(grad.dtype) for g in gradients)  # type: ignore[return-value]

@@ -43,8 +43,10 @@ class StandIn:
     @contextlib.contextmanager
     def settings(self) -> Iterator[None]:
         self.inside += 1
-        yield
-        self.inside -= 1
+        try:
+            yield
+        finally:
+            self.inside -= 1
 
     def warm_up(self, run: Callable[[], Any]) -> None:
         assert self.inside
@@ -202,6 +204,45 @@ def test_without_memory_there_is_none_or_it_goes_on_as_before(mode: str) -> None
     assert "OutOfMemoryError: tried to allocate" in run.describe()[0]
     with pytest.raises(torch.OutOfMemoryError, match="tried to allocate"):
         executor(case, mode, device)
+
+
+def test_preparing_waits_for_whoever_runs_in_the_same_memory() -> None:
+    device, pool = StandIn(), Pool()
+    executor(tiny_case("v1", torch.float32), "sequential", device, pool=pool)
+    other = executor(tiny_case("v1", torch.float32, 1, 32, 32), "sequential", device, pool=pool, ready=False)
+    before = pool.mark
+    assert before is not None
+    device.log.clear()
+    other.ready()
+    assert device.log[0] == ("after", before)
+    assert device.log[-1] == "mark"
+
+
+def test_work_before_an_error_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, device, pool = tiny_case("v1", torch.float32), StandIn(), Pool()
+    run = executor(case, "sequential", device, pool=pool, ready=False)
+    monkeypatch.setattr(run._run.library, "run", lambda x: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(case[2])
+    assert pool.mark is not None
+
+
+def test_first_answers_stay_what_they_are() -> None:
+    class Given(torch.nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return self.conv(x), x.flatten(2)
+
+    model = Given()
+    model.conv = torch.nn.Conv2d(3, 4, 1)
+    model.eval()
+    x = image(32, 32)
+    plan = make_plan(model, tuple(x.shape), torch.float32)
+    run = executor((plan, tensors_of(model), x), "sequential", ready=False)
+    first = run(x)
+    kept = [t.clone() for t in first]
+    run(x * 2)
+    for a, b in zip(first, kept, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_maps_of_several_shapes_share_memory() -> None:

@@ -15,8 +15,10 @@ import upstream_standins as up
 from comparison import accelerated, assert_trains_alike
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 
 from hrnet_fast.nn import explain, restore
+from hrnet_fast.nn.accelerate import accelerate_blocks
 from hrnet_fast.nn.seen import NAME, Seen
 
 UNIT = "stage2.0.branches.0.0"
@@ -145,19 +147,49 @@ def test_a_global_hook_counts() -> None:
     assert_trains_alike(fast, plain)
 
 
-def test_nothing_is_read_twice_while_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_found_out_twice_while_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     fast = accelerated(up.net(modules=1)).train()
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     for _ in range(2):
         fast(x)
-    read: list[object] = []
-    for name in ("read_unit", "read_row", "unit_fault"):
-        monkeypatch.setattr(f"hrnet_fast.nn.modules.{name}", lambda *given: read.append(given))
+    asked: list[object] = []
+    for name in ("unit_layers", "unit_fault", "row_fault"):
+        monkeypatch.setattr(f"hrnet_fast.nn.modules.{name}", lambda *given: asked.append(given))
+    monkeypatch.setattr("hrnet_fast.nn.fusion_module.pair_fault", lambda *given: asked.append(given))
     fast(x)
-    assert read == []
+    assert asked == []
 
 
-def test_what_was_read_stays_with_its_module() -> None:
+def replica(model: nn.Module, scale: float) -> nn.Module:
+    """As ``nn.DataParallel`` makes one: modules share their attributes' values, parameters are other tensors."""
+    made = {m: m._replicate_for_data_parallel() for m in model.modules()}  # type: ignore[no-untyped-call]
+    for module, copied in made.items():
+        copied._modules = {name: child and made[child] for name, child in module._modules.items()}
+        copied._parameters = {k: None if p is None else p * scale for k, p in module._parameters.items()}
+        copied._buffers = {k: None if b is None else b.clone() for k, b in module._buffers.items()}
+    return made[model]
+
+
+def test_replicas_compute_with_their_own_weights() -> None:
+    plain = up.net(modules=1).eval()
+    fast = accelerated(plain).eval()
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        fast(x)
+        for a, e in zip(tree_leaves(replica(fast, 1.1)(x)), tree_leaves(replica(plain, 1.1)(x)), strict=True):
+            torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-10)
+
+
+def test_a_scripted_layer_stays_as_it_is() -> None:
+    row = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), torch.jit.script(nn.Sigmoid())).eval()
+    x = torch.randn(1, 3, 8, 8)
+    wanted = row(x)
+    accelerate_blocks(row, "reference", "lean")
+    for _ in range(2):
+        torch.testing.assert_close(row(x), wanted)
+
+
+def test_what_was_found_stays_with_its_module() -> None:
     fast = accelerated(up.net(modules=1)).train()
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     fast(x)
@@ -165,8 +197,29 @@ def test_what_was_read_stays_with_its_module() -> None:
     for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
         assert not any(NAME in vars(m) for m in other.modules())
         assert explain(other)
-    left = weakref.ref(fast)
     assert not any(NAME in vars(m) for m in restore(fast).modules())
-    del fast
+
+
+@pytest.mark.parametrize("change", ["nothing", "to meta", "half"])
+def test_weights_that_nobody_holds_are_freed(change: str) -> None:
+    """By counts of references alone: ``del model`` and whatever replaces weights have their effect at once."""
+
+    def left_of(models: list[nn.Module]) -> int:
+        with torch.no_grad():
+            models[0](torch.randn(1, 3, 64, 64, dtype=torch.float64))
+        tensors = [weakref.ref(t) for t in (*models[0].parameters(), *models[0].buffers())]
+        if change == "nothing":
+            models.clear()
+        else:
+            models[0].to("meta") if change == "to meta" else models[0].half()
+        return sum(t() is not None for t in tensors)
+
+    plain = up.net(modules=1).eval()
+    made = [accelerated(plain).eval()], [copy.deepcopy(plain)]
     gc.collect()
-    assert left() is None
+    gc.disable()
+    try:
+        fast, expected = map(left_of, made)
+    finally:
+        gc.enable()
+    assert fast == expected

@@ -139,10 +139,13 @@ def test_networks_inside_networks(memory: str) -> None:
     assert type(accelerated(fast).first.layer1).__mro__.count(nn.Sequential) == 1
 
 
-@pytest.mark.parametrize("width", [1, 2, 3])
-def test_half_precision_over_one_column(width: int) -> None:
+@pytest.mark.parametrize("geometry", [(3, 2, 1), (3, 2, 0), (3, 3, 1), (3, 4, 1), (5, 2, 2), (1, 2, 0)])
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_half_precision_over_one_column(width: int, geometry: tuple[int, int, int]) -> None:
     """Where the library's results are wrong, and parts of a weight's gradient unwritten; compared with float32's."""
-    plain = nn.Sequential(nn.Sequential(nn.Conv2d(4, 6, 3, 2, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU()))
+    if width + 2 * geometry[2] < geometry[0]:
+        width = geometry[0]  # narrower ones have no results
+    plain = nn.Sequential(nn.Sequential(nn.Conv2d(4, 6, *geometry, bias=False), nn.BatchNorm2d(6), nn.ReLU()))
     x = torch.randn(2, 4, 9, width)
     found = []
     for half in (False, True):

@@ -195,6 +195,12 @@ def _event() -> torch.cuda.Event:
     return torch.cuda.Event()  # type: ignore[no-untyped-call]
 
 
+def settle(device: torch.device) -> None:
+    """Wait for all of a device's work; not while somebody captures there, which that would break."""
+    with _one_capture:
+        torch.cuda.synchronize(device)
+
+
 def graphed(device: torch.device, call: Callable[[], Any], calls: int = 16) -> Callable[[], None]:
     """Return the replay of a graph of several of a call, for timing."""
     cuda, graph = CudaDevice(device), torch.cuda.CUDAGraph()

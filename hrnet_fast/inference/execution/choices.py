@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from hrnet_fast.errors import ImplementationError
+from hrnet_fast.inference.execution.capture import settle
 
 ENV_VAR = "HRNET_FAST_CACHE"
 FORMAT = 1  # of the file
@@ -176,11 +177,11 @@ def _timed(call: Callable[[], Any], device: torch.device | None) -> float:
         with torch.cuda.device(device):
             make: Any = torch.cuda.Event
             before, after = make(enable_timing=True), make(enable_timing=True)
-            torch.cuda.synchronize()
+            settle(device)
             before.record()
             call()
             after.record()
-            torch.cuda.synchronize()
+            settle(device)
             return float(before.elapsed_time(after)) / 1e3
     start = clock.perf_counter()
     call()
@@ -189,7 +190,7 @@ def _timed(call: Callable[[], Any], device: torch.device | None) -> float:
 
 def _synchronize(device: torch.device | None) -> None:
     if device is not None and device.type == "cuda":
-        torch.cuda.synchronize(device)
+        settle(device)
 
 
 def cache_file() -> Path | None:

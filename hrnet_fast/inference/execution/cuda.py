@@ -92,7 +92,11 @@ class CudaExecutor:
             if self._wanted is not None:
                 if self._backend.capturing():
                     raise InputError("Engine: no graph can be made while another is captured; prepare shapes before.")
-                self.choice = self._choose(self._wanted)
+                self._backend.after(self._pool.mark)  # whatever shape runs in the memory that is shared
+                try:
+                    self.choice = self._choose(self._wanted)
+                finally:
+                    self._pool.mark = self._backend.mark()
                 self._wanted = None
 
     @property
@@ -121,12 +125,14 @@ class CudaExecutor:
             if self._called and self._wanted is not None:
                 self._ready_or_as_before()
             self._called = True
-            self._input.copy_(x)
-            made = self._run()
-            if copy and self.captured:  # uncaptured runs make new tensors
-                made = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, made)
-            self._pool.mark = self._backend.mark()
-            return made
+            try:
+                if not self.captured:
+                    return self._run.plainly(x)
+                self._input.copy_(x)
+                made = self._run()
+                return tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, made) if copy else made
+            finally:  # what was launched before an error runs in shared memory too
+                self._pool.mark = self._backend.mark()
 
     def _ready_or_as_before(self) -> None:
         """What answered once goes on to answer, and says why in no better way."""
@@ -257,12 +263,16 @@ class _Run:
         return self.library.run(self._input, around=lanes, joined=lanes.join)
 
     def __call__(self) -> Any:
-        if self.graph is None:
-            # cuDNN's search takes longer than a call: not for the first one.
-            with self._backend.settings() if self.tried else contextlib.nullcontext():
-                return self.library.run(self._input)
+        """Replay the graph, on what the static input holds."""
+        assert self.graph is not None
         self.graph.replay()
         return self._made
+
+    def plainly(self, x: Tensor) -> Any:
+        """Run without a graph; outputs are new tensors."""
+        # cuDNN's search takes longer than a call: not for the first one.
+        with self._backend.settings() if self.tried else contextlib.nullcontext():
+            return self.library.run(x)
 
     def __str__(self) -> str:
         units = len(self.library.units)

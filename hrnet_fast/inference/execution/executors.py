@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference.execution import cpu
-from hrnet_fast.inference.execution.capture import Pool
+from hrnet_fast.inference.execution.capture import Pool, settle
 from hrnet_fast.inference.execution.chooser import Chooser
 from hrnet_fast.inference.execution.cuda import CudaExecutor
 from hrnet_fast.inference.execution.handed import Weights
@@ -72,7 +72,7 @@ class Executors:
     def retire(self, executor: Executor) -> None:
         """Let go of an executor: its memory goes to others when what other streams still do with it is over."""
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            settle(self.device)
 
     def check_unchanged(self, what: str, present: Mapping[str, Tensor]) -> None:
         """Hold that `what` would be made of the weights that answers are, `present` being the source's now.

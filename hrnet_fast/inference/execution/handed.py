@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hrnet_fast.inference.execution.capture import settle
 from hrnet_fast.inference.weights import WeightSpec
 
 
@@ -133,4 +134,4 @@ class Weights:
 
     def _settle(self) -> None:
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            settle(self.device)

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from hrnet_fast.inference.arguments import as_calls_read_it, calls_read_input, fill_in, named_leaves, own_copy
 from hrnet_fast.inference.plan import Call, Conv, Export, Import, Plan, Pool, Step, Sum, View
+from hrnet_fast.ops.common import one_column
 
 
 def interpret(plan: Plan, tensors: Mapping[str, Tensor], x: Tensor, dtype: torch.dtype | None = None) -> Any:
@@ -114,8 +115,11 @@ def compute(
     if isinstance(step, Pool):
         return F.avg_pool2d(read(step.source), step.size, step.size)
     if isinstance(step, Conv):
-        weight, bias = weights[step.weight]
-        out = F.conv2d(read(step.source), weight, bias, step.stride, step.kernel // 2)
+        x, (weight, bias) = read(step.source), weights[step.weight]
+        if one_column(x, step.kernel, step.stride):
+            out = F.conv2d(x.float(), weight.float(), bias.float(), step.stride, step.kernel // 2).to(x.dtype)
+        else:
+            out = F.conv2d(x, weight, bias, step.stride, step.kernel // 2)
         if step.residual is not None:
             out = out + read(step.residual)
         begin, end = step.relu

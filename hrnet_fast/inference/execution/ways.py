@@ -16,7 +16,7 @@ from hrnet_fast.implementations import OPERATORS, choose
 from hrnet_fast.inference.execution.handed import Folded
 from hrnet_fast.inference.execution.sums import fuse
 from hrnet_fast.inference.plan import Conv, Plan
-from hrnet_fast.ops.common import wrong_over_one_column
+from hrnet_fast.ops.common import one_column
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Library(Way):
         return not g.activated and not g.residual
 
     def run(self, g: Geometry, w: Folded, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
-        if wrong_over_one_column(x, g.stride):
+        if one_column(x, g.kernel, g.stride):
             made = F.conv2d(x.float(), w.weight.float(), w.shift, g.stride, g.kernel // 2).to(x.dtype)
         else:
             made = F.conv2d(x, w.weight, w.bias, g.stride, g.kernel // 2)
@@ -161,7 +161,7 @@ class OneDnn(Way):
         onednn: Any = torch.backends.mkldnn
         if not onednn.is_available() or not onednn.enabled:
             return "PyTorch has no oneDNN here"
-        if dtype == torch.bfloat16 and g.stride > 1 and g.source[-1] <= 2:
+        if dtype == torch.bfloat16 and g.stride > 1 and g.out[-1] == 1:
             return "in bfloat16 it is wrong over one column of results"
         return "no empty maps" if 0 in g.source or 0 in g.out else None
 
