@@ -122,6 +122,11 @@ class HeadConfig:
         num_outputs: keypoints, classes or landmarks; 0 returns the representation itself (``v1``, ``v1h``, ``v2``
             and the classification heads).
         kernel_size: of the last convolution of ``v1``, ``v1h``, ``v2`` and ``face`` (1 or 3).
+        mixing_kernel: of the convolution over the concatenation in ``v2``, ``face`` and OCR's auxiliary classifier: 1
+            as the authors have it, 3 as openseg.pytorch.
+        mixing_channels: outputs of that convolution; 0 is as many as its inputs.
+        output_bias: whether the last convolution of ``v2`` and ``face`` has a bias.
+        attention_bias: whether the convolutions of OCR's attention have a bias, as openseg.pytorch's do.
         conv_bias: whether the head's convolutions that stand before a normalisation have a bias. The authors' do;
             the ``ssld`` classification files and mmsegmentation's heads do not.
         upsample_logits: upsample dense logits from 1/4 to the input's size (bilinear).
@@ -131,33 +136,39 @@ class HeadConfig:
         channels: width of the ``v2p`` levels, or of the OCR representation.
         key_channels: width of the OCR attention.
         num_levels: levels of ``"v2p"``.
-        ocr_outputs: ``"both"`` returns ``[auxiliary, main]`` as the authors do, ``"main"`` the main logits alone.
-        dropout: probability before the classifier (classification, OCR).
+        ocr_outputs: ``"both"`` returns ``[auxiliary, main]`` as the authors do, ``"tuple"`` the same as a tuple, as
+            openseg.pytorch does, ``"main"`` the main logits alone.
+        dropout: probability before the classifier (classification, OCR, and whole channels in ``v2`` and ``face``).
     """
 
     kind: HeadKind = "v1"
     num_outputs: int = 0
     kernel_size: int = 1
+    mixing_kernel: int = 1
+    mixing_channels: int = 0
     conv_bias: bool = True
+    output_bias: bool = True
+    attention_bias: bool = False
     upsample_logits: bool = False
     out_indices: tuple[int, ...] | None = None
     feature_location: Literal["", "incre"] = ""
     channels: int = 0
     key_channels: int = 256
     num_levels: int = 5
-    ocr_outputs: Literal["both", "main"] = "both"
+    ocr_outputs: Literal["both", "tuple", "main"] = "both"
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", HEAD_ALIASES.get(self.kind, self.kind))
         _one_of("HeadConfig", "kind", self.kind, get_args(HeadKind))
         _one_of("HeadConfig", "kernel_size", self.kernel_size, (1, 3))
+        _one_of("HeadConfig", "mixing_kernel", self.mixing_kernel, (1, 3))
         _one_of("HeadConfig", "feature_location", self.feature_location, ("", "incre"))
-        _one_of("HeadConfig", "ocr_outputs", self.ocr_outputs, ("both", "main"))
+        _one_of("HeadConfig", "ocr_outputs", self.ocr_outputs, ("both", "tuple", "main"))
         _positive("HeadConfig", num_levels=self.num_levels, key_channels=self.key_channels)
         if self.channels == 0:
             object.__setattr__(self, "channels", 512 if self.kind == "ocr" else 256)
-        _positive("HeadConfig", channels=self.channels)
+        _positive("HeadConfig", channels=self.channels, mixing_channels=self.mixing_channels or 1)
         if self.out_indices is not None:
             object.__setattr__(self, "out_indices", tuple(self.out_indices))
         if not isinstance(self.num_outputs, int) or self.num_outputs < 0:

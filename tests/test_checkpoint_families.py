@@ -20,7 +20,10 @@ ALL = [(family.name, head) for family in hf.FAMILIES.values() for head in family
 
 def network(family: str, head: str, **options: Any) -> hf.HRNet:
     """A tiny network of the kind that the family's files hold."""
-    options = {"conv_bias": hf.FAMILIES[family].head_conv_bias is not False} | options
+    format = hf.FAMILIES[family]
+    told = {"conv_bias": format.head_conv_bias is not False, **format.always}
+    told |= {k: v for k, v in format.defaults.items() if k == "upsample_logits"}
+    options = told | options
     if family == "timm_features":
         options["feature_location"] = "incre"
     return tiny(head, **options)

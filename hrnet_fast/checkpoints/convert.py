@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,16 @@ from torch import Tensor
 from hrnet_fast.checkpoints.family import Family, is_trunk
 from hrnet_fast.checkpoints.files import read_file
 from hrnet_fast.checkpoints.infer import infer_config
-from hrnet_fast.checkpoints.registry import detect_family, get_family
+from hrnet_fast.checkpoints.heads import fit_head
+from hrnet_fast.checkpoints.registry import FAMILIES, detect_family, get_family
+from hrnet_fast.checkpoints.trunk import BACKBONE, WHOLE, find_trunk, no_trunk, shown_tops, trunk_prefixes
 from hrnet_fast.checkpoints.wrappers import absolute_scales, unwrap
-from hrnet_fast.config import HRNetConfig
+from hrnet_fast.config import HeadConfig, HRNetConfig
 from hrnet_fast.errors import CheckpointError, ConfigError
 from hrnet_fast.reference import HRNetReference
 
 COUNTER = "num_batches_tracked"
+IMAGENET_CLASSES = 1000
 logger = logging.getLogger("hrnet_fast.checkpoints")
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -34,12 +38,14 @@ class Checkpoint:
         family: where it came from.
         config: the network it belongs to.
         notes: what was left out, is lacking or could not be told, for people.
+        drawn: keys of the network that are to be drawn at random (``head="keep"`` or ``"drop"``).
     """
 
     state: dict[str, Tensor]
     family: Family
     config: HRNetConfig
     notes: tuple[str, ...]
+    drawn: tuple[str, ...] = ()
 
     def log_notes(self) -> None:
         """Tell what was left out or assumed, as warnings of the logger ``hrnet_fast.checkpoints``."""
@@ -47,12 +53,24 @@ class Checkpoint:
             logger.warning("%s", note)
 
 
-def parse_checkpoint(source: Source, *, family: str = "auto", torch04: bool = False, **overrides: Any) -> Checkpoint:
+def parse_checkpoint(
+    source: Source,
+    *,
+    family: str = "auto",
+    part: str = WHOLE,
+    head: str = "exact",
+    torch04: bool = False,
+    **overrides: Any,
+) -> Checkpoint:
     """Read, recognise and strictly check a checkpoint.
 
     Args:
         source: a path (``.pth``, ``.pt``, ``.pth.tar``, ``.safetensors``) or what such a file holds.
         family: one of :data:`FAMILIES`, or ``"auto"``.
+        part: ``"whole"``: trunk and head. ``"backbone"``: the one HRNet trunk (stem, stages, transitions) that stands
+            in the checkpoint, under whatever prefix and beside whatever else. A prefix (``"student."``): that trunk.
+        head: ``"exact"``: all of the head must fit. ``"keep"``: layers of the head that fit are taken, the others are
+            drawn at random. ``"drop"``: the whole head is.
         torch04: the file is of the authors' PyTorch 0.4 segmentation release, whose scales act as ``|w| + eps``.
         overrides: fields of :class:`HRNetConfig` or :class:`HeadConfig` that the file does not tell.
 
@@ -64,15 +82,21 @@ def parse_checkpoint(source: Source, *, family: str = "auto", torch04: bool = Fa
     notes: list[str] = []
     data = source if isinstance(source, Mapping) else _read(source)
     raw = unwrap(data, notes)
-    found = detect_family(raw) if family == "auto" else get_family(family)
-    state = found.to_canonical(raw, notes)
+    if part == WHOLE:
+        found, named = _recognise(raw, family)
+        state = found.to_canonical(named, notes)
+    else:
+        found, state = _trunk(raw, family, part, notes)
     if torch04:
         if found.name not in ("seg", "seg_ocr"):
             raise CheckpointError(
                 f"torch04 applies to the authors' segmentation files; this one is of family {found.name!r}."
             )
         state = absolute_scales(state)
+    if part != WHOLE:
+        found = _as_backbone(found)
     config = _infer(state, found, overrides)
+    state, drawn = fit_head(state, expected_shapes(config), head, notes)
     if config.norm.kind == "gn" and "norm_groups" not in overrides:
         notes.append(
             f"group normalisation: {config.norm.groups} groups assumed; give norm_groups= if there were others"
@@ -81,8 +105,62 @@ def parse_checkpoint(source: Source, *, family: str = "auto", torch04: bool = Fa
         notes.append(
             f"the head's convolution has no bias, which files of family {found.name!r} have; nor has the network, then"
         )
-    check_state(state, config, family=found.name)
-    return Checkpoint(state, found, config, tuple(notes))
+    check_state(state, config, family=found.name, drawn=drawn)
+    return Checkpoint(state, found, config, tuple(notes), drawn)
+
+
+def _recognise(raw: dict[str, Tensor], family: str) -> tuple[Family, dict[str, Tensor]]:
+    """Return the family of a whole checkpoint, and its keys without a prefix that all of them share.
+
+    Raises:
+        CheckpointError: no family has such keys; the message tells of the trunk that is there.
+    """
+    asked = None if family == "auto" else get_family(family)
+    prefixes = trunk_prefixes(raw)
+    # The trunk's own prefix, or what stands before the 'backbone.' of an OpenMMLab model.
+    outer = {p.removesuffix(inner) for p in prefixes[:1] for inner in ("", "backbone.") if p.endswith(inner)}
+    for prefix in ("", *sorted(outer - {""}, key=len)):
+        if all(key.startswith(prefix) for key in raw):
+            keys = {k.removeprefix(prefix): v for k, v in raw.items()}
+            found = detect_family(keys) if asked is None else asked if asked.matches(keys) else None
+            if found is not None:
+                return found, keys
+    if asked is not None:
+        return asked, raw  # what is missing is told by the strict comparison
+    if not prefixes:
+        raise no_trunk(raw)
+    if len(prefixes) > 1:
+        find_trunk(raw, BACKBONE)  # raises, and names them
+    raise CheckpointError(
+        f"The checkpoint holds {find_trunk(raw, BACKBONE).describe()}, together no network that this package knows. "
+        "part='backbone' loads the trunk alone, load_backbone(model, source) fills a model's, "
+        "convert_checkpoint(source, to='backbone') writes it."
+    )
+
+
+def _trunk(
+    raw: dict[str, Tensor], family: str, part: str, notes: list[str]
+) -> tuple[Family, dict[str, Tensor]]:
+    """Return the trunk in a checkpoint, and the family that it belongs to as far as its neighbours tell."""
+    trunk = find_trunk(raw, part)
+    if trunk.beside:
+        notes.append(f"left out {len(trunk.beside)} entries beside the trunk: {shown_tops(trunk.beside)}")
+    if family != "auto":
+        return get_family(family), trunk.state
+    for inner in ("backbone.", ""):
+        if trunk.prefix.endswith(inner):
+            outer = trunk.prefix.removesuffix(inner)
+            found = detect_family({k.removeprefix(outer): v for k, v in raw.items() if k.startswith(outer)})
+            if found is not None and found.heads != ("features",):
+                return found, trunk.state
+    return FAMILIES["backbone"], trunk.state
+
+
+def _as_backbone(family: Family) -> Family:
+    """The family ``backbone``, interpolating and normalising as `family` does."""
+    backbone = FAMILIES["backbone"]
+    told = {k: v for k, v in family.defaults.items() if k in ("upsample", "upsample_to", "align_corners", "bn_momentum")}
+    return dataclasses.replace(backbone, defaults={**backbone.defaults, **told})
 
 
 def _read(source: Any) -> Any:
@@ -115,10 +193,12 @@ def expected_shapes(config: HRNetConfig) -> dict[str, tuple[int, ...]]:
         return {k: tuple(v.shape) for k, v in HRNetReference(config).state_dict().items()}
 
 
-def check_state(state: Mapping[str, Tensor], config: HRNetConfig, *, family: str) -> None:
+def check_state(
+    state: Mapping[str, Tensor], config: HRNetConfig, *, family: str, drawn: Collection[str] = ()
+) -> None:
     """Compare a canonical state_dict with the network it is to fill.
 
-    Batch counters may be absent altogether (files older than PyTorch 0.4.1 have none).
+    Batch counters may be absent altogether (files older than PyTorch 0.4.1 have none), and so may `drawn`.
 
     Raises:
         CheckpointError: anything missing, unexpected or mis-shaped.
@@ -132,7 +212,8 @@ def check_state(state: Mapping[str, Tensor], config: HRNetConfig, *, family: str
         )
     expected = expected_shapes(config)
     no_counters = not any(k.endswith(COUNTER) for k in state)
-    missing = tuple(k for k in expected if k not in state and not (no_counters and k.endswith(COUNTER)))
+    needed = [k for k in expected if k not in drawn and not (no_counters and k.endswith(COUNTER))]
+    missing = tuple(k for k in needed if k not in state)
     unexpected = tuple(k for k in state if k not in expected)
     mismatched = tuple(
         (k, tuple(state[k].shape), shape) for k, shape in expected.items() if k in state and state[k].shape != shape
@@ -143,9 +224,16 @@ def check_state(state: Mapping[str, Tensor], config: HRNetConfig, *, family: str
     lines += _listed("missing", missing)
     lines += _listed("unexpected", unexpected)
     lines += _listed("mis-shaped", tuple(f"{k}: {list(a)} given, {list(b)} needed" for k, a, b in mismatched))
-    lines.append(
-        "Nothing was loaded. Fetch a complete file, or drop entries that are not HRNet's and pass the mapping."
-    )
+    if any(map(is_trunk, (*missing, *unexpected, *(k for k, _, _ in mismatched)))):
+        lines.append(
+            "Nothing was loaded. Fetch a complete file, or drop entries that are not HRNet's and pass the mapping."
+        )
+    else:
+        lines.append(
+            "Nothing was loaded. The trunk fits: head='keep' takes the layers of the head that fit and draws the "
+            "others at random, head='drop' draws the whole head, part='backbone' loads the trunk alone, and "
+            "load_backbone(model, source) fills the trunk of a model that you have built."
+        )
     raise CheckpointError("\n".join(lines), missing=missing, unexpected=unexpected, mismatched=mismatched)
 
 
@@ -167,7 +255,9 @@ def convert_checkpoint(source: Source, to: str, *, family: str = "auto", torch04
     Within one family, and between families of the same layers, every tensor is handed over bit for bit. Where the
     target has no biases before its head's normalisations (mmsegmentation), the authors' fold into ``running_mean``
     (the network computes the same in evaluation; in training those biases never mattered); the other way they are
-    zeros. ``to="backbone"`` and ``to="mm_backbone"`` take the trunk of any family.
+    zeros. ``to="backbone"`` and ``to="mm_backbone"`` take the one trunk of any checkpoint, whatever stands beside it.
+    A classification file becomes ``timm_features`` by leaving out what comes after its widening units, and the other
+    way round those layers (for 1000 classes) are drawn at random; a note names them.
 
     Args:
         source: a path or mapping.
@@ -179,15 +269,15 @@ def convert_checkpoint(source: Source, to: str, *, family: str = "auto", torch04
         CheckpointError: as :func:`parse_checkpoint`, or a target that cannot hold the source's head.
     """
     target = get_family(to)
-    checkpoint = parse_checkpoint(source, family=family, torch04=torch04)
+    bare = target.name in ("backbone", "mm_backbone")
+    checkpoint = parse_checkpoint(source, family=family, torch04=torch04, part=BACKBONE if bare else WHOLE)
+    checkpoint = _with_head_of(checkpoint, target)
     checkpoint.log_notes()
-    state = checkpoint.state
-    if target.name in ("backbone", "mm_backbone"):
-        return target.from_canonical({k: v for k, v in state.items() if is_trunk(k)})
-    if checkpoint.config.head.kind not in target.heads or target.name == "pose_imagenet":
-        able = [f.name for f in _targets(checkpoint.config.head.kind)]
+    state, head = checkpoint.state, checkpoint.config.head
+    if not (bare or _holds(target, head)):
+        able = [f.name for f in FAMILIES.values() if _holds(f, head)]
         raise CheckpointError(
-            f"A {checkpoint.family.name!r} checkpoint ({checkpoint.config.head.kind} head) cannot be written as "
+            f"A {checkpoint.family.name!r} checkpoint ({head.kind} head) cannot be written as "
             f"{to!r}; it can be written as {', '.join(dict.fromkeys((*able, 'backbone', 'mm_backbone')))}."
         )
     if target.head_conv_bias is None:
@@ -195,10 +285,32 @@ def convert_checkpoint(source: Source, to: str, *, family: str = "auto", torch04
     return target.from_canonical(_with_biases(state) if target.head_conv_bias else _without_biases(state))
 
 
-def _targets(head: str) -> list[Family]:
-    from hrnet_fast.checkpoints.registry import FAMILIES
+def _holds(family: Family, head: HeadConfig) -> bool:
+    """Whether files of `family` can have such a head."""
+    if head.kind not in family.heads or family.name == "pose_imagenet":
+        return False
+    widened = family.name == "timm_features"
+    same_maps = head.kind != "features" or (head.feature_location == "incre") == widened
+    return same_maps and all(getattr(head, name) == value for name, value in family.always.items())
 
-    return [f for f in FAMILIES.values() if head in f.heads and f.name != "pose_imagenet"]
+
+def _with_head_of(checkpoint: Checkpoint, target: Family) -> Checkpoint:
+    """Take away, or draw, what ``cls`` has behind the widening units and ``timm_features`` has not."""
+    config, state = checkpoint.config, checkpoint.state
+    if target.name == "timm_features" and config.head.kind == "c":
+        head = HeadConfig("features", feature_location="incre")
+        kept = {k: v for k, v in state.items() if is_trunk(k) or k.startswith("incre_modules.")}
+        note = f"left out {shown_tops(k for k in state if k not in kept)}, which timm_features has not"
+        config, state = dataclasses.replace(config, head=head), kept
+    elif target.name in ("cls", "timm") and config.head.feature_location == "incre":
+        config = dataclasses.replace(config, head=HeadConfig("c", IMAGENET_CLASSES))
+        whole = HRNetReference(config).state_dict()
+        added = [k for k in whole if k not in state]
+        note = f"drawn at random: {shown_tops(added)}, which timm_features has not"
+        state = {k: state[k] if k in state else whole[k] for k in whole}
+    else:
+        return checkpoint
+    return dataclasses.replace(checkpoint, state=state, config=config, notes=(*checkpoint.notes, note))
 
 
 # Head convolutions that stand before a normalisation: (convolution, normalisation).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,12 +11,12 @@ from torch import Tensor
 
 from hrnet_fast.errors import CheckpointError
 
-TRUNK = ("conv1.", "bn1.", "conv2.", "bn2.", "layer1.", "transition", "stage")
+_TRUNK = re.compile(r"(conv[12]|bn[12]|layer1|transition\d+|stage\d+)\.")
 
 
 def is_trunk(key: str) -> bool:
     """Whether a canonical key belongs to stem, stages or transitions."""
-    return key.startswith(TRUNK)
+    return _TRUNK.match(key) is not None
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Family:
         defaults: fields of :class:`HRNetConfig` that the files do not tell.
         head_conv_bias: whether the format has biases before the head's normalisations; None where both occur, or where
             the head has no normalisation.
+        always: fields of :class:`HeadConfig` that are the same in all its files; another head cannot be written so.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Family:
     ignored: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     head_conv_bias: bool | None = None
+    always: Mapping[str, Any] = field(default_factory=dict)
 
     def matches(self, keys: Mapping[str, object]) -> bool:
         """Whether a file with these keys is of this family."""

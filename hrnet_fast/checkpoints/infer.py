@@ -121,14 +121,27 @@ def _fusion_units(s: Shapes, stages: list[StageConfig]) -> str:
     return "across" if within and not any(within) else "within"
 
 
+def _mixing(s: Shapes, name: str) -> dict[str, int]:
+    """The convolution over the concatenation: its kernel, and its outputs where they are not as many as its inputs."""
+    weight = f"{name}.0.weight"
+    width, inputs = s.size(weight, 0, 4), s.size(weight, 1, 4)
+    return {"mixing_kernel": s.size(weight, 2, 4), "mixing_channels": 0 if width == inputs else width}
+
+
 def infer_head(s: Shapes) -> HeadConfig:
     """Return the head that the keys outside the trunk belong to."""
 
     def dense(kind: Any, name: str) -> HeadConfig:
         last = f"{name}.3.weight"
         outputs = s.size(last, 0, 4) if s.has(last) or kind == "face" else 0
-        kernel = s.size(last, 2, 4) if outputs else 1
-        return HeadConfig(kind, outputs, kernel, conv_bias=s.has(f"{name}.0.bias"))
+        return HeadConfig(
+            kind,
+            outputs,
+            s.size(last, 2, 4) if outputs else 1,
+            conv_bias=s.has(f"{name}.0.bias"),
+            output_bias=not outputs or s.has(f"{name}.3.bias"),
+            **_mixing(s, name),
+        )
 
     if s.has("ocr_distri_head"):
         return HeadConfig(
@@ -137,6 +150,8 @@ def infer_head(s: Shapes) -> HeadConfig:
             conv_bias=s.has("conv3x3_ocr.0.bias"),
             channels=s.size("conv3x3_ocr.0.weight", 0, 4),
             key_channels=s.size("ocr_distri_head.object_context_block.f_pixel.0.weight", 0, 4),
+            attention_bias=s.has("ocr_distri_head.object_context_block.f_pixel.0.bias"),
+            **_mixing(s, "aux_head"),
         )
     if s.has("neck"):
         channels = s.size("neck.reduction_conv.conv.weight", 0, 4)

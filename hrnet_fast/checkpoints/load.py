@@ -8,12 +8,20 @@ import torch
 
 from hrnet_fast.checkpoints.convert import COUNTER, Checkpoint, Source, parse_checkpoint
 from hrnet_fast.checkpoints.family import is_trunk
+from hrnet_fast.checkpoints.trunk import BACKBONE, WHOLE
 from hrnet_fast.errors import CheckpointError
 from hrnet_fast.models.hrnet import HRNet
 
 
 def load_checkpoint(
-    source: Source, *, family: str = "auto", impl: str = "auto", torch04: bool = False, **overrides: Any
+    source: Source,
+    *,
+    family: str = "auto",
+    part: str = WHOLE,
+    head: str = "exact",
+    impl: str = "auto",
+    torch04: bool = False,
+    **overrides: Any,
 ) -> HRNet:
     """Return the network of a checkpoint, with its weights, in evaluation mode.
 
@@ -26,22 +34,29 @@ def load_checkpoint(
         source: a path (``.pth``, ``.pt``, ``.pth.tar``, ``.safetensors``; read without unpickling objects) or a
             mapping, wrapped (``state_dict``, ``model``, ``module.``, ``model.``, ``backbone.``) or not.
         family: one of :data:`FAMILIES`, or ``"auto"``.
+        part: ``"whole"``; ``"backbone"`` for the one HRNet trunk that stands in the checkpoint, under whatever prefix
+            (``net.``, ``encoder.model.``, ``student.``) and beside whatever else: the network returns a list of
+            branches; or the prefix of one of several trunks.
+        head: ``"exact"``; ``"keep"`` takes the layers of the head that fit and draws the others at random, for another
+            ``num_outputs=``; ``"drop"`` draws the whole head.
         impl: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
         torch04: see :func:`parse_checkpoint`.
         overrides: fields of :class:`HRNetConfig` or :class:`HeadConfig`: ``align_corners=True``,
-            ``upsample_to="target"``, ``out_indices=(0, 2)``, ...
+            ``upsample_to="target"``, ``out_indices=(0, 2)``, ``num_outputs=5``, ...
 
     Raises:
         CheckpointError: unreadable, unrecognised, incomplete or mis-shaped; nothing is loaded in part.
         ConfigError: an override that does not exist or does not fit.
         ImplementationError: a named implementation that cannot run here.
     """
-    checkpoint = parse_checkpoint(source, family=family, torch04=torch04, **overrides)
+    checkpoint = parse_checkpoint(source, family=family, part=part, head=head, torch04=torch04, **overrides)
     checkpoint.log_notes()
-    with torch.device("meta"):
+    with torch.device("cpu" if checkpoint.drawn else "meta"):  # to draw weights that are all replaced takes seconds
         model = HRNet(checkpoint.config, impl=impl)
-    model.to_empty(device="cpu")
-    model.load_state_dict(_with_counters(checkpoint, model))
+    if not checkpoint.drawn:
+        model.to_empty(device="cpu")
+    drawn = {k: v for k, v in model.state_dict().items() if k in checkpoint.drawn}
+    model.load_state_dict(drawn | _with_counters(checkpoint, model))
     model.set_origin(checkpoint.family.name, checkpoint.notes)
     return model.eval()
 
@@ -51,24 +66,25 @@ def _with_counters(checkpoint: Checkpoint, model: torch.nn.Module) -> dict[str, 
     return counters | checkpoint.state
 
 
-def load_backbone(model: HRNet, source: Source, *, family: str = "auto") -> HRNet:
-    """Fill stem, stages and transitions of `model` from any family's checkpoint; its head keeps its weights.
+def load_backbone(model: HRNet, source: Source, *, family: str = "auto", part: str = BACKBONE) -> HRNet:
+    """Fill stem, stages and transitions of `model` from any checkpoint with an HRNet; its head keeps its weights.
 
     This is how a dense network starts from ImageNet weights. Rows of the last fusion that `model` does not have (the
-    pose net keeps one) are left out; everything else must fit.
+    pose net keeps one) are left out; everything else of the trunk must fit. What stands beside the trunk is left out.
 
     Args:
         model: changed in place, and returned.
-        source: a path or mapping of any family.
+        source: a path or mapping with one HRNet trunk, under whatever prefix.
         family: of the source, or ``"auto"``.
+        part: the prefix of the trunk that is meant, where several stand in the source.
 
     Raises:
-        CheckpointError: the trunks differ; `model` is then untouched.
+        CheckpointError: no trunk, several, or one that differs; `model` is then untouched.
     """
-    checkpoint = parse_checkpoint(source, family=family)
+    checkpoint = parse_checkpoint(source, family=family, part=part)
     checkpoint.log_notes()
     own = {k: v for k, v in model.state_dict().items() if is_trunk(k)}
-    given = {k: v for k, v in checkpoint.state.items() if is_trunk(k)}
+    given = checkpoint.state
     stages = len(model.config.stages)
     last_fusion = f"stage{stages}.{model.config.stages[-1].num_modules - 1}.fuse_layers."
     extra = tuple(k for k in given if k not in own and not k.startswith(last_fusion))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hrnet_fast.checkpoints import authors, openmmlab, timm
+from hrnet_fast.checkpoints import authors, openmmlab, openseg, timm
 from hrnet_fast.checkpoints.family import Family
 from hrnet_fast.errors import CheckpointError
 
@@ -36,6 +36,8 @@ _ORDERED = (
     authors.DET,
     openmmlab.MMDET,
     openmmlab.MMDET_1X,
+    openseg.OPENSEG_OCR,
+    openseg.OPENSEG,
     openmmlab.MM_BACKBONE,
     authors.SEG_OCR,
     authors.SEG,
@@ -61,17 +63,6 @@ def get_family(name: str) -> Family:
     return FAMILIES[name]
 
 
-def detect_family(keys: Mapping[str, object]) -> Family:
-    """Return the family whose marks all occur among `keys`.
-
-    Raises:
-        CheckpointError: no family's do.
-    """
-    for family in FAMILIES.values():
-        if family.matches(keys):
-            return family
-    shown = ", ".join(list(keys)[:6])
-    raise CheckpointError(
-        f"No HRNet found in the checkpoint: its keys begin {shown or '(none)'}. It needs stem, stages and transitions "
-        "under the authors' names (stage2.0.branches...), with or without 'backbone.' before them."
-    )
+def detect_family(keys: Mapping[str, object]) -> Family | None:
+    """Return the family whose marks all occur among `keys`, or None."""
+    return next((family for family in FAMILIES.values() if family.matches(keys)), None)

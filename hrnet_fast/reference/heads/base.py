@@ -48,9 +48,9 @@ class Head:
         return resize(logits, image_size, "bilinear", self.config.align_corners)
 
 
-def output_conv(config: HRNetConfig, in_channels: int) -> nn.Module:
+def output_conv(config: HRNetConfig, in_channels: int, *, bias: bool = True) -> nn.Module:
     """The last convolution of a dense head, or the identity where the representation itself is wanted."""
     head = config.head
     if head.num_outputs == 0:
         return nn.Identity()
-    return nn.Conv2d(in_channels, head.num_outputs, head.kernel_size, 1, head.kernel_size // 2)
+    return nn.Conv2d(in_channels, head.num_outputs, head.kernel_size, 1, head.kernel_size // 2, bias=bias)

@@ -65,11 +65,14 @@ class V1hHead(Head):
         return self.finish(net.get_submodule("final_layer")(x), image_size)
 
 
-def mixing_layers(config: HRNetConfig, norm: NormFactory) -> nn.Sequential:
-    """1x1 convolution, normalisation and ReLU over the concatenation, then the classifier: keys 0, 1 and 3."""
-    channels = sum(config.out_channels)
-    mix = conv_norm(norm, channels, channels, 1, relu=True, bias=config.head.conv_bias)
-    return nn.Sequential(*mix, output_conv(config, channels))
+def mixing_layers(config: HRNetConfig, norm: NormFactory, *, output_bias: bool, dropout: float) -> nn.Sequential:
+    """Convolution, normalisation and ReLU over the concatenation, then the classifier: keys 0, 1 and 3."""
+    head, channels = config.head, sum(config.out_channels)
+    width = head.mixing_channels or channels
+    conv, norm_layer, relu = conv_norm(norm, channels, width, head.mixing_kernel, relu=True, bias=head.conv_bias)
+    if dropout:  # beside the ReLU: the classifier keeps its key
+        relu = nn.Sequential(relu, nn.Dropout2d(dropout))
+    return nn.Sequential(conv, norm_layer, relu, output_conv(config, width, bias=output_bias))
 
 
 class V2Head(Head):
@@ -78,7 +81,8 @@ class V2Head(Head):
     name = "last_layer"
 
     def layers(self, norm: NormFactory) -> dict[str, nn.Module]:
-        return {self.name: mixing_layers(self.config, norm)}
+        bias, dropout = self.head.output_bias, self.head.dropout
+        return {self.name: mixing_layers(self.config, norm, output_bias=bias, dropout=dropout)}
 
     def __call__(self, net: nn.Module, features: list[Tensor], image_size: Size) -> Output:
         return self.finish(net.get_submodule(self.name)(self.concatenate(features)), image_size)

@@ -17,11 +17,11 @@ from hrnet_fast.reference.heads.dense import mixing_layers
 from hrnet_fast.reference.norm import NormFactory
 
 
-def _projection(norm: NormFactory, in_channels: int, out_channels: int, convs: int) -> nn.Sequential:
+def _projection(norm: NormFactory, in_channels: int, out_channels: int, convs: int, *, bias: bool) -> nn.Sequential:
     """`convs` times 1x1 convolution and (normalisation, ReLU): keys 0, 1.0, 2, 3.0."""
     layers: list[nn.Module] = []
     for _ in range(convs):
-        layers.append(nn.Conv2d(in_channels, out_channels, 1, bias=False))
+        layers.append(nn.Conv2d(in_channels, out_channels, 1, bias=bias))
         layers.append(nn.Sequential(norm(out_channels), nn.ReLU(inplace=True)))
         in_channels = out_channels
     return nn.Sequential(*layers)
@@ -36,12 +36,12 @@ def gather_objects(features: Tensor, logits: Tensor) -> Tensor:
 class ObjectAttention(nn.Module):
     """Every pixel [N, C, H, W] attends to the object representations [N, C, K, 1]; returns [N, C, H, W]."""
 
-    def __init__(self, channels: int, key_channels: int, norm: NormFactory) -> None:
+    def __init__(self, channels: int, key_channels: int, norm: NormFactory, *, bias: bool) -> None:
         super().__init__()
-        self.f_pixel = _projection(norm, channels, key_channels, 2)
-        self.f_object = _projection(norm, channels, key_channels, 2)
-        self.f_down = _projection(norm, channels, key_channels, 1)
-        self.f_up = _projection(norm, key_channels, channels, 1)
+        self.f_pixel = _projection(norm, channels, key_channels, 2, bias=bias)
+        self.f_object = _projection(norm, channels, key_channels, 2, bias=bias)
+        self.f_down = _projection(norm, channels, key_channels, 1, bias=bias)
+        self.f_up = _projection(norm, key_channels, channels, 1, bias=bias)
         self.scale = key_channels**-0.5
 
     def forward(self, x: Tensor, objects: Tensor) -> Tensor:
@@ -56,10 +56,11 @@ class ObjectAttention(nn.Module):
 class SpatialOCR(nn.Module):
     """Pixels, augmented by the context of the objects they belong to."""
 
-    def __init__(self, channels: int, key_channels: int, dropout: float, norm: NormFactory) -> None:
+    def __init__(self, channels: int, key_channels: int, dropout: float, norm: NormFactory, *, bias: bool) -> None:
         super().__init__()
-        self.object_context_block = ObjectAttention(channels, key_channels, norm)
-        self.conv_bn_dropout = nn.Sequential(*_projection(norm, 2 * channels, channels, 1), nn.Dropout2d(dropout))
+        self.object_context_block = ObjectAttention(channels, key_channels, norm, bias=bias)
+        mix = _projection(norm, 2 * channels, channels, 1, bias=bias)
+        self.conv_bn_dropout = nn.Sequential(*mix, nn.Dropout2d(dropout))
 
     def forward(self, x: Tensor, objects: Tensor) -> Tensor:
         context = self.object_context_block(x, objects)
@@ -69,7 +70,8 @@ class SpatialOCR(nn.Module):
 class OCRHead(Head):
     """Coarse (auxiliary) logits, and logits of the object-contextual representation.
 
-    Returns ``[auxiliary, main]``, each [N, K, H/4, W/4], or the main logits alone (``ocr_outputs="main"``).
+    Returns ``[auxiliary, main]``, each [N, K, H/4, W/4], a tuple of these (``ocr_outputs="tuple"``), or the main logits
+    alone (``"main"``).
     """
 
     def layers(self, norm: NormFactory) -> dict[str, nn.Module]:
@@ -77,9 +79,11 @@ class OCRHead(Head):
         width = sum(config.out_channels)
         return {
             "conv3x3_ocr": conv_norm(norm, width, head.channels, 3, relu=True, bias=head.conv_bias),
-            "ocr_distri_head": SpatialOCR(head.channels, head.key_channels, head.dropout, norm),
+            "ocr_distri_head": SpatialOCR(
+                head.channels, head.key_channels, head.dropout, norm, bias=head.attention_bias
+            ),
             "cls_head": nn.Conv2d(head.channels, head.num_outputs, 1),
-            "aux_head": mixing_layers(config, norm),
+            "aux_head": mixing_layers(config, norm, output_bias=True, dropout=0.0),
         }
 
     def __call__(self, net: nn.Module, features: list[Tensor], image_size: Size) -> Output:
@@ -88,4 +92,7 @@ class OCRHead(Head):
         x = net.get_submodule("conv3x3_ocr")(x)
         x = net.get_submodule("ocr_distri_head")(x, gather_objects(x, coarse))
         main = self.finish(net.get_submodule("cls_head")(x), image_size)
-        return main if self.head.ocr_outputs == "main" else [self.finish(coarse, image_size), main]
+        if self.head.ocr_outputs == "main":
+            return main
+        outputs = [self.finish(coarse, image_size), main]
+        return outputs if self.head.ocr_outputs == "both" else tuple(outputs)

@@ -1,0 +1,57 @@
+"""A head that a checkpoint fills in part: which layers are taken, and which are drawn at random."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from hrnet_fast.checkpoints.family import is_trunk
+from hrnet_fast.errors import ConfigError
+
+CHOICES = ("exact", "keep", "drop")
+Shape = tuple[int, ...]
+
+
+def fit_head(
+    state: dict[str, Tensor], expected: Mapping[str, Shape], head: str, notes: list[str]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return the entries of `state` to load, and the keys of the network's head that are to be drawn at random.
+
+    A layer is taken whole or not at all: with another number of classes neither weight nor bias is.
+
+    Args:
+        state: canonical names.
+        expected: shapes of the network's state_dict.
+        head: ``"exact"`` takes all of the head as it is, ``"keep"`` the layers that fit, ``"drop"`` none.
+        notes: is told what was drawn and what was left out.
+
+    Raises:
+        ConfigError: another value of `head`.
+    """
+    if head not in CHOICES:
+        raise ConfigError(
+            f"head={head!r} is not one of {', '.join(CHOICES)}. Another kind of head needs a network of its own: "
+            "build it with hf.HRNet(head=...) and fill its trunk with hf.load_backbone(model, source)."
+        )
+    if head == "exact":
+        return state, ()
+    wanted = [k for k in expected if not is_trunk(k)]
+    unfit = {_layer(k) for k in wanted if head == "drop" or k not in state or tuple(state[k].shape) != expected[k]}
+    taken = {k: v for k, v in state.items() if is_trunk(k) or (k in expected and _layer(k) not in unfit)}
+    drawn = tuple(k for k in wanted if k not in taken)
+    left = [k for k in state if k not in taken]
+    if drawn:
+        notes.append(f"head={head!r}: drawn at random: {_named(drawn)}")
+    if left:
+        notes.append(f"head={head!r}: left out of the checkpoint: {_named(left)}")
+    return taken, drawn
+
+
+def _layer(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
+def _named(keys: tuple[str, ...] | list[str], most: int = 10) -> str:
+    layers = list(dict.fromkeys(map(_layer, keys)))
+    return ", ".join(layers[:most]) + (f" and {len(layers) - most} more layers" if len(layers) > most else "")
