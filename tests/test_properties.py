@@ -58,6 +58,10 @@ def heads(draw: st.DrawFn, branches: int, multiscale: bool) -> hf.HeadConfig:
         options["kernel_size"] = draw(st.sampled_from([1, 3]))
     if kind in ("v1h", "v2", "ocr", "face"):
         options["conv_bias"] = draw(st.booleans())
+    if kind in ("v2", "ocr", "face"):
+        options |= {"mixing_kernel": draw(st.sampled_from([1, 3])), "mixing_channels": draw(st.sampled_from([0, 1]))}
+    if kind in ("v2", "face") and outputs:
+        options["output_bias"] = draw(st.booleans())
     if kind == "features" and draw(st.booleans()):
         count = branches if multiscale else 1
         indices = st.lists(st.integers(0, count - 1), min_size=1, max_size=count, unique=True)
@@ -65,7 +69,8 @@ def heads(draw: st.DrawFn, branches: int, multiscale: bool) -> hf.HeadConfig:
     if kind == "v2p":
         options |= {"num_levels": draw(st.integers(1, 5)), "channels": 4}
     if kind == "ocr":
-        options |= {"channels": 4, "key_channels": 2, "ocr_outputs": draw(st.sampled_from(["both", "main"]))}
+        options |= {"channels": 4, "key_channels": 2, "attention_bias": draw(st.booleans())}
+        options["ocr_outputs"] = draw(st.sampled_from(["both", "tuple", "main"]))
     return hf.HeadConfig(kind, outputs, upsample_logits=draw(st.booleans()), **options)
 
 

@@ -4,7 +4,7 @@ Their names are the canonical ones, but for the detection repository's prefixes.
 """
 
 from hrnet_fast.checkpoints.family import Family
-from hrnet_fast.checkpoints.openmmlab import DETECTORS, FPN_CONV
+from hrnet_fast.checkpoints.openmmlab import DETECTORS, FPN_CONV, MIXED_1X1
 
 # Rows of units, named head.<part>.<row>.<unit>, and the classifier. This head of the authors' ImageNet weights for pose
 # predates Figure 11 and belongs to no network in use. (A face net's head has head.<layer>.weight.)
@@ -25,6 +25,7 @@ SEG = Family(
     marks=("stage2.", "last_layer."),
     defaults=_BILINEAR,
     head_conv_bias=True,
+    always=MIXED_1X1,
 )
 SEG_OCR = Family(
     "seg_ocr",
@@ -33,6 +34,7 @@ SEG_OCR = Family(
     marks=("stage2.", "ocr_distri_head."),
     defaults=_BILINEAR | {"align_corners": True, "dropout": 0.05},
     head_conv_bias=True,
+    always=MIXED_1X1,
 )
 CLS = Family(
     "cls",
@@ -48,6 +50,7 @@ FACE = Family(
     marks=("stage2.", "head.0.weight"),
     defaults=_BILINEAR | {"bn_momentum": 0.01},
     head_conv_bias=True,
+    always=MIXED_1X1,
 )
 DET = Family(
     "det",

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from hrnet_fast.checkpoints.family import Family, is_trunk
 from hrnet_fast.checkpoints.files import read_file
-from hrnet_fast.checkpoints.infer import infer_config
 from hrnet_fast.checkpoints.heads import fit_head
+from hrnet_fast.checkpoints.infer import infer_config
+from hrnet_fast.checkpoints.openseg import uses_inplace_abn
 from hrnet_fast.checkpoints.registry import FAMILIES, detect_family, get_family
 from hrnet_fast.checkpoints.trunk import BACKBONE, WHOLE, find_trunk, no_trunk, shown_tops, trunk_prefixes
 from hrnet_fast.checkpoints.wrappers import absolute_scales, unwrap
@@ -82,13 +83,18 @@ def parse_checkpoint(
     notes: list[str] = []
     data = source if isinstance(source, Mapping) else _read(source)
     raw = unwrap(data, notes)
+    if "backbone." in trunk_prefixes(raw) and uses_inplace_abn(raw) and (part == WHOLE or not torch04):
+        raise CheckpointError(
+            "This openseg.pytorch file is normalised in place (InPlaceABN): its scales act as |w| + eps, and its heads "
+            "have leaky ReLUs, which no network here has. part='backbone', torch04=True loads its trunk."
+        )
     if part == WHOLE:
         found, named = _recognise(raw, family)
         state = found.to_canonical(named, notes)
     else:
         found, state = _trunk(raw, family, part, notes)
     if torch04:
-        if found.name not in ("seg", "seg_ocr"):
+        if found.name not in ("seg", "seg_ocr") and not uses_inplace_abn(raw):
             raise CheckpointError(
                 f"torch04 applies to the authors' segmentation files; this one is of family {found.name!r}."
             )
@@ -138,20 +144,20 @@ def _recognise(raw: dict[str, Tensor], family: str) -> tuple[Family, dict[str, T
     )
 
 
-def _trunk(
-    raw: dict[str, Tensor], family: str, part: str, notes: list[str]
-) -> tuple[Family, dict[str, Tensor]]:
+def _trunk(raw: dict[str, Tensor], family: str, part: str, notes: list[str]) -> tuple[Family, dict[str, Tensor]]:
     """Return the trunk in a checkpoint, and the family that it belongs to as far as its neighbours tell."""
     trunk = find_trunk(raw, part)
     if trunk.beside:
         notes.append(f"left out {len(trunk.beside)} entries beside the trunk: {shown_tops(trunk.beside)}")
     if family != "auto":
         return get_family(family), trunk.state
+    if uses_inplace_abn(raw):
+        return FAMILIES["openseg"], trunk.state
     for inner in ("backbone.", ""):
         if trunk.prefix.endswith(inner):
             outer = trunk.prefix.removesuffix(inner)
             found = detect_family({k.removeprefix(outer): v for k, v in raw.items() if k.startswith(outer)})
-            if found is not None and found.heads != ("features",):
+            if found is not None and not found.bare:
                 return found, trunk.state
     return FAMILIES["backbone"], trunk.state
 
@@ -159,7 +165,9 @@ def _trunk(
 def _as_backbone(family: Family) -> Family:
     """The family ``backbone``, interpolating and normalising as `family` does."""
     backbone = FAMILIES["backbone"]
-    told = {k: v for k, v in family.defaults.items() if k in ("upsample", "upsample_to", "align_corners", "bn_momentum")}
+    told = {
+        k: v for k, v in family.defaults.items() if k in ("upsample", "upsample_to", "align_corners", "bn_momentum")
+    }
     return dataclasses.replace(backbone, defaults={**backbone.defaults, **told})
 
 
@@ -172,7 +180,7 @@ def _read(source: Any) -> Any:
 
 
 def _infer(state: Mapping[str, Tensor], family: Family, overrides: Mapping[str, Any]) -> HRNetConfig:
-    shapes = {k: tuple(v.shape) for k, v in state.items()}
+    shapes = {k: tuple(v.shape) for k, v in state.items() if is_trunk(k) or not family.bare}
     defaults = dict(family.defaults)
     try:
         config = infer_config(shapes)
@@ -193,9 +201,7 @@ def expected_shapes(config: HRNetConfig) -> dict[str, tuple[int, ...]]:
         return {k: tuple(v.shape) for k, v in HRNetReference(config).state_dict().items()}
 
 
-def check_state(
-    state: Mapping[str, Tensor], config: HRNetConfig, *, family: str, drawn: Collection[str] = ()
-) -> None:
+def check_state(state: Mapping[str, Tensor], config: HRNetConfig, *, family: str, drawn: Collection[str] = ()) -> None:
     """Compare a canonical state_dict with the network it is to fill.
 
     Batch counters may be absent altogether (files older than PyTorch 0.4.1 have none), and so may `drawn`.

@@ -49,6 +49,11 @@ class Family:
     head_conv_bias: bool | None = None
     always: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def bare(self) -> bool:
+        """Whether the trunk is all of the network that its files describe."""
+        return self.heads == ("features",) and "incre_modules." not in self.marks
+
     def matches(self, keys: Mapping[str, object]) -> bool:
         """Whether a file with these keys is of this family."""
         return all(any(key.startswith(mark) for key in keys) for mark in self.marks)

@@ -121,7 +121,7 @@ def _fusion_units(s: Shapes, stages: list[StageConfig]) -> str:
     return "across" if within and not any(within) else "within"
 
 
-def _mixing(s: Shapes, name: str) -> dict[str, int]:
+def _mixing(s: Shapes, name: str) -> dict[str, Any]:
     """The convolution over the concatenation: its kernel, and its outputs where they are not as many as its inputs."""
     weight = f"{name}.0.weight"
     width, inputs = s.size(weight, 0, 4), s.size(weight, 1, 4)

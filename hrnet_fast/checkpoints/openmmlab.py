@@ -7,6 +7,9 @@ from hrnet_fast.checkpoints.family import Family
 DETECTORS = ("rpn_head.", "bbox_head.", "mask_head.", "roi_head.", "semantic_head.", "mask_iou_head.")
 FPN_CONV = tuple((f"neck.fpn_conv.{i}.", f"neck.fpn_convs.{i}.conv.") for i in range(10))
 
+# What the heads of both over concatenated resolutions have in common.
+MIXED_1X1 = {"mixing_kernel": 1, "mixing_channels": 0, "output_bias": True, "attention_bias": False}
+
 _OCR_BLOCK = "ocr_distri_head.object_context_block."
 _MM_OCR_BLOCK = "decode_head.1.object_context_block."
 _LANDMARKS = {"upsample": "bilinear"}
@@ -55,6 +58,7 @@ MMPOSE_FACE = Family(
     ),
     defaults=_LANDMARKS,
     head_conv_bias=True,
+    always=MIXED_1X1,
 )
 MMPOSE_0X_FACE = Family(
     "mmpose_0x_face",
@@ -65,6 +69,7 @@ MMPOSE_0X_FACE = Family(
     renames=(("keypoint_head.final_layer.", "head."),),
     defaults=_LANDMARKS,
     head_conv_bias=True,
+    always=MIXED_1X1,
 )
 MMSEG = Family(
     "mmseg",
@@ -80,6 +85,7 @@ MMSEG = Family(
     ignored=("auxiliary_head.",),
     defaults={"upsample": "bilinear", "upsample_to": "scale_then_target", "init": "kaiming"},
     head_conv_bias=False,
+    always=MIXED_1X1,
 )
 MMSEG_OCR = Family(
     "mmseg_ocr",
@@ -109,6 +115,7 @@ MMSEG_OCR = Family(
         "ocr_outputs": "main",
     },
     head_conv_bias=False,
+    always=MIXED_1X1,
 )
 MMDET = Family(
     "mmdet",

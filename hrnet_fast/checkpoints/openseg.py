@@ -1,4 +1,8 @@
-"""openseg.pytorch: the networks of the authors of OCR, ``backbone.`` before the trunk and wider heads than the paper's."""
+"""openseg.pytorch, of the authors of OCR: ``backbone.`` before the trunk, and wider heads than the paper has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
 
 from hrnet_fast.checkpoints.family import Family
 
@@ -26,7 +30,7 @@ OPENSEG_OCR = Family(
     "openseg_ocr",
     "openseg.pytorch hrnet_w48_ocr and _ocr_b: a tuple of auxiliary and main logits of the input's size",
     heads=("ocr",),
-    marks=("backbone.stage2.", "conv3x3.0.", "ocr_distri_head.object_context_block."),
+    marks=("backbone.stage2.", "conv3x3.1.0.", "ocr_distri_head.object_context_block."),
     trunk_prefix="backbone.",
     renames=(
         ("conv3x3.0.", "conv3x3_ocr.0."),
@@ -39,3 +43,12 @@ OPENSEG_OCR = Family(
     head_conv_bias=True,
     always={"mixing_kernel": 3, "attention_bias": True},
 )
+
+
+def uses_inplace_abn(keys: Iterable[str]) -> bool:
+    """Whether a file is of the repository's first branch, whose normalisations are in-place ABN.
+
+    There ``|w| + eps`` is the scale, and in the heads the layer is also a leaky ReLU; the head's normalisation has no
+    ``0.`` in its key, since no ReLU stands beside it.
+    """
+    return bool({"cls_head.1.weight", "conv3x3.1.weight"} & set(keys))

@@ -16,10 +16,13 @@ from hrnet_fast.cli.console import json_option, print_json, print_table, show_no
 @click.option(
     "--family", default="auto", show_default=True, help="The checkpoint's family, where it is not to be guessed."
 )
+@click.option(
+    "--part", default="whole", show_default=True, help="backbone: the HRNet trunk in any file; or its prefix."
+)
 @click.option("--size", "input_size", default=None, help="Input HxW to count GFLOPs at, such as 256x192.")
 @torch04_option
 @json_option
-def info(what: str, family: str, input_size: str | None, torch04: bool, as_json: bool) -> None:
+def info(what: str, family: str, part: str, input_size: str | None, torch04: bool, as_json: bool) -> None:
     """Describe WHAT: a named network, or a checkpoint file."""
     from hrnet_fast.cli.parsing import parse_size
     from hrnet_fast.measure import complexity
@@ -35,7 +38,7 @@ def info(what: str, family: str, input_size: str | None, torch04: bool, as_json:
     elif Path(what).suffix or os.path.exists(what):
         from hrnet_fast.checkpoints import parse_checkpoint
 
-        checkpoint = parse_checkpoint(what, family=family, torch04=torch04)
+        checkpoint = parse_checkpoint(what, family=family, part=part, torch04=torch04)
         config = checkpoint.config
         tensors = checkpoint.state
         about |= {
