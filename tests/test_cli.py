@@ -177,10 +177,10 @@ def test_run_refuses_what_cannot_be(capsys: pytest.CaptureFixture[str], tmp_path
 
 
 TASK_OPTIONS: dict[str, tuple[str, ...]] = {
-    "pose": ("--size", "--box", "--flip", "--threshold"),
+    "pose": ("--size", "--box", "--flip", "--threshold", "--decode"),
     "segmentation": ("--size", "--flip", "--labels"),
     "classification": ("--size", "--flip", "--labels", "--top"),
-    "landmarks": ("--size", "--box", "--threshold"),
+    "landmarks": ("--size", "--box", "--flip", "--threshold", "--decode"),
 }
 # Defaults among them: what counts is that the option was given.
 VALUES: dict[str, tuple[str, ...]] = {

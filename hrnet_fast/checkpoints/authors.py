@@ -17,6 +17,7 @@ POSE = Family(
     heads=("v1",),
     marks=("stage2.", "final_layer.weight"),
     ignored=_OLD_IMAGENET_HEAD,  # beside heatmaps it is a leftover
+    keypoints="msra",
 )
 SEG = Family(
     "seg",
@@ -48,6 +49,7 @@ FACE = Family(
     marks=("stage2.", "head.0.weight"),
     defaults=_BILINEAR | {"bn_momentum": 0.01},
     head_conv_bias=True,
+    keypoints="face",
 )
 DET = Family(
     "det",

@@ -34,6 +34,8 @@ class Family:
         defaults: fields of :class:`HRNetConfig` that the files do not tell.
         head_conv_bias: whether the format has biases before the head's normalisations; None where both occur, or where
             the head has no normalisation.
+        keypoints: what its heatmaps' pixels stand for, unless told otherwise: a name in
+            :data:`hrnet_fast.keypoints.METHODS`; None where there are no heatmaps.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Family:
     ignored: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     head_conv_bias: bool | None = None
+    keypoints: str | None = None
 
     def matches(self, keys: Mapping[str, object]) -> bool:
         """Whether a file with these keys is of this family."""

@@ -42,7 +42,7 @@ def load_checkpoint(
         model = HRNet(checkpoint.config, impl=impl)
     model.to_empty(device="cpu")
     model.load_state_dict(_with_counters(checkpoint, model))
-    model.set_origin(checkpoint.family.name, checkpoint.notes)
+    model.set_origin(checkpoint.family.name, checkpoint.notes, checkpoint.family.keypoints)
     return model.eval()
 
 

@@ -32,6 +32,7 @@ MMPOSE = Family(
     trunk_prefix="backbone.",
     renames=(("head.final_layer.", "final_layer."),),
     defaults={"init": "kaiming"},
+    keypoints="msra",
 )
 MMPOSE_0X = Family(
     "mmpose_0x",
@@ -41,6 +42,7 @@ MMPOSE_0X = Family(
     trunk_prefix="backbone.",
     renames=(("keypoint_head.final_layer.", "final_layer."),),
     defaults={"init": "kaiming"},
+    keypoints="msra",
 )
 MMPOSE_FACE = Family(
     "mmpose_face",
@@ -55,6 +57,7 @@ MMPOSE_FACE = Family(
     ),
     defaults=_LANDMARKS,
     head_conv_bias=True,
+    keypoints="msra",
 )
 MMPOSE_0X_FACE = Family(
     "mmpose_0x_face",
@@ -65,6 +68,7 @@ MMPOSE_0X_FACE = Family(
     renames=(("keypoint_head.final_layer.", "head."),),
     defaults=_LANDMARKS,
     head_conv_bias=True,
+    keypoints="msra",
 )
 MMSEG = Family(
     "mmseg",
