@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -70,10 +71,9 @@ def multi_scale(
         InputError: no scale or one that is not positive, a divisor below 1, or a network that returns something else
             than one tensor of maps.
     """
-    if divisor < 1:
-        raise InputError(f"multi_scale: divisor={divisor} must be at least 1.")
-    if not scales or min(scales) <= 0:
-        raise InputError(f"multi_scale: scales={list(scales)}; give one or more positive factors.")
+    if not isinstance(divisor, int) or divisor < 1:
+        raise InputError(f"multi_scale: divisor={divisor!r} must be a whole number of at least 1.")
+    scales = _factors(scales)
     _check_images("multi_scale", x)
     total: Tensor | None = None
     height, width = x.shape[2:]
@@ -91,8 +91,17 @@ def multi_scale(
     return total / len(scales)
 
 
+def _factors(scales: Sequence[float]) -> list[float]:
+    try:
+        factors = [float(scale) for scale in scales]
+    except (TypeError, ValueError):
+        factors = []
+    if not factors or not all(0 < factor < math.inf for factor in factors):
+        raise InputError(f"multi_scale: scales={scales!r}; give a list of one or more positive factors.")
+    return factors
+
+
 def _check_images(what: str, x: Tensor) -> None:
-    if x.dim() != 4 or not x.is_floating_point():
-        raise InputError(
-            f"{what}: {x.dtype} {list(x.shape)} given; accepted are floating images [N, C, H, W], normalised."
-        )
+    if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point():
+        given = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(f"{what}: {given} given; accepted are floating images [N, C, H, W], normalised.")

@@ -94,8 +94,8 @@ def _face_crop(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Ima
     factor = box[3] / size[0]
     if factor >= 2:
         shrunk = (math.floor(image.width / factor), math.floor(image.height / factor))
-        if min(shrunk) < 1:
-            raise InputError(f"box {box}: the image is too small for it ({image.width}x{image.height}).")
+        if max(shrunk) < 2 or min(shrunk) < 1:  # nothing of it is left
+            return Image.new(image.mode, (size[1], size[0]))
         image = image.resize(shrunk, Image.Resampling.BILINEAR)
         box = (box[0] / factor, box[1] / factor, box[2] / factor, box[3] / factor)
     left, top, width, height = box
