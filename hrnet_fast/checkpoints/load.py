@@ -8,12 +8,19 @@ import torch
 
 from hrnet_fast.checkpoints.convert import COUNTER, Checkpoint, Source, parse_checkpoint
 from hrnet_fast.checkpoints.family import is_trunk
-from hrnet_fast.errors import CheckpointError
+from hrnet_fast.errors import CheckpointError, InputError
+from hrnet_fast.keypoints.methods import check_method
 from hrnet_fast.models.hrnet import HRNet
 
 
 def load_checkpoint(
-    source: Source, *, family: str = "auto", impl: str = "auto", torch04: bool = False, **overrides: Any
+    source: Source,
+    *,
+    family: str = "auto",
+    impl: str = "auto",
+    torch04: bool = False,
+    decode: str | None = None,
+    **overrides: Any,
 ) -> HRNet:
     """Return the network of a checkpoint, with its weights, in evaluation mode.
 
@@ -28,6 +35,8 @@ def load_checkpoint(
         family: one of :data:`FAMILIES`, or ``"auto"``.
         impl: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
         torch04: see :func:`parse_checkpoint`.
+        decode: how keypoints are read from the heatmaps, which is not in a state_dict either: ``"msra"``, ``"dark"``,
+            ``"udp"`` or ``"face"``; None is the family's. It becomes the network's ``keypoints``.
         overrides: fields of :class:`HRNetConfig` or :class:`HeadConfig`: ``align_corners=True``,
             ``upsample_to="target"``, ``out_indices=(0, 2)``, ...
 
@@ -35,14 +44,19 @@ def load_checkpoint(
         CheckpointError: unreadable, unrecognised, incomplete or mis-shaped; nothing is loaded in part.
         ConfigError: an override that does not exist or does not fit.
         ImplementationError: a named implementation that cannot run here.
+        InputError: an unknown `decode`, or one for a network without heatmaps.
     """
+    if decode is not None:
+        check_method("load_checkpoint", decode)
     checkpoint = parse_checkpoint(source, family=family, torch04=torch04, **overrides)
     checkpoint.log_notes()
     with torch.device("meta"):
         model = HRNet(checkpoint.config, impl=impl)
     model.to_empty(device="cpu")
     model.load_state_dict(_with_counters(checkpoint, model))
-    model.set_origin(checkpoint.family.name, checkpoint.notes, checkpoint.family.keypoints)
+    if decode is not None and model.keypoints is None:
+        raise InputError(f"load_checkpoint: decode={decode!r}; a {model.config.head.kind} head has no heatmaps.")
+    model.set_origin(checkpoint.family.name, checkpoint.notes, decode or checkpoint.family.keypoints)
     return model.eval()
 
 

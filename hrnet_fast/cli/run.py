@@ -138,7 +138,7 @@ def run(
         click.echo(f"{len(results)} of {len(paths)} images done ({ran}); JSON and pictures are in {output}/")
     if failures:
         raise InputError(f"{len(failures)} of {len(paths)} images failed: {'; '.join(failures[:5])}")
-    if "decode" in chosen.options and decode is None and model.keypoints == "msra":
+    if decode is None and results[0].get("decode") == "msra":
         logger.warning(
             "heatmaps were decoded as msra; files of DARK and UDP look the same, and take --decode dark or udp"
         )

@@ -25,7 +25,7 @@ METHODS = ("msra", "dark", "udp", "face")
 def check_method(what: str, method: str) -> None:
     """Raise :class:`InputError` unless `method` is one of :data:`METHODS`."""
     if method not in METHODS:
-        raise InputError(f"{what}: method={method!r} is not one of {', '.join(METHODS)}.")
+        raise InputError(f"{what}: {method!r} is not one of {', '.join(METHODS)}.")
 
 
 def named_method(network: object) -> str | None:

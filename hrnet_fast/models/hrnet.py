@@ -21,7 +21,7 @@ from hrnet_fast.reference.network import HRNetReference
 from hrnet_fast.reference.norm import NormFactory
 
 # By head: who trains it. V2's logits are segmentation's as well.
-_KEYPOINTS = {"v1": "msra", "v2": "msra", "face": "face"}
+_KEYPOINTS = {"v1": "msra", "v1h": "msra", "v2": "msra", "face": "face"}
 
 
 class HRNet(HRNetReference):
