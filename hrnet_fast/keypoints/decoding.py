@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.keypoints.methods import check_method, check_size, widest
@@ -96,11 +95,11 @@ def _summit(maps: Tensor, values: Tensor, x: Tensor, y: Tensor, *, udp: bool) ->
     """From the maximum to the summit of the quadratic there (mmpose ``refine_keypoints_dark`` and ``_dark_udp``)."""
     h, w = maps.shape[2:]
     blurred = _blur(maps)
-    blurred = blurred * (values / blurred.amax((2, 3)))[..., None, None]
-    logs = (blurred.clamp(1e-3, 50.0) if udp else blurred.clamp(min=1e-10)).log()
+    factor = values / blurred.amax((2, 3))
 
     def at(dx: int, dy: int) -> Tensor:
-        return _at(logs, x + dx, y + dy).to(widest(maps.device))
+        value = _at(blurred, x + dx, y + dy) * factor
+        return (value.clamp(1e-3, 50.0) if udp else value.clamp(min=1e-10)).log()
 
     here, right, left, below, above = at(0, 0), at(1, 0), at(-1, 0), at(0, 1), at(0, -1)
     gx, gy = 0.5 * (right - left), 0.5 * (below - above)
@@ -123,13 +122,15 @@ def _summit(maps: Tensor, values: Tensor, x: Tensor, y: Tensor, *, udp: bool) ->
 
 
 def _blur(maps: Tensor) -> Tensor:
-    """Gaussian blur with zeros around, in sums of slices: a convolution might compute in TF32."""
-    reach = _TAPS // 2
-    raw = [math.exp(-((i - reach) ** 2) / (2 * _SIGMA**2)) for i in range(_TAPS)]
-    for dim, edges in ((3, (reach, reach)), (2, (0, 0, reach, reach))):
-        padded, size = pad(maps, edges), maps.shape[dim]
-        total = torch.zeros_like(maps)
-        for i, weight in enumerate(raw):
-            total += padded.narrow(dim, i, size) * (weight / sum(raw))
-        maps = total
-    return maps
+    """Gaussian blur with zeros around, as products with band matrices: float64's are not computed in TF32."""
+    wide = maps.to(widest(maps.device)).clamp(min=-1e30)  # 0 times -inf would be NaN
+    down, along = (_band(size, wide) for size in maps.shape[2:])
+    return down @ wide @ along
+
+
+def _band(size: int, like: Tensor) -> Tensor:
+    """The blur along one side: [size, size], symmetrical."""
+    place = torch.arange(size, device=like.device, dtype=like.dtype)
+    apart = (place[:, None] - place).abs()
+    total = sum(math.exp(-((i - _TAPS // 2) ** 2) / (2 * _SIGMA**2)) for i in range(_TAPS))
+    return torch.where(apart <= _TAPS // 2, torch.exp(-(apart**2) / (2 * _SIGMA**2)) / total, 0.0)

@@ -11,6 +11,8 @@ from torch import Tensor
 from hrnet_fast.errors import InputError
 from hrnet_fast.keypoints.methods import as_float32, check_method, check_size, widest
 
+_IN_CACHE = 1 << 14  # values of a CPU's turn: thirty passes over a whole batch would each go to memory
+
 
 def encode_keypoints(
     points: Tensor,
@@ -46,10 +48,9 @@ def encode_keypoints(
     what = "encode_keypoints"
     check_method(what, method)
     height, width = check_size(what, "input_size", input_size)
-    least = 2 if method == "udp" else 1
-    h, w = check_size(what, "heatmap_size", heatmap_size, least)
-    if not (isinstance(sigma, (int, float)) and 0 < sigma < math.inf):
-        raise InputError(f"{what}: sigma={sigma!r} must be a positive number of heatmap pixels.")
+    h, w = check_size(what, "heatmap_size", heatmap_size, least=2 if method == "udp" else 1)
+    if not (isinstance(sigma, (int, float)) and 1e-2 <= sigma <= 1e3):
+        raise InputError(f"{what}: sigma={sigma!r} must be a number of heatmap pixels, from 0.01 to 1000.")
     seen = _check_points(points, visible)
     x, y = (
         _Axis(_position(points[..., i], whole, size, method), size, method, float(sigma))
@@ -143,12 +144,12 @@ def _whole(x: _Axis, y: _Axis, sigma: float) -> Tensor:
 
 def _patches(x: _Axis, y: _Axis, sigma: float) -> Tensor:
     """MSRA and face: heatmaps [N, K, h, w] of one patch about pixels, whose values are those of a table."""
-    columns = _columns(sigma)
-    squares = (torch.arange(columns, device=x.column.device, dtype=x.column.dtype) - _middle(sigma)) ** 2
-    table = _exp_float32(-(squares[:, None] + squares) / as_float32(2 * sigma**2)).flatten()
-    row, column = (torch.where(axis.covered, axis.column, 0).long() for axis in (y, x))
-    values = table[row[..., :, None] * columns + column[..., None, :]]
-    return torch.where(y.covered[..., :, None] & x.covered[..., None, :], values, 0.0)
+    place = torch.arange(_columns(sigma), device=x.column.device, dtype=x.column.dtype)
+    squares = (place - _middle(sigma)) ** 2
+    table = _exp_float32(-(squares[:, None] + squares) / as_float32(2 * sigma**2)).to(x.column.dtype)
+    # Products with ones and zeros pick rows and columns, and change no value in float64.
+    rows, columns = (((axis.column[..., None] == place) & axis.covered[..., None]).to(table) for axis in (y, x))
+    return (rows @ table @ columns.mT).float()
 
 
 def _exp_float32(z: Tensor) -> Tensor:
@@ -160,6 +161,8 @@ def _exp_float32(z: Tensor) -> Tensor:
     """
     if z.dtype != torch.float64:
         return torch.exp(z).float()
+    if z.device.type == "cpu" and z.numel() > _IN_CACHE:
+        return torch.cat([_exp_float32(part) for part in torch.split(z.flatten(), _IN_CACHE)]).view(z.shape)
 
     def fused(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:
         return (a * b + c).float().double()

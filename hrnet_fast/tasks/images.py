@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from hrnet_fast.errors import InputError
-from hrnet_fast.keypoints import Box, warp_matrix
+from hrnet_fast.keypoints import Box, fit_box, warp_matrix  # noqa: F401 (fit_box makes the boxes that crop takes)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # ImageNet statistics of RGB in [0, 1], which every upstream trains with.

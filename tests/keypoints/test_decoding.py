@@ -145,6 +145,16 @@ def test_what_is_no_number_is_told(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_masked_pixels_count_as_low(method: str) -> None:
+    maps = peaks()
+    points, values = hf.decode_keypoints(maps, (64, 48), method)
+    maps[..., :2] = float("-inf")
+    masked, high = hf.decode_keypoints(maps, (64, 48), method)
+    assert torch.equal(high, values)
+    torch.testing.assert_close(masked, points, atol=4.0, rtol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_nothing_positive_lies_outside(method: str) -> None:
     maps = torch.stack([torch.zeros(16, 12), torch.full((16, 12), -2.0), torch.full((16, 12), float("-inf"))])[None]
     points, values = hf.decode_keypoints(maps, (64, 48), method)

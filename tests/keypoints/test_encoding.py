@@ -150,6 +150,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"method": "gaussian"}, "msra, dark, udp, face"),
     ({"sigma": 0}, "sigma"),
     ({"sigma": float("nan")}, "sigma"),
+    ({"sigma": 1e300}, "sigma"),
     ({"sigma": "2"}, "sigma"),
 ]
 
