@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hrnet_fast.config import HeadConfig, HRNetConfig, NormConfig, StageConfig
     from hrnet_fast.errors import CheckpointError, ConfigError, HRNetFastError, ImplementationError, InputError
     from hrnet_fast.inference import Engine, flip_test, multi_scale, optimize_for_inference
+    from hrnet_fast.keypoints import decode_keypoints, encode_keypoints
     from hrnet_fast.models import HRNet, create_model, get_config, list_models
     from hrnet_fast.nn.accelerate import accelerate, explain, restore
 
@@ -44,6 +45,8 @@ _HOMES = {
     "Engine": "inference",
     "HRNet": "models",
     "create_model": "models",
+    "decode_keypoints": "keypoints",
+    "encode_keypoints": "keypoints",
     "explain": "nn",
     "flip_test": "inference",
     "get_config": "models",
@@ -69,6 +72,8 @@ __all__ = [
     "accelerate",
     "convert_checkpoint",
     "create_model",
+    "decode_keypoints",
+    "encode_keypoints",
     "explain",
     "flip_test",
     "get_config",

@@ -177,10 +177,10 @@ def test_run_refuses_what_cannot_be(capsys: pytest.CaptureFixture[str], tmp_path
 
 
 TASK_OPTIONS: dict[str, tuple[str, ...]] = {
-    "pose": ("--size", "--box", "--flip", "--threshold"),
+    "pose": ("--size", "--box", "--flip", "--threshold", "--decode"),
     "segmentation": ("--size", "--flip", "--labels"),
     "classification": ("--size", "--flip", "--labels", "--top"),
-    "landmarks": ("--size", "--box", "--threshold"),
+    "landmarks": ("--size", "--box", "--flip", "--threshold", "--decode"),
 }
 # Defaults among them: what counts is that the option was given.
 VALUES: dict[str, tuple[str, ...]] = {
@@ -190,6 +190,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "--labels": ("labels.txt",),
     "--top": ("5",),
     "--threshold": ("0.2",),
+    "--decode": ("msra",),
 }
 
 
@@ -266,3 +267,29 @@ def test_help_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert "No such command" in refused(capsys, "dance")
     code, out, _ = call(capsys, "--version")
     assert code == 0
+
+
+def test_run_says_how_it_decoded(capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: Path) -> None:
+    path = checkpoint(tmp_path, "v1", "mmpose", 17)
+    base = ("run", photo, "-c", path, "-t", "pose", "--size", "64x64", "--json", "-o")
+    code, out, err = call(capsys, *base, tmp_path / "default")
+    assert (code, json.loads(out)[0]["decode"], json.loads(out)[0]["flip"]) == (0, "msra", None)
+    assert err == (
+        "note: heatmaps were decoded as msra; files of DARK and UDP look the same, and take --decode dark or udp\n"
+    )
+    code, out, err = call(capsys, *base, tmp_path / "udp", "--decode", "udp", "--flip")
+    assert (code, json.loads(out)[0]["decode"], err) == (0, "udp", "")
+    assert json.loads(out)[0]["flip"] == {"pairs": "coco", "shift": False}
+    assert "Invalid value for '--decode'" in refused(capsys, *base, tmp_path / "none", "--decode", "simcc")
+
+
+def test_landmarks_of_known_data_sets_are_mirrored(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: Path
+) -> None:
+    base = ("run", photo, "-t", "landmarks", "--size", "64x64", "--json", "--flip", "-o", tmp_path / "out", "-c")
+    code, out, err = call(capsys, *base, checkpoint(tmp_path, "face", "face", 98))
+    assert (code, err) == (0, "")
+    assert json.loads(out)[0]["decode"] == "face"
+    assert json.loads(out)[0]["flip"] == {"pairs": "wflw", "shift": False}
+    other = refused(capsys, *base, checkpoint(tmp_path, "face", "face", 21), "--force")
+    assert "this network has 21" in other

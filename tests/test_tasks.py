@@ -3,56 +3,63 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from hrnet_fast import HRNet, InputError
+import hrnet_fast as hf
+from hrnet_fast import HRNet, HRNetConfig, InputError
+from hrnet_fast.keypoints import flip_back, to_image, to_input
 from hrnet_fast.tasks import TASKS, Options
-from hrnet_fast.tasks.heatmaps import COCO_FLIP, COCO_KEYPOINTS, COCO_SKELETON, decode, flip_back, to_image
-from hrnet_fast.tasks.images import MEAN, STD, crop, find_images, fit_box, read_image, to_tensor
+from hrnet_fast.tasks.images import MEAN, STD, crop, find_images, read_image, to_tensor
+
+GOLDEN = Path(__file__).parent / "golden" / "crops.npz"  # see tests/keypoints/golden_keypoints.py
 
 
-def test_decode_moves_a_quarter_towards_the_higher_neighbour() -> None:
-    maps = torch.zeros(3, 8, 6)
-    maps[0, 4, 2], maps[0, 4, 3], maps[0, 3, 2] = 1.0, 0.5, 0.2  # right and up
-    maps[1, 0, 5] = 2.0  # a corner stays
-    maps[2, 5, 3] = 3.0  # no preference stays
-    points, values = decode(maps)
-    assert points.tolist() == [[2.25, 3.75], [5.0, 0.0], [3.0, 5.0]]
-    assert values.tolist() == [1.0, 2.0, 3.0]
+@pytest.mark.parametrize("method", ["msra", "dark", "udp", "face"])
+def test_crops_are_the_upstreams(method: str) -> None:
+    """OpenCV's ``warpAffine`` with the authors' and UDP's matrices, and the face code's own function."""
+    name = {"msra": "pose", "dark": "pose"}.get(method, method)
+    with np.load(GOLDEN) as data:
+        picture = Image.fromarray(data["picture"])
+        boxes, expected = data["face_boxes" if method == "face" else "boxes"], data[name]
+    height, width = expected.shape[1:3]
+    for box, wanted in zip(boxes.tolist(), expected, strict=True):
+        found = np.array(crop(picture, tuple(box), (height, width), method)).astype(int)
+        # mmpose's matrix is float32, which rounds a few levels otherwise.
+        assert np.abs(found - wanted).max() <= (method == "udp")
+        assert (found != wanted).mean() < 0.001
 
 
-def test_a_peak_maps_back_to_the_pixel_it_was_cropped_from() -> None:
-    image = Image.new("RGB", (200, 120))
+@pytest.mark.parametrize("method", ["msra", "udp", "face"])
+def test_a_picture_returns_to_the_pixel_it_was_cropped_from(method: str) -> None:
+    """A joint's pixel, cropped by the method, is found where the method's points lead in the image."""
+    box, size = (20.0, 10.0, 96.0, 128.0), (256, 192)
+    if method == "face":
+        box, size = (20.0, 10.0, 128.0, 128.0), (256, 256)
+    image = Image.new("RGB", (200, 160))
     image.putpixel((90, 50), (255, 255, 255))
-    size, box = (64, 48), fit_box((60.0, 30.0, 50.0, 40.0), (64, 48))
-    cropped = np.array(crop(image, box, size)).sum(axis=2)
-    y, x = np.unravel_index(cropped.argmax(), cropped.shape)
-    (found,) = to_image(torch.tensor([[float(x), float(y)]]), size, box)
-    assert torch.allclose(found, torch.tensor([90.0, 50.0]), atol=1.5 * box[2] / 48)
+    cropped = torch.from_numpy(np.array(crop(image, box, size, method)).astype(np.float32)[..., 0])
+    weights = cropped / cropped.sum()
+    y = (weights.sum(1) * torch.arange(size[0])).sum()
+    x = (weights.sum(0) * torch.arange(size[1])).sum()
+    expected = to_input(torch.tensor([[[90.0, 50.0]]]), torch.tensor([box]), size, method)[0, 0]
+    # The face code's crop shows everything half an input pixel, and half an image pixel at most, further on.
+    apart = torch.tensor([x, y]) - expected
+    assert apart.abs().max() <= (0.5 + 1.0 if method == "face" else 0.01)
 
 
-def test_fit_box_keeps_the_centre_and_takes_the_aspect() -> None:
-    left, top, width, height = fit_box((10.0, 20.0, 30.0, 100.0), (256, 192), padding=1.25)
-    assert (left + width / 2, top + height / 2) == (25.0, 70.0)
-    assert width / height == pytest.approx(192 / 256)
-    assert height == pytest.approx(125.0)
-    with pytest.raises(InputError, match="positive"):
-        fit_box((0.0, 0.0, 0.0, 5.0), (256, 192))
-
-
-def test_flip_back_undoes_a_mirroring() -> None:
-    assert [COCO_FLIP[COCO_FLIP[i]] for i in range(17)] == list(range(17))
-    for i, j in enumerate(COCO_FLIP):
-        assert COCO_KEYPOINTS[i].replace("left", "x").replace("right", "x") == COCO_KEYPOINTS[j].replace(
-            "left", "x"
-        ).replace("right", "x")
-    assert {i for bone in COCO_SKELETON for i in bone} == set(range(17))
-    maps = torch.randn(2, 17, 4, 3)
-    assert torch.equal(flip_back(flip_back(maps, COCO_FLIP), COCO_FLIP), maps)
+def test_crops_beyond_the_image_are_black() -> None:
+    image = Image.new("RGB", (20, 10), (200, 100, 50))
+    for method in ("msra", "udp", "face"):
+        assert not np.array(crop(image, (100.0, 100.0, 30.0, 40.0), (64, 48), method)).any()
+        speck = np.array(crop(image, (-1e4, -1e4, 3e4, 3e4), (64, 64), method))
+        assert speck.shape == (64, 64, 3)
+        assert not speck[:20].any()
+        assert not speck[24:].any()
 
 
 def test_to_tensor_normalises_rgb() -> None:
@@ -83,19 +90,70 @@ def pose() -> HRNet:
     return HRNet(width=8, head="v1", num_outputs=17, init="kaiming", **options).eval()
 
 
-def test_flip_averages_with_the_mirrored_image(pose: HRNet) -> None:
-    pixels = np.random.default_rng(1).integers(0, 255, (64, 32, 3), dtype=np.uint8)
-    image = Image.fromarray(pixels)
-    x = to_tensor(image)
+@pytest.fixture(scope="module")
+def face() -> HRNet:
+    torch.manual_seed(4)
+    options = {"num_blocks": 1, "num_modules": (1, 1, 1), "stage1_blocks": 1, "stage1_channels": 8}
+    return HRNet(width=8, head="face", num_outputs=29, init="kaiming", **options).eval()
+
+
+def photo(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(1).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def expected_points(model: HRNet, image: Image.Image, method: str, pairs: str, size: tuple[int, int]) -> Any:
+    box = (0.0, 0.0, float(image.width), float(image.height))
+    x = to_tensor(crop(image, box, size, method))
     with torch.inference_mode():
-        both = (pose(x) + flip_back(pose(x.flip(-1)), COCO_FLIP)) / 2
-    points, scores = decode(both[0])
-    predict = TASKS["pose"].predict
-    answer = predict(pose, image, Options(size=(64, 32), flip=True)).data["people"][0]["keypoints"]
-    expected = to_image(points, (16, 8), (0.0, 0.0, 32.0, 64.0))
-    for keypoint, (px, py), score in zip(answer, expected.tolist(), scores.tolist(), strict=True):
-        assert (keypoint["x"], keypoint["y"]) == (round(px, 2), round(py, 2))
-        assert keypoint["score"] == round(score, 5)
+        maps = model(x)
+        if pairs:
+            mirrored = flip_back(model(x.flip(-1)), pairs, shift=method in ("msra", "dark"))
+            maps = (maps + mirrored) / 2
+    points, scores = hf.decode_keypoints(maps, size, method)
+    return to_image(points, torch.tensor([box]), size)[0].tolist(), scores[0].tolist()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("decode", [None, "msra", "dark", "udp", "face"])
+@pytest.mark.parametrize("task", ["pose", "landmarks"])
+def test_answers_are_decoded_as_asked(
+    request: pytest.FixtureRequest, task: str, decode: str | None, flip: bool
+) -> None:
+    model: HRNet = request.getfixturevalue("pose" if task == "pose" else "face")
+    name, group, part = ("coco", "people", "keypoints") if task == "pose" else ("cofw", "faces", "landmarks")
+    image = photo(64, 64)
+    data = TASKS[task].predict(model, image, Options(size=(64, 64), flip=flip, decode=decode)).data
+    method = decode or ("msra" if task == "pose" else "face")
+    assert data["decode"] == method
+    assert data["flip"] == ({"pairs": name, "shift": method in ("msra", "dark")} if flip else None)
+    points, scores = expected_points(model, image, method, name if flip else "", (64, 64))
+    for keypoint, (px, py), score in zip(data[group][0][part], points, scores, strict=True):
+        assert (keypoint["x"], keypoint["y"]) == pytest.approx((px, py), abs=0.011)
+        assert keypoint["score"] == pytest.approx(score, abs=2e-5)
+
+
+def test_a_joint_comes_back_where_it_was() -> None:
+    """Of a network whose peak is where the authors' target has it, the joint at (100, 120) of the input is there."""
+
+    class Learnt:
+        config, family, keypoints = HRNetConfig.make(width=8, head="v1", num_outputs=17), "pose", "msra"
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            joints = torch.tensor([100.0, 120.0]).expand(len(x), 17, 2)
+            return hf.encode_keypoints(joints, None, (256, 192), (64, 48))[0]
+
+    answer = TASKS["pose"].predict(Learnt(), photo(192, 256), Options()).data["people"][0]["keypoints"]
+    assert {(k["x"], k["y"]) for k in answer} == {(100.0, 120.0)}
+
+
+def test_what_is_not_known_is_told(pose: HRNet, face: HRNet) -> None:
+    image = photo(64, 64)
+    with pytest.raises(InputError, match="COCO's 17 and MPII's 16, and this network has 29"):
+        TASKS["pose"].predict(face, image, Options(size=(64, 64), flip=True))
+    with pytest.raises(InputError, match="this network has 17"):
+        TASKS["landmarks"].predict(pose, image, Options(size=(64, 64), flip=True))
+    with pytest.raises(InputError, match="msra, dark, udp, face"):
+        TASKS["pose"].predict(pose, image, Options(size=(64, 64), decode="simcc"))
 
 
 def test_every_box_is_answered(pose: HRNet) -> None:

@@ -17,6 +17,7 @@ POSE = Family(
     heads=("v1",),
     marks=("stage2.", "final_layer.weight"),
     ignored=_OLD_IMAGENET_HEAD,  # beside heatmaps it is a leftover
+    keypoints="msra",
 )
 SEG = Family(
     "seg",
@@ -51,6 +52,7 @@ FACE = Family(
     defaults=_BILINEAR | {"bn_momentum": 0.01},
     head_conv_bias=True,
     always=MIXED_1X1,
+    keypoints="face",
 )
 DET = Family(
     "det",

@@ -36,6 +36,8 @@ class Family:
         head_conv_bias: whether the format has biases before the head's normalisations; None where both occur, or where
             the head has no normalisation.
         always: fields of :class:`HeadConfig` that are the same in all its files; another head cannot be written so.
+        keypoints: what its heatmaps' pixels stand for, unless told otherwise: a name in
+            :data:`hrnet_fast.keypoints.METHODS`; None where there are no heatmaps.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     head_conv_bias: bool | None = None
     always: Mapping[str, Any] = field(default_factory=dict)
+    keypoints: str | None = None
 
     @property
     def bare(self) -> bool:

@@ -9,7 +9,8 @@ import torch
 from hrnet_fast.checkpoints.convert import COUNTER, Checkpoint, Source, parse_checkpoint
 from hrnet_fast.checkpoints.family import is_trunk
 from hrnet_fast.checkpoints.trunk import BACKBONE, WHOLE
-from hrnet_fast.errors import CheckpointError
+from hrnet_fast.errors import CheckpointError, InputError
+from hrnet_fast.keypoints.methods import check_method
 from hrnet_fast.models.hrnet import HRNet
 
 
@@ -21,6 +22,7 @@ def load_checkpoint(
     head: str = "exact",
     impl: str = "auto",
     torch04: bool = False,
+    decode: str | None = None,
     **overrides: Any,
 ) -> HRNet:
     """Return the network of a checkpoint, with its weights, in evaluation mode.
@@ -41,6 +43,8 @@ def load_checkpoint(
             ``num_outputs=``; ``"drop"`` draws the whole head.
         impl: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
         torch04: see :func:`parse_checkpoint`.
+        decode: how keypoints are read from the heatmaps, which is not in a state_dict either: ``"msra"``, ``"dark"``,
+            ``"udp"`` or ``"face"``; None is the family's. It becomes the network's ``keypoints``.
         overrides: fields of :class:`HRNetConfig` or :class:`HeadConfig`: ``align_corners=True``,
             ``upsample_to="target"``, ``out_indices=(0, 2)``, ``num_outputs=5``, ...
 
@@ -48,7 +52,10 @@ def load_checkpoint(
         CheckpointError: unreadable, unrecognised, incomplete or mis-shaped; nothing is loaded in part.
         ConfigError: an override that does not exist or does not fit.
         ImplementationError: a named implementation that cannot run here.
+        InputError: an unknown `decode`, or one for a network without heatmaps.
     """
+    if decode is not None:
+        check_method("load_checkpoint", decode)
     checkpoint = parse_checkpoint(source, family=family, part=part, head=head, torch04=torch04, **overrides)
     checkpoint.log_notes()
     with torch.device("cpu" if checkpoint.drawn else "meta"):  # to draw weights that are all replaced takes seconds
@@ -57,7 +64,9 @@ def load_checkpoint(
         model.to_empty(device="cpu")
     drawn = {k: v for k, v in model.state_dict().items() if k in checkpoint.drawn}
     model.load_state_dict(drawn | _with_counters(checkpoint, model))
-    model.set_origin(checkpoint.family.name, checkpoint.notes)
+    if decode is not None and model.keypoints is None:
+        raise InputError(f"load_checkpoint: decode={decode!r}; a {model.config.head.kind} head has no heatmaps.")
+    model.set_origin(checkpoint.family.name, checkpoint.notes, decode or checkpoint.family.keypoints)
     return model.eval()
 
 

@@ -35,6 +35,7 @@ MMPOSE = Family(
     trunk_prefix="backbone.",
     renames=(("head.final_layer.", "final_layer."),),
     defaults={"init": "kaiming"},
+    keypoints="msra",
 )
 MMPOSE_0X = Family(
     "mmpose_0x",
@@ -44,6 +45,7 @@ MMPOSE_0X = Family(
     trunk_prefix="backbone.",
     renames=(("keypoint_head.final_layer.", "final_layer."),),
     defaults={"init": "kaiming"},
+    keypoints="msra",
 )
 MMPOSE_FACE = Family(
     "mmpose_face",
@@ -59,6 +61,7 @@ MMPOSE_FACE = Family(
     defaults=_LANDMARKS,
     head_conv_bias=True,
     always=MIXED_1X1,
+    keypoints="msra",
 )
 MMPOSE_0X_FACE = Family(
     "mmpose_0x_face",
@@ -70,6 +73,7 @@ MMPOSE_0X_FACE = Family(
     defaults=_LANDMARKS,
     head_conv_bias=True,
     always=MIXED_1X1,
+    keypoints="msra",
 )
 MMSEG = Family(
     "mmseg",

@@ -7,7 +7,7 @@ import re
 
 import click
 
-from hrnet_fast.tasks.prediction import Box
+from hrnet_fast.keypoints import Box
 
 
 def parse_size(text: str) -> tuple[int, int]:

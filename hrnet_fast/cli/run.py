@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from hrnet_fast.models import HRNet
     from hrnet_fast.tasks.prediction import Network
 
+logger = logging.getLogger(__name__)
 # Read when a task is given; listed here so that --help needs no torch.
 TASK_NAMES = ("pose", "segmentation", "classification", "landmarks")
+DECODINGS = ("msra", "dark", "udp", "face")
 # From so many images on, an engine's set-up (a second or two) is less than what it saves.
 ENGINE_PAYS = 20
 
@@ -34,10 +37,13 @@ ENGINE_PAYS = 20
 @click.option("--force", is_flag=True, help="Replace earlier results in the output folder.")
 @click.option("--size", default=None, help="Input HxW of the network; each task has its own default.")
 @click.option("--box", "boxes", multiple=True, help="left,top,width,height of a person or face; may be repeated.")
-@click.option("--flip", is_flag=True, help="Average with the mirrored image (not for landmarks).")
+@click.option("--flip", is_flag=True, help="Average with the mirrored image.")
 @click.option("--labels", type=click.Path(path_type=Path), help="A text file with one class name a line.")
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="How many classes to name.")
 @click.option("--threshold", default=0.2, show_default=True, help="Keypoints below this score are not drawn.")
+@click.option(
+    "--decode", type=click.Choice(DECODINGS), help="How keypoints are read from heatmaps; each family has its own."
+)
 @click.option("--family", default="auto", show_default=True, help="The checkpoint's family.")
 @click.option(
     "--engine",
@@ -62,6 +68,7 @@ def run(
     labels: Path | None,
     top: int,
     threshold: float,
+    decode: str | None,
     family: str,
     engine: str,
     dtype: str | None,
@@ -85,6 +92,7 @@ def run(
         labels=_read_labels(labels) if labels else (),
         top=top,
         threshold=threshold,
+        decode=decode,
     )
     paths = find_images(images)
     if not force:
@@ -130,6 +138,10 @@ def run(
         click.echo(f"{len(results)} of {len(paths)} images done ({ran}); JSON and pictures are in {output}/")
     if failures:
         raise InputError(f"{len(failures)} of {len(paths)} images failed: {'; '.join(failures[:5])}")
+    if decode is None and results[0].get("decode") == "msra":
+        logger.warning(
+            "heatmaps were decoded as msra; files of DARK and UDP look the same, and take --decode dark or udp"
+        )
 
 
 def _network(model: HRNet, engine: str, dtype: str | None, impl: str, images: int) -> Network:

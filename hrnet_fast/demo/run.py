@@ -20,10 +20,11 @@ from hrnet_fast.demo.contenders import contenders
 from hrnet_fast.demo.pictures import picture_of
 from hrnet_fast.demo.weights import random_state
 from hrnet_fast.errors import HRNetFastError
+from hrnet_fast.keypoints import fit_box
 from hrnet_fast.measure import interleaved_seconds, operator_calls, peak_activations, relative_error
 from hrnet_fast.models import HRNet, get_config
 from hrnet_fast.tasks import TASKS
-from hrnet_fast.tasks.images import crop, fit_box, read_image, to_tensor
+from hrnet_fast.tasks.images import crop, read_image, to_tensor
 from hrnet_fast.tasks.prediction import check_head
 
 

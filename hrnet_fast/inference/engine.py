@@ -139,6 +139,11 @@ class Engine:
         with self._gate.using(), self._plainly():
             return self._executor(shape)(x, copy)
 
+    @property
+    def keypoints(self) -> str | None:
+        """What heatmaps' pixels stand for, as its model says; None where that is not known."""
+        return self._source.keypoints
+
     def prepare(self, *shapes: Sequence[int]) -> None:
         """Get ready for inputs of these shapes [N, C, H, W].
 
@@ -206,6 +211,7 @@ class Engine:
             "outer": self._outer,
             "images": self._images and (self._images.mean, self._images.std),
             "max_shapes": self._max_shapes,
+            "keypoints": self.keypoints,
         }
         save(path, plans, self._making.tensors, settings)
 
@@ -219,7 +225,7 @@ class Engine:
         plans, tensors, settings = load(path)
         images, bound = settings["images"], settings["max_shapes"]
         normalize = Normalize(*images) if images else None
-        source = Saved(plans, tensors)
+        source = Saved(plans, tensors, settings.get("keypoints"))
         where = torch.empty(0, device=device).device  # "cuda" is a device with a number
         engine = cls(source, settings["dtype"], settings["outer"], where, normalize, bound)
         engine.prepare(*list(plans)[-bound:])

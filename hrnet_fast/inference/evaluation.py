@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,19 +10,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hrnet_fast.errors import InputError
+from hrnet_fast.keypoints import Pairs, flip_back, mirror_order, named_method, needs_shift
 
 Network = Callable[[Tensor], Tensor]
 
 
-def flip_test(network: Network, x: Tensor, pairs: Sequence[tuple[int, int]] = (), *, shift: bool = False) -> Tensor:
+def flip_test(network: Network, x: Tensor, pairs: Pairs = (), *, shift: bool | None = None) -> Tensor:
     """Return the mean of a network's maps for images and, flipped back, for their mirror images, in one call of 2N.
 
     Args:
         network: [2N, C, H, W] to maps [2N, K, h, w]: an engine or a model.
         x: [N, C, H, W].
-        pairs: channels that a mirror swaps, such as left and right wrist; empty for segmentation.
+        pairs: channels that a mirror swaps, such as left and right wrist: ``[(1, 2), (3, 4)]``, mmpose's index of
+            every channel ``[0, 2, 1, 4, 3]``, or a data set's name (``"coco"``, ``"mpii"``, ``"wflw"``, ``"300w"``,
+            ``"cofw"``, ``"aflw"``); empty for segmentation.
         shift: move the flipped-back maps one pixel to the right, as the authors' pose evaluation does
-            (``TEST.SHIFT_HEATMAP``): heatmaps of a mirror image are not aligned with the image's.
+            (``TEST.SHIFT_HEATMAP``): heatmaps of a mirror image are not aligned with the image's. None: where there
+            are pairs, and the network's ``keypoints`` is ``"msra"``, ``"dark"`` or not known
+            (:func:`hrnet_fast.keypoints.needs_shift`).
 
     Raises:
         InputError: the network returns something else than one tensor of maps, or `pairs` name channels it has not.
@@ -30,19 +36,11 @@ def flip_test(network: Network, x: Tensor, pairs: Sequence[tuple[int, int]] = ()
     maps = network(torch.cat([x, x.flip(3)]))
     if not isinstance(maps, Tensor) or maps.dim() != 4:
         raise InputError("flip_test: the network must return one tensor [N, K, h, w].")
-    swapped = [channel for pair in pairs for channel in set(pair)]
-    if len(set(swapped)) < len(swapped):
-        raise InputError(f"flip_test: pairs={list(pairs)} name a channel more than once; a mirror swaps it with one.")
-    order = list(range(maps.shape[1]))
-    for a, b in pairs:
-        if not (0 <= a < len(order) and 0 <= b < len(order)):
-            raise InputError(f"flip_test: pair {(a, b)} given; the network has {len(order)} channels.")
-        order[a], order[b] = b, a
+    order = mirror_order(pairs, maps.shape[1])
+    if shift is None:
+        shift = order != list(range(len(order))) and needs_shift(named_method(network))
     straight, mirrored = maps.chunk(2)
-    mirrored = mirrored.flip(3)[:, order]
-    if shift:
-        mirrored = torch.cat([mirrored[..., :1], mirrored[..., :-1]], dim=3)
-    return (straight + mirrored) / 2
+    return (straight + flip_back(mirrored, order, shift=shift)) / 2
 
 
 def multi_scale(
@@ -73,10 +71,9 @@ def multi_scale(
         InputError: no scale or one that is not positive, a divisor below 1, or a network that returns something else
             than one tensor of maps.
     """
-    if divisor < 1:
-        raise InputError(f"multi_scale: divisor={divisor} must be at least 1.")
-    if not scales or min(scales) <= 0:
-        raise InputError(f"multi_scale: scales={list(scales)}; give one or more positive factors.")
+    if not isinstance(divisor, int) or divisor < 1:
+        raise InputError(f"multi_scale: divisor={divisor!r} must be a whole number of at least 1.")
+    scales = _factors(scales)
     _check_images("multi_scale", x)
     total: Tensor | None = None
     height, width = x.shape[2:]
@@ -94,8 +91,17 @@ def multi_scale(
     return total / len(scales)
 
 
+def _factors(scales: Sequence[float]) -> list[float]:
+    try:
+        factors = [float(scale) for scale in scales]
+    except (TypeError, ValueError):
+        factors = []
+    if not factors or not all(0 < factor < math.inf for factor in factors):
+        raise InputError(f"multi_scale: scales={scales!r}; give a list of one or more positive factors.")
+    return factors
+
+
 def _check_images(what: str, x: Tensor) -> None:
-    if x.dim() != 4 or not x.is_floating_point():
-        raise InputError(
-            f"{what}: {x.dtype} {list(x.shape)} given; accepted are floating images [N, C, H, W], normalised."
-        )
+    if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point():
+        given = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(f"{what}: {given} given; accepted are floating images [N, C, H, W], normalised.")

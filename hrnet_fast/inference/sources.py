@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.planning.lower import make_plan
+from hrnet_fast.keypoints import named_method
 
 
 class Living:
@@ -17,6 +18,10 @@ class Living:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+
+    @property
+    def keypoints(self) -> str | None:
+        return named_method(self.model)
 
     def plan(self, shape: tuple[int, ...], dtype: torch.dtype) -> Plan:
         return make_plan(self.model, shape, dtype)
@@ -28,8 +33,10 @@ class Living:
 class Saved:
     """What a file held."""
 
-    def __init__(self, plans: Mapping[tuple[int, ...], Plan], tensors: Mapping[str, Tensor]) -> None:
-        self.plans, self.kept = dict(plans), dict(tensors)
+    def __init__(
+        self, plans: Mapping[tuple[int, ...], Plan], tensors: Mapping[str, Tensor], keypoints: str | None
+    ) -> None:
+        self.plans, self.kept, self.keypoints = dict(plans), dict(tensors), keypoints
 
     def plan(self, shape: tuple[int, ...], dtype: torch.dtype) -> Plan:
         if shape not in self.plans:

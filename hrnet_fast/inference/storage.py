@@ -101,7 +101,7 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[tuple[int, ...], p.Plan], d
         plans = [_decode(plan) for plan in content["plans"]]
         tensors, settings = content["tensors"], _decode(content["settings"])
         missing = sorted(name for plan in plans for name in _needed(plan) if not isinstance(tensors[name], Tensor))
-        if missing or not plans or set(settings) < {"dtype", "outer", "images", "max_shapes"}:
+        if missing or not plans or not set(settings) >= {"dtype", "outer", "images", "max_shapes"}:
             raise ValueError(f"plans, settings or tensors {missing[:3]} are missing")
         return {plan.input_shape: plan for plan in plans}, tensors, settings
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:

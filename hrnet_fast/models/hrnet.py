@@ -20,6 +20,9 @@ from hrnet_fast.reference.heads.dense import V2Head
 from hrnet_fast.reference.network import HRNetReference
 from hrnet_fast.reference.norm import NormFactory
 
+# By head: who trains it. V2's logits are segmentation's as well.
+_KEYPOINTS = {"v1": "msra", "v1h": "msra", "v2": "msra", "face": "face"}
+
 
 class HRNet(HRNetReference):
     """A drop-in HRNet: the authors' parameter names, any head, any width.
@@ -41,6 +44,9 @@ class HRNet(HRNetReference):
         InputError: (from forward) an input this network cannot take.
     """
 
+    # What heatmaps' pixels stand for (`hrnet_fast.keypoints.METHODS`): the family's or the head's convention, and yours
+    # to set; None where the head has no heatmaps.
+    keypoints: str | None
     # Set by `accelerate`: how the stem and the head execute, which have no module of their own.
     fast_settings: Settings | None = None
 
@@ -62,6 +68,7 @@ class HRNet(HRNetReference):
         if chosen != "reference":
             accelerate_blocks(self, impl, "lean")
         self.family: str | None = None
+        self.keypoints = _KEYPOINTS.get(config.head.kind)
         self.notes: tuple[str, ...] = ()
 
     def _stem(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -82,9 +89,10 @@ class HRNet(HRNetReference):
                 return head.finish(logits, size)
         return super()._apply_head(features, size)
 
-    def set_origin(self, family: str, notes: tuple[str, ...]) -> None:
-        """Record which family of checkpoints the weights came from, and what loading them left out."""
+    def set_origin(self, family: str, notes: tuple[str, ...], keypoints: str | None = None) -> None:
+        """Record which family of checkpoints the weights came from, what loading them left out, and how it decodes."""
         self.family = family
+        self.keypoints = keypoints or self.keypoints
         self.notes = notes
 
     @classmethod

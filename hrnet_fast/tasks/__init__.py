@@ -10,10 +10,10 @@ from hrnet_fast.tasks.prediction import Options, Prediction, Task
 from hrnet_fast.tasks.segmentation import predict_segmentation
 
 TASKS: dict[str, Task] = {
-    "pose": Task(predict_keypoints, ("v1", "v1h", "v2"), ("size", "boxes", "flip", "threshold")),
+    "pose": Task(predict_keypoints, ("v1", "v1h", "v2"), ("size", "boxes", "flip", "threshold", "decode")),
     "segmentation": Task(predict_segmentation, ("v1h", "v2", "ocr"), ("size", "flip", "labels"), maps=("labels",)),
     "classification": Task(predict_classes, ("c", "ci", "cii"), ("size", "flip", "labels", "top")),
-    "landmarks": Task(predict_landmarks, ("face", "v2", "v1"), ("size", "boxes", "threshold")),
+    "landmarks": Task(predict_landmarks, ("face", "v2", "v1"), ("size", "boxes", "flip", "threshold", "decode")),
 }
 
 __all__ = ["TASKS", "Options", "Prediction", "Task"]

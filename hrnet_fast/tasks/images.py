@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from hrnet_fast.errors import InputError
-from hrnet_fast.tasks.prediction import Box
+from hrnet_fast.keypoints import Box, fit_box, warp_matrix  # noqa: F401 (fit_box makes the boxes that crop takes)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # ImageNet statistics of RGB in [0, 1], which every upstream trains with.
@@ -57,24 +59,49 @@ def to_tensor(image: Image.Image) -> Tensor:
     return (pixels - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
 
 
-def fit_box(box: Box, size: tuple[int, int], padding: float = 1.25) -> Box:
-    """Return `box` widened about its centre to the aspect ratio of `size` (H, W), then by `padding`.
+def crop(image: Image.Image, box: Box, size: tuple[int, int], method: str = "msra") -> Image.Image:
+    """Return the part of `image` under `box`, black outside, resampled bilinearly to `size` (H, W).
 
-    Paper, section 4, "Training": the detection box is extended to a fixed aspect ratio before cropping; the authors'
-    pose repository pads it by a quarter.
+    The sampling is that of the code that trains with `method`: OpenCV's ``warpAffine`` with
+    :func:`~hrnet_fast.keypoints.warp_matrix`, in which pixel 0 of the result lies at the box's corner; for ``face``,
+    whole pixels cut out and resized (authors' ``lib/utils/transforms.py::crop``).
     """
-    left, top, width, height = box
-    if width <= 0 or height <= 0:
-        raise InputError(f"box {box}: width and height must be positive (left, top, width, height in pixels).")
-    aspect = size[1] / size[0]
-    w, h = max(width, height * aspect) * padding, max(height, width / aspect) * padding
-    return (left + width / 2 - w / 2, top + height / 2 - h / 2, w, h)
+    if method == "face":
+        return _face_crop(image, box, size)
+    matrix = warp_matrix(box, size, method)
+    columns, right = _taps(box[0], float(matrix[0, 0]), size[1], image.width)
+    rows, down = _taps(box[1], float(matrix[1, 1]), size[0], image.height)
+    pixels = np.asarray(ImageOps.expand(image, 1))  # black around
+
+    def along(which: NDArray[np.intp]) -> NDArray[np.float64]:
+        first, second = (pixels[which[:, None], columns[i]].astype(np.float64) for i in (0, 1))
+        mean: NDArray[np.float64] = first + (second - first) * right[None, :, None]
+        return mean
+
+    above, below = along(rows[0]), along(rows[1])
+    return Image.fromarray(np.rint(above + (below - above) * down[:, None, None]).astype(np.uint8))
 
 
-def crop(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
-    """Return the part of `image` under `box`, black outside, resampled bilinearly to `size` (H, W)."""
+def _taps(start: float, scale: float, count: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Pixels [2, count] on both sides of each sample, counted from 1, 0 and size + 1 outside; the second's weight."""
+    position = start + np.arange(count) / scale
+    first = np.floor(position)
+    return np.clip(np.stack([first, first + 1]) + 1, 0, size + 1).astype(np.intp), position - first
+
+
+def _face_crop(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
+    """Cut out whole pixels and resize them; an image more than twice as large is resized first."""
+    factor = box[3] / size[0]
+    if factor >= 2:
+        shrunk = (math.floor(image.width / factor), math.floor(image.height / factor))
+        if max(shrunk) < 2 or min(shrunk) < 1:  # nothing of it is left
+            return Image.new(image.mode, (size[1], size[0]))
+        image = image.resize(shrunk, Image.Resampling.BILINEAR)
+        box = (box[0] / factor, box[1] / factor, box[2] / factor, box[3] / factor)
     left, top, width, height = box
-    sx, sy = width / size[1], height / size[0]
-    # Pillow maps output pixel centres to input coordinates by this matrix.
-    matrix = (sx, 0, left, 0, sy, top)
-    return image.transform((size[1], size[0]), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    step_x, step_y = width / size[1], height / size[0]
+    # The authors convert pixels counted from 1 and truncate.
+    corners = (left - step_x, top - step_y, left + width - step_x, top + height - step_y)
+    first_x, first_y, last_x, last_y = (math.trunc(round(c, 9)) + 1 for c in corners)
+    whole = image.crop((first_x, first_y, max(last_x, first_x + 1), max(last_y, first_y + 1)))
+    return whole.resize((size[1], size[0]), Image.Resampling.BILINEAR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,69 +10,115 @@ from PIL import Image
 from torch import Tensor
 
 from hrnet_fast.errors import InputError
+from hrnet_fast.inference import flip_test
+from hrnet_fast.keypoints import (
+    METHODS,
+    Box,
+    Dataset,
+    dataset_of,
+    decode_keypoints,
+    fit_box,
+    needs_shift,
+    to_image,
+)
 from hrnet_fast.tasks import draw
-from hrnet_fast.tasks.heatmaps import COCO_FLIP, COCO_KEYPOINTS, COCO_SKELETON, decode, flip_back, to_image
-from hrnet_fast.tasks.images import crop, fit_box, to_tensor
-from hrnet_fast.tasks.prediction import Box, Network, Options, Prediction
+from hrnet_fast.tasks.images import crop, to_tensor
+from hrnet_fast.tasks.prediction import Network, Options, Prediction
+
+# By the number of channels alone, 17 and 16 keypoints are persons', the others faces'.
+_PERSONS = ("coco", "mpii")
+
+
+@dataclass(frozen=True)
+class _Convention:
+    """How one run decodes: `method`, the network's data set if its channels are one's, and whether it flips."""
+
+    method: str
+    dataset: Dataset | None
+    flip: bool
+
+    def told(self) -> dict[str, Any]:
+        """What ran, for the answer."""
+        flipped = (
+            {"pairs": self.dataset.name, "shift": needs_shift(self.method)} if self.flip and self.dataset else None
+        )
+        return {"decode": self.method, "flip": flipped}
+
+
+def decoding(model: Network, options: Options) -> str:
+    """Return the method that decodes the network's heatmaps: the option's or the network's own.
+
+    Raises:
+        InputError: an unknown method.
+    """
+    method = options.decode or model.keypoints or "msra"
+    if method not in METHODS:
+        raise InputError(f"decode={method!r} is not one of {', '.join(METHODS)}.")
+    return method
 
 
 def predict_keypoints(model: Network, image: Image.Image, options: Options) -> Prediction:
-    """Find the keypoints of every box; with 17 of them, name and connect them as COCO does."""
-    coco = model.config.head.num_outputs == len(COCO_KEYPOINTS)
-    if options.flip and not coco:
-        raise InputError(
-            f"flip needs to know which keypoints mirror each other; that is known for COCO's 17, and this network has "
-            f"{model.config.head.num_outputs}."
-        )
-    pairs = COCO_FLIP if options.flip else None
-    people = _find(model, image, options, size=(256, 192), padding=1.25, pairs=pairs)
-    names = COCO_KEYPOINTS if coco else tuple(str(i) for i in range(model.config.head.num_outputs))
-    data = {"people": [{"box": p["box"], "keypoints": _named(p, names)} for p in people]}
-    bones = COCO_SKELETON if coco else ()
+    """Find the keypoints of every box; COCO's 17 and MPII's 16 are named and connected."""
+    convention = _convention(model, options, persons=True)
+    people = _find(model, image, options, convention, size=(256, 192))
+    names = _names(model, convention)
+    data = {**convention.told(), "people": [{"box": p["box"], "keypoints": _named(p, names)} for p in people]}
+    bones = convention.dataset.bones if convention.dataset else ()
     picture = draw.keypoints(image, [p["points"] for p in people], [p["scores"] for p in people], bones, options)
     return Prediction(data, picture)
 
 
 def predict_landmarks(model: Network, image: Image.Image, options: Options) -> Prediction:
     """Find the landmarks of every face box."""
-    if options.flip:
-        raise InputError(
-            "flip is not available for landmarks: which of them mirror each other depends on the data set."
-        )
-    faces = _find(model, image, options, size=(256, 256), padding=1.25, pairs=None)
-    names = tuple(str(i) for i in range(model.config.head.num_outputs))
-    data = {"faces": [{"box": f["box"], "landmarks": _named(f, names)} for f in faces]}
+    convention = _convention(model, options, persons=False)
+    faces = _find(model, image, options, convention, size=(256, 256))
+    names = _names(model, convention)
+    data = {**convention.told(), "faces": [{"box": f["box"], "landmarks": _named(f, names)} for f in faces]}
     picture = draw.keypoints(image, [f["points"] for f in faces], [f["scores"] for f in faces], (), options)
     return Prediction(data, picture)
 
 
+def _convention(model: Network, options: Options, *, persons: bool) -> _Convention:
+    channels = model.config.head.num_outputs
+    dataset = dataset_of(channels)
+    if dataset is not None and (dataset.name in _PERSONS) is not persons:
+        dataset = None
+    if options.flip and dataset is None:
+        known = "COCO's 17 and MPII's 16" if persons else "WFLW's 98, 300W's 68, COFW's 29 and AFLW's 19"
+        raise InputError(
+            f"flip needs to know which keypoints mirror each other; that is known for {known}, and this network has "
+            f"{channels}. hrnet_fast.flip_test takes pairs of any network."
+        )
+    return _Convention(decoding(model, options), dataset, options.flip)
+
+
+def _names(model: Network, convention: _Convention) -> tuple[str, ...]:
+    return convention.dataset.names if convention.dataset else tuple(map(str, range(model.config.head.num_outputs)))
+
+
 def _find(
-    model: Network,
-    image: Image.Image,
-    options: Options,
-    *,
-    size: tuple[int, int],
-    padding: float,
-    pairs: tuple[int, ...] | None,
+    model: Network, image: Image.Image, options: Options, convention: _Convention, *, size: tuple[int, int]
 ) -> list[dict[str, Any]]:
     size = options.size or size
     # A given box is tight around the person and gets room; the whole image has it already.
-    boxes = [fit_box(b, size, padding) for b in options.boxes]
+    boxes = [fit_box(b, size) for b in options.boxes]
     boxes = boxes or [fit_box((0.0, 0.0, float(image.width), float(image.height)), size, 1.0)]
-    return [_one(model, image, box, size, pairs) for box in boxes]
+    return [_one(model, image, box, size, convention) for box in boxes]
 
 
 def _one(
-    model: Network, image: Image.Image, box: Box, size: tuple[int, int], pairs: tuple[int, ...] | None
+    model: Network, image: Image.Image, box: Box, size: tuple[int, int], convention: _Convention
 ) -> dict[str, Any]:
-    x = to_tensor(crop(image, box, size))
+    x = to_tensor(crop(image, box, size, convention.method))
     with torch.inference_mode():
-        heatmaps = _dense(model(x))
-        if pairs is not None:
-            heatmaps = (heatmaps + flip_back(_dense(model(x.flip(-1))), pairs)) / 2
-    points, scores = decode(heatmaps[0])
-    points = to_image(points, (heatmaps.shape[-2], heatmaps.shape[-1]), box)
-    return {"box": [round(v, 2) for v in box], "points": points.tolist(), "scores": scores.tolist()}
+        if convention.flip and convention.dataset:
+            shift = needs_shift(convention.method)
+            heatmaps = flip_test(lambda images: _dense(model(images)), x, convention.dataset.pairs, shift=shift)
+        else:
+            heatmaps = _dense(model(x))
+        points, scores = decode_keypoints(heatmaps, size, convention.method)
+        points = to_image(points, torch.tensor([box]), size)
+    return {"box": [round(v, 2) for v in box], "points": points[0].tolist(), "scores": scores[0].tolist()}
 
 
 def _dense(output: Any) -> Tensor:

@@ -11,8 +11,7 @@ from PIL import Image
 
 from hrnet_fast.config import HRNetConfig
 from hrnet_fast.errors import InputError
-
-Box = tuple[float, float, float, float]  # left, top, width, height in pixels
+from hrnet_fast.keypoints import Box
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,8 @@ class Options:
         labels: class names by index.
         top: how many classes to name.
         threshold: keypoints below this heatmap value are not drawn.
+        decode: how keypoints are read from heatmaps, a name in :data:`hrnet_fast.keypoints.METHODS`; None is the
+            network's own.
     """
 
     size: tuple[int, int] | None = None
@@ -34,6 +35,7 @@ class Options:
     labels: tuple[str, ...] = ()
     top: int = 5
     threshold: float = 0.2
+    decode: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Network(Protocol):
     def config(self) -> HRNetConfig: ...
     @property
     def family(self) -> str | None: ...
+    @property
+    def keypoints(self) -> str | None: ...
     def __call__(self, x: Any) -> Any: ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,6 +82,38 @@ def test_networks_without_maps(network: Any) -> None:
             hf.multi_scale(network, image(8, 8), [1.0], flip=flip)
 
 
+@pytest.mark.parametrize("pairs", [[(1, 3)], [0, 3, 2, 1], torch.tensor([0, 3, 2, 1])])
+@pytest.mark.parametrize(("keypoints", "shift"), [("msra", True), (None, True), ("udp", False), ("face", False)])
+def test_the_shift_follows_pairs_and_network(pairs: Any, keypoints: str | None, shift: bool) -> None:
+    class Named:
+        def __call__(self, x: Tensor) -> Tensor:
+            return lopsided(x)
+
+    network = Named()
+    if keypoints:
+        network.keypoints = keypoints  # type: ignore[attr-defined]
+    x = image(8, 12)
+    assert torch.equal(hf.flip_test(network, x, pairs), hf.flip_test(network, x, [(1, 3)], shift=shift))
+    assert torch.equal(hf.flip_test(network, x), hf.flip_test(network, x, shift=False))
+
+
+def test_an_engine_knows_its_models_convention(tmp_path: Path) -> None:
+    model, x = tiny("face"), image(64, 64)
+    engine = hf.optimize_for_inference(model, torch.cat([x, x]))
+    engine.save(tmp_path / "face.engine")
+    assert model.keypoints == engine.keypoints == hf.Engine.load(tmp_path / "face.engine").keypoints == "face"
+    assert hf.optimize_for_inference(torch.nn.Conv2d(3, 4, 3).eval(), x).keypoints is None
+
+
+def test_data_sets_have_names() -> None:
+    model, x = tiny("v1", num_outputs=17), image(64, 64)
+    index = [0, *(i + 1 if i % 2 else i - 1 for i in range(1, 17))]
+    with torch.no_grad():
+        assert torch.equal(hf.flip_test(model, x, "coco"), hf.flip_test(model, x, index, shift=True))
+        with pytest.raises(InputError, match="98 keypoints; the network has 17"):
+            hf.flip_test(model, x, "wflw")
+
+
 @pytest.mark.parametrize("pair", [(0, 4), (-1, 0)])
 def test_pairs_that_are_none(pair: tuple[int, int]) -> None:
     with pytest.raises(InputError, match="4 channels"):
@@ -94,15 +127,22 @@ def test_a_channel_in_two_pairs() -> None:
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"scales": []}, "positive"), ({"scales": [1.0, 0.0]}, "positive"), ({"scales": [1.0], "divisor": 0}, "divisor")],
+    [
+        ({"scales": []}, "positive"),
+        ({"scales": [1.0, 0.0]}, "positive"),
+        ({"scales": 1.0}, "positive"),
+        ({"scales": ["half"]}, "positive"),
+        ({"scales": [1.0], "divisor": 0}, "divisor"),
+        ({"scales": [1.0], "divisor": 1.5}, "divisor"),
+    ],
 )
 def test_scales_that_are_none(options: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         hf.multi_scale(lopsided, image(8, 8), **options)
 
 
-@pytest.mark.parametrize("x", [torch.zeros(1, 64, 64, 3, dtype=torch.uint8), torch.zeros(3, 64, 64)])
-def test_images_that_cannot_be_mirrored(x: Tensor) -> None:
+@pytest.mark.parametrize("x", [torch.zeros(1, 64, 64, 3, dtype=torch.uint8), torch.zeros(3, 64, 64), [[0.0]], None])
+def test_images_that_cannot_be_mirrored(x: Any) -> None:
     for evaluate in (lambda: hf.flip_test(lambda y: y, x), lambda: hf.multi_scale(lambda y: y, x, [1.0])):
         with pytest.raises(InputError, match="floating images"):
             evaluate()

@@ -1,0 +1,27 @@
+"""Keypoints in numbers: heatmaps to points and back, boxes to network inputs, mirror pairs. Needs torch alone."""
+
+from hrnet_fast.keypoints.affine import Box, fit_box, to_image, to_input, warp_matrix
+from hrnet_fast.keypoints.datasets import DATASETS, Dataset, dataset_of
+from hrnet_fast.keypoints.decoding import decode_keypoints
+from hrnet_fast.keypoints.encoding import encode_keypoints
+from hrnet_fast.keypoints.flipping import Pairs, flip_back, mirror_order, needs_shift
+from hrnet_fast.keypoints.methods import METHODS, named_method
+
+__all__ = [
+    "DATASETS",
+    "METHODS",
+    "Box",
+    "Dataset",
+    "Pairs",
+    "dataset_of",
+    "decode_keypoints",
+    "encode_keypoints",
+    "fit_box",
+    "flip_back",
+    "mirror_order",
+    "named_method",
+    "needs_shift",
+    "to_image",
+    "to_input",
+    "warp_matrix",
+]

@@ -1,0 +1,102 @@
+"""Between an image and the network's input: boxes, points and the matrix of the crop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hrnet_fast.errors import InputError
+from hrnet_fast.keypoints.methods import check_method, check_size
+
+Box = tuple[float, float, float, float]  # left, top, width, height in pixels
+
+
+def fit_box(box: Box, size: Sequence[int], padding: float = 1.25) -> Box:
+    """Return `box` widened about its centre to the aspect ratio of `size` (H, W), then by `padding`.
+
+    Paper, section 4, "Training": the detection box is extended to a fixed aspect ratio before cropping; the authors'
+    pose and face repositories and mmpose pad it by a quarter.
+    """
+    left, top, width, height = box
+    if width <= 0 or height <= 0:
+        raise InputError(f"box {box}: width and height must be positive (left, top, width, height in pixels).")
+    aspect = size[1] / size[0]
+    w, h = max(width, height * aspect) * padding, max(height, width / aspect) * padding
+    return (left + width / 2 - w / 2, top + height / 2 - h / 2, w, h)
+
+
+def to_image(points: Tensor, boxes: Tensor, input_size: Sequence[int]) -> Tensor:
+    """Map decoded points into the images that the network's inputs were cropped from.
+
+    A box's width is W input pixels: the authors' ``transform_preds`` without its conversion to whole pixels, and
+    mmpose's ``TopdownPoseEstimator.add_pred_to_datasample``. (The authors' face evaluation then takes
+    ``trunc(point) + 1``.)
+
+    Args:
+        points: [N, K, 2] as (x, y) of :func:`~hrnet_fast.keypoints.decode_keypoints`, whatever the method.
+        boxes: [N, 4] as (left, top, width, height) in image pixels, of the input's aspect ratio (:func:`fit_box`). The
+            authors' centre is the box's, and 200 times their scale is its size.
+        input_size: (H, W).
+    """
+    height, width = check_size("to_image", "input_size", input_size)
+    corner, size = _corners("to_image", points, boxes)
+    return torch.stack([points[..., 0] / width, points[..., 1] / height], dim=-1) * size + corner
+
+
+def to_input(points: Tensor, boxes: Tensor, input_size: Sequence[int], method: str = "msra") -> Tensor:
+    """Map points of the images into the network's inputs, for :func:`~hrnet_fast.keypoints.encode_keypoints`.
+
+    Args:
+        points: [N, K, 2] as (x, y) in image pixels.
+        boxes: as in :func:`to_image`.
+        input_size: (H, W).
+        method: ``"udp"`` maps a box's width to W - 1 pixels, the others to W.
+    """
+    check_method("to_input", method)
+    height, width = check_size("to_input", "input_size", input_size)
+    corner, size = _corners("to_input", points, boxes)
+    share, less = (points - corner) / size, int(method == "udp")
+    return torch.stack([share[..., 0] * (width - less), share[..., 1] * (height - less)], dim=-1)
+
+
+def warp_matrix(box: Box, input_size: Sequence[int], method: str = "msra", rotation: float = 0.0) -> Tensor:
+    """Return the matrix [2, 3], float64, that takes image pixels (x, y, 1) to input pixels.
+
+    Equals the authors' ``get_affine_transform`` and mmpose's ``get_udp_warp_matrix``, and is what ``cv2.warpAffine``
+    takes: both sides count whole pixels from the centre of the first.
+
+    Args:
+        box: (left, top, width, height) in image pixels, of the input's aspect ratio.
+        input_size: (H, W).
+        method: as in :func:`to_input`.
+        rotation: in degrees about the box's centre, in the sense of the respective code.
+    """
+    check_method("warp_matrix", method)
+    height, width = check_size("warp_matrix", "input_size", input_size)
+    left, top, box_width, box_height = box
+    if box_width <= 0 or box_height <= 0:
+        raise InputError(f"box {box}: width and height must be positive (left, top, width, height in pixels).")
+    udp = method == "udp"
+    angle = math.radians(rotation if udp else -rotation)
+    cos, sin = math.cos(angle), math.sin(angle)
+    x, y = left + box_width / 2, top + box_height / 2
+    kx, ky = (width - udp) / box_width, (height - udp) / box_height
+    return torch.tensor(
+        [
+            [kx * cos, -kx * sin, kx * (sin * y - cos * x) + (width - udp) / 2],
+            [ky * sin, ky * cos, -ky * (sin * x + cos * y) + (height - udp) / 2],
+        ],
+        dtype=torch.float64,
+    )
+
+
+def _corners(what: str, points: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    if points.dim() != 3 or points.shape[2] != 2 or boxes.shape != (points.shape[0], 4):
+        raise InputError(
+            f"{what}: points {list(points.shape)} and boxes {list(boxes.shape)} given; accepted are [N, K, 2] and "
+            "[N, 4]."
+        )
+    return boxes[:, None, :2].to(points), boxes[:, None, 2:].to(points)

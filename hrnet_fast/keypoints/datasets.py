@@ -1,0 +1,118 @@
+"""Data sets of keypoints: which channels mirror each other, what they are called, which are connected.
+
+Numbers as in the authors' repositories (``lib/dataset`` of pose, ``lib/utils/transforms.py`` of faces, there partly
+from 1) and in mmpose's ``configs/_base_/datasets``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from hrnet_fast.errors import InputError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Keypoints of one data set.
+
+    Attributes:
+        name: what ``pairs=`` calls it.
+        channels: how many keypoints.
+        pairs: channels that a mirror swaps.
+        names: of the channels; their numbers where the data set has no names.
+        bones: channels to connect in a drawing.
+    """
+
+    name: str
+    channels: int
+    pairs: tuple[tuple[int, int], ...]
+    names: tuple[str, ...]
+    bones: tuple[tuple[int, int], ...] = ()
+
+
+def _down(first: Iterable[int], last: int) -> tuple[tuple[int, int], ...]:
+    """Pairs of `first` counted up and `last` counted down."""
+    return tuple((a, last - i) for i, a in enumerate(first))
+
+
+def _face(name: str, channels: int, *pairs: tuple[tuple[int, int], ...]) -> Dataset:
+    return Dataset(name, channels, tuple(p for group in pairs for p in group), tuple(map(str, range(channels))))
+
+
+COCO = Dataset(
+    "coco",
+    17,
+    pairs=tuple((i, i + 1) for i in range(1, 17, 2)),
+    names=(
+        "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
+        "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
+        "right_ankle",
+    ),
+    bones=(
+        (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
+        (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+    ),
+)  # fmt: skip
+MPII = Dataset(
+    "mpii",
+    16,
+    pairs=((0, 5), (1, 4), (2, 3), (10, 15), (11, 14), (12, 13)),
+    names=(
+        "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "pelvis", "thorax",
+        "upper_neck", "head_top", "right_wrist", "right_elbow", "right_shoulder", "left_shoulder", "left_elbow",
+        "left_wrist",
+    ),
+    bones=(
+        (0, 1), (1, 2), (2, 6), (6, 3), (3, 4), (4, 5), (6, 7), (7, 8), (8, 9), (8, 12), (12, 11), (11, 10), (8, 13),
+        (13, 14), (14, 15),
+    ),
+)  # fmt: skip
+WFLW = _face(
+    "wflw",
+    98,
+    _down(range(16), 32),  # outline
+    _down(range(33, 38), 46),  # brows
+    _down(range(38, 42), 50),
+    ((55, 59), (56, 58)),  # nose
+    _down(range(60, 65), 72),  # eyes
+    _down(range(65, 68), 75),
+    _down(range(76, 79), 82),  # mouth
+    ((83, 87), (84, 86), (88, 92), (89, 91), (93, 95)),
+    ((96, 97),),  # pupils
+)
+FACE_300W = _face(
+    "300w",
+    68,
+    _down(range(8), 16),
+    _down(range(17, 22), 26),
+    _down(range(31, 33), 35),
+    _down(range(36, 40), 45),
+    _down(range(40, 42), 47),
+    _down(range(48, 51), 54),
+    ((55, 59), (56, 58), (60, 64), (61, 63), (65, 67)),
+)
+COFW = _face(
+    "cofw",
+    29,
+    ((0, 1), (2, 3), (4, 6), (5, 7), (8, 9), (10, 11), (12, 14), (13, 15), (16, 17), (18, 19), (22, 23)),
+)
+AFLW = _face("aflw", 19, _down(range(3), 5), _down(range(6, 9), 11), ((12, 14), (15, 17)))
+
+DATASETS: dict[str, Dataset] = {d.name: d for d in (COCO, MPII, WFLW, FACE_300W, COFW, AFLW)}
+
+
+def dataset_of(channels: int) -> Dataset | None:
+    """Return the data set with that many keypoints, if it is known."""
+    return next((d for d in DATASETS.values() if d.channels == channels), None)
+
+
+def get_dataset(name: str) -> Dataset:
+    """Return a data set by name.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if name not in DATASETS:
+        raise InputError(f"keypoints of {name!r} are not known; accepted are {', '.join(DATASETS)}.")
+    return DATASETS[name]

@@ -1,0 +1,186 @@
+"""From points in the network's input to training targets, as the code that trains with them makes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hrnet_fast.errors import InputError
+from hrnet_fast.keypoints.methods import as_float32, check_method, check_size, widest
+
+_IN_CACHE = 1 << 14  # values of a CPU's turn: thirty passes over a whole batch would each go to memory
+
+
+def encode_keypoints(
+    points: Tensor,
+    visible: Tensor | None,
+    input_size: Sequence[int],
+    heatmap_size: Sequence[int],
+    method: str = "msra",
+    sigma: float = 2.0,
+) -> tuple[Tensor, Tensor]:
+    """Return the heatmaps that a network is to learn for `points`, and the weights of their losses.
+
+    Equal to the last bit to the authors' pose (``msra``: ``JointsDataset.generate_target``) and face code (``face``:
+    ``lib/utils/transforms.py::generate_target``) and to mmpose's MSRAHeatmap (``msra``; ``dark`` with
+    ``unbiased=True``) and UDPHeatmap (``udp``) on x86 processors, with their patch of three standard deviations. Runs
+    on the points' device, without a loop over points and without waiting for results.
+
+    Args:
+        points: real [N, K, 2] as (x, y) in input pixels. For ``udp`` these are indices of pixels.
+        visible: real or boolean [N, K]; None is all. Points below one half get an empty heatmap.
+        input_size: (H, W) of the network's input.
+        heatmap_size: (h, w).
+        method: ``"msra"``, ``"dark"``, ``"udp"`` or ``"face"``; see :mod:`hrnet_fast.keypoints.methods`.
+        sigma: standard deviation in heatmap pixels: 2 for pose at 256x192, 3 at 384x288; for faces, 1.5 (WFLW, COFW,
+            AFLW) or 1 (300W).
+
+    Returns:
+        Float32 targets [N, K, h, w] and weights [N, K]: `visible`, and 0 where no part of the patch is in the heatmap
+        or a coordinate is not finite. (The authors' face loss takes no weights: it counts empty heatmaps as well.)
+
+    Raises:
+        InputError: points or `visible` of another shape or type, a size or a sigma that is none, or an unknown method.
+    """
+    what = "encode_keypoints"
+    check_method(what, method)
+    height, width = check_size(what, "input_size", input_size)
+    h, w = check_size(what, "heatmap_size", heatmap_size, least=2 if method == "udp" else 1)
+    if not (isinstance(sigma, (int, float)) and 1e-2 <= sigma <= 1e3):
+        raise InputError(f"{what}: sigma={sigma!r} must be a number of heatmap pixels, from 0.01 to 1000.")
+    seen = _check_points(points, visible)
+    x, y = (
+        _Axis(_position(points[..., i], whole, size, method), size, method, float(sigma))
+        for i, (whole, size) in enumerate(((width, w), (height, h)))
+    )
+    inside = x.inside & y.inside
+    # The code bases differ in what exactly one half means.
+    drawn = inside & ((seen > 0.5) if method in ("msra", "face") else (seen >= 0.5))
+    maps = {"dark": _whole, "udp": _curves}.get(method, _patches)(x, y, float(sigma))
+    return torch.where(drawn[..., None, None], maps, 0.0), seen * inside
+
+
+def _position(points: Tensor, whole: int, size: int, method: str) -> Tensor:
+    """One coordinate [N, K] in heatmap pixels. mmpose has it in float32, its scale factor as well."""
+    exact = points.detach().to(widest(points.device))
+    if method == "udp":
+        return _rounded(_rounded(exact) / as_float32((whole - 1) / (size - 1)))
+    if method == "dark":
+        return _rounded(_rounded(exact) / as_float32(whole / size))
+    return exact / (whole / size)
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """`x` with the values that float32 has."""
+    return x.float().to(x.dtype)
+
+
+def _check_points(points: Tensor, visible: Tensor | None) -> Tensor:
+    if not isinstance(points, Tensor) or points.dim() != 3 or points.shape[2] != 2 or points.is_complex():
+        given = f"{points.dtype} {list(points.shape)}" if isinstance(points, Tensor) else type(points).__name__
+        raise InputError(f"encode_keypoints: points {given} given; accepted are [N, K, 2] as (x, y) in input pixels.")
+    if visible is None:
+        return torch.ones(points.shape[:2], device=points.device)
+    if not isinstance(visible, Tensor) or visible.shape != points.shape[:2] or visible.is_complex():
+        given = f"{visible.dtype} {list(visible.shape)}" if isinstance(visible, Tensor) else type(visible).__name__
+        raise InputError(
+            f"encode_keypoints: visible {given} given for points {list(points.shape)}; accepted is a tensor "
+            f"{list(points.shape[:2])} or None."
+        )
+    if visible.device != points.device:
+        raise InputError(
+            f"encode_keypoints: visible on {visible.device} and points on {points.device}; move one to the other's."
+        )
+    return visible.detach().float()
+
+
+class _Axis:
+    """One coordinate of all points: where their patches begin and end, and which of a heatmap's pixels they cover."""
+
+    def __init__(self, position: Tensor, size: int, method: str, sigma: float) -> None:
+        reach = 3 * sigma
+        self.position, self.pixels = position, torch.arange(size, device=position.device, dtype=position.dtype)
+        if method == "dark":  # the patch is the whole heatmap
+            self.inside = (position - reach < size) & (position + reach + 1 >= 0)
+            return
+        nearest = position if method == "face" else position + 0.5
+        self.pixel = torch.trunc(_rounded(nearest) if method == "udp" else nearest)
+        # The upstreams truncate, also where a patch begins before the heatmap: there it stands a pixel to the right
+        # if sigma is no whole number.
+        first, last = torch.trunc(self.pixel - reach), torch.trunc(self.pixel + reach + 1)
+        self.inside = (first < size) & (last >= 0)
+        self.column = self.pixels - first[..., None]  # of the patch
+        self.covered = (self.column >= 0) & (self.column < _columns(sigma)) & (self.pixels < last[..., None])
+
+
+def _columns(sigma: float) -> int:
+    """How many columns the upstreams' patch of three standard deviations has."""
+    return math.ceil(6 * sigma + 1)
+
+
+def _middle(sigma: float) -> float:
+    """The column in which the patch is 1."""
+    return (6 * sigma + 1) // 2
+
+
+def _curves(x: _Axis, y: _Axis, sigma: float) -> Tensor:
+    """UDP: heatmaps [N, K, h, w] of patches about pixels, each with its summit at the point itself."""
+
+    def curve(axis: _Axis) -> Tensor:
+        summit = _middle(sigma) + axis.position - axis.pixel
+        return torch.where(axis.covered, torch.exp(-((axis.column - summit[..., None]) ** 2) / (2 * sigma**2)), 0.0)
+
+    return (curve(y)[..., :, None] * curve(x)[..., None, :]).float()
+
+
+def _whole(x: _Axis, y: _Axis, sigma: float) -> Tensor:
+    """DARK: heatmaps [N, K, h, w] about the points themselves, computed in float32."""
+    dx, dy = (_rounded(_rounded(axis.pixels - axis.position[..., None]) ** 2) for axis in (x, y))
+    return _exp_float32(-_rounded(dx[..., None, :] + dy[..., :, None]) / as_float32(2 * sigma**2))
+
+
+def _patches(x: _Axis, y: _Axis, sigma: float) -> Tensor:
+    """MSRA and face: heatmaps [N, K, h, w] of one patch about pixels, whose values are those of a table."""
+    place = torch.arange(_columns(sigma), device=x.column.device, dtype=x.column.dtype)
+    squares = (place - _middle(sigma)) ** 2
+    table = _exp_float32(-(squares[:, None] + squares) / as_float32(2 * sigma**2)).to(x.column.dtype)
+    # Products with ones and zeros pick rows and columns, and change no value in float64.
+    rows, columns = (((axis.column[..., None] == place) & axis.covered[..., None]).to(table) for axis in (y, x))
+    return (rows @ table @ columns.mT).float()
+
+
+def _exp_float32(z: Tensor) -> Tensor:
+    """Return exp(z) in float32 as NumPy computes it, which the upstreams' targets are made with.
+
+    NumPy's float32 exponential (``loops_exponent_log``, AVX2 and AVX512) differs from the nearest float32 by a unit in
+    the last place here and there: it is 2^q times a quotient of polynomials in ``z - q ln 2``, in fused multiply-adds.
+    Here these are computed in float64 and rounded, so that every device gives the same bits.
+    """
+    if z.dtype != torch.float64:
+        return torch.exp(z).float()
+    if z.device.type == "cpu" and z.numel() > _IN_CACHE:
+        return torch.cat([_exp_float32(part) for part in torch.split(z.flatten(), _IN_CACHE)]).view(z.shape)
+
+    def fused(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:
+        return (a * b + c).float().double()
+
+    z = z.float().double()
+    q = torch.round((z * as_float32(math.log2(math.e))).float().double())
+    r = fused(q, as_float32(-6.93145752e-1), z)
+    r = fused(q, as_float32(-1.42860677e-6), r)
+    above = torch.full_like(r, as_float32(5.082762527590693718096e-04))
+    for coefficient in (
+        6.757896990527504603057e-03,
+        5.114512081637298353406e-02,
+        2.473615434895520810817e-01,
+        7.257664613233124478488e-01,
+        9.999999999980870924916e-01,
+    ):
+        above = fused(above, r, as_float32(coefficient))
+    below = torch.full_like(r, as_float32(2.159509375685829852307e-02))
+    for coefficient in (-2.742335390411667452936e-01, 1.0):
+        below = fused(below, r, as_float32(coefficient))
+    return ((above / below).float().double() * torch.exp2(q)).float()

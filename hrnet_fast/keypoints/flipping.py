@@ -1,0 +1,114 @@
+"""Heatmaps of mirror images, brought back: which channels are swapped, and by how much the maps are moved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hrnet_fast.errors import InputError
+from hrnet_fast.keypoints.datasets import get_dataset
+from hrnet_fast.keypoints.methods import check_method
+
+Pairs = str | Sequence[tuple[int, int]] | Sequence[int]
+
+
+def mirror_order(pairs: Pairs, channels: int) -> list[int]:
+    """Return, for each channel, the one that takes its place in a mirror.
+
+    Args:
+        pairs: swapped channels ``[(1, 2), (3, 4)]``, mmpose's ``flip_indices`` of all channels ``[0, 2, 1, 4, 3]``, or
+            the name of a data set: ``"coco"``, ``"mpii"``, ``"wflw"``, ``"300w"``, ``"cofw"`` or ``"aflw"``. Tensors
+            and arrays are read as lists. Nothing in it swaps nothing.
+        channels: how many there are.
+
+    Raises:
+        InputError: something else, a channel that is not there or stands in two pairs, or another number of channels.
+    """
+    if isinstance(pairs, str):
+        dataset = get_dataset(pairs)
+        if dataset.channels != channels:
+            raise InputError(f"pairs={pairs!r} are of {dataset.channels} keypoints; the network has {channels}.")
+        pairs = dataset.pairs
+    given = _listed(pairs)
+    if all(isinstance(item, int) for item in given):
+        order = given or list(range(channels))
+        if sorted(order) != list(range(channels)) or any(order[order[i]] != i for i in range(channels)):
+            raise InputError(
+                f"pairs={_short(pairs)}: a list of indices names, for each of the network's {channels} channels, the "
+                "one that mirrors it."
+            )
+        return order
+    order = list(range(channels))
+    for a, b in _pairs_of(pairs, given):
+        if not (0 <= a < channels and 0 <= b < channels):
+            raise InputError(f"pairs={_short(pairs)}: {(a, b)} given; the network has {channels} channels.")
+        if order[a] != a or order[b] != b:
+            raise InputError(f"pairs={_short(pairs)} name a channel more than once; a mirror swaps it with one.")
+        order[a], order[b] = b, a
+    return order
+
+
+def needs_shift(method: str | None) -> bool:
+    """Whether maps of a mirror image are moved by one heatmap pixel to fit the image's.
+
+    ``msra`` and ``dark``: yes; heatmap pixel p stands for input pixel 4p, and its mirror image, w - 1 - p, for one that
+    lies 3 input pixels beside the mirror image of 4p (authors' ``TEST.SHIFT_HEATMAP``, mmpose's ``shift_heatmap``).
+    ``udp``: no; both ends of a row meet. ``face``: no; the half pixel that is added after truncation leaves a quarter
+    heatmap pixel between the two, where a shift would leave five quarters. None, where nothing is known: yes.
+    """
+    if method is None:
+        return True
+    check_method("needs_shift", method)
+    return method in ("msra", "dark")
+
+
+def flip_back(heatmaps: Tensor, pairs: Pairs, *, shift: bool) -> Tensor:
+    """Return maps of mirror images as maps of the images themselves.
+
+    Args:
+        heatmaps: [N, K, h, w].
+        pairs: see :func:`mirror_order`.
+        shift: move the maps one pixel to the right; the first column stays (authors' ``lib/core/function.py``).
+    """
+    back = heatmaps.flip(3)
+    order = mirror_order(pairs, heatmaps.shape[1])
+    if order != list(range(len(order))):
+        back = back[:, order]
+    return torch.cat([back[..., :1], back[..., :-1]], dim=3) if shift else back
+
+
+def _listed(pairs: Any) -> list[Any]:
+    """`pairs` as a list; tensors and arrays with what they hold, anything else refused."""
+    if hasattr(pairs, "tolist"):
+        pairs = pairs.tolist()
+    if not isinstance(pairs, Iterable) or isinstance(pairs, (dict, bytes)):
+        raise InputError(f"pairs={_short(pairs)} given; {_ACCEPTED}")
+    return [_plain(item) for item in pairs]
+
+
+def _plain(item: Any) -> Any:
+    return item.tolist() if hasattr(item, "tolist") else item
+
+
+def _pairs_of(pairs: Any, given: list[Any]) -> list[tuple[int, int]]:
+    found = []
+    for item in given:
+        pair = [_plain(i) for i in item] if isinstance(item, (tuple, list)) else []
+        if len(pair) != 2 or not all(isinstance(i, int) for i in pair) or pair[0] == pair[1]:
+            raise InputError(f"pairs={_short(pairs)} given; {_ACCEPTED}")
+        found.append((pair[0], pair[1]))
+    return found
+
+
+def _short(pairs: Any) -> str:
+    text = repr(pairs if isinstance(pairs, str) or not hasattr(pairs, "tolist") else pairs.tolist())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+_ACCEPTED = (
+    "accepted are pairs of channels [(1, 2), (3, 4)], mmpose's index of every channel [0, 2, 1, 4, 3], or the name of "
+    "a data set."
+)

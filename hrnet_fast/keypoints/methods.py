@@ -1,0 +1,61 @@
+"""The coordinate conventions by name, and the checks that decoding and encoding share.
+
+==========  ===========================================================  ==================================
+method      code that trains with it                                     a heatmap's pixel ``p`` stands for
+==========  ===========================================================  ==================================
+``msra``    authors' pose ``lib/core/inference.py``; mmpose MSRAHeatmap  ``p * W / w``
+``dark``    mmpose MSRAHeatmap with ``unbiased=True``                    ``p * W / w``
+``udp``     mmpose UDPHeatmap (gaussian)                                 ``p * (W - 1) / (w - 1)``
+``face``    authors' face ``lib/core/evaluation.py``                     ``(p + 0.5) * W / w``
+==========  ===========================================================  ==================================
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import torch
+
+from hrnet_fast.errors import InputError
+
+METHODS = ("msra", "dark", "udp", "face")
+
+
+def check_method(what: str, method: str) -> None:
+    """Raise :class:`InputError` unless `method` is one of :data:`METHODS`."""
+    if method not in METHODS:
+        raise InputError(f"{what}: {method!r} is not one of {', '.join(METHODS)}.")
+
+
+def named_method(network: object) -> str | None:
+    """Return the convention that a network or an engine names as its ``keypoints``, if it does."""
+    found = getattr(network, "keypoints", None)
+    return found if isinstance(found, str) and found in METHODS else None
+
+
+def check_size(what: str, name: str, size: Sequence[int], least: int = 1) -> tuple[int, int]:
+    """Return `size` as (height, width).
+
+    Raises:
+        InputError: anything but two whole numbers of at least `least`.
+    """
+    try:
+        height, width = (int(side) for side in size)
+        if [height, width] != list(size) or min(height, width) < least:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{what}: {name}={size!r} given; accepted is (height, width), whole numbers of at least {least}."
+        ) from None
+    return height, width
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 on devices without it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def as_float32(value: float) -> float:
+    """Return `value` rounded to float32, in which mmpose keeps its scale factors."""
+    return float(struct.unpack("f", struct.pack("f", value))[0])
