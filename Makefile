@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu kernels/cuda/*.h kernels/cuda/*.cuh)
 HOST_RUN := $(wildcard tests/cuda_host/*)
 
-.PHONY: help setup demo test lint format bench kernels-report cuda-report clean
+.PHONY: help setup demo test lint format docs bench kernels-report cuda-report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -35,7 +35,7 @@ demo: $(READY)  ## run HRNet on the photograph that ships with the project; the 
 test: $(READY)  ## run the tests, with coverage
 	$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term --cov-fail-under=90
 
-lint: $(READY)  ## ruff, mypy, clang-format
+lint: $(READY) docs  ## ruff, mypy, clang-format, the documents
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -45,6 +45,9 @@ format: $(READY)  ## rewrite the sources as lint wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(SOURCES) $(HOST_RUN)
+
+docs: $(READY)  ## build the documents as pages in build/docs; warnings are errors
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 
 bench: $(READY)  ## measure the reference networks and the operators on this machine
 	$(BIN)/python -m pytest benchmarks/ --benchmark

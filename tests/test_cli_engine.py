@@ -14,7 +14,7 @@ import hrnet_fast as hf
 from hrnet_fast.errors import InputError
 from hrnet_fast.launches import NETWORKS, launches_row
 
-README = Path(hf.__file__).parents[1] / "README.md"
+INFERENCE = Path(hf.__file__).parents[1] / "docs" / "inference.md"
 
 
 @pytest.mark.parametrize(("dtype", "apart"), [("float32", 0.01), ("bfloat16", 1.0)])
@@ -93,8 +93,8 @@ def test_plan_of_a_named_network(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert "cannot be written" in refused(capsys, "plan", "hrnet_w18_small", "--dot", tmp_path / "no" / "plan.dot")
 
 
-def test_readme_counts_launches_as_they_are() -> None:
-    text = README.read_text(encoding="utf-8")
+def test_the_documents_count_launches_as_they_are() -> None:
+    text = INFERENCE.read_text(encoding="utf-8")
     table = text[text.index("<!-- launches -->") : text.index("<!-- end -->")]
     written = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[3:]]
     counted = []

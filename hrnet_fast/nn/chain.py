@@ -1,7 +1,7 @@
 """Chains of residual units and of convolutions with normalisation, with a backward that keeps half as much.
 
 Kept for backward are each convolution's output and its [4, C] of normalisation; activations are computed again from
-them by elementwise passes, and no convolution runs twice (design: "Lean units" in DESIGN.md). With ``memory="min"``
+them by elementwise passes, and no convolution runs twice ("Lean units" in docs/architecture.md). With ``memory="min"``
 only the chain's input is kept, and its convolutions do run again.
 """
 

@@ -1,0 +1,108 @@
+"""The README's two pictures, drawn from a benchmark result file: latency, and training memory and step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hrnet_fast.bench.figures import baseline_of
+from hrnet_fast.bench.plots import colours_of
+from hrnet_fast.bench.records import Record, by_case, load_run
+
+ROOT = Path(__file__).parents[1]
+PEERS = ("eager channels-last", "ONNX Runtime", "OpenVINO", "hrnet_fast engine")
+# What the suites call `accelerate` at its default and at its least memory.
+LEVELS = {"hrnet_fast": "accelerate", "hrnet_fast accelerate": "accelerate", "hrnet_fast memory=min": 'memory="min"'}
+Groups = dict[str, dict[str, float]]
+
+
+@click.command()
+@click.argument("results", type=click.Path(path_type=Path))
+@click.option("--output", "-o", default=ROOT / "docs" / "images", type=click.Path(path_type=Path), help="A folder.")
+def main(results: Path, output: Path) -> None:
+    """Write latency.png and training.png, drawn from RESULTS."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    run = load_run(results)
+    output.mkdir(parents=True, exist_ok=True)
+    below = (
+        f"{run.machine['device']}, {run.machine['threads']} threads; {run.created[:10]}, revision {run.revision[:12]}"
+    )
+    draw_latency(run.records, below, output / "latency.png")
+    draw_training(run.records, below, output / "training.png")
+
+
+def draw_latency(records: Sequence[Record], below: str, path: Path) -> None:
+    """Draw milliseconds of one call by case and contender, a panel for each dtype."""
+    chosen = [r for r in records if r.suite == "inference" and r.contender in PEERS and r.value is not None]
+    panels: list[tuple[str, Groups]] = []
+    for dtype in ("float32", "bfloat16"):
+        groups: Groups = {}
+        for group in by_case([r for r in chosen if r.dtype == dtype]).values():
+            found = {r.contender: r.value * 1e3 for r in group if r.value is not None}
+            groups[group[0].case] = {peer: found[peer] for peer in PEERS if peer in found}
+        panels.append((f"inference, {dtype} [ms]", groups))
+    _draw(panels, colours_of(chosen), below, path, "{:.0f}")
+
+
+def draw_training(records: Sequence[Record], below: str, path: Path) -> None:
+    """Draw memory kept for backward and the time of a step, over those of eager execution, of every training case."""
+    panels = [
+        ("kept for backward / eager", _over_eager(records, "kept for backward")),
+        ("training step / eager channels-last", _over_eager(records, "training step")),
+    ]
+    _draw(panels, {"accelerate": "#d55e00", 'memory="min"': "#f2a065"}, below, path, "{:.2f}", one=True)
+
+
+def _over_eager(records: Sequence[Record], quantity: str) -> Groups:
+    groups: Groups = {}
+    measured = [r for r in records if r.quantity == quantity and r.value is not None and "contiguous" not in r.case]
+    for group in by_case(measured).values():
+        base = baseline_of(group)
+        ours = {
+            LEVELS[r.contender]: r.value / base.value for r in group if r.contender in LEVELS and r.value and base.value
+        }
+        if ours:
+            groups[f"{base.case.replace(' channels_last', '')} {base.dtype}"] = ours
+    return groups
+
+
+def _draw(
+    panels: Sequence[tuple[str, Groups]], colours: dict[str, str], below: str, path: Path, text: str, one: bool = False
+) -> None:
+    """Draw horizontal bars, a panel for each of `panels`; with `one`, a line at one."""
+    from matplotlib import pyplot as plt
+
+    rows = max(sum(len(figures) + 0.6 for figures in groups.values()) for _, groups in panels)
+    figure, axes = plt.subplots(1, len(panels), figsize=(13, 1.2 + 0.22 * rows))
+    shown: dict[str, Any] = {}
+    for axis, (title, groups) in zip(axes, panels, strict=True):
+        at, ticks = 0.0, []
+        for figures in groups.values():
+            ticks.append(at + (len(figures) - 1) / 2)
+            for contender, value in figures.items():
+                bar = axis.barh(at, value, 0.92, color=colours[contender])
+                axis.text(value, at, " " + text.format(value), va="center", fontsize=7)
+                shown.setdefault(contender, bar)
+                at += 1
+            at += 0.6
+        axis.set_yticks(ticks, list(groups), fontsize=7)
+        axis.invert_yaxis()
+        axis.tick_params(axis="x", labelsize=7)
+        axis.set_title(title, fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+        if one:
+            axis.axvline(1.0, color="#8a8a8a", linewidth=1)
+    figure.legend(list(shown.values()), list(shown), loc="upper center", ncols=len(shown), frameon=False, fontsize=8)
+    figure.text(0.5, 0.01, below, ha="center", fontsize=7, color="#555555")
+    figure.tight_layout(rect=(0, 0.03, 1, 0.94))
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

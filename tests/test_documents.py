@@ -1,0 +1,65 @@
+"""README and docs: every Python block runs, every link leads somewhere, figures are those of the result files."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from timm_helper import import_timm
+
+from hrnet_fast.bench.readme import update_readme
+from hrnet_fast.bench.records import load_run
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+
+
+def blocks(page: Path) -> list[str]:
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.stem)
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, in one process, as a reader would paste them."""
+    monkeypatch.chdir(tmp_path)
+    import_timm()  # as a block may: the helper stands in for its torchvision
+    names: dict[str, Any] = {}
+    for i, block in enumerate(blocks(page)):
+        exec(compile(block, f"{page.name}, block {i + 1}", "exec"), names)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *sorted((ROOT / "docs" / "benchmarks").glob("*.md"))], ids=lambda p: p.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = LINK.findall(page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_readme_is_short() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 200
+    assert len(text.encode()) <= 12 * 1024
+
+
+@pytest.mark.parametrize("results", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda p: p.stem)
+def test_pages_of_figures_are_those_of_the_result_files(results: Path) -> None:
+    run = load_run(results)
+    assert not run.revision.endswith("-dirty")
+    page = ROOT / "docs" / "benchmarks" / f"{results.stem}.md"
+    assert not update_readme(page, [run], check=True), f"run: hrnet-fast bench report {results} --readme {page}"
+
+
+def test_the_pictures_are_drawn_from_a_result_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    main = importlib.import_module("readme_pictures").main
+    results = next((ROOT / "benchmarks" / "results").glob("*.json"))
+    done = CliRunner().invoke(main, [str(results), "-o", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    for name in ("latency.png", "training.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+        assert (ROOT / "docs" / "images" / name).is_file()
