@@ -98,7 +98,7 @@ def run(
     failures: list[str] = []
     for path in progress(paths, len(paths), task):
         try:
-            prediction = chosen.predict(network, read_image(path), options)
+            prediction = chosen.predict(network, read_image(path, model.config.in_channels), options)
         except InputError as error:
             if len(paths) == 1:
                 raise

@@ -11,23 +11,25 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from hrnet_fast.errors import InputError
+from hrnet_fast.tasks.pixels import MEAN, STATISTICS, STD, by_bands, eight_bits
 from hrnet_fast.tasks.prediction import Box
 
+__all__ = ["MEAN", "STD", "SUFFIXES", "crop", "find_images", "fit_box", "read_image", "to_tensor"]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-# ImageNet statistics of RGB in [0, 1], which every upstream trains with.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Return an image as RGB, turned upright by its EXIF orientation.
+def read_image(path: str | os.PathLike[str], channels: int = 3) -> Image.Image:
+    """Return an image as RGB, grey or RGBA by `channels` (3, 1, 4), turned upright by its EXIF orientation.
 
     Raises:
-        InputError: no such file, or one that is no image.
+        InputError: no such file, one that is no image, or pixels that cannot be scaled
+            (:func:`~hrnet_fast.tasks.pixels.eight_bits`).
     """
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return ImageOps.exif_transpose(eight_bits(image, str(path), channels))
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such image.") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
@@ -52,9 +54,11 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Return an RGB image as a normalised float32 [1, 3, H, W]."""
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)[None].float() / 255
-    return (pixels - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+    """Return an RGB, grey or RGBA image as a normalised float32 [1, C, H, W]."""
+    channels = len(image.getbands())
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).view(image.height, image.width, channels)
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in STATISTICS[channels])
+    return (pixels.permute(2, 0, 1)[None].float() / 255 - mean) / std
 
 
 def fit_box(box: Box, size: tuple[int, int], padding: float = 1.25) -> Box:
@@ -77,4 +81,7 @@ def crop(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
     sx, sy = width / size[1], height / size[0]
     # Pillow maps output pixel centres to input coordinates by this matrix.
     matrix = (sx, 0, left, 0, sy, top)
-    return image.transform((size[1], size[0]), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    return by_bands(
+        image,
+        lambda band: band.transform((size[1], size[0]), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR),
+    )

@@ -12,6 +12,7 @@ from hrnet_fast.errors import InputError
 from hrnet_fast.tasks import draw
 from hrnet_fast.tasks.heatmaps import COCO_FLIP, COCO_KEYPOINTS, COCO_SKELETON, decode, flip_back, to_image
 from hrnet_fast.tasks.images import crop, fit_box, to_tensor
+from hrnet_fast.tasks.pixels import as_channels
 from hrnet_fast.tasks.prediction import Box, Network, Options, Prediction
 
 
@@ -55,6 +56,7 @@ def _find(
     pairs: tuple[int, ...] | None,
 ) -> list[dict[str, Any]]:
     size = options.size or size
+    image = as_channels(image, model.config.in_channels)
     # A given box is tight around the person and gets room; the whole image has it already.
     boxes = [fit_box(b, size, padding) for b in options.boxes]
     boxes = boxes or [fit_box((0.0, 0.0, float(image.width), float(image.height)), size, 1.0)]

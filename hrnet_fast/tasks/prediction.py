@@ -11,6 +11,7 @@ from PIL import Image
 
 from hrnet_fast.config import HRNetConfig
 from hrnet_fast.errors import InputError
+from hrnet_fast.tasks.pixels import check_channels
 
 Box = tuple[float, float, float, float]  # left, top, width, height in pixels
 
@@ -82,10 +83,10 @@ class Task:
 
 
 def check_head(model: Network, heads: tuple[str, ...], task: str, source: str | os.PathLike[str]) -> None:
-    """Compare the head of `source`'s network with those that can do the task.
+    """Compare the head of `source`'s network with those that can do the task, and its input with pictures.
 
     Raises:
-        InputError: it is none of `heads`.
+        InputError: it is none of `heads`, or takes channels that pictures do not have.
     """
     kind = model.config.head.kind
     if kind not in heads:
@@ -93,3 +94,4 @@ def check_head(model: Network, heads: tuple[str, ...], task: str, source: str | 
             f"{source}: a {model.family} checkpoint ({kind} head) cannot do {task}; that takes one with a "
             f"{' or '.join(heads)} head."
         )
+    check_channels(model.config.in_channels)
