@@ -261,6 +261,13 @@ class HRNetConfig:
         """Channels of the branches after the last stage, highest resolution first."""
         return self.stages[-1].out_channels
 
+    @property
+    def bilinear(self) -> bool:
+        """Whether this network interpolates bilinearly anywhere, so that ``align_corners`` counts."""
+        concatenates = self.head.kind in ("v2", "v2p", "ocr", "face")
+        fusions = "bilinear" in (self.upsample, self.downsample) or self.upsample_to == "scale_then_target"
+        return concatenates or fusions or self.head.upsample_logits
+
     @classmethod
     def make(
         cls,

@@ -177,10 +177,10 @@ def test_run_refuses_what_cannot_be(capsys: pytest.CaptureFixture[str], tmp_path
 
 
 TASK_OPTIONS: dict[str, tuple[str, ...]] = {
-    "pose": ("--size", "--box", "--flip", "--threshold"),
-    "segmentation": ("--size", "--flip", "--labels"),
+    "pose": ("--size", "--box", "--flip", "--threshold", "--align-corners"),
+    "segmentation": ("--size", "--flip", "--labels", "--align-corners"),
     "classification": ("--size", "--flip", "--labels", "--top"),
-    "landmarks": ("--size", "--box", "--threshold"),
+    "landmarks": ("--size", "--box", "--threshold", "--align-corners"),
 }
 # Defaults among them: what counts is that the option was given.
 VALUES: dict[str, tuple[str, ...]] = {
@@ -190,6 +190,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "--labels": ("labels.txt",),
     "--top": ("5",),
     "--threshold": ("0.2",),
+    "--align-corners": (),
 }
 
 

@@ -226,6 +226,7 @@ def test_more_classes_than_sixteen_bits_hold_are_refused() -> None:
     class Many:
         config = tiny("v2").config
         family = None
+        assumptions = ()
 
         def __call__(self, x: torch.Tensor) -> torch.Tensor:
             return torch.zeros(1, 65537, 1, 1)

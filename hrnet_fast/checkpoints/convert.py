@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hrnet_fast.checkpoints.assumptions import assumptions
+from hrnet_fast.checkpoints.channels import adapt_input
 from hrnet_fast.checkpoints.family import Family, is_trunk
 from hrnet_fast.checkpoints.files import read_file
 from hrnet_fast.checkpoints.infer import infer_config
@@ -30,16 +32,19 @@ class Checkpoint:
     """A checkpoint, recognised and complete.
 
     Attributes:
-        state: tensors under the authors' names, as they were stored (none added, none changed).
+        state: tensors under the authors' names, as they were stored (none added; the first convolution is changed
+            where other input channels were asked for).
         family: where it came from.
         config: the network it belongs to.
         notes: what was left out, is lacking or could not be told, for people.
+        assumptions: what the file does not tell and a default of its family decided, though it changes numbers.
     """
 
     state: dict[str, Tensor]
     family: Family
     config: HRNetConfig
     notes: tuple[str, ...]
+    assumptions: tuple[str, ...] = ()
 
     def log_notes(self) -> None:
         """Tell what was left out or assumed, as warnings of the logger ``hrnet_fast.checkpoints``."""
@@ -54,7 +59,8 @@ def parse_checkpoint(source: Source, *, family: str = "auto", torch04: bool = Fa
         source: a path (``.pth``, ``.pt``, ``.pth.tar``, ``.safetensors``) or what such a file holds.
         family: one of :data:`FAMILIES`, or ``"auto"``.
         torch04: the file is of the authors' PyTorch 0.4 segmentation release, whose scales act as ``|w| + eps``.
-        overrides: fields of :class:`HRNetConfig` or :class:`HeadConfig` that the file does not tell.
+        overrides: fields of :class:`HRNetConfig` or :class:`HeadConfig` that the file does not tell; and
+            ``in_channels``, to which RGB weights are adapted as timm adapts them.
 
     Raises:
         CheckpointError: unreadable, unrecognised, incomplete or mis-shaped; the keys are in the message and, all of
@@ -73,6 +79,7 @@ def parse_checkpoint(source: Source, *, family: str = "auto", torch04: bool = Fa
             )
         state = absolute_scales(state)
     config = _infer(state, found, overrides)
+    state = adapt_input(state, config.in_channels, notes)
     if config.norm.kind == "gn" and "norm_groups" not in overrides:
         notes.append(
             f"group normalisation: {config.norm.groups} groups assumed; give norm_groups= if there were others"
@@ -82,7 +89,7 @@ def parse_checkpoint(source: Source, *, family: str = "auto", torch04: bool = Fa
             f"the head's convolution has no bias, which files of family {found.name!r} have; nor has the network, then"
         )
     check_state(state, config, family=found.name)
-    return Checkpoint(state, found, config, tuple(notes))
+    return Checkpoint(state, found, config, tuple(notes), assumptions(found.name, config, overrides))
 
 
 def _read(source: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from hrnet_fast.checkpoints.channels import FIRST
 from hrnet_fast.checkpoints.convert import COUNTER, Checkpoint, Source, parse_checkpoint
 from hrnet_fast.checkpoints.family import is_trunk
 from hrnet_fast.errors import CheckpointError
@@ -18,7 +19,8 @@ def load_checkpoint(
     """Return the network of a checkpoint, with its weights, in evaluation mode.
 
     Family, width, depth, head and output count follow from keys and shapes; interpolation mode, ``align_corners``,
-    momentum and dropout are not in a state_dict and take the family's defaults. The network returns what that
+    momentum and dropout are not in a state_dict and take the family's defaults; ``model.assumptions`` names those that
+    change numbers and that files of the family may have otherwise. The network returns what that
     upstream's model returns: a tensor, ``[auxiliary, main]`` for the authors' OCR, a list for features, a tuple of
     levels for a detection neck.
 
@@ -29,7 +31,8 @@ def load_checkpoint(
         impl: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
         torch04: see :func:`parse_checkpoint`.
         overrides: fields of :class:`HRNetConfig` or :class:`HeadConfig`: ``align_corners=True``,
-            ``upsample_to="target"``, ``out_indices=(0, 2)``, ...
+            ``upsample_to="target"``, ``out_indices=(0, 2)``, ... With ``in_channels``, RGB weights are adapted to
+            other channels as timm adapts them: 1 gets their sum, others repeat them, times 3 / in_channels.
 
     Raises:
         CheckpointError: unreadable, unrecognised, incomplete or mis-shaped; nothing is loaded in part.
@@ -42,7 +45,7 @@ def load_checkpoint(
         model = HRNet(checkpoint.config, impl=impl)
     model.to_empty(device="cpu")
     model.load_state_dict(_with_counters(checkpoint, model))
-    model.set_origin(checkpoint.family.name, checkpoint.notes)
+    model.set_origin(checkpoint.family.name, checkpoint.notes, checkpoint.assumptions)
     return model.eval()
 
 
@@ -51,7 +54,7 @@ def _with_counters(checkpoint: Checkpoint, model: torch.nn.Module) -> dict[str, 
     return counters | checkpoint.state
 
 
-def load_backbone(model: HRNet, source: Source, *, family: str = "auto") -> HRNet:
+def load_backbone(model: HRNet, source: Source, *, family: str = "auto", in_channels: int | None = None) -> HRNet:
     """Fill stem, stages and transitions of `model` from any family's checkpoint; its head keeps its weights.
 
     This is how a dense network starts from ImageNet weights. Rows of the last fusion that `model` does not have (the
@@ -61,11 +64,13 @@ def load_backbone(model: HRNet, source: Source, *, family: str = "auto") -> HRNe
         model: changed in place, and returned.
         source: a path or mapping of any family.
         family: of the source, or ``"auto"``.
+        in_channels: adapt RGB weights to so many input channels, as :func:`load_checkpoint` does; None leaves them.
 
     Raises:
         CheckpointError: the trunks differ; `model` is then untouched.
     """
-    checkpoint = parse_checkpoint(source, family=family)
+    overrides: dict[str, Any] = {} if in_channels is None else {"in_channels": in_channels}
+    checkpoint = parse_checkpoint(source, family=family, **overrides)
     checkpoint.log_notes()
     own = {k: v for k, v in model.state_dict().items() if is_trunk(k)}
     given = {k: v for k, v in checkpoint.state.items() if is_trunk(k)}
@@ -80,10 +85,17 @@ def load_backbone(model: HRNet, source: Source, *, family: str = "auto") -> HRNe
         first = (*missing, *extra, *(k for k, _, _ in mismatched))[:5]
         raise CheckpointError(
             f"The trunk of this checkpoint is not the model's: {len(missing)} keys missing, {len(extra)} unexpected, "
-            f"{len(mismatched)} mis-shaped (first: {', '.join(first)}). Take a checkpoint of the same width.",
+            f"{len(mismatched)} mis-shaped (first: {', '.join(first)}). {_advice(mismatched)}",
             missing=missing,
             unexpected=extra,
             mismatched=mismatched,
         )
     model.load_state_dict({k: v for k, v in given.items() if k in own}, strict=False)
     return model
+
+
+def _advice(mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]) -> str:
+    channels = [own[1] for key, _, own in mismatched if key == FIRST]
+    if len(mismatched) == 1 and channels:
+        return f"Input channels differ: give in_channels={channels[0]} to have the weights adapted."
+    return "Take a checkpoint of the same width."

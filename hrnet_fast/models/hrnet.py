@@ -63,6 +63,7 @@ class HRNet(HRNetReference):
             accelerate_blocks(self, impl, "lean")
         self.family: str | None = None
         self.notes: tuple[str, ...] = ()
+        self.assumptions: tuple[str, ...] = ()
 
     def _stem(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         rows = ((self.conv1, self.bn1, self.relu), (self.conv2, self.bn2, self.relu))
@@ -82,10 +83,11 @@ class HRNet(HRNetReference):
                 return head.finish(logits, size)
         return super()._apply_head(features, size)
 
-    def set_origin(self, family: str, notes: tuple[str, ...]) -> None:
-        """Record which family of checkpoints the weights came from, and what loading them left out."""
+    def set_origin(self, family: str, notes: tuple[str, ...], assumptions: tuple[str, ...] = ()) -> None:
+        """Record which family of checkpoints the weights came from, what loading left out, and what it assumed."""
         self.family = family
         self.notes = notes
+        self.assumptions = assumptions
 
     @classmethod
     def from_config(

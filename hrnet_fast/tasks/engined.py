@@ -22,7 +22,7 @@ class Engined:
     """
 
     def __init__(self, model: HRNet, dtype: torch.dtype, *, or_model: bool = False) -> None:
-        self.config, self.family = model.config, model.family
+        self.config, self.family, self.assumptions = model.config, model.family, model.assumptions
         self._model, self._dtype, self._or_model = model, dtype, or_model
         self._network: Engine | HRNet | None = None
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from hrnet_fast.config import HRNetConfig
 from hrnet_fast.errors import InputError
-from hrnet_fast.tasks.pixels import check_channels
+from hrnet_fast.tasks.pixels import STATISTICS, check_channels
 
 Box = tuple[float, float, float, float]  # left, top, width, height in pixels
 
@@ -59,6 +59,8 @@ class Network(Protocol):
     def config(self) -> HRNetConfig: ...
     @property
     def family(self) -> str | None: ...
+    @property
+    def assumptions(self) -> tuple[str, ...]: ...
     def __call__(self, x: Any) -> Any: ...
 
 
@@ -74,12 +76,27 @@ class Task:
         heads: head kinds that answer it.
         options: fields of :class:`Options` that it heeds.
         maps: suffixes of the further images that every answer has.
+        network: fields of :class:`HRNetConfig` that change its answers and that files do not tell.
     """
 
     predict: Predictor
     heads: tuple[str, ...]
     options: tuple[str, ...]
     maps: tuple[str, ...] = ()
+    network: tuple[str, ...] = ()
+
+
+def assumptions(model: Network) -> tuple[str, ...]:
+    """Return what neither file nor caller told and a default decided: of the network, and of its input."""
+    channels = model.config.in_channels
+    if channels == 3:
+        return model.assumptions
+    mean, std = STATISTICS[channels]
+    told = ", ".join(f"({m:g}, {s:g})" for m, s in zip(mean, std, strict=True))
+    return (
+        *model.assumptions,
+        f"assumed, as a file does not tell: input in [0, 1] normalised by (mean, std) of {told}",
+    )
 
 
 def check_head(model: Network, heads: tuple[str, ...], task: str, source: str | os.PathLike[str]) -> None:
