@@ -70,7 +70,7 @@ def parse_checkpoint(source: Source, *, family: str = "auto", torch04: bool = Fa
     notes: list[str] = []
     data = source if isinstance(source, Mapping) else _read(source)
     raw = unwrap(data, notes)
-    found = detect_family(raw) if family == "auto" else get_family(family)
+    found = detect_family(raw) if isinstance(family, str) and family == "auto" else get_family(family)
     state = found.to_canonical(raw, notes)
     if torch04:
         if found.name not in ("seg", "seg_ocr"):

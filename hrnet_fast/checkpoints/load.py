@@ -9,8 +9,10 @@ import torch
 from hrnet_fast.checkpoints.channels import FIRST
 from hrnet_fast.checkpoints.convert import COUNTER, Checkpoint, Source, parse_checkpoint
 from hrnet_fast.checkpoints.family import is_trunk
-from hrnet_fast.errors import CheckpointError
+from hrnet_fast.checks import check_module
+from hrnet_fast.errors import CheckpointError, InputError
 from hrnet_fast.models.hrnet import HRNet
+from hrnet_fast.reference import HRNetReference
 
 
 def load_checkpoint(
@@ -68,7 +70,14 @@ def load_backbone(model: HRNet, source: Source, *, family: str = "auto", in_chan
 
     Raises:
         CheckpointError: the trunks differ; `model` is then untouched.
+        InputError: `model` is no network of this package.
     """
+    check_module("load_backbone", model)
+    if not isinstance(model, HRNetReference):
+        raise InputError(
+            f"load_backbone: {type(model).__name__} given; accepted is a network of this package. For another's, take "
+            "convert_checkpoint(source, to='backbone') and its load_state_dict."
+        )
     overrides: dict[str, Any] = {} if in_channels is None else {"in_channels": in_channels}
     checkpoint = parse_checkpoint(source, family=family, **overrides)
     checkpoint.log_notes()

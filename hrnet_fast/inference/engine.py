@@ -12,7 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hrnet_fast.errors import InputError
+from hrnet_fast.checks import (
+    check_bool,
+    check_device,
+    check_integer,
+    check_module,
+    check_numbers,
+    check_path,
+    check_shape,
+)
+from hrnet_fast.errors import InputError, shown
 from hrnet_fast.inference.execution.executors import Executor, Executors
 from hrnet_fast.inference.folded import FoldedNetwork, write_onnx
 from hrnet_fast.inference.gate import Gate
@@ -73,16 +82,17 @@ def optimize_for_inference(
     if not isinstance(example, Tensor) or example.is_meta:
         given = "a tensor without data" if isinstance(example, Tensor) else type(example).__name__
         raise InputError(f"optimize_for_inference: example is {given}; accepted is an input with data, [N, C, H, W].")
+    check_module("optimize_for_inference", model)
     parameter = next(model.parameters(), None)
     outer = torch.float32 if parameter is None else parameter.dtype
-    chosen = dtype or outer
-    if chosen not in DTYPES:
+    chosen = outer if dtype is None else dtype
+    if not isinstance(chosen, torch.dtype) or chosen not in DTYPES:
         raise InputError(
-            f"optimize_for_inference: dtype={chosen}; accepted are float32, bfloat16, float16 and float64."
+            f"optimize_for_inference: dtype={shown(chosen)}; accepted are torch.float32, bfloat16, float16 and float64."
         )
-    if max_shapes < 1:
-        raise InputError(f"optimize_for_inference: max_shapes={max_shapes} must be at least 1.")
-    images = None if normalize is None else _normalize(*normalize)
+    check_integer("optimize_for_inference", "max_shapes", max_shapes)
+    check_bool("optimize_for_inference", verify=verify)
+    images = None if normalize is None else _normalize(normalize)
     engine = Engine(Living(model), chosen, outer, example.device, images, max_shapes)
     shape = engine.check(example)
     if verify:
@@ -91,8 +101,14 @@ def optimize_for_inference(
     return engine
 
 
-def _normalize(mean: Sequence[float], std: Sequence[float]) -> Normalize:
-    if len(mean) != len(std) or not len(mean) or min(std) <= 0:
+def _normalize(given: tuple[Sequence[float], Sequence[float]]) -> Normalize:
+    if not isinstance(given, (list, tuple)) or len(given) != 2:
+        raise InputError(f"optimize_for_inference: normalize={shown(given)}; accepted is a pair, (mean, std).")
+    mean, std = (
+        check_numbers("optimize_for_inference", f"normalize's {name}", values)
+        for name, values in zip(("mean", "std"), given, strict=True)
+    )
+    if len(mean) != len(std) or min(std) <= 0:
         raise InputError(
             f"optimize_for_inference: normalize=({list(mean)}, {list(std)}); give one mean and one positive standard "
             "deviation per channel, of values in 0 .. 1."
@@ -146,13 +162,13 @@ class Engine:
         measured and captured when it comes a second time.
         """
         with self._gate.using():
-            for shape in shapes:
-                self._executor(tuple(shape)).ready()
+            for shape in [check_shape("Engine.prepare", shape) for shape in shapes]:
+                self._executor(shape).ready()
 
     def plan(self, shape: Sequence[int] | None = None) -> Plan:
         """Return the plan for inputs [N, C, H, W]; None is the shape used last."""
         with self._building:
-            key = tuple(shape) if shape is not None else self._last()
+            key = check_shape("Engine.plan", shape) if shape is not None else self._last()
             ready = self._executors.get(key)
             return ready.plan if ready else self._planned(key)
 
@@ -181,12 +197,12 @@ class Engine:
     def memory(self, shape: Sequence[int] | None = None) -> int:
         """Return the bytes of maps that a call on inputs [N, C, H, W] keeps at once; None is the shape used last."""
         with self._building:
-            return self._executor(tuple(shape) if shape is not None else self._last()).arena_bytes
+            key = check_shape("Engine.memory", shape) if shape is not None else self._last()
+            return self._executor(key).arena_bytes
 
     def profile(self, x: Tensor, rounds: int = 3) -> Profile:
         """Time every step by itself on `x`; beside it what the device could do (measured now)."""
-        if rounds < 1:
-            raise InputError(f"Engine.profile: rounds={rounds} must be at least 1.")
+        check_integer("Engine.profile", "rounds", rounds)
         shape = self.check(x)
         with self._gate.using(), self._plainly():
             return profile(self._executor(shape), x, rounds)
@@ -198,8 +214,11 @@ class Engine:
             path: of the file; written whole or not at all.
             shapes: [N, C, H, W] besides those that are prepared now.
         """
+        check_path("Engine.save", path)
+        if not isinstance(shapes, (list, tuple)):
+            raise InputError(f"Engine.save: shapes={shown(shapes)}; accepted is a list of shapes [N, C, H, W].")
         self._making.check_unchanged("weights to be saved", self._source.tensors())
-        wanted = [*self._executors, *(tuple(s) for s in shapes)]
+        wanted = [*self._executors, *(check_shape("Engine.save", s) for s in shapes)]
         plans = {shape: self.plan(shape) for shape in wanted}
         settings = {
             "dtype": self.dtype,
@@ -214,13 +233,14 @@ class Engine:
         """Read what :meth:`save` wrote.
 
         Raises:
-            InputError: no such file, or one that is no saved engine.
+            InputError: no such file, one that is no saved engine, or a device that is not there.
         """
+        where = check_device("Engine.load", device)
+        check_path("Engine.load", path)
         plans, tensors, settings = load(path)
         images, bound = settings["images"], settings["max_shapes"]
         normalize = Normalize(*images) if images else None
         source = Saved(plans, tensors)
-        where = torch.empty(0, device=device).device  # "cuda" is a device with a number
         engine = cls(source, settings["dtype"], settings["outer"], where, normalize, bound)
         engine.prepare(*list(plans)[-bound:])
         return engine
@@ -242,6 +262,13 @@ class Engine:
     def export_onnx(self, path: Any, shape: Sequence[int] | None = None) -> None:
         """Write the folded network as an ONNX file; needs the package onnx."""
         write_onnx(self.folded(shape), path)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse ``copy``, ``deepcopy``, ``pickle`` and ``torch.save``, which all come here."""
+        raise InputError(
+            "Engine: an engine holds locks, memory and compiled code, which cannot be copied or pickled. Write it by "
+            "Engine.save(path) and read it by Engine.load(path), or call optimize_for_inference on the model again."
+        )
 
     def check(self, x: Tensor) -> tuple[int, ...]:
         """Return the shape [N, C, H, W] that an input stands for.

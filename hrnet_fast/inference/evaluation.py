@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hrnet_fast.errors import InputError
+from hrnet_fast.checks import check_bool, check_integer, check_numbers, check_tensor
+from hrnet_fast.errors import InputError, shown
 
 Network = Callable[[Tensor], Tensor]
 
@@ -73,9 +74,12 @@ def multi_scale(
         InputError: no scale or one that is not positive, a divisor below 1, or a network that returns something else
             than one tensor of maps.
     """
-    if divisor < 1:
-        raise InputError(f"multi_scale: divisor={divisor} must be at least 1.")
-    if not scales or min(scales) <= 0:
+    if not callable(network):
+        raise InputError(f"multi_scale: network is {shown(network)}; accepted is a model, an engine or a function.")
+    check_integer("multi_scale", "divisor", divisor)
+    check_bool("multi_scale", flip=flip, align_corners=align_corners)
+    scales = check_numbers("multi_scale", "scales", scales, "positive factors")
+    if min(scales) <= 0:
         raise InputError(f"multi_scale: scales={list(scales)}; give one or more positive factors.")
     _check_images("multi_scale", x)
     total: Tensor | None = None
@@ -95,6 +99,7 @@ def multi_scale(
 
 
 def _check_images(what: str, x: Tensor) -> None:
+    check_tensor(what, "x", x)
     if x.dim() != 4 or not x.is_floating_point():
         raise InputError(
             f"{what}: {x.dtype} {list(x.shape)} given; accepted are floating images [N, C, H, W], normalised."

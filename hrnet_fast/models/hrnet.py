@@ -6,9 +6,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hrnet_fast.config import HRNetConfig
+from hrnet_fast.errors import ConfigError, shown
 from hrnet_fast.implementations import resolve
 from hrnet_fast.models.upstream_config import config_from_upstream
 from hrnet_fast.nn.accelerate import accelerate_blocks
@@ -54,8 +55,15 @@ class HRNet(HRNetReference):
     ) -> None:
         if config is None:
             config = HRNetConfig.make(**options)
+        elif not isinstance(config, HRNetConfig):
+            raise ConfigError(
+                f"HRNet: config is {shown(config)}; accepted is an HRNetConfig. HRNet.from_config takes upstreams' "
+                "files and mappings, create_model takes names."
+            )
         elif options:
             config = config.override(**options)
+        if norm_layer is not None and (isinstance(norm_layer, nn.Module) or not callable(norm_layer)):
+            raise ConfigError(f"HRNet: norm_layer is {shown(norm_layer)}; accepted is a callable, channels -> module.")
         chosen = resolve(impl)  # before any weight is drawn: a wrong name fails at once
         super().__init__(config, norm_layer)
         self.impl = chosen

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hrnet_fast.config import HRNetConfig, StageConfig
-from hrnet_fast.errors import InputError
+from hrnet_fast.errors import InputError, shown
 from hrnet_fast.reference.blocks import ResidualUnit, conv_norm, make_branch
 from hrnet_fast.reference.fusion import HighResolutionModule
 from hrnet_fast.reference.heads import Output, make_head
@@ -139,6 +139,8 @@ class HRNetReference(nn.Module):
 
     def _check_input(self, x: Tensor) -> None:
         channels = self.config.in_channels
+        if not isinstance(x, Tensor):
+            raise InputError(f"HRNet: {shown(x)} given; accepted is a tensor [N, {channels}, H, W].")
         if x.dim() != 4 or x.shape[1] != channels:
             raise InputError(
                 f"HRNet: input of shape {tuple(x.shape)} given; accepted is [N, {channels}, H, W]"
