@@ -22,6 +22,7 @@ from hrnet_fast.checks import (
     check_shape,
 )
 from hrnet_fast.errors import InputError, shown
+from hrnet_fast.inference.dynamic import checked_axes, export_dynamic
 from hrnet_fast.inference.execution.executors import Executor, Executors
 from hrnet_fast.inference.folded import FoldedNetwork, write_onnx
 from hrnet_fast.inference.gate import Gate
@@ -254,14 +255,51 @@ class Engine:
         self._making.check_unchanged("a folded network", self._source.tensors())
         return FoldedNetwork(self.plan(shape), self._making.tensors, self._outer)
 
-    def export(self, shape: Sequence[int] | None = None) -> Any:
-        """Return the folded network as a ``torch.export.ExportedProgram`` for inputs of this shape."""
+    def export(self, shape: Sequence[int] | None = None, dynamic: Sequence[str] = ()) -> Any:
+        """Return the folded network as a ``torch.export.ExportedProgram``.
+
+        Args:
+            shape: [N, C, H, W] of inputs; None is the shape used last.
+            dynamic: axes that may differ at every call: ``"batch"``, ``"height"``, ``"width"``, or ``"size"`` for both.
+                Networks that upsample by factors (nearest, mmsegmentation's) then take multiples of the stride of their
+                smallest map, 32 for four branches, and fail at other sizes; those that upsample to each other's sizes
+                take any.
+
+        Raises:
+            InputError: the network's forward holds this batch or size as a number, so that another would be answered
+                wrongly: programs are compared with the plans of other shapes before they are returned.
+        """
+        axes = checked_axes(dynamic)
+        if axes:
+            return self._dynamic(shape, axes)[0]
         module = self.folded(shape)
         return torch.export.export(module, (module.example(),))
 
-    def export_onnx(self, path: Any, shape: Sequence[int] | None = None) -> None:
-        """Write the folded network as an ONNX file; needs the package onnx."""
-        write_onnx(self.folded(shape), path)
+    def export_onnx(self, path: Any, shape: Sequence[int] | None = None, dynamic: Sequence[str] = ()) -> None:
+        """Write the folded network as an ONNX file with one input, ``image``; needs the packages onnx and onnxscript.
+
+        Args:
+            path: of the file; written whole or not at all.
+            shape, dynamic: as :meth:`export` has them; free dimensions of the input have these names in the file.
+
+        Raises:
+            InputError: as :meth:`export`; the packages are not installed; the file cannot be written.
+        """
+        check_path("Engine.export_onnx", path)
+        axes = checked_axes(dynamic)
+        if axes:
+            program, names = self._dynamic(shape, axes)
+            write_onnx(program, path, names)
+        else:
+            write_onnx(self.folded(shape), path)
+
+    def _dynamic(
+        self, shape: Sequence[int] | None, axes: tuple[str, ...]
+    ) -> tuple[torch.export.ExportedProgram, dict[int, str]]:
+        self._making.check_unchanged("an export", self._source.tensors())
+        plan = self.plan(shape)
+        saved = list(self._source.plans) if isinstance(self._source, Saved) else None
+        return export_dynamic(plan, self._planned, saved, self._making.tensors, self._outer, axes)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Refuse ``copy``, ``deepcopy``, ``pickle`` and ``torch.save``, which all come here."""
