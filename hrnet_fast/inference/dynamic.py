@@ -16,8 +16,9 @@ from hrnet_fast.inference.plan import Call, Plan
 AXES = ("batch", "height", "width")
 Shape = tuple[int, ...]
 PlanFor = Callable[[Shape], Plan]
-# Sizes to compare at: multiples of 32, and such that no map's height or width is even at any level.
-_EVEN, _ODD = ((96, 128), (128, 160)), (93, 121)
+# Free sizes are exported at one that leaves no map a side of 1, which the exporter takes as a constant, and compared at
+# two more: a multiple of 32, and one that no factor of two meets.
+_LARGE, _EVEN, _ODD = (256, 256), (128, 160), (137, 161)
 
 
 def checked_axes(dynamic: Any) -> tuple[str, ...]:
@@ -60,6 +61,8 @@ def export_dynamic(
     """
     sized = [axis for axis in axes if axis != "batch"]
     reasons: list[str] = []
+    if sized and saved is None:
+        plan = plan_for(_at(plan, axes, _LARGE))
     for resample in ("target", "factor") if sized else ("literal",):
         try:
             shapes = _trials(plan, axes, resample, saved)
@@ -80,7 +83,7 @@ def export_dynamic(
 
 def _trials(plan: Plan, axes: Sequence[str], resample: Resample, saved: Sequence[Shape] | None) -> list[Shape]:
     """Shapes to compare at, other than the plan's own in what is free; a free batch is compared at any of them."""
-    n, c, *own = plan.input_shape
+    _, c, *own = plan.input_shape
     free = [axis in axes for axis in ("height", "width")]
     if not any(free):
         return [plan.input_shape]
@@ -93,10 +96,14 @@ def _trials(plan: Plan, axes: Sequence[str], resample: Resample, saved: Sequence
                 "engine.save(path, shapes=[...])."
             )
         return others
-    wanted = [next(size for size in _EVEN if all(a != b for a, b in zip(size, own, strict=True)))]
-    if resample == "target":
-        wanted.append(_ODD)
-    return [(n, c, *(t if f else o for f, t, o in zip(free, size, own, strict=True))) for size in wanted]
+    return [_at(plan, axes, size) for size in ((_EVEN, _ODD) if resample == "target" else (_EVEN,))]
+
+
+def _at(plan: Plan, axes: Sequence[str], size: tuple[int, int]) -> Shape:
+    """The plan's input shape with `size` where it is free."""
+    n, c, *own = plan.input_shape
+    sides = zip(("height", "width"), size, own, strict=True)
+    return (n, c, *(free if axis in axes else fixed for axis, free, fixed in sides))
 
 
 def _reference(plan: Plan, tensors: Mapping[str, Tensor], result: torch.dtype) -> FoldedNetwork:

@@ -263,7 +263,7 @@ class Engine:
             dynamic: axes that may differ at every call: ``"batch"``, ``"height"``, ``"width"``, or ``"size"`` for both.
                 Networks that upsample by factors (nearest, mmsegmentation's) then take multiples of the stride of their
                 smallest map, 32 for four branches, and fail at other sizes; those that upsample to each other's sizes
-                take any.
+                take any. (A program of ``torch.export`` fails also where a map would have a side of 1.)
 
         Raises:
             InputError: the network's forward holds this batch or size as a number, so that another would be answered
