@@ -299,7 +299,8 @@ class Engine:
         self._making.check_unchanged("an export", self._source.tensors())
         plan = self.plan(shape)
         saved = list(self._source.plans) if isinstance(self._source, Saved) else None
-        return export_dynamic(plan, self._planned, saved, self._making.tensors, self._outer, axes)
+        tensors = {name: tensor.detach().cpu() for name, tensor in self._making.tensors.items()}
+        return export_dynamic(plan, self._planned, saved, tensors, self._outer, axes)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Refuse ``copy``, ``deepcopy``, ``pickle`` and ``torch.save``, which all come here."""

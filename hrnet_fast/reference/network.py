@@ -1,4 +1,7 @@
-"""The whole network in plain PyTorch, with the authors' parameter names."""
+"""The whole network in plain PyTorch, with the authors' parameter names.
+
+Annotations are objects here, not strings: torch.fx copies those of ``forward``, and pickles no graph with strings.
+"""
 
 from itertools import pairwise
 from typing import cast
