@@ -54,7 +54,7 @@ ENGINE_PAYS = 20
 )
 @click.option(
     "--in-channels",
-    type=click.IntRange(1),
+    type=click.Choice(["1", "3", "4"]),
     help="Adapt an RGB checkpoint to 1 (grey) or 4 (RGBA) channels, as timm does; the file's own by default.",
 )
 @torch04_option
@@ -76,7 +76,7 @@ def run(
     engine: str,
     dtype: str | None,
     align_corners: bool | None,
-    in_channels: int | None,
+    in_channels: str | None,
     torch04: bool,
     impl: str,
     as_json: bool,
@@ -84,6 +84,7 @@ def run(
     """Run a checkpoint on IMAGES (a file or a folder); write NAME.json and NAME.png for each into the output folder."""
     from hrnet_fast.tasks import TASKS, Options
     from hrnet_fast.tasks.images import find_images, read_image
+    from hrnet_fast.tasks.prediction import assumptions
 
     show_notes()
     chosen = TASKS[task]
@@ -101,7 +102,7 @@ def run(
     if not force:
         endings = ("json", "png", *(f"{name}.png" for name in chosen.maps))
         _check_absent([output / f"{path.name}.{ending}" for path in paths for ending in endings])
-    given = {"align_corners": align_corners, "in_channels": in_channels}
+    given = {"align_corners": align_corners, "in_channels": in_channels and int(in_channels)}
     model = _load(checkpoint, task, given, family=family, torch04=torch04, impl=impl)
     network = _network(model, engine, dtype, impl, len(paths))
     _make_folder(output)
@@ -134,6 +135,8 @@ def run(
         except (OSError, ValueError) as error:
             raise InputError(f"{stem}: the answer cannot be written ({error}).") from error
         results.append(result)
+    for line in assumptions(model):
+        click.echo(line, err=True)
     if as_json:
         print_json(results)
     else:
@@ -144,10 +147,10 @@ def run(
 
 
 def _load(checkpoint: Path, task: str, given: dict[str, Any], **how: Any) -> HRNet:
-    """Return the checkpoint's network for `task`, with what was `given` of its configuration; print assumptions."""
+    """Return the checkpoint's network for `task`, with what was `given` of its configuration."""
     from hrnet_fast.checkpoints import load_checkpoint
     from hrnet_fast.tasks import TASKS
-    from hrnet_fast.tasks.prediction import assumptions, check_head
+    from hrnet_fast.tasks.prediction import check_head
 
     overrides = {name: value for name, value in given.items() if value is not None}
     model = load_checkpoint(checkpoint, **how, **overrides)
@@ -155,8 +158,6 @@ def _load(checkpoint: Path, task: str, given: dict[str, Any], **how: Any) -> HRN
     # Logits of segmentation come to the image's size bilinearly, whatever the network does inside.
     if "align_corners" in overrides and not (model.config.bilinear or task == "segmentation"):
         raise InputError("--align-corners: this network does not interpolate bilinearly; leave that out.")
-    for line in assumptions(model):
-        click.echo(line, err=True)
     return model
 
 

@@ -6,7 +6,6 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from hrnet_fast.checks import (
     check_device,
     check_integer,
     check_module,
-    check_numbers,
     check_path,
     check_shape,
 )
@@ -26,6 +24,7 @@ from hrnet_fast.inference.dynamic import checked_axes, export_dynamic
 from hrnet_fast.inference.execution.executors import Executor, Executors
 from hrnet_fast.inference.folded import FoldedNetwork, write_onnx
 from hrnet_fast.inference.gate import Gate
+from hrnet_fast.inference.normalize import Normalize, checked_normalize
 from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.profile import Profile, profile
 from hrnet_fast.inference.sources import Living, Saved
@@ -33,22 +32,6 @@ from hrnet_fast.inference.storage import load, save
 from hrnet_fast.inference.verification import verify as compare_with
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-@dataclass(frozen=True)
-class Normalize:
-    """Images of bytes [N, H, W, C] become (x / 255 - mean) / std, channel by channel."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @property
-    def scale(self) -> tuple[float, ...]:
-        return tuple(1.0 / (255.0 * s) for s in self.std)
-
-    @property
-    def shift(self) -> tuple[float, ...]:
-        return tuple(-m / s for m, s in zip(self.mean, self.std, strict=True))
 
 
 def optimize_for_inference(
@@ -93,28 +76,13 @@ def optimize_for_inference(
         )
     check_integer("optimize_for_inference", "max_shapes", max_shapes)
     check_bool("optimize_for_inference", verify=verify)
-    images = None if normalize is None else _normalize(normalize)
+    images = checked_normalize(normalize)
     engine = Engine(Living(model), chosen, outer, example.device, images, max_shapes)
     shape = engine.check(example)
     if verify:
         compare_with(model, shape, outer)
     engine.prepare(shape)
     return engine
-
-
-def _normalize(given: tuple[Sequence[float], Sequence[float]]) -> Normalize:
-    if not isinstance(given, (list, tuple)) or len(given) != 2:
-        raise InputError(f"optimize_for_inference: normalize={shown(given)}; accepted is a pair, (mean, std).")
-    mean, std = (
-        check_numbers("optimize_for_inference", f"normalize's {name}", values)
-        for name, values in zip(("mean", "std"), given, strict=True)
-    )
-    if len(mean) != len(std) or min(std) <= 0:
-        raise InputError(
-            f"optimize_for_inference: normalize=({list(mean)}, {list(std)}); give one mean and one positive standard "
-            "deviation per channel, of values in 0 .. 1."
-        )
-    return Normalize(tuple(map(float, mean)), tuple(map(float, std)))
 
 
 class Engine:

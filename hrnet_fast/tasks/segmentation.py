@@ -26,7 +26,7 @@ CITYSCAPES = (
 def predict_segmentation(model: Network, image: Image.Image, options: Options) -> Prediction:
     """Classify every pixel at the network's input size and bring the logits to the image's by bilinear upsampling.
 
-    The label map is grey of 8 bits, or of 16 bits from 257 classes on.
+    The label map is grey of 8 bits, or of 16 bits for more than 255 classes: of 8 bits, 255 marks pixels to ignore.
     """
     height, width = options.size or (image.height, image.width)
     given = as_channels(image, model.config.in_channels)
@@ -70,7 +70,7 @@ def _label_type(classes: int) -> type[np.unsignedinteger[Any]]:
             f"This network has {classes} classes; a label map of 16 bits holds up to 65536. Call the network from "
             "Python and take its logits."
         )
-    return np.uint8 if classes <= 2**8 else np.uint16
+    return np.uint8 if classes < 2**8 else np.uint16
 
 
 def _main(output: object) -> Tensor:
