@@ -8,11 +8,12 @@ dictionaries.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal, get_args
 
-from hrnet_fast.errors import ConfigError
+from hrnet_fast.errors import ConfigError, shown
 
 BlockKind = Literal["basic", "bottleneck"]
 NormKind = Literal["bn", "syncbn", "gn", "frozen"]
@@ -35,14 +36,35 @@ CLASSIFICATION_HEADS = ("c", "ci", "cii")
 
 
 def _one_of(owner: str, name: str, value: object, accepted: tuple[object, ...]) -> None:
-    if value not in accepted:
-        raise ConfigError(f"{owner}: {name}={value!r} is not one of {', '.join(map(repr, accepted))}.")
+    if isinstance(value, bool) or not any(isinstance(value, type(one)) and value == one for one in accepted):
+        raise ConfigError(f"{owner}: {name}={shown(value)} is not one of {', '.join(map(repr, accepted))}.")
+
+
+def _integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _positive(owner: str, **values: int) -> None:
     for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"{owner}: {name}={value!r} must be an integer of at least 1.")
+        if not _integer(value) or value < 1:
+            raise ConfigError(f"{owner}: {name}={shown(value)} must be an integer of at least 1.")
+
+
+def _boolean(owner: str, **values: bool) -> None:
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"{owner}: {name}={shown(value)} must be True or False.")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _listed(owner: str, name: str, value: object) -> tuple[Any, ...]:
+    """Return a sequence as a tuple."""
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping)):
+        raise ConfigError(f"{owner}: {name}={shown(value)} must be a sequence, one entry for each.")
+    return tuple(value)
 
 
 @dataclass(frozen=True)
@@ -63,8 +85,8 @@ class StageConfig:
     block: BlockKind = "basic"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "channels", tuple(self.channels))
-        object.__setattr__(self, "num_blocks", tuple(self.num_blocks))
+        for name in ("channels", "num_blocks"):
+            object.__setattr__(self, name, _listed("StageConfig", name, getattr(self, name)))
         _one_of("StageConfig", "block", self.block, get_args(BlockKind))
         _positive("StageConfig", num_modules=self.num_modules)
         if not self.channels or len(self.channels) != len(self.num_blocks):
@@ -105,10 +127,12 @@ class NormConfig:
     def __post_init__(self) -> None:
         _one_of("NormConfig", "kind", self.kind, get_args(NormKind))
         _positive("NormConfig", groups=self.groups)
-        if self.momentum is not None and not 0.0 <= self.momentum <= 1.0:
-            raise ConfigError(f"NormConfig: momentum={self.momentum!r} must lie in [0, 1] or be None (cumulative).")
-        if not self.eps > 0.0:
-            raise ConfigError(f"NormConfig: eps={self.eps!r} must be positive.")
+        if self.momentum is not None and not (_number(self.momentum) and 0.0 <= self.momentum <= 1.0):
+            raise ConfigError(
+                f"NormConfig: momentum={shown(self.momentum)} must lie in [0, 1] or be None (cumulative)."
+            )
+        if not (_number(self.eps) and self.eps > 0.0):
+            raise ConfigError(f"NormConfig: eps={shown(self.eps)} must be positive.")
 
 
 @dataclass(frozen=True)
@@ -159,27 +183,29 @@ class HeadConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kind", HEAD_ALIASES.get(self.kind, self.kind))
+        if isinstance(self.kind, str):
+            object.__setattr__(self, "kind", HEAD_ALIASES.get(self.kind, self.kind))
         _one_of("HeadConfig", "kind", self.kind, get_args(HeadKind))
         _one_of("HeadConfig", "kernel_size", self.kernel_size, (1, 3))
         _one_of("HeadConfig", "mixing_kernel", self.mixing_kernel, (1, 3))
         _one_of("HeadConfig", "feature_location", self.feature_location, ("", "incre"))
         _one_of("HeadConfig", "ocr_outputs", self.ocr_outputs, ("both", "tuple", "main"))
         _positive("HeadConfig", num_levels=self.num_levels, key_channels=self.key_channels)
-        if self.channels == 0:
+        _boolean("HeadConfig", conv_bias=self.conv_bias, upsample_logits=self.upsample_logits)
+        if _integer(self.channels) and self.channels == 0:
             object.__setattr__(self, "channels", 512 if self.kind == "ocr" else 256)
         _positive("HeadConfig", channels=self.channels, mixing_channels=self.mixing_channels or 1)
         if self.out_indices is not None:
-            object.__setattr__(self, "out_indices", tuple(self.out_indices))
-        if not isinstance(self.num_outputs, int) or self.num_outputs < 0:
-            raise ConfigError(f"HeadConfig: num_outputs={self.num_outputs!r} must be an integer of at least 0.")
+            object.__setattr__(self, "out_indices", _listed("HeadConfig", "out_indices", self.out_indices))
+        if not _integer(self.num_outputs) or self.num_outputs < 0:
+            raise ConfigError(f"HeadConfig: num_outputs={shown(self.num_outputs)} must be an integer of at least 0.")
         if self.num_outputs == 0 and self.kind in ("ocr", "face"):
             raise ConfigError(
                 f"HeadConfig: the {self.kind!r} head has no use without outputs; give num_outputs (classes or "
                 "landmarks), or take head='v2' or 'features' for a representation."
             )
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"HeadConfig: dropout={self.dropout!r} must lie in [0, 1).")
+        if not (_number(self.dropout) and 0.0 <= self.dropout < 1.0):
+            raise ConfigError(f"HeadConfig: dropout={shown(self.dropout)} must lie in [0, 1).")
 
 
 @dataclass(frozen=True)
@@ -228,8 +254,14 @@ class HRNetConfig:
     init: Literal["normal", "kaiming"] = "normal"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stages", tuple(self.stages))
         owner = "HRNetConfig"
+        object.__setattr__(self, "stages", _listed(owner, "stages", self.stages))
+        parts = [("stages", StageConfig, one) for one in self.stages]
+        for name, kind, part in (*parts, ("head", HeadConfig, self.head), ("norm", NormConfig, self.norm)):
+            if not isinstance(part, kind):
+                raise ConfigError(f"{owner}: {name} has {shown(part)} where a {kind.__name__} belongs.")
+        names = ("align_corners", "multiscale_output", "norm_eval", "zero_init_residual", "gradient_checkpointing")
+        _boolean(owner, **{name: getattr(self, name) for name in names})
         _positive(owner, in_channels=self.in_channels, stem_channels=self.stem_channels)
         _one_of(owner, "upsample", self.upsample, get_args(UpsampleMode))
         _one_of(owner, "upsample_to", self.upsample_to, get_args(UpsampleTo))
@@ -244,9 +276,10 @@ class HRNetConfig:
         branches = [stage.num_branches for stage in self.stages]
         if branches != sorted(branches):
             raise ConfigError(f"{owner}: branches per stage {branches} must not shrink.")
-        if not -1 <= self.frozen_stages <= len(self.stages):
+        if not _integer(self.frozen_stages) or not -1 <= self.frozen_stages <= len(self.stages):
             raise ConfigError(
-                f"{owner}: frozen_stages={self.frozen_stages} must lie between -1 (none) and {len(self.stages)}."
+                f"{owner}: frozen_stages={shown(self.frozen_stages)} must be an integer between -1 (none) and "
+                f"{len(self.stages)}."
             )
         reads_all = self.head.kind not in ("v1", "v1h", "features") or self.head.feature_location == "incre"
         if not self.multiscale_output and reads_all:
@@ -261,7 +294,11 @@ class HRNetConfig:
         if indices is None:
             return
         maps = (branches if self.multiscale_output else 1) + (self.head.feature_location == "incre")
-        if not indices or any(not 0 <= i < maps for i in indices) or len(set(indices)) != len(indices):
+        if (
+            not indices
+            or any(not _integer(i) or not 0 <= i < maps for i in indices)
+            or len(set(indices)) != len(indices)
+        ):
             raise ConfigError(
                 f"HeadConfig: out_indices={indices} must be distinct indices from 0 to {maps - 1}, the maps that "
                 "this network makes."
@@ -271,6 +308,13 @@ class HRNetConfig:
     def out_channels(self) -> tuple[int, ...]:
         """Channels of the branches after the last stage, highest resolution first."""
         return self.stages[-1].out_channels
+
+    @property
+    def bilinear(self) -> bool:
+        """Whether this network interpolates bilinearly anywhere, so that ``align_corners`` counts."""
+        concatenates = self.head.kind in ("v2", "v2p", "ocr", "face")
+        fusions = "bilinear" in (self.upsample, self.downsample) or self.upsample_to == "scale_then_target"
+        return concatenates or fusions or self.head.upsample_logits
 
     @classmethod
     def make(
@@ -308,12 +352,15 @@ class HRNetConfig:
         planes = width // EXPANSION[block]
         _positive("HRNetConfig.make", planes=planes)
         stages = [StageConfig((stage1_channels,), (stage1_blocks,), 1, "bottleneck")]
+        num_modules = _listed("HRNetConfig.make", "num_modules", num_modules)  # type: ignore[assignment]
+        num_branches = _listed("HRNetConfig.make", "num_branches", num_branches)  # type: ignore[assignment]
         if len(num_modules) != len(num_branches):
             raise ConfigError(
                 f"HRNetConfig.make: num_modules={num_modules} and num_branches={num_branches} must name equally "
                 "many stages."
             )
         for modules, branches in zip(num_modules, num_branches, strict=True):
+            _positive("HRNetConfig.make", num_branches=branches)
             channels = tuple(planes * 2**i for i in range(branches))
             stages.append(StageConfig(channels, (num_blocks,) * branches, modules, block))
         config = cls(tuple(stages), **_head_defaults(head, num_outputs))
@@ -336,12 +383,12 @@ class HRNetConfig:
                 f"{', '.join(sorted(top | head | set(norm)))}."
             )
         own = {k: v for k, v in changes.items() if k in top}
-        for name, names in (("head", {h: h for h in head}), ("norm", norm)):
+        for name, kind, names in (("head", HeadConfig, {h: h for h in head}), ("norm", NormConfig, norm)):
             part = {names[k]: v for k, v in changes.items() if k in names}
             whole = own.pop(name, getattr(self, name))
             if isinstance(whole, str):  # a kind; its fields may change along with it
                 part, whole = {"kind": whole, **part}, getattr(self, name)
-            own[name] = dataclasses.replace(whole, **part)
+            own[name] = dataclasses.replace(whole, **part) if isinstance(whole, kind) else whole  # else refused below
         return dataclasses.replace(self, **own)
 
     def to_dict(self) -> dict[str, Any]:
@@ -361,13 +408,15 @@ class HRNetConfig:
             values["head"] = HeadConfig(**values.get("head", {}))
             values["norm"] = NormConfig(**values.get("norm", {}))
             return cls(**values)
-        except (TypeError, KeyError) as error:
+        except ConfigError:
+            raise
+        except (TypeError, KeyError, ValueError) as error:
             raise ConfigError(f"HRNetConfig.from_dict: {error}; give what to_dict returned.") from error
 
 
 def _head_defaults(head: str, num_outputs: int) -> dict[str, Any]:
     """Fields of HRNetConfig that follow from the head, as the authors' repository for that task has them."""
-    kind = HEAD_ALIASES.get(head, head)
+    kind = HEAD_ALIASES.get(head, head) if isinstance(head, str) else head
     options: dict[str, Any] = {"head": HeadConfig(kind=kind, num_outputs=num_outputs)}  # type: ignore[arg-type]
     if kind in ("v1", "v1h"):
         options["multiscale_output"] = False

@@ -44,3 +44,10 @@ class CheckpointError(HRNetFastError, RuntimeError):
 
 class ImplementationError(HRNetFastError, RuntimeError):
     """An implementation that was asked for by name and cannot run here; nothing falls back silently."""
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: its repr where that is short, on one line and no address, else its type."""
+    text = repr(value)
+    plain = len(text) <= 60 and "\n" not in text and " object at 0x" not in text
+    return text if plain else type(value).__name__

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hrnet_fast.errors import ImplementationError
+from hrnet_fast.errors import ImplementationError, shown
 
 ENV_VAR = "HRNET_FAST_IMPL"
 NAMES = ("reference", "cpu", "triton", "cuda")
@@ -97,11 +97,11 @@ def describe(name: str) -> Implementation:
 
 def _asked(impl: str) -> tuple[str, str]:
     """Return the name asked for, the environment's where `impl` leaves it open, and how it was asked."""
-    asked, origin = impl, f"impl={impl!r}"
-    if impl == "auto" and os.environ.get(ENV_VAR):
+    asked, origin = impl, f"impl={shown(impl)}"
+    if isinstance(impl, str) and impl == "auto" and os.environ.get(ENV_VAR):
         asked = os.environ[ENV_VAR]
         origin = f"{ENV_VAR}={asked}"
-    if asked not in ("auto", *NAMES):
+    if not isinstance(asked, str) or asked not in ("auto", *NAMES):
         raise ImplementationError(f"{origin} is not one of {', '.join(('auto', *NAMES))}.")
     return asked, origin
 

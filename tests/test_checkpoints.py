@@ -275,7 +275,7 @@ def test_overrides() -> None:
         ({"upsample": "bicubic"}, hf.ConfigError, "bicubic"),
         ({"out_indices": (4,)}, hf.ConfigError, "out_indices"),
         ({"num_outputs": 5}, hf.CheckpointError, "mis-shaped"),
-        ({"in_channels": 4}, hf.CheckpointError, "conv1.weight"),
+        ({"stem_channels": 16}, hf.CheckpointError, "conv1.weight"),
         ({"impl": "tpu"}, hf.ImplementationError, "tpu"),
     ],
 )

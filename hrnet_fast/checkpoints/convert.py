@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hrnet_fast.checkpoints.assumptions import assumptions
+from hrnet_fast.checkpoints.channels import adapt_input
 from hrnet_fast.checkpoints.family import Family, is_trunk
 from hrnet_fast.checkpoints.files import read_file
 from hrnet_fast.checkpoints.heads import fit_head
@@ -21,7 +23,8 @@ from hrnet_fast.checkpoints.registry import FAMILIES, detect_family, get_family
 from hrnet_fast.checkpoints.trunk import BACKBONE, WHOLE, find_trunk, no_trunk, shown_tops, trunk_prefixes
 from hrnet_fast.checkpoints.wrappers import absolute_scales, unwrap
 from hrnet_fast.config import HeadConfig, HRNetConfig
-from hrnet_fast.errors import CheckpointError, ConfigError
+from hrnet_fast.errors import CheckpointError, ConfigError, InputError
+from hrnet_fast.keypoints.methods import METHOD_OF_HEAD, check_method
 from hrnet_fast.reference import HRNetReference
 
 COUNTER = "num_batches_tracked"
@@ -35,18 +38,23 @@ class Checkpoint:
     """A checkpoint, recognised and complete.
 
     Attributes:
-        state: tensors under the authors' names, as they were stored (none added, none changed).
+        state: tensors under the authors' names, as they were stored (none added; the first convolution is changed
+            where other input channels were asked for).
         family: where it came from.
         config: the network it belongs to.
         notes: what was left out, is lacking or could not be told, for people.
+        keypoints: how its heatmaps decode; None where it has none.
         drawn: keys of the network that are to be drawn at random (``head="keep"`` or ``"drop"``).
+        assumptions: what the file does not tell and a default of its family decided, though it changes numbers.
     """
 
     state: dict[str, Tensor]
     family: Family
     config: HRNetConfig
     notes: tuple[str, ...]
+    keypoints: str | None = None
     drawn: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
 
     def log_notes(self) -> None:
         """Tell what was left out or assumed, as warnings of the logger ``hrnet_fast.checkpoints``."""
@@ -60,6 +68,7 @@ def parse_checkpoint(
     family: str = "auto",
     part: str = WHOLE,
     head: str = "exact",
+    decode: str | None = None,
     torch04: bool = False,
     **overrides: Any,
 ) -> Checkpoint:
@@ -72,8 +81,10 @@ def parse_checkpoint(
             in the checkpoint, under whatever prefix and beside whatever else. A prefix (``"student."``): that trunk.
         head: ``"exact"``: all of the head must fit. ``"keep"``: layers of the head that fit are taken, the others are
             drawn at random. ``"drop"``: the whole head is.
+        decode: how its heatmaps decode: ``"msra"``, ``"dark"``, ``"udp"`` or ``"face"``; None is the family's.
         torch04: the file is of the authors' PyTorch 0.4 segmentation release, whose scales act as ``|w| + eps``.
-        overrides: fields of :class:`HRNetConfig` or :class:`HeadConfig` that the file does not tell.
+        overrides: fields of :class:`HRNetConfig` or :class:`HeadConfig` that the file does not tell; and
+            ``in_channels``, to which RGB weights are adapted as timm adapts them.
 
     Raises:
         CheckpointError: unreadable, unrecognised, incomplete or mis-shaped; the keys are in the message and, all of
@@ -99,9 +110,13 @@ def parse_checkpoint(
                 f"torch04 applies to the authors' segmentation files; this one is of family {found.name!r}."
             )
         state = absolute_scales(state)
+    given = overrides | {"decode": decode}
     if part != WHOLE:
+        given |= {} if found.bare else {"upsample": "the family's"}
         found = _as_backbone(found)
     config = _infer(state, found, overrides)
+    _check_decode(decode, config)
+    state = adapt_input(state, config.in_channels, notes)
     state, drawn = fit_head(state, expected_shapes(config), head, notes)
     if config.norm.kind == "gn" and "norm_groups" not in overrides:
         notes.append(
@@ -112,7 +127,15 @@ def parse_checkpoint(
             f"the head's convolution has no bias, which files of family {found.name!r} have; nor has the network, then"
         )
     check_state(state, config, family=found.name, drawn=drawn)
-    return Checkpoint(state, found, config, tuple(notes), drawn)
+    assumed = assumptions(found, config, given)
+    return Checkpoint(state, found, config, tuple(notes), decode or found.keypoints, drawn, assumed)
+
+
+def _check_decode(decode: str | None, config: HRNetConfig) -> None:
+    if decode is not None:
+        check_method("load_checkpoint", decode)
+        if config.head.kind not in METHOD_OF_HEAD:
+            raise InputError(f"load_checkpoint: decode={decode!r} given; a {config.head.kind} head has no heatmaps.")
 
 
 def _recognise(raw: dict[str, Tensor], family: str) -> tuple[Family, dict[str, Tensor]]:
@@ -121,7 +144,7 @@ def _recognise(raw: dict[str, Tensor], family: str) -> tuple[Family, dict[str, T
     Raises:
         CheckpointError: no family has such keys; the message tells of the trunk that is there.
     """
-    asked = None if family == "auto" else get_family(family)
+    asked = None if isinstance(family, str) and family == "auto" else get_family(family)
     prefixes = trunk_prefixes(raw)
     # The trunk's own prefix, or what stands before the 'backbone.' of an OpenMMLab model.
     outer = {p.removesuffix(inner) for p in prefixes[:1] for inner in ("", "backbone.") if p.endswith(inner)}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hrnet_fast.errors import CheckpointError
+from hrnet_fast.errors import CheckpointError, shown
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".ckpt")
 SAFETENSORS = ".safetensors"
@@ -117,11 +117,14 @@ def save_checkpoint(state: Mapping[str, Tensor], path: str | os.PathLike[str], *
     leaves what was there before.
 
     Raises:
-        CheckpointError: another suffix, a missing folder, a full disk, an existing file without `overwrite`, or
-            `.safetensors` without its package.
+        CheckpointError: no mapping of names to tensors, another suffix, a missing folder, a full disk, an existing file
+            without `overwrite`, or `.safetensors` without its package.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise CheckpointError(f"save_checkpoint: {shown(path)} given; accepted is a file's path.")
     path = Path(path)
     suffix = _checked_suffix(path)
+    _check_state(state)
     if os.path.exists(path) and not overwrite:  # False, not an error, in a folder that may not be searched
         raise CheckpointError(f"{path}: exists already; give another name, or overwrite it explicitly.")
     safetensors = _safetensors(path) if suffix == SAFETENSORS else None
@@ -146,6 +149,20 @@ def save_checkpoint(state: Mapping[str, Tensor], path: str | os.PathLike[str], *
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+def _check_state(state: object) -> None:
+    if not isinstance(state, Mapping):
+        hint = " For a module, pass its state_dict()." if hasattr(state, "state_dict") else ""
+        raise CheckpointError(
+            f"save_checkpoint: {shown(state)} given; accepted is a mapping of names to tensors.{hint}"
+        )
+    odd = [k for k, v in state.items() if not isinstance(k, str) or not isinstance(v, Tensor)]
+    if odd:
+        raise CheckpointError(
+            f"save_checkpoint: {len(odd)} entries are no tensors under a name (first: {shown(odd[0])}); accepted is a "
+            "mapping of names to tensors."
+        )
 
 
 def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
+from hrnet_fast.checkpoints.channels import FIRST
 from hrnet_fast.checkpoints.convert import COUNTER, Checkpoint, Source, parse_checkpoint
 from hrnet_fast.checkpoints.family import is_trunk
 from hrnet_fast.checkpoints.trunk import BACKBONE, WHOLE
+from hrnet_fast.checks import check_module
 from hrnet_fast.errors import CheckpointError, InputError
-from hrnet_fast.keypoints.methods import check_method
 from hrnet_fast.models.hrnet import HRNet
+from hrnet_fast.reference import HRNetReference
 
 
 def load_checkpoint(
@@ -28,7 +30,8 @@ def load_checkpoint(
     """Return the network of a checkpoint, with its weights, in evaluation mode.
 
     Family, width, depth, head and output count follow from keys and shapes; interpolation mode, ``align_corners``,
-    momentum and dropout are not in a state_dict and take the family's defaults. The network returns what that
+    momentum and dropout are not in a state_dict and take the family's defaults; ``model.assumptions`` names those that
+    change numbers and that files of the family may have otherwise. The network returns what that
     upstream's model returns: a tensor, ``[auxiliary, main]`` for the authors' OCR, a list for features, a tuple of
     levels for a detection neck.
 
@@ -46,7 +49,9 @@ def load_checkpoint(
         decode: how keypoints are read from the heatmaps, which is not in a state_dict either: ``"msra"``, ``"dark"``,
             ``"udp"`` or ``"face"``; None is the family's. It becomes the network's ``keypoints``.
         overrides: fields of :class:`HRNetConfig` or :class:`HeadConfig`: ``align_corners=True``,
-            ``upsample_to="target"``, ``out_indices=(0, 2)``, ``num_outputs=5``, ...
+            ``upsample_to="target"``, ``out_indices=(0, 2)``, ``num_outputs=5``, ... With ``in_channels``, RGB weights
+            are adapted to other channels as timm adapts them: 1 gets their sum, others repeat them, times
+            3 / in_channels.
 
     Raises:
         CheckpointError: unreadable, unrecognised, incomplete or mis-shaped; nothing is loaded in part.
@@ -54,9 +59,9 @@ def load_checkpoint(
         ImplementationError: a named implementation that cannot run here.
         InputError: an unknown `decode`, or one for a network without heatmaps.
     """
-    if decode is not None:
-        check_method("load_checkpoint", decode)
-    checkpoint = parse_checkpoint(source, family=family, part=part, head=head, torch04=torch04, **overrides)
+    checkpoint = parse_checkpoint(
+        source, family=family, part=part, head=head, decode=decode, torch04=torch04, **overrides
+    )
     checkpoint.log_notes()
     with torch.device("cpu" if checkpoint.drawn else "meta"):  # to draw weights that are all replaced takes seconds
         model = HRNet(checkpoint.config, impl=impl)
@@ -64,9 +69,7 @@ def load_checkpoint(
         model.to_empty(device="cpu")
     drawn = {k: v for k, v in model.state_dict().items() if k in checkpoint.drawn}
     model.load_state_dict(drawn | _with_counters(checkpoint, model))
-    if decode is not None and model.keypoints is None:
-        raise InputError(f"load_checkpoint: decode={decode!r}; a {model.config.head.kind} head has no heatmaps.")
-    model.set_origin(checkpoint.family.name, checkpoint.notes, decode or checkpoint.family.keypoints)
+    model.set_origin(checkpoint.family.name, checkpoint.notes, checkpoint.assumptions, checkpoint.keypoints)
     return model.eval()
 
 
@@ -75,7 +78,9 @@ def _with_counters(checkpoint: Checkpoint, model: torch.nn.Module) -> dict[str, 
     return counters | checkpoint.state
 
 
-def load_backbone(model: HRNet, source: Source, *, family: str = "auto", part: str = BACKBONE) -> HRNet:
+def load_backbone(
+    model: HRNet, source: Source, *, family: str = "auto", part: str = BACKBONE, in_channels: int | None = None
+) -> HRNet:
     """Fill stem, stages and transitions of `model` from any checkpoint with an HRNet; its head keeps its weights.
 
     This is how a dense network starts from ImageNet weights. Rows of the last fusion that `model` does not have (the
@@ -86,11 +91,20 @@ def load_backbone(model: HRNet, source: Source, *, family: str = "auto", part: s
         source: a path or mapping with one HRNet trunk, under whatever prefix.
         family: of the source, or ``"auto"``.
         part: the prefix of the trunk that is meant, where several stand in the source.
+        in_channels: adapt RGB weights to so many input channels, as :func:`load_checkpoint` does; None leaves them.
 
     Raises:
         CheckpointError: no trunk, several, or one that differs; `model` is then untouched.
+        InputError: `model` is no network of this package.
     """
-    checkpoint = parse_checkpoint(source, family=family, part=part)
+    check_module("load_backbone", model)
+    if not isinstance(model, HRNetReference):
+        raise InputError(
+            f"load_backbone: {type(model).__name__} given; accepted is a network of this package. For another's, take "
+            "convert_checkpoint(source, to='backbone') and its load_state_dict."
+        )
+    overrides: dict[str, Any] = {} if in_channels is None else {"in_channels": in_channels}
+    checkpoint = parse_checkpoint(source, family=family, part=part, **overrides)
     checkpoint.log_notes()
     own = {k: v for k, v in model.state_dict().items() if is_trunk(k)}
     given = checkpoint.state
@@ -105,10 +119,17 @@ def load_backbone(model: HRNet, source: Source, *, family: str = "auto", part: s
         first = (*missing, *extra, *(k for k, _, _ in mismatched))[:5]
         raise CheckpointError(
             f"The trunk of this checkpoint is not the model's: {len(missing)} keys missing, {len(extra)} unexpected, "
-            f"{len(mismatched)} mis-shaped (first: {', '.join(first)}). Take a checkpoint of the same width.",
+            f"{len(mismatched)} mis-shaped (first: {', '.join(first)}). {_advice(mismatched)}",
             missing=missing,
             unexpected=extra,
             mismatched=mismatched,
         )
     model.load_state_dict({k: v for k, v in given.items() if k in own}, strict=False)
     return model
+
+
+def _advice(mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]) -> str:
+    channels = [own[1] for key, _, own in mismatched if key == FIRST]
+    if len(mismatched) == 1 and channels:
+        return f"Input channels differ: give in_channels={channels[0]} to have the weights adapted."
+    return "Take a checkpoint of the same width."

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from hrnet_fast.checkpoints import authors, openmmlab, openseg, timm
 from hrnet_fast.checkpoints.family import Family
-from hrnet_fast.errors import CheckpointError
+from hrnet_fast.errors import CheckpointError, shown
 
 # Networks that no upstream has under these very names: a state_dict of ours, saved as it is.
 NATIVE_PYRAMID = Family(
@@ -58,8 +58,8 @@ def get_family(name: str) -> Family:
     Raises:
         CheckpointError: an unknown name.
     """
-    if name not in FAMILIES:
-        raise CheckpointError(f"family {name!r} is not one of {', '.join(FAMILIES)}.")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise CheckpointError(f"family {shown(name)} is not one of {', '.join(FAMILIES)}.")
     return FAMILIES[name]
 
 

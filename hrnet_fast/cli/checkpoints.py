@@ -47,6 +47,7 @@ def info(what: str, family: str, part: str, input_size: str | None, torch04: boo
             "tensors": len(tensors),
             "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}),
             "notes": list(checkpoint.notes),
+            "assumptions": list(checkpoint.assumptions),
         }
         size = size or (256, 256)
     else:

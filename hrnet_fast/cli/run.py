@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from hrnet_fast.models import HRNet
     from hrnet_fast.tasks.prediction import Network
 
-logger = logging.getLogger(__name__)
 # Read when a task is given; listed here so that --help needs no torch.
 TASK_NAMES = ("pose", "segmentation", "classification", "landmarks")
 DECODINGS = ("msra", "dark", "udp", "face")
@@ -53,6 +51,16 @@ ENGINE_PAYS = 20
     help=f"Answer by an inference engine; auto: from {ENGINE_PAYS} images on, or where --dtype is given.",
 )
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="What the engine computes in.")
+@click.option(
+    "--align-corners/--no-align-corners",
+    default=None,
+    help="How the network interpolates bilinearly; the family's own by default (a file does not tell).",
+)
+@click.option(
+    "--in-channels",
+    type=click.Choice(["1", "3", "4"]),
+    help="Adapt an RGB checkpoint to 1 (grey) or 4 (RGBA) channels, as timm does; the file's own by default.",
+)
 @torch04_option
 @impl_option
 @json_option
@@ -72,19 +80,21 @@ def run(
     family: str,
     engine: str,
     dtype: str | None,
+    align_corners: bool | None,
+    in_channels: str | None,
     torch04: bool,
     impl: str,
     as_json: bool,
 ) -> None:
     """Run a checkpoint on IMAGES (a file or a folder); write NAME.json and NAME.png for each into the output folder."""
-    from hrnet_fast.checkpoints import load_checkpoint
     from hrnet_fast.tasks import TASKS, Options
     from hrnet_fast.tasks.images import find_images, read_image
-    from hrnet_fast.tasks.prediction import check_head
+    from hrnet_fast.tasks.prediction import assumptions
 
     show_notes()
     chosen = TASKS[task]
-    _check_options(task, chosen.options, tuple(field.name for field in dataclasses.fields(Options)))
+    optional = (*(field.name for field in dataclasses.fields(Options)), "align_corners")
+    _check_options(task, (*chosen.options, *chosen.network), optional)
     options = Options(
         size=parse_size(size) if size else None,
         boxes=tuple(parse_box(b) for b in boxes),
@@ -98,15 +108,15 @@ def run(
     if not force:
         endings = ("json", "png", *(f"{name}.png" for name in chosen.maps))
         _check_absent([output / f"{path.name}.{ending}" for path in paths for ending in endings])
-    model = load_checkpoint(checkpoint, family=family, torch04=torch04, impl=impl)
-    check_head(model, chosen.heads, task, checkpoint)
+    given = {"decode": decode, "align_corners": align_corners, "in_channels": in_channels and int(in_channels)}
+    model = _load(checkpoint, task, given, family=family, torch04=torch04, impl=impl)
     network = _network(model, engine, dtype, impl, len(paths))
     _make_folder(output)
     results: list[dict[str, Any]] = []
     failures: list[str] = []
     for path in progress(paths, len(paths), task):
         try:
-            prediction = chosen.predict(network, read_image(path), options)
+            prediction = chosen.predict(network, read_image(path, model.config.in_channels), options)
         except InputError as error:
             if len(paths) == 1:
                 raise
@@ -131,6 +141,8 @@ def run(
         except (OSError, ValueError) as error:
             raise InputError(f"{stem}: the answer cannot be written ({error}).") from error
         results.append(result)
+    for line in assumptions(model):
+        click.echo(line, err=True)
     if as_json:
         print_json(results)
     else:
@@ -138,10 +150,21 @@ def run(
         click.echo(f"{len(results)} of {len(paths)} images done ({ran}); JSON and pictures are in {output}/")
     if failures:
         raise InputError(f"{len(failures)} of {len(paths)} images failed: {'; '.join(failures[:5])}")
-    if decode is None and results[0].get("decode") == "msra":
-        logger.warning(
-            "heatmaps were decoded as msra; files of DARK and UDP look the same, and take --decode dark or udp"
-        )
+
+
+def _load(checkpoint: Path, task: str, given: dict[str, Any], **how: Any) -> HRNet:
+    """Return the checkpoint's network for `task`, with what was `given` of its configuration."""
+    from hrnet_fast.checkpoints import load_checkpoint
+    from hrnet_fast.tasks import TASKS
+    from hrnet_fast.tasks.prediction import check_head
+
+    overrides = {name: value for name, value in given.items() if value is not None}
+    model = load_checkpoint(checkpoint, **how, **overrides)
+    check_head(model, TASKS[task].heads, task, checkpoint)
+    # Logits of segmentation come to the image's size bilinearly, whatever the network does inside.
+    if "align_corners" in overrides and not (model.config.bilinear or task == "segmentation"):
+        raise InputError("--align-corners: this network does not interpolate bilinearly; leave that out.")
+    return model
 
 
 def _network(model: HRNet, engine: str, dtype: str | None, impl: str, images: int) -> Network:

@@ -6,16 +6,25 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hrnet_fast.errors import InputError
+from hrnet_fast.checks import (
+    check_bool,
+    check_device,
+    check_integer,
+    check_module,
+    check_path,
+    check_shape,
+)
+from hrnet_fast.errors import InputError, shown
+from hrnet_fast.inference.dynamic import checked_axes, export_dynamic
 from hrnet_fast.inference.execution.executors import Executor, Executors
 from hrnet_fast.inference.folded import FoldedNetwork, write_onnx
 from hrnet_fast.inference.gate import Gate
+from hrnet_fast.inference.normalize import Normalize, checked_normalize
 from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.profile import Profile, profile
 from hrnet_fast.inference.sources import Living, Saved
@@ -23,22 +32,6 @@ from hrnet_fast.inference.storage import load, save
 from hrnet_fast.inference.verification import verify as compare_with
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-@dataclass(frozen=True)
-class Normalize:
-    """Images of bytes [N, H, W, C] become (x / 255 - mean) / std, channel by channel."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @property
-    def scale(self) -> tuple[float, ...]:
-        return tuple(1.0 / (255.0 * s) for s in self.std)
-
-    @property
-    def shift(self) -> tuple[float, ...]:
-        return tuple(-m / s for m, s in zip(self.mean, self.std, strict=True))
 
 
 def optimize_for_inference(
@@ -73,31 +66,23 @@ def optimize_for_inference(
     if not isinstance(example, Tensor) or example.is_meta:
         given = "a tensor without data" if isinstance(example, Tensor) else type(example).__name__
         raise InputError(f"optimize_for_inference: example is {given}; accepted is an input with data, [N, C, H, W].")
+    check_module("optimize_for_inference", model)
     parameter = next(model.parameters(), None)
     outer = torch.float32 if parameter is None else parameter.dtype
-    chosen = dtype or outer
-    if chosen not in DTYPES:
+    chosen = outer if dtype is None else dtype
+    if not isinstance(chosen, torch.dtype) or chosen not in DTYPES:
         raise InputError(
-            f"optimize_for_inference: dtype={chosen}; accepted are float32, bfloat16, float16 and float64."
+            f"optimize_for_inference: dtype={shown(chosen)}; accepted are torch.float32, bfloat16, float16 and float64."
         )
-    if max_shapes < 1:
-        raise InputError(f"optimize_for_inference: max_shapes={max_shapes} must be at least 1.")
-    images = None if normalize is None else _normalize(*normalize)
+    check_integer("optimize_for_inference", "max_shapes", max_shapes)
+    check_bool("optimize_for_inference", verify=verify)
+    images = checked_normalize(normalize)
     engine = Engine(Living(model), chosen, outer, example.device, images, max_shapes)
     shape = engine.check(example)
     if verify:
         compare_with(model, shape, outer)
     engine.prepare(shape)
     return engine
-
-
-def _normalize(mean: Sequence[float], std: Sequence[float]) -> Normalize:
-    if len(mean) != len(std) or not len(mean) or min(std) <= 0:
-        raise InputError(
-            f"optimize_for_inference: normalize=({list(mean)}, {list(std)}); give one mean and one positive standard "
-            "deviation per channel, of values in 0 .. 1."
-        )
-    return Normalize(tuple(map(float, mean)), tuple(map(float, std)))
 
 
 class Engine:
@@ -151,13 +136,13 @@ class Engine:
         measured and captured when it comes a second time.
         """
         with self._gate.using():
-            for shape in shapes:
-                self._executor(tuple(shape)).ready()
+            for shape in [check_shape("Engine.prepare", shape) for shape in shapes]:
+                self._executor(shape).ready()
 
     def plan(self, shape: Sequence[int] | None = None) -> Plan:
         """Return the plan for inputs [N, C, H, W]; None is the shape used last."""
         with self._building:
-            key = tuple(shape) if shape is not None else self._last()
+            key = check_shape("Engine.plan", shape) if shape is not None else self._last()
             ready = self._executors.get(key)
             return ready.plan if ready else self._planned(key)
 
@@ -186,12 +171,12 @@ class Engine:
     def memory(self, shape: Sequence[int] | None = None) -> int:
         """Return the bytes of maps that a call on inputs [N, C, H, W] keeps at once; None is the shape used last."""
         with self._building:
-            return self._executor(tuple(shape) if shape is not None else self._last()).arena_bytes
+            key = check_shape("Engine.memory", shape) if shape is not None else self._last()
+            return self._executor(key).arena_bytes
 
     def profile(self, x: Tensor, rounds: int = 3) -> Profile:
         """Time every step by itself on `x`; beside it what the device could do (measured now)."""
-        if rounds < 1:
-            raise InputError(f"Engine.profile: rounds={rounds} must be at least 1.")
+        check_integer("Engine.profile", "rounds", rounds)
         shape = self.check(x)
         with self._gate.using(), self._plainly():
             return profile(self._executor(shape), x, rounds)
@@ -203,8 +188,11 @@ class Engine:
             path: of the file; written whole or not at all.
             shapes: [N, C, H, W] besides those that are prepared now.
         """
+        check_path("Engine.save", path)
+        if not isinstance(shapes, (list, tuple)):
+            raise InputError(f"Engine.save: shapes={shown(shapes)}; accepted is a list of shapes [N, C, H, W].")
         self._making.check_unchanged("weights to be saved", self._source.tensors())
-        wanted = [*self._executors, *(tuple(s) for s in shapes)]
+        wanted = [*self._executors, *(check_shape("Engine.save", s) for s in shapes)]
         plans = {shape: self.plan(shape) for shape in wanted}
         settings = {
             "dtype": self.dtype,
@@ -220,13 +208,14 @@ class Engine:
         """Read what :meth:`save` wrote.
 
         Raises:
-            InputError: no such file, or one that is no saved engine.
+            InputError: no such file, one that is no saved engine, or a device that is not there.
         """
+        where = check_device("Engine.load", device)
+        check_path("Engine.load", path)
         plans, tensors, settings = load(path)
         images, bound = settings["images"], settings["max_shapes"]
         normalize = Normalize(*images) if images else None
         source = Saved(plans, tensors, settings.get("keypoints"))
-        where = torch.empty(0, device=device).device  # "cuda" is a device with a number
         engine = cls(source, settings["dtype"], settings["outer"], where, normalize, bound)
         engine.prepare(*list(plans)[-bound:])
         return engine
@@ -240,14 +229,59 @@ class Engine:
         self._making.check_unchanged("a folded network", self._source.tensors())
         return FoldedNetwork(self.plan(shape), self._making.tensors, self._outer)
 
-    def export(self, shape: Sequence[int] | None = None) -> Any:
-        """Return the folded network as a ``torch.export.ExportedProgram`` for inputs of this shape."""
+    def export(self, shape: Sequence[int] | None = None, dynamic: Sequence[str] = ()) -> Any:
+        """Return the folded network as a ``torch.export.ExportedProgram``.
+
+        Args:
+            shape: [N, C, H, W] of inputs; None is the shape used last.
+            dynamic: axes that may differ at every call: ``"batch"``, ``"height"``, ``"width"``, or ``"size"`` for both.
+                Networks that upsample by factors (nearest, mmsegmentation's) then take multiples of the stride of their
+                smallest map, 32 for four branches, and fail at other sizes; those that upsample to each other's sizes
+                take any. (A program of ``torch.export`` fails also where a map would have a side of 1.)
+
+        Raises:
+            InputError: the network's forward holds this batch or size as a number, so that another would be answered
+                wrongly: programs are compared with the plans of other shapes before they are returned.
+        """
+        axes = checked_axes(dynamic)
+        if axes:
+            return self._dynamic(shape, axes)[0]
         module = self.folded(shape)
         return torch.export.export(module, (module.example(),))
 
-    def export_onnx(self, path: Any, shape: Sequence[int] | None = None) -> None:
-        """Write the folded network as an ONNX file; needs the package onnx."""
-        write_onnx(self.folded(shape), path)
+    def export_onnx(self, path: Any, shape: Sequence[int] | None = None, dynamic: Sequence[str] = ()) -> None:
+        """Write the folded network as an ONNX file with one input, ``image``; needs the packages onnx and onnxscript.
+
+        Args:
+            path: of the file; written whole or not at all.
+            shape, dynamic: as :meth:`export` has them; free dimensions of the input have these names in the file.
+
+        Raises:
+            InputError: as :meth:`export`; the packages are not installed; the file cannot be written.
+        """
+        check_path("Engine.export_onnx", path)
+        axes = checked_axes(dynamic)
+        if axes:
+            program, names = self._dynamic(shape, axes)
+            write_onnx(program, path, names)
+        else:
+            write_onnx(self.folded(shape), path)
+
+    def _dynamic(
+        self, shape: Sequence[int] | None, axes: tuple[str, ...]
+    ) -> tuple[torch.export.ExportedProgram, dict[int, str]]:
+        self._making.check_unchanged("an export", self._source.tensors())
+        plan = self.plan(shape)
+        saved = list(self._source.plans) if isinstance(self._source, Saved) else None
+        tensors = {name: tensor.detach().cpu() for name, tensor in self._making.tensors.items()}
+        return export_dynamic(plan, self._planned, saved, tensors, self._outer, axes)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse ``copy``, ``deepcopy``, ``pickle`` and ``torch.save``, which all come here."""
+        raise InputError(
+            "Engine: an engine holds locks, memory and compiled code, which cannot be copied or pickled. Write it by "
+            "Engine.save(path) and read it by Engine.load(path), or call optimize_for_inference on the model again."
+        )
 
     def check(self, x: Tensor) -> tuple[int, ...]:
         """Return the shape [N, C, H, W] that an input stands for.

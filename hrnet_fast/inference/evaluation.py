@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hrnet_fast.errors import InputError
+from hrnet_fast.checks import check_bool, check_integer, check_numbers, check_tensor
+from hrnet_fast.errors import InputError, shown
 from hrnet_fast.keypoints import Pairs, flip_back, mirror_order, named_method, needs_shift
 
 Network = Callable[[Tensor], Tensor]
@@ -71,9 +71,13 @@ def multi_scale(
         InputError: no scale or one that is not positive, a divisor below 1, or a network that returns something else
             than one tensor of maps.
     """
-    if not isinstance(divisor, int) or divisor < 1:
-        raise InputError(f"multi_scale: divisor={divisor!r} must be a whole number of at least 1.")
-    scales = _factors(scales)
+    if not callable(network):
+        raise InputError(f"multi_scale: network is {shown(network)}; accepted is a model, an engine or a function.")
+    check_integer("multi_scale", "divisor", divisor)
+    check_bool("multi_scale", flip=flip, align_corners=align_corners)
+    scales = check_numbers("multi_scale", "scales", scales, "positive factors")
+    if min(scales) <= 0:
+        raise InputError(f"multi_scale: scales={list(scales)}; give one or more positive factors.")
     _check_images("multi_scale", x)
     total: Tensor | None = None
     height, width = x.shape[2:]
@@ -91,17 +95,9 @@ def multi_scale(
     return total / len(scales)
 
 
-def _factors(scales: Sequence[float]) -> list[float]:
-    try:
-        factors = [float(scale) for scale in scales]
-    except (TypeError, ValueError):
-        factors = []
-    if not factors or not all(0 < factor < math.inf for factor in factors):
-        raise InputError(f"multi_scale: scales={scales!r}; give a list of one or more positive factors.")
-    return factors
-
-
 def _check_images(what: str, x: Tensor) -> None:
-    if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point():
-        given = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(f"{what}: {given} given; accepted are floating images [N, C, H, W], normalised.")
+    check_tensor(what, "x", x)
+    if x.dim() != 4 or not x.is_floating_point():
+        raise InputError(
+            f"{what}: {x.dtype} {list(x.shape)} given; accepted are floating images [N, C, H, W], normalised."
+        )

@@ -20,6 +20,8 @@ import torch
 from hrnet_fast.errors import InputError
 
 METHODS = ("msra", "dark", "udp", "face")
+# What networks with such a head are trained with, where nothing else is known of them.
+METHOD_OF_HEAD = {"v1": "msra", "v1h": "msra", "v2": "msra", "face": "face"}
 
 
 def check_method(what: str, method: str) -> None:

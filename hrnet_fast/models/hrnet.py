@@ -6,10 +6,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hrnet_fast.config import HRNetConfig
+from hrnet_fast.errors import ConfigError, shown
 from hrnet_fast.implementations import resolve
+from hrnet_fast.keypoints.methods import METHOD_OF_HEAD
 from hrnet_fast.models.upstream_config import config_from_upstream
 from hrnet_fast.nn.accelerate import accelerate_blocks
 from hrnet_fast.nn.mixing import mixing_fault, run_mixing
@@ -19,9 +21,6 @@ from hrnet_fast.reference.heads import Output
 from hrnet_fast.reference.heads.dense import V2Head
 from hrnet_fast.reference.network import HRNetReference
 from hrnet_fast.reference.norm import NormFactory
-
-# By head: who trains it. V2's logits are segmentation's as well.
-_KEYPOINTS = {"v1": "msra", "v1h": "msra", "v2": "msra", "face": "face"}
 
 
 class HRNet(HRNetReference):
@@ -60,16 +59,24 @@ class HRNet(HRNetReference):
     ) -> None:
         if config is None:
             config = HRNetConfig.make(**options)
+        elif not isinstance(config, HRNetConfig):
+            raise ConfigError(
+                f"HRNet: config is {shown(config)}; accepted is an HRNetConfig. HRNet.from_config takes upstreams' "
+                "files and mappings, create_model takes names."
+            )
         elif options:
             config = config.override(**options)
+        if norm_layer is not None and (isinstance(norm_layer, nn.Module) or not callable(norm_layer)):
+            raise ConfigError(f"HRNet: norm_layer is {shown(norm_layer)}; accepted is a callable, channels -> module.")
         chosen = resolve(impl)  # before any weight is drawn: a wrong name fails at once
         super().__init__(config, norm_layer)
         self.impl = chosen
         if chosen != "reference":
             accelerate_blocks(self, impl, "lean")
         self.family: str | None = None
-        self.keypoints = _KEYPOINTS.get(config.head.kind)
+        self.keypoints = METHOD_OF_HEAD.get(config.head.kind)
         self.notes: tuple[str, ...] = ()
+        self.assumptions: tuple[str, ...] = ()
 
     def _stem(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         rows = ((self.conv1, self.bn1, self.relu), (self.conv2, self.bn2, self.relu))
@@ -89,11 +96,14 @@ class HRNet(HRNetReference):
                 return head.finish(logits, size)
         return super()._apply_head(features, size)
 
-    def set_origin(self, family: str, notes: tuple[str, ...], keypoints: str | None = None) -> None:
-        """Record which family of checkpoints the weights came from, what loading them left out, and how it decodes."""
+    def set_origin(
+        self, family: str, notes: tuple[str, ...], assumptions: tuple[str, ...] = (), keypoints: str | None = None
+    ) -> None:
+        """Record which family the weights came from, what loading left out and assumed, and how heatmaps decode."""
         self.family = family
         self.keypoints = keypoints or self.keypoints
         self.notes = notes
+        self.assumptions = assumptions
 
     @classmethod
     def from_config(

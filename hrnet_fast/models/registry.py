@@ -7,13 +7,19 @@ import fnmatch
 from typing import Any
 
 from hrnet_fast.config import HRNetConfig
-from hrnet_fast.errors import ConfigError
+from hrnet_fast.errors import ConfigError, shown
 from hrnet_fast.models.hrnet import HRNet
 from hrnet_fast.models.variants import VARIANTS, Variant
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Return the names of all variants that match a shell pattern such as ``"*pose*"``, sorted."""
+    """Return the names of all variants that match a shell pattern such as ``"*pose*"``, sorted.
+
+    Raises:
+        ConfigError: a pattern that is no string.
+    """
+    if not isinstance(pattern, str):
+        raise ConfigError(f"list_models: {shown(pattern)} given; accepted is a shell pattern such as '*pose*'.")
     return sorted(fnmatch.filter(VARIANTS, pattern))
 
 
@@ -23,6 +29,8 @@ def get_variant(name: str) -> Variant:
     Raises:
         ConfigError: an unknown name; the message offers near ones.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"A model's name is a string; {shown(name)} given. list_models() names all.")
     if name not in VARIANTS:
         near = difflib.get_close_matches(name, VARIANTS, n=3, cutoff=0.4)
         raise ConfigError(f"No model is called {name!r}. Near: {', '.join(near) or 'none'}; list_models() names all.")

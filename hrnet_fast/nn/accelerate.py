@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from hrnet_fast.errors import InputError
+from hrnet_fast.checks import check_module
+from hrnet_fast.errors import InputError, shown
 from hrnet_fast.implementations import resolve
 from hrnet_fast.nn.fusion_module import FastFusion
 from hrnet_fast.nn.modules import Fast, FastSequence, FastUnit, Settings, fast_class
@@ -76,6 +77,7 @@ def accelerate(model: nn.Module, *, impl: str = "auto", memory: str = "lean") ->
         InputError: no module of an HRNet was found, or an unknown `memory`.
         ImplementationError: an unknown implementation, or one that cannot run here.
     """
+    check_module("accelerate", model)
     if not any(is_fusion(module) for module in model.modules()):
         raise InputError(
             f"accelerate: {type(model).__name__} has no module with `branches` and `fuse_layers`, as every HRNet has; "
@@ -86,8 +88,8 @@ def accelerate(model: nn.Module, *, impl: str = "auto", memory: str = "lean") ->
 
 def accelerate_blocks(model: nn.Module, impl: str, memory: str) -> nn.Module:
     """:func:`accelerate` for a module known to be of an HRNet: one of its stages, or a network without fusions."""
-    if memory not in MEMORY:
-        raise InputError(f"accelerate: memory={memory!r}; accepted are 'lean' and 'min'.")
+    if not isinstance(memory, str) or memory not in MEMORY:
+        raise InputError(f"accelerate: memory={shown(memory)}; accepted are 'lean' and 'min'.")
     resolve(impl)
     restore(model)
     candidates = list(_candidates(model))
@@ -131,7 +133,12 @@ def _verdict(
 
 
 def restore(model: nn.Module) -> nn.Module:
-    """Undo :func:`accelerate`, in place, and return the model."""
+    """Undo :func:`accelerate`, in place, and return the model.
+
+    Raises:
+        InputError: `model` is no module.
+    """
+    check_module("restore", model)
     for module in model.modules():
         for name in ("fast_settings", "fast_note", "fast_refused"):
             vars(module).pop(name, None)
@@ -148,10 +155,11 @@ def explain(model: Any) -> Any:
     input that is no batch of images, a compiler that traces) is told once the call was made.
 
     Raises:
-        InputError: `model` is not accelerated.
+        InputError: `model` is not accelerated, or neither a module nor an engine.
     """
-    if not isinstance(model, nn.Module):
+    if callable(getattr(model, "explain", None)) and not isinstance(model, (nn.Module, type)):
         return model.explain()
+    check_module("explain", model)
     fast = [(name, m) for name, m in model.named_modules() if isinstance(m, Fast)]
     plain = [(name, m) for name, m in model.named_modules() if getattr(m, "fast_refused", None)]
     if not fast and not plain:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
@@ -183,6 +184,8 @@ def call_fault(x: Tensor, impl: str) -> str | None:
     """Say why a call on `x` takes the plain path, whatever the module."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return "under torch.compile, torch.export and tracing the plain modules run (compilers fuse them themselves)"
+    if isinstance(x, torch.fx.Proxy):  # asked for its device, it would write that down
+        return "under torch.fx the plain modules run"
     if type(x) not in (Tensor, nn.Parameter) or x.device.type not in ("cpu", "cuda"):
         return f"input is a {type(x).__name__} on {x.device.type}"
     if torch._C._functorch.peek_interpreter_stack() is not None:  # type: ignore[attr-defined]

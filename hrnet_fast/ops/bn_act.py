@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hrnet_fast.errors import InputError
+from hrnet_fast.checks import check_bool, check_number, check_tensor, check_text
+from hrnet_fast.errors import InputError, shown
 from hrnet_fast.ops.bn_pieces import pieces
 from hrnet_fast.ops.common import check_dtype
 from hrnet_fast.reference.bn_act import Norm, math_dtype
@@ -62,6 +63,15 @@ def bn_act(
         InputError: tensors that do not fit each other, or a training batch with one value per channel.
         ImplementationError: a named implementation that cannot run here.
     """
+    check_tensor("bn_act", "x", x)
+    named = (("weight", weight), ("bias", bias), ("running_mean", running_mean), ("running_var", running_var))
+    for name, tensor in (*named, ("residual", residual), ("num_batches_tracked", num_batches_tracked)):
+        check_tensor("bn_act", name, tensor, optional=True)
+    check_bool("bn_act", training=training, sync=sync)
+    check_text("bn_act", impl=impl)
+    check_number("bn_act", "eps", eps)
+    if momentum is not None:
+        check_number("bn_act", "momentum", momentum)
     _check_maps(x, residual, activation)
     _check_channels(x, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
     if (running_mean is None) != (running_var is None):
@@ -96,8 +106,8 @@ def _check_maps(x: Tensor, residual: Tensor | None, activation: str | None) -> N
     if x.dim() != 4:
         raise InputError(f"bn_act: x has shape {tuple(x.shape)}; give [N, C, H, W].")
     check_dtype("bn_act", x)
-    if activation not in ("relu", None):
-        raise InputError(f"bn_act: activation {activation!r}; accepted are 'relu' and None.")
+    if activation is not None and activation != "relu":
+        raise InputError(f"bn_act: activation {shown(activation)}; accepted are 'relu' and None.")
     if residual is None:
         return
     if residual.shape != x.shape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,11 @@ from torch import Tensor
 from hrnet_fast.errors import InputError
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def pair_of(size: object) -> tuple[Any, ...]:
+    """A size as a tuple; empty where it is no sequence, which no size is."""
+    return tuple(size) if isinstance(size, Sequence) and not isinstance(size, (str, bytes)) else ()
 
 
 def check_dtype(operator: str, x: Tensor) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hrnet_fast.errors import InputError
+from hrnet_fast.checks import check_bool, check_tensors, check_text
+from hrnet_fast.errors import InputError, shown
 from hrnet_fast.implementations import choose
-from hrnet_fast.ops.common import check_dtype, check_kin
+from hrnet_fast.ops.common import check_dtype, check_kin, pair_of
 
 MAX_TERMS = 8
 # The values of hrnet_fast::Resample in kernels/cuda/resample.h, by (mode, align_corners).
@@ -51,7 +52,9 @@ def fuse_sum(
         InputError: terms that cannot be summed.
         ImplementationError: a named implementation that cannot run here.
     """
-    xs = list(xs)
+    xs = check_tensors("fuse_sum", "xs", xs)
+    check_bool("fuse_sum", align_corners=align_corners)
+    check_text("fuse_sum", mode=mode, impl=impl)
     size = _checked(xs, size, mode, activation)
     scale_list, shift_list = _affines(xs, scales, shifts)
     result: Tensor = _fuse_sum(xs, scale_list, shift_list, list(size), mode, align_corners, activation == "relu", impl)
@@ -72,11 +75,11 @@ def _checked(xs: list[Tensor], size: tuple[int, int] | None, mode: str, activati
     check_dtype("fuse_sum", first)
     if mode not in ("bilinear", "nearest"):
         raise InputError(f"fuse_sum: mode {mode!r}; accepted are 'bilinear' and 'nearest'.")
-    if activation not in ("relu", None):
-        raise InputError(f"fuse_sum: activation {activation!r}; accepted are 'relu' and None.")
-    target = tuple(first.shape[-2:] if size is None else size)
+    if activation is not None and activation != "relu":
+        raise InputError(f"fuse_sum: activation {shown(activation)}; accepted are 'relu' and None.")
+    target = tuple(first.shape[-2:]) if size is None else pair_of(size)
     if len(target) != 2 or any(not isinstance(s, (int, torch.SymInt)) or s < 0 for s in target):
-        raise InputError(f"fuse_sum: size {size!r}; give (H, W), two integers of at least 0.")
+        raise InputError(f"fuse_sum: size {shown(size)}; give (H, W), two integers of at least 0.")
     if any(0 in x.shape[-2:] and tuple(x.shape[-2:]) != target for x in xs):
         raise InputError(f"fuse_sum: a term without pixels cannot be interpolated to {target[0]}x{target[1]}.")
     return target[0], target[1]
@@ -86,8 +89,8 @@ def _affines(
     xs: list[Tensor], scales: Sequence[Tensor | None] | None, shifts: Sequence[Tensor | None] | None
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Both lists with an empty tensor for every absent affine: operators take lists of tensors, not of options."""
-    scales = [None] * len(xs) if scales is None else scales
-    shifts = [None] * len(xs) if shifts is None else shifts
+    scales = [None] * len(xs) if scales is None else check_tensors("fuse_sum", "scales", scales, optional=True)
+    shifts = [None] * len(xs) if shifts is None else check_tensors("fuse_sum", "shifts", shifts, optional=True)
     if len(scales) != len(xs) or len(shifts) != len(xs):
         raise InputError(f"fuse_sum: {len(scales)} scales and {len(shifts)} shifts for {len(xs)} terms; give one each.")
     channels = xs[0].shape[1]

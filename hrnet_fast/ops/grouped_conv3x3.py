@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hrnet_fast.checks import check_bool, check_tensors, check_text
 from hrnet_fast.errors import InputError
 from hrnet_fast.implementations import choose
 from hrnet_fast.kernels.packing import pack, unpack
@@ -57,14 +58,16 @@ def grouped_conv3x3(
         InputError: inputs, weights, biases or residuals that do not fit.
         ImplementationError: a named implementation that cannot run here.
     """
-    inputs = list(xs)
+    inputs: list[Tensor] = check_tensors(NAME, "xs", xs)
+    check_bool(NAME, relu=relu)
+    check_text(NAME, impl=impl)
     if not 1 <= len(inputs) <= MAX_BRANCHES:
         raise InputError(f"{NAME}: {len(inputs)} inputs given; 1 to {MAX_BRANCHES} are accepted.")
     if isinstance(weights, PackedConv3x3):
         if biases is not None:
             raise InputError(f"{NAME}: packed weights hold their biases; give none beside them.")
         return _packed(inputs, weights, residuals, relu, impl)
-    given = list(weights)
+    given: list[Tensor] = check_tensors(NAME, "weights", weights)
     check_weights(given)
     added = checked_biases(given, biases)
     n = len(inputs)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from hrnet_fast.checks import check_tensors
 from hrnet_fast.errors import InputError
 from hrnet_fast.kernels.packing import pack
 from hrnet_fast.ops.common import check_bias, check_dtype, check_kin
@@ -36,13 +37,14 @@ def pack_grouped_conv3x3(weights: Sequence[Tensor], biases: Sequence[Tensor | No
     Raises:
         InputError: weights or biases that do not fit.
     """
-    given = list(weights)
+    given = check_tensors(NAME, "weights", weights)
     check_weights(given)
     return PackedConv3x3(*pack(given, checked_biases(given, biases)), tuple((w.shape[0], w.shape[1]) for w in given))
 
 
 def each(given: Sequence[Tensor | None] | None, n: int, what: str) -> list[Tensor | None]:
     """Return one of `given`, or None, for each of `n` branches."""
+    given = None if given is None else check_tensors(NAME, what, given, optional=True)
     if given is not None and len(given) != n:
         raise InputError(f"{NAME}: {len(given)} {what} for {n} branches; give one, or None, for each.")
     return [None] * n if given is None else list(given)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hrnet_fast.errors import InputError
+from hrnet_fast.checks import check_tensor, check_tensors, check_text
+from hrnet_fast.errors import InputError, shown
 from hrnet_fast.implementations import choose
 from hrnet_fast.ops.common import (
     autocast,
@@ -22,6 +23,7 @@ from hrnet_fast.ops.common import (
     check_map,
     convolution_gradients,
     layout_of,
+    pair_of,
     settled,
     weight_layout,
 )
@@ -58,7 +60,11 @@ def strided_conv_chain(
         InputError: inputs, a weight, a bias, an addend or a range that do not fit.
         ImplementationError: a named implementation that cannot run here.
     """
-    inputs = list(xs)
+    inputs = check_tensors(NAME, "xs", xs)
+    check_tensor(NAME, "weight", weight)
+    check_text(NAME, impl=impl)
+    for name, tensor in (("bias", bias), ("addend", addend)):
+        check_tensor(NAME, name, tensor, optional=True)
     if not 1 <= len(inputs) <= MAX_INPUTS:
         raise InputError(f"{NAME}: {len(inputs)} inputs given; 1 to {MAX_INPUTS} are accepted.")
     cast = autocast(*inputs, weight, bias, addend)
@@ -95,9 +101,9 @@ def _range(relu: tuple[int, int] | bool | None, channels: int) -> tuple[int, int
     """First activated channel and the one behind the last; equal where there are none."""
     if relu is None or isinstance(relu, bool):
         return 0, channels if relu else 0
-    pair = tuple(relu) if isinstance(relu, Sequence) else ()
+    pair = pair_of(relu)
     if len(pair) != 2 or any(not isinstance(r, int) or isinstance(r, bool) for r in pair):
-        raise InputError(f"{NAME}: relu {relu!r}; give True, None or (begin, end), two integers.")
+        raise InputError(f"{NAME}: relu {shown(relu)}; give True, None or (begin, end), two integers.")
     if not 0 <= pair[0] <= pair[1] <= channels:
         raise InputError(f"{NAME}: relu {relu!r} is no range of the {channels} output channels.")
     return pair[0], pair[1]

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hrnet_fast.errors import InputError
+from hrnet_fast.checks import check_bool, check_tensor, check_tensors, check_text
+from hrnet_fast.errors import InputError, shown
 from hrnet_fast.implementations import choose
 from hrnet_fast.ops.common import (
     autocast,
@@ -21,6 +22,7 @@ from hrnet_fast.ops.common import (
     check_kin,
     convolution_gradients,
     layout_of,
+    pair_of,
     settled,
 )
 from hrnet_fast.ops.fuse_sum import MAX_TERMS, RESAMPLE
@@ -62,7 +64,10 @@ def upsample_conv1x1_sum(
         InputError: terms, weights or a bias that do not fit.
         ImplementationError: a named implementation that cannot run here.
     """
-    terms, given = list(xs), list(weights)
+    terms, given = check_tensors(NAME, "xs", xs), check_tensors(NAME, "weights", weights, optional=True)
+    check_tensor(NAME, "bias", bias, optional=True)
+    check_bool(NAME, align_corners=align_corners)
+    check_text(NAME, mode=mode, impl=impl)
     _check_options(terms, given, mode, activation)
     cast = autocast(*terms, *given, bias)
     terms = [t for t in cast[: len(terms)] if t is not None]
@@ -83,8 +88,8 @@ def _check_options(xs: list[Tensor], weights: list[Tensor | None], mode: str, ac
         raise InputError(f"{NAME}: {len(weights)} weights for {len(xs)} terms; give one, or None, for each.")
     if mode not in ("bilinear", "nearest"):
         raise InputError(f"{NAME}: mode {mode!r}; accepted are 'bilinear' and 'nearest'.")
-    if activation not in ("relu", None):
-        raise InputError(f"{NAME}: activation {activation!r}; accepted are 'relu' and None.")
+    if activation is not None and activation != "relu":
+        raise InputError(f"{NAME}: activation {shown(activation)}; accepted are 'relu' and None.")
 
 
 def _matrices(xs: list[Tensor], weights: list[Tensor | None]) -> list[Tensor]:
@@ -127,9 +132,9 @@ def _check_terms(xs: list[Tensor], matrices: list[Tensor], bias: Tensor | None, 
 
 
 def _size(xs: list[Tensor], size: tuple[int, int] | None) -> tuple[int, int]:
-    target = tuple(xs[0].shape[-2:] if size is None else size)
+    target = tuple(xs[0].shape[-2:]) if size is None else pair_of(size)
     if len(target) != 2 or any(not isinstance(s, (int, torch.SymInt)) or s < 1 for s in target):
-        raise InputError(f"{NAME}: size {target!r}; give (H, W), two integers of at least 1.")
+        raise InputError(f"{NAME}: size {shown(size)}; give (H, W), two integers of at least 1.")
     if any(0 in x.shape[-2:] for x in xs):
         raise InputError(f"{NAME}: a term without pixels cannot be interpolated to {target[0]}x{target[1]}.")
     return target[0], target[1]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from hrnet_fast.config import HRNetConfig, StageConfig, UpsampleMode
+from hrnet_fast.config import HRNetConfig, StageConfig, UpsampleMode, UpsampleTo
 from hrnet_fast.errors import InputError
 from hrnet_fast.reference.blocks import conv_norm, make_branch
 from hrnet_fast.reference.norm import NormFactory
@@ -15,11 +17,32 @@ from hrnet_fast.reference.norm import NormFactory
 Size = tuple[int, int]
 
 
+# Functions that choose by sizes are one node each where torch.fx traces.
+@torch.fx.wrap
 def resize(x: Tensor, size: Size, mode: UpsampleMode, align_corners: bool) -> Tensor:
     """Interpolate [N, C, h, w] to [N, C, *size]; a no-op where the size already fits."""
     if (x.shape[-2], x.shape[-1]) == size:
         return x
     return interpolate(x, size=size, mode=mode, align_corners=align_corners if mode == "bilinear" else None)
+
+
+@torch.fx.wrap
+def upsample(x: Tensor, scale: int, size: Size, mode: UpsampleMode, to: UpsampleTo, align_corners: bool) -> Tensor:
+    """Bring [N, C, h, w] to [N, C, *size], which is `scale` times as large, as ``HRNetConfig.upsample_to`` has it.
+
+    Raises:
+        InputError: with ``to="scale"``, `scale` does not meet `size`.
+    """
+    if to == "target":
+        return resize(x, size, mode, align_corners)
+    scaled = (x.shape[-2] * scale, x.shape[-1] * scale)
+    if to == "scale" and scaled != size:
+        raise InputError(
+            f"A fusion target of {size[0]}x{size[1]} cannot be met by upsampling {x.shape[-2]}x{x.shape[-1]} by "
+            f"{scale}: pad the input to a multiple of 32, or build the network with upsample_to='target'."
+        )
+    # mmsegmentation upsamples by the scale and then, where that overshoots, interpolates once more.
+    return resize(resize(x, scaled, mode, align_corners), size, "bilinear", align_corners)
 
 
 class HighResolutionModule(nn.Module):
@@ -79,19 +102,9 @@ class HighResolutionModule(nn.Module):
         if levels_up < 0 and not self.strided:
             x = resize(x, size, "bilinear", self.align_corners)
         x = layer(x)
-        return self._upsample(x, 1 << levels_up, size) if levels_up > 0 else x
-
-    def _upsample(self, x: Tensor, scale: int, size: Size) -> Tensor:
-        if self.upsample_to == "target":
-            return resize(x, size, self.upsample, self.align_corners)
-        scaled = (x.shape[-2] * scale, x.shape[-1] * scale)
-        if self.upsample_to == "scale" and scaled != size:
-            raise InputError(
-                f"A fusion target of {size[0]}x{size[1]} cannot be met by upsampling {x.shape[-2]}x{x.shape[-1]} by "
-                f"{scale}: pad the input to a multiple of 32, or build the network with upsample_to='target'."
-            )
-        # mmsegmentation upsamples by the scale and then, where that overshoots, interpolates once more.
-        return resize(resize(x, scaled, self.upsample, self.align_corners), size, "bilinear", self.align_corners)
+        if levels_up <= 0:
+            return x
+        return upsample(x, 1 << levels_up, size, self.upsample, self.upsample_to, self.align_corners)
 
 
 def _fuse_layer(norm: NormFactory, channels: tuple[int, ...], *, source: int, target: int, strided: bool) -> nn.Module:

@@ -1,16 +1,18 @@
-"""The whole network in plain PyTorch, with the authors' parameter names."""
+"""The whole network in plain PyTorch, with the authors' parameter names.
 
-from __future__ import annotations
+Annotations are objects here, not strings: torch.fx copies those of ``forward``, and pickles no graph with strings.
+"""
 
 from itertools import pairwise
 from typing import cast
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hrnet_fast.config import HRNetConfig, StageConfig
-from hrnet_fast.errors import InputError
+from hrnet_fast.errors import InputError, shown
 from hrnet_fast.reference.blocks import ResidualUnit, conv_norm, make_branch
 from hrnet_fast.reference.fusion import HighResolutionModule
 from hrnet_fast.reference.heads import Output, make_head
@@ -86,7 +88,7 @@ class HRNetReference(nn.Module):
             if isinstance(module, ResidualUnit):
                 module.gradient_checkpointing = enable
 
-    def train(self, mode: bool = True) -> HRNetReference:
+    def train(self, mode: bool = True) -> "HRNetReference":
         """Switch modes; ``norm_eval`` and ``frozen_stages`` keep their parts in evaluation mode, as mm* models do."""
         super().train(mode)
         if mode and self.config.norm_eval:
@@ -108,11 +110,10 @@ class HRNetReference(nn.Module):
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """Return the branches after the last stage: [N, C_r, H / 2^(r+1), W / 2^(r+1)] for r = 1, 2, ..."""
-        self._check_input(x)
-        return self._branches(self._stem(x)[1])
+        return self._branches(self._stem(self._checked(x))[1])
 
     def forward(self, x: Tensor) -> Output:
-        self._check_input(x)
+        x = self._checked(x)
         size = (x.shape[-2], x.shape[-1])
         half, x = self._stem(x)
         if not self._head.needs_stem:
@@ -137,23 +138,33 @@ class HRNetReference(nn.Module):
             features = self.get_submodule(f"stage{k + 1}")(features)
         return features
 
-    def _check_input(self, x: Tensor) -> None:
-        channels = self.config.in_channels
-        if x.dim() != 4 or x.shape[1] != channels:
-            raise InputError(
-                f"HRNet: input of shape {tuple(x.shape)} given; accepted is [N, {channels}, H, W]"
-                + (" (add the batch dimension with x[None])." if x.dim() == 3 else ".")
-            )
-        if not torch.is_floating_point(x):
-            raise InputError(f"HRNet: input of dtype {x.dtype} given; convert and normalise it to floating point.")
-        if self.config.upsample_to == "scale":
-            multiple = 2 ** (self.config.stages[-1].num_branches - 1)
-            sizes = tuple((s + 3) // 4 for s in x.shape[-2:])
-            if any(s % multiple for s in sizes):
-                raise InputError(
-                    f"HRNet: input of {x.shape[-2]}x{x.shape[-1]} given; this network upsamples by powers of two, so "
-                    f"pad height and width to multiples of {4 * multiple}, or build it with upsample_to='target'."
-                )
+    def _checked(self, x: Tensor) -> Tensor:
+        by_scale = self.config.upsample_to == "scale"
+        return checked_input(x, self.config.in_channels, 2 ** (self.config.stages[-1].num_branches - 1) * by_scale)
+
+
+@torch.fx.wrap  # one node where torch.fx traces: it chooses by the input's shape
+def checked_input(x: Tensor, channels: int, multiple: int) -> Tensor:
+    """Return `x`, a floating [N, channels, H, W] whose map at 1/4 is a multiple of `multiple`, if that is not 0.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(x, Tensor):
+        raise InputError(f"HRNet: {shown(x)} given; accepted is a tensor [N, {channels}, H, W].")
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise InputError(
+            f"HRNet: input of shape {tuple(x.shape)} given; accepted is [N, {channels}, H, W]"
+            + (" (add the batch dimension with x[None])." if x.dim() == 3 else ".")
+        )
+    if not torch.is_floating_point(x):
+        raise InputError(f"HRNet: input of dtype {x.dtype} given; convert and normalise it to floating point.")
+    if multiple and any(((s + 3) // 4) % multiple for s in x.shape[-2:]):
+        raise InputError(
+            f"HRNet: input of {x.shape[-2]}x{x.shape[-1]} given; this network upsamples by powers of two, so "
+            f"pad height and width to multiples of {4 * multiple}, or build it with upsample_to='target'."
+        )
+    return x
 
 
 def _make_transition(before: tuple[int, ...], stage: StageConfig, norm: NormFactory) -> nn.ModuleList:

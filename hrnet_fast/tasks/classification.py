@@ -9,6 +9,7 @@ from torch import Tensor
 from hrnet_fast.errors import InputError
 from hrnet_fast.tasks import draw
 from hrnet_fast.tasks.images import to_tensor
+from hrnet_fast.tasks.pixels import as_channels, by_bands
 from hrnet_fast.tasks.prediction import Network, Options, Prediction
 
 CROP_RATIO = 0.875  # of the shorter side: 224 of 256, the paper's single-crop testing
@@ -17,7 +18,7 @@ CROP_RATIO = 0.875  # of the shorter side: 224 of 256, the paper's single-crop t
 def predict_classes(model: Network, image: Image.Image, options: Options) -> Prediction:
     """Name the most probable classes of the image's centre crop."""
     size = options.size or (224, 224)
-    x = to_tensor(_centre_crop(image, size))
+    x = to_tensor(_centre_crop(as_channels(image, model.config.in_channels), size))
     with torch.inference_mode():
         logits = model(x)
         if not isinstance(logits, Tensor) or logits.dim() != 2:
@@ -42,8 +43,7 @@ def predict_classes(model: Network, image: Image.Image, options: Options) -> Pre
 def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     height, width = size
     scale = max(height / image.height, width / image.width) / CROP_RATIO
-    resized = image.resize(
-        (max(width, round(image.width * scale)), max(height, round(image.height * scale))), Image.Resampling.BILINEAR
-    )
+    whole = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    resized = by_bands(image, lambda band: band.resize(whole, Image.Resampling.BILINEAR))
     left, top = (resized.width - width) // 2, (resized.height - height) // 2
     return resized.crop((left, top, left + width, top + height))

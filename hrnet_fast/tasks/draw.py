@@ -1,4 +1,4 @@
-"""Answers drawn on images."""
+"""Answers drawn on images, as RGB."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def keypoints(
     options: Options,
 ) -> Image.Image:
     """Draw points whose score reaches the threshold, and the bones between two such points."""
-    picture = image.copy()
+    picture = image.convert("RGB")  # a copy
     pen = ImageDraw.Draw(picture)
     radius = max(2, round(min(image.size) / 160))
     colours = palette(len(bones) or (len(people[0]) if people else 0))
@@ -48,7 +48,7 @@ def keypoints(
 def overlay(image: Image.Image, labels: NDArray[np.integer], classes: int, opacity: float = 0.55) -> Image.Image:
     """Blend the colours of the label map [H, W] over the image."""
     colours = np.array(palette(classes), dtype=np.uint8)[labels]
-    return Image.blend(image, Image.fromarray(colours), opacity)
+    return Image.blend(image.convert("RGB"), Image.fromarray(colours), opacity)
 
 
 def captioned(image: Image.Image, lines: Sequence[str]) -> Image.Image:
@@ -56,7 +56,7 @@ def captioned(image: Image.Image, lines: Sequence[str]) -> Image.Image:
     height = max(14, image.width // 28)
     font = ImageFont.load_default(size=height * 0.8)
     picture = Image.new("RGB", (image.width, image.height + height * (len(lines) + 1)), (255, 255, 255))
-    picture.paste(image, (0, 0))
+    picture.paste(image.convert("RGB"), (0, 0))
     pen = ImageDraw.Draw(picture)
     for i, line in enumerate(lines):
         pen.text((height / 2, image.height + height * (i + 0.5)), line, fill=(20, 20, 20), font=font)

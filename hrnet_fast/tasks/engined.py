@@ -22,7 +22,8 @@ class Engined:
     """
 
     def __init__(self, model: HRNet, dtype: torch.dtype, *, or_model: bool = False) -> None:
-        self.config, self.family, self.keypoints = model.config, model.family, model.keypoints
+        self.config, self.family = model.config, model.family
+        self.keypoints, self.assumptions = model.keypoints, model.assumptions
         self._model, self._dtype, self._or_model = model, dtype, or_model
         self._network: Engine | HRNet | None = None
 

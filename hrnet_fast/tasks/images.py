@@ -13,23 +13,25 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from hrnet_fast.errors import InputError
-from hrnet_fast.keypoints import Box, fit_box, warp_matrix  # noqa: F401 (fit_box makes the boxes that crop takes)
+from hrnet_fast.keypoints import Box, fit_box, warp_matrix
+from hrnet_fast.tasks.pixels import MEAN, STATISTICS, STD, by_bands, eight_bits
 
+__all__ = ["MEAN", "STD", "SUFFIXES", "crop", "find_images", "fit_box", "read_image", "to_tensor"]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-# ImageNet statistics of RGB in [0, 1], which every upstream trains with.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Return an image as RGB, turned upright by its EXIF orientation.
+def read_image(path: str | os.PathLike[str], channels: int = 3) -> Image.Image:
+    """Return an image as RGB, grey or RGBA by `channels` (3, 1, 4), turned upright by its EXIF orientation.
 
     Raises:
-        InputError: no such file, or one that is no image.
+        InputError: no such file, one that is no image, or pixels that cannot be scaled
+            (:func:`~hrnet_fast.tasks.pixels.eight_bits`).
     """
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return ImageOps.exif_transpose(eight_bits(image, str(path), channels))
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such image.") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
@@ -54,9 +56,11 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Return an RGB image as a normalised float32 [1, 3, H, W]."""
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)[None].float() / 255
-    return (pixels - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+    """Return an RGB, grey or RGBA image as a normalised float32 [1, C, H, W]."""
+    channels = len(image.getbands())
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).view(image.height, image.width, channels)
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in STATISTICS[channels])
+    return (pixels.permute(2, 0, 1)[None].float() / 255 - mean) / std
 
 
 def crop(image: Image.Image, box: Box, size: tuple[int, int], method: str = "msra") -> Image.Image:
@@ -72,6 +76,7 @@ def crop(image: Image.Image, box: Box, size: tuple[int, int], method: str = "msr
     columns, right = _taps(box[0], float(matrix[0, 0]), size[1], image.width)
     rows, down = _taps(box[1], float(matrix[1, 1]), size[0], image.height)
     pixels = np.asarray(ImageOps.expand(image, 1))  # black around
+    pixels = pixels.reshape(*pixels.shape[:2], -1)  # grey pixels have no bands
 
     def along(which: NDArray[np.intp]) -> NDArray[np.float64]:
         first, second = (pixels[which[:, None], columns[i]].astype(np.float64) for i in (0, 1))
@@ -79,7 +84,8 @@ def crop(image: Image.Image, box: Box, size: tuple[int, int], method: str = "msr
         return mean
 
     above, below = along(rows[0]), along(rows[1])
-    return Image.fromarray(np.rint(above + (below - above) * down[:, None, None]).astype(np.uint8))
+    cropped = np.rint(above + (below - above) * down[:, None, None]).astype(np.uint8)
+    return Image.fromarray(cropped[..., 0] if cropped.shape[2] == 1 else cropped)
 
 
 def _taps(start: float, scale: float, count: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
@@ -96,7 +102,7 @@ def _face_crop(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Ima
         shrunk = (math.floor(image.width / factor), math.floor(image.height / factor))
         if max(shrunk) < 2 or min(shrunk) < 1:  # nothing of it is left
             return Image.new(image.mode, (size[1], size[0]))
-        image = image.resize(shrunk, Image.Resampling.BILINEAR)
+        image = by_bands(image, lambda band: band.resize(shrunk, Image.Resampling.BILINEAR))
         box = (box[0] / factor, box[1] / factor, box[2] / factor, box[3] / factor)
     left, top, width, height = box
     step_x, step_y = width / size[1], height / size[0]
@@ -104,4 +110,4 @@ def _face_crop(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Ima
     corners = (left - step_x, top - step_y, left + width - step_x, top + height - step_y)
     first_x, first_y, last_x, last_y = (math.trunc(round(c, 9)) + 1 for c in corners)
     whole = image.crop((first_x, first_y, max(last_x, first_x + 1), max(last_y, first_y + 1)))
-    return whole.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return by_bands(whole, lambda band: band.resize((size[1], size[0]), Image.Resampling.BILINEAR))

@@ -23,6 +23,7 @@ from hrnet_fast.keypoints import (
 )
 from hrnet_fast.tasks import draw
 from hrnet_fast.tasks.images import crop, to_tensor
+from hrnet_fast.tasks.pixels import as_channels
 from hrnet_fast.tasks.prediction import Network, Options, Prediction
 
 # By the number of channels alone, 17 and 16 keypoints are persons', the others faces'.
@@ -100,6 +101,7 @@ def _find(
     model: Network, image: Image.Image, options: Options, convention: _Convention, *, size: tuple[int, int]
 ) -> list[dict[str, Any]]:
     size = options.size or size
+    image = as_channels(image, model.config.in_channels)
     # A given box is tight around the person and gets room; the whole image has it already.
     boxes = [fit_box(b, size) for b in options.boxes]
     boxes = boxes or [fit_box((0.0, 0.0, float(image.width), float(image.height)), size, 1.0)]

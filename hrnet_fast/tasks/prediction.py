@@ -12,6 +12,7 @@ from PIL import Image
 from hrnet_fast.config import HRNetConfig
 from hrnet_fast.errors import InputError
 from hrnet_fast.keypoints import Box
+from hrnet_fast.tasks.pixels import STATISTICS, check_channels
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Network(Protocol):
     def family(self) -> str | None: ...
     @property
     def keypoints(self) -> str | None: ...
+    @property
+    def assumptions(self) -> tuple[str, ...]: ...
     def __call__(self, x: Any) -> Any: ...
 
 
@@ -77,19 +80,34 @@ class Task:
         heads: head kinds that answer it.
         options: fields of :class:`Options` that it heeds.
         maps: suffixes of the further images that every answer has.
+        network: fields of :class:`HRNetConfig` that change its answers and that files do not tell.
     """
 
     predict: Predictor
     heads: tuple[str, ...]
     options: tuple[str, ...]
     maps: tuple[str, ...] = ()
+    network: tuple[str, ...] = ()
+
+
+def assumptions(model: Network) -> tuple[str, ...]:
+    """Return what neither file nor caller told and a default decided: of the network, and of its input."""
+    channels = model.config.in_channels
+    if channels == 3:
+        return model.assumptions
+    mean, std = STATISTICS[channels]
+    told = ", ".join(f"({m:g}, {s:g})" for m, s in zip(mean, std, strict=True))
+    return (
+        *model.assumptions,
+        f"assumed, as a file does not tell: input in [0, 1] normalised by (mean, std) of {told}",
+    )
 
 
 def check_head(model: Network, heads: tuple[str, ...], task: str, source: str | os.PathLike[str]) -> None:
-    """Compare the head of `source`'s network with those that can do the task.
+    """Compare the head of `source`'s network with those that can do the task, and its input with pictures.
 
     Raises:
-        InputError: it is none of `heads`.
+        InputError: it is none of `heads`, or takes channels that pictures do not have.
     """
     kind = model.config.head.kind
     if kind not in heads:
@@ -97,3 +115,4 @@ def check_head(model: Network, heads: tuple[str, ...], task: str, source: str | 
             f"{source}: a {model.family} checkpoint ({kind} head) cannot do {task}; that takes one with a "
             f"{' or '.join(heads)} head."
         )
+    check_channels(model.config.in_channels)

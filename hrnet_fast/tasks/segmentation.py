@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -11,6 +14,7 @@ from torch.nn.functional import interpolate
 from hrnet_fast.errors import InputError
 from hrnet_fast.tasks import draw
 from hrnet_fast.tasks.images import to_tensor
+from hrnet_fast.tasks.pixels import as_channels, by_bands
 from hrnet_fast.tasks.prediction import Network, Options, Prediction
 
 CITYSCAPES = (
@@ -20,21 +24,26 @@ CITYSCAPES = (
 
 
 def predict_segmentation(model: Network, image: Image.Image, options: Options) -> Prediction:
-    """Classify every pixel at the network's input size and bring the logits to the image's by bilinear upsampling."""
+    """Classify every pixel at the network's input size and bring the logits to the image's by bilinear upsampling.
+
+    The label map is grey of 8 bits, or of 16 bits for more than 255 classes: of 8 bits, 255 marks pixels to ignore.
+    """
     height, width = options.size or (image.height, image.width)
-    x = to_tensor(image.resize((width, height), Image.Resampling.BILINEAR))
+    given = as_channels(image, model.config.in_channels)
+    x = to_tensor(by_bands(given, lambda band: band.resize((width, height), Image.Resampling.BILINEAR)))
     with torch.inference_mode():
         logits = _main(model(x))
         if options.flip:
             logits = (logits + _main(model(x.flip(-1))).flip(-1)) / 2
+        classes = logits.shape[1]
+        kind = _label_type(classes)
         logits = interpolate(
             logits.float(),
             size=(image.height, image.width),
             mode="bilinear",
             align_corners=model.config.align_corners,
         )
-        labels = logits[0].argmax(dim=0).to(torch.uint8 if logits.shape[1] <= 256 else torch.int32).numpy()
-    classes = logits.shape[1]
+        labels: NDArray[np.integer[Any]] = logits[0].argmax(dim=0).numpy().astype(kind)
     names = options.labels or (CITYSCAPES if classes == len(CITYSCAPES) else tuple(str(i) for i in range(classes)))
     if len(names) != classes:
         raise InputError(f"{len(names)} labels given for a network of {classes} classes.")
@@ -42,11 +51,26 @@ def predict_segmentation(model: Network, image: Image.Image, options: Options) -
     order = np.argsort(-shares)
     data = {
         "classes": classes,
+        "label_dtype": kind.__name__,
         "shares": [
             {"class": int(i), "name": names[i], "share": round(float(shares[i]), 5)} for i in order if shares[i]
         ],
     }
     return Prediction(data, draw.overlay(image, labels, classes), {"labels": Image.fromarray(labels)})
+
+
+def _label_type(classes: int) -> type[np.unsignedinteger[Any]]:
+    """What holds every class's number in a grey PNG.
+
+    Raises:
+        InputError: more classes than 16 bits hold.
+    """
+    if classes > 2**16:
+        raise InputError(
+            f"This network has {classes} classes; a label map of 16 bits holds up to 65536. Call the network from "
+            "Python and take its logits."
+        )
+    return np.uint8 if classes < 2**8 else np.uint16
 
 
 def _main(output: object) -> Tensor:

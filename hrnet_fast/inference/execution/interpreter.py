@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from hrnet_fast.inference.arguments import as_calls_read_it, calls_read_input, fill_in, named_leaves, own_copy
-from hrnet_fast.inference.plan import Call, Conv, Export, Import, Plan, Pool, Step, Sum, View
+from hrnet_fast.inference.plan import Call, Conv, Export, Import, Plan, Pool, Step, Sum, SumTerm, View
 from hrnet_fast.ops.common import one_column
 
 
@@ -96,6 +96,9 @@ class Interpreter:
             out.copy_(result)
 
 
+Resizing = Callable[[SumTerm], dict[str, Any]]
+
+
 def compute(
     plan: Plan,
     step: Import | Conv | Sum | Pool,
@@ -103,8 +106,12 @@ def compute(
     weights: Sequence[tuple[Tensor, Tensor]],
     slots: Sequence[Any],
     dtype: torch.dtype,
+    resizing: Resizing | None = None,
 ) -> Tensor:
-    """Return the map [N, C, H, W] that a step makes."""
+    """Return the map [N, C, H, W] that a step makes.
+
+    `resizing` gives the arguments by which a sum's term is interpolated; None is to the size in the plan.
+    """
     if isinstance(step, Import):
         given: Tensor = slots[step.slot]
         if step.scale is not None:
@@ -132,7 +139,8 @@ def compute(
         x = read(term.source)
         if term.mode != "identity":
             align = term.align_corners if term.mode == "bilinear" else None
-            x = F.interpolate(x, size=size, mode=term.mode, align_corners=align)
+            how = resizing(term) if resizing else {"size": size}
+            x = F.interpolate(x, mode=term.mode, align_corners=align, **how)
         total = x if total is None else total + x
     assert total is not None
     return total.relu() if step.relu else total

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from hrnet_fast.config import HRNetConfig
 from hrnet_fast.reference.fusion import Size, resize
 from hrnet_fast.reference.norm import NormFactory
 
+torch.fx.wrap("resize")
 Output = Tensor | list[Tensor] | tuple[Tensor, ...]
 
 

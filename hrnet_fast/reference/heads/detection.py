@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import torch.fx
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
@@ -19,6 +20,22 @@ def _conv(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequentia
     return nn.Sequential(OrderedDict(conv=conv))
 
 
+@torch.fx.wrap
+def large_enough(x: Tensor, levels: int) -> Tensor:
+    """Return `x`, [N, C, H, W], of which a pyramid of so many levels can be pooled.
+
+    Raises:
+        InputError: it is too small.
+    """
+    smallest: int = 2 ** (levels - 1)
+    if min(x.shape[-2:]) < smallest:
+        raise InputError(
+            f"HRFPN: {levels} levels need a map of at least {smallest}x{smallest} at 1/4, an input of {4 * smallest}x"
+            f"{4 * smallest}; got {x.shape[-2]}x{x.shape[-1]} at 1/4. Pad the input or take fewer num_levels."
+        )
+    return x
+
+
 class HRFPN(nn.Module):
     """Reduce the concatenation to `channels`, average-pool it to each level, and convolve every level.
 
@@ -32,14 +49,7 @@ class HRFPN(nn.Module):
         self.fpn_convs = nn.ModuleList(_conv(channels, channels, 3) for _ in range(levels))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        smallest = 2 ** (len(self.fpn_convs) - 1)
-        if min(x.shape[-2:]) < smallest:
-            raise InputError(
-                f"HRFPN: {len(self.fpn_convs)} levels need a map of at least {smallest}x{smallest} at 1/4, an input "
-                f"of {4 * smallest}x{4 * smallest}; got {x.shape[-2]}x{x.shape[-1]} at 1/4. Pad the input or take "
-                "fewer num_levels."
-            )
-        x = self.reduction_conv(x)
+        x = self.reduction_conv(large_enough(x, len(self.fpn_convs)))
         maps = [x if k == 0 else avg_pool2d(x, 2**k, 2**k) for k in range(len(self.fpn_convs))]
         return tuple(conv(m) for conv, m in zip(self.fpn_convs, maps, strict=True))
 

@@ -45,11 +45,13 @@ class ObjectAttention(nn.Module):
         self.scale = key_channels**-0.5
 
     def forward(self, x: Tensor, objects: Tensor) -> Tensor:
-        query = self.f_pixel(x).flatten(2).transpose(1, 2)  # [N, HW, key]
+        pixels = self.f_pixel(x)
+        query = pixels.flatten(2).transpose(1, 2)  # [N, HW, key]
         key = self.f_object(objects).flatten(2)  # [N, key, K]
         value = self.f_down(objects).flatten(2).transpose(1, 2)  # [N, K, key]
         attention = ((query @ key) * self.scale).softmax(dim=-1)
-        context = (attention @ value).transpose(1, 2).unflatten(2, x.shape[-2:])
+        # Sizes come from a map: as numbers, they would stand in whatever is recorded or exported.
+        context = (attention @ value).transpose(1, 2).reshape_as(pixels)
         return cast(Tensor, self.f_up(context))
 
 

@@ -1,0 +1,163 @@
+"""Exports whose batch or size is free: the folded network made so, and held to the plans of other shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from hrnet_fast.errors import HRNetFastError, InputError, shown
+from hrnet_fast.inference.folded import FoldedNetwork, Resample
+from hrnet_fast.inference.plan import Call, Plan
+
+AXES = ("batch", "height", "width")
+Shape = tuple[int, ...]
+PlanFor = Callable[[Shape], Plan]
+# Free sizes are exported at one that leaves no map a side of 1, which the exporter takes as a constant, and compared at
+# two more: a multiple of 32, and one that no factor of two meets.
+_TOLERANCE = 2e-5  # relative: the same steps at other shapes differ by rounding, 1e-6
+_LARGE, _EVEN, _ODD = (256, 256), (128, 160), (137, 161)
+
+
+def checked_axes(dynamic: Any) -> tuple[str, ...]:
+    """Return the axes that `dynamic` names, in order; ``"size"`` is height and width.
+
+    Raises:
+        InputError: no list or tuple, or another name.
+    """
+    if not isinstance(dynamic, (list, tuple)) or any(axis not in (*AXES, "size") for axis in dynamic):
+        raise InputError(
+            f"export: dynamic={shown(dynamic)}; accepted is a tuple of 'batch', 'height', 'width' and 'size' (both)."
+        )
+    named = {*dynamic} | ({"height", "width"} if "size" in dynamic else set())
+    return tuple(axis for axis in AXES if axis in named)
+
+
+def export_dynamic(
+    plan: Plan,
+    plan_for: PlanFor,
+    saved: Sequence[Shape] | None,
+    tensors: Mapping[str, Tensor],
+    result: torch.dtype,
+    axes: tuple[str, ...],
+) -> tuple[torch.export.ExportedProgram, dict[int, str]]:
+    """Return the exported program of a network whose `axes` are free, and their names by the input's dimension.
+
+    With free sizes, first every size is tried: maps are resampled to each other's sizes. Where the network refuses
+    sizes that are no multiples of its smallest map's stride, or computes them otherwise, maps are resampled by factors,
+    which fails at such sizes. Either way the program is compared with plans for shapes that it was not made at.
+
+    Args:
+        plan: that the program is made of.
+        plan_for: makes or finds the plan of another shape.
+        saved: the shapes that `plan_for` can find, or None where it makes any.
+        tensors, result: as :class:`FoldedNetwork` has them.
+        axes: some of :data:`AXES`.
+
+    Raises:
+        InputError: the network does not allow that; the message says why.
+    """
+    sized = [axis for axis in axes if axis != "batch"]
+    reasons: list[str] = []
+    if sized and saved is None:
+        plan = plan_for(_at(plan, axes, _LARGE))
+    for resample in ("target", "factor") if sized else ("literal",):
+        try:
+            others = [_wide(plan_for(shape)) for shape in _trials(plan, axes, resample, saved)]
+            module = FoldedNetwork(_wide(plan), tensors, resample=resample)
+            names = _dimensions(module, axes)
+            program = _traced(module, names)
+            for other in others:
+                _compare(program, FoldedNetwork(other, tensors), free_batch="batch" in axes)
+            if (plan.dtype, result) != (module.plan.dtype, module.result):
+                program = _traced(FoldedNetwork(plan, tensors, result, resample=resample), names)
+            return program, names
+        except HRNetFastError as error:
+            reasons.append(str(error))
+    raise InputError(
+        f"export: {', '.join(axes)} of this network cannot be dynamic: {reasons[-1]}{_calls(plan)} Export it without, "
+        "once for each shape."
+    )
+
+
+def _trials(plan: Plan, axes: Sequence[str], resample: Resample, saved: Sequence[Shape] | None) -> list[Shape]:
+    """Shapes to compare at, other than the plan's own in what is free; a free batch is compared at any of them."""
+    _, c, *own = plan.input_shape
+    free = [axis in axes for axis in ("height", "width")]
+    if not any(free):
+        return [plan.input_shape]
+    if saved is not None:
+        fits = [s for s in saved if all(f or a == b for f, a, b in zip(free, s[2:], own, strict=True))]
+        others = [s for s in fits if all(a != b for f, a, b in zip(free, s[2:], own, strict=True) if f) and s[1] == c]
+        if not others:
+            raise InputError(
+                "this engine was loaded from a file that holds no second size to compare with; save it with one: "
+                "engine.save(path, shapes=[...])."
+            )
+        return others
+    return [_at(plan, axes, size) for size in ((_EVEN, _ODD) if resample == "target" else (_EVEN,))]
+
+
+def _at(plan: Plan, axes: Sequence[str], size: tuple[int, int]) -> Shape:
+    """The plan's input shape with `size` where it is free."""
+    n, c, *own = plan.input_shape
+    sides = zip(("height", "width"), size, own, strict=True)
+    return (n, c, *(free if axis in axes else fixed for axis, free, fixed in sides))
+
+
+def _wide(plan: Plan) -> Plan:
+    """The plan in float32 at least: the roundings of half precision would hide another interpolation."""
+    return replace(plan, dtype=torch.promote_types(plan.dtype, torch.float32))
+
+
+def _dimensions(module: FoldedNetwork, axes: Sequence[str]) -> dict[int, str]:
+    places = dict(zip(AXES, (0, 1, 2) if module.takes_images else (0, 2, 3), strict=True))
+    return {places[axis]: axis for axis in axes}
+
+
+def _traced(module: FoldedNetwork, names: Mapping[int, str]) -> torch.export.ExportedProgram:
+    x = module.example()
+    if 0 in names and x.shape[0] == 1:
+        x = torch.cat([x, x])  # a dimension of 1 is taken as a constant
+    free = dict.fromkeys(names, torch.export.Dim.DYNAMIC)
+    try:
+        return torch.export.export(module, (x,), dynamic_shapes=(free,))
+    except HRNetFastError:
+        raise
+    except Exception as error:  # whatever the exporter trips over: sizes that are numbers in a call, mostly
+        told = " ".join(str(error).split())[:200]
+        raise InputError(f"torch.export says: {told}.") from error
+
+
+def _compare(program: torch.export.ExportedProgram, reference: FoldedNetwork, free_batch: bool) -> None:
+    """Raise HRNetFastError unless the program answers as the plan of another shape does, batch by batch."""
+    batches = 3 if free_batch else 1
+    one = reference.example()
+    random = torch.Generator().manual_seed(0)
+    x = torch.rand((batches * one.shape[0], *one.shape[1:]), generator=random)
+    x = (255 * x).to(torch.uint8) if one.dtype == torch.uint8 else x.to(one.dtype)
+    with torch.no_grad():
+        answers = [tree_leaves(reference(part)) for part in x.chunk(batches)]
+        try:
+            given = tree_leaves(program.module()(x))
+        except Exception as error:  # a guard, or a call that the size does not fit
+            told = " ".join(str(error).split())[:200]
+            raise InputError(f"at an input of {list(x.shape)} it fails ({told}).") from error
+    for value, *parts in zip(given, *answers, strict=True):
+        if not isinstance(value, Tensor):
+            continue
+        wanted = torch.cat(parts) if batches > 1 else parts[0]
+        same = value.shape == wanted.shape
+        if not same or not (value.double() - wanted.double()).norm() <= _TOLERANCE * wanted.double().norm():
+            raise InputError(f"at an input of {list(x.shape)} it would answer something else.")
+
+
+def _calls(plan: Plan) -> str:
+    """Name the functions that the model's forward calls, whose arguments may hold sizes."""
+    functions = [getattr(s.function, "function", s.function) for s in plan.steps if isinstance(s, Call)]
+    names = dict.fromkeys(str(getattr(function, "__name__", function)) for function in functions)
+    return f" Its forward calls {', '.join(names)}, which may be given sizes as numbers." if names else ""
