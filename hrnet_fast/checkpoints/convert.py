@@ -47,23 +47,27 @@ class Checkpoint:
             logger.warning("%s", note)
 
 
-def parse_checkpoint(source: Source, *, family: str = "auto", torch04: bool = False, **overrides: Any) -> Checkpoint:
+def parse_checkpoint(
+    source: Source, *, family: str = "auto", torch04: bool = False, weights: str = "auto", **overrides: Any
+) -> Checkpoint:
     """Read, recognise and strictly check a checkpoint.
 
     Args:
         source: a path (``.pth``, ``.pt``, ``.pth.tar``, ``.safetensors``) or what such a file holds.
         family: one of :data:`FAMILIES`, or ``"auto"``.
         torch04: the file is of the authors' PyTorch 0.4 segmentation release, whose scales act as ``|w| + eps``.
+        weights: which, where the file holds trained weights and their running average (EMA, SWA): ``"raw"``, ``"ema"``,
+            or ``"auto"`` for those that the file's own upstream loads; a note says which were taken.
         overrides: fields of :class:`HRNetConfig` or :class:`HeadConfig` that the file does not tell.
 
     Raises:
-        CheckpointError: unreadable, unrecognised, incomplete or mis-shaped; the keys are in the message and, all of
-            them, in its attributes.
+        CheckpointError: unreadable, unrecognised, incomplete or mis-shaped (the keys are in the message and, all of
+            them, in its attributes), or without the weights asked for.
         ConfigError: an override that does not exist or does not fit.
     """
     notes: list[str] = []
     data = source if isinstance(source, Mapping) else _read(source)
-    raw = unwrap(data, notes)
+    raw = unwrap(data, notes, weights)
     found = detect_family(raw) if family == "auto" else get_family(family)
     state = found.to_canonical(raw, notes)
     if torch04:
@@ -82,6 +86,7 @@ def parse_checkpoint(source: Source, *, family: str = "auto", torch04: bool = Fa
             f"the head's convolution has no bias, which files of family {found.name!r} have; nor has the network, then"
         )
     check_state(state, config, family=found.name)
+    notes += _not_finite(state)
     return Checkpoint(state, found, config, tuple(notes))
 
 
@@ -154,6 +159,16 @@ def _is_weight(tensor: Tensor) -> bool:
     return dense and tensor.is_floating_point()
 
 
+def _not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    odd = tuple(k for k, v in state.items() if v.is_floating_point() and not _finite(v))
+    return [line.strip() for line in _listed("NaN or infinite values in", odd)]
+
+
+def _finite(tensor: Tensor) -> bool:
+    wide = tensor if tensor.dtype.itemsize > 1 else tensor.float()  # eight-bit types have no isfinite
+    return bool(torch.isfinite(wide).all())
+
+
 def _listed(what: str, names: tuple[str, ...], most: int = 10) -> list[str]:
     if not names:
         return []
@@ -161,7 +176,9 @@ def _listed(what: str, names: tuple[str, ...], most: int = 10) -> list[str]:
     return [f"  {what} ({len(names)}): {', '.join(names[:most])}{more}"]
 
 
-def convert_checkpoint(source: Source, to: str, *, family: str = "auto", torch04: bool = False) -> dict[str, Tensor]:
+def convert_checkpoint(
+    source: Source, to: str, *, family: str = "auto", torch04: bool = False, weights: str = "auto"
+) -> dict[str, Tensor]:
     """Return a checkpoint's tensors under another family's names.
 
     Within one family, and between families of the same layers, every tensor is handed over bit for bit. Where the
@@ -174,12 +191,13 @@ def convert_checkpoint(source: Source, to: str, *, family: str = "auto", torch04
         to: one of :data:`FAMILIES`.
         family: of the source, or ``"auto"``.
         torch04: see :func:`parse_checkpoint`.
+        weights: see :func:`parse_checkpoint`.
 
     Raises:
         CheckpointError: as :func:`parse_checkpoint`, or a target that cannot hold the source's head.
     """
     target = get_family(to)
-    checkpoint = parse_checkpoint(source, family=family, torch04=torch04)
+    checkpoint = parse_checkpoint(source, family=family, torch04=torch04, weights=weights)
     checkpoint.log_notes()
     state = checkpoint.state
     if target.name in ("backbone", "mm_backbone"):

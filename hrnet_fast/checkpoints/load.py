@@ -13,7 +13,13 @@ from hrnet_fast.models.hrnet import HRNet
 
 
 def load_checkpoint(
-    source: Source, *, family: str = "auto", impl: str = "auto", torch04: bool = False, **overrides: Any
+    source: Source,
+    *,
+    family: str = "auto",
+    impl: str = "auto",
+    torch04: bool = False,
+    weights: str = "auto",
+    **overrides: Any,
 ) -> HRNet:
     """Return the network of a checkpoint, with its weights, in evaluation mode.
 
@@ -23,11 +29,12 @@ def load_checkpoint(
     levels for a detection neck.
 
     Args:
-        source: a path (``.pth``, ``.pt``, ``.pth.tar``, ``.safetensors``; read without unpickling objects) or a
+        source: a path (``.pth``, ``.pt``, ``.pth.tar``, ``.safetensors``; read without running what they hold) or a
             mapping, wrapped (``state_dict``, ``model``, ``module.``, ``model.``, ``backbone.``) or not.
         family: one of :data:`FAMILIES`, or ``"auto"``.
         impl: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
         torch04: see :func:`parse_checkpoint`.
+        weights: ``"auto"``, ``"raw"`` or ``"ema"``; see :func:`parse_checkpoint`.
         overrides: fields of :class:`HRNetConfig` or :class:`HeadConfig`: ``align_corners=True``,
             ``upsample_to="target"``, ``out_indices=(0, 2)``, ...
 
@@ -36,7 +43,7 @@ def load_checkpoint(
         ConfigError: an override that does not exist or does not fit.
         ImplementationError: a named implementation that cannot run here.
     """
-    checkpoint = parse_checkpoint(source, family=family, torch04=torch04, **overrides)
+    checkpoint = parse_checkpoint(source, family=family, torch04=torch04, weights=weights, **overrides)
     checkpoint.log_notes()
     with torch.device("meta"):
         model = HRNet(checkpoint.config, impl=impl)
@@ -51,7 +58,7 @@ def _with_counters(checkpoint: Checkpoint, model: torch.nn.Module) -> dict[str, 
     return counters | checkpoint.state
 
 
-def load_backbone(model: HRNet, source: Source, *, family: str = "auto") -> HRNet:
+def load_backbone(model: HRNet, source: Source, *, family: str = "auto", weights: str = "auto") -> HRNet:
     """Fill stem, stages and transitions of `model` from any family's checkpoint; its head keeps its weights.
 
     This is how a dense network starts from ImageNet weights. Rows of the last fusion that `model` does not have (the
@@ -61,11 +68,12 @@ def load_backbone(model: HRNet, source: Source, *, family: str = "auto") -> HRNe
         model: changed in place, and returned.
         source: a path or mapping of any family.
         family: of the source, or ``"auto"``.
+        weights: ``"auto"``, ``"raw"`` or ``"ema"``; see :func:`parse_checkpoint`.
 
     Raises:
         CheckpointError: the trunks differ; `model` is then untouched.
     """
-    checkpoint = parse_checkpoint(source, family=family)
+    checkpoint = parse_checkpoint(source, family=family, weights=weights)
     checkpoint.log_notes()
     own = {k: v for k, v in model.state_dict().items() if is_trunk(k)}
     given = {k: v for k, v in checkpoint.state.items() if is_trunk(k)}

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from hrnet_fast.cli.console import impl_option, json_option, print_json, progress, show_notes, torch04_option
+from hrnet_fast.cli.console import (
+    impl_option,
+    json_option,
+    print_json,
+    progress,
+    show_notes,
+    torch04_option,
+    weights_option,
+)
 from hrnet_fast.cli.parsing import parse_box, parse_size
 from hrnet_fast.errors import InputError
 from hrnet_fast.implementations import ENV_VAR
@@ -47,6 +55,7 @@ ENGINE_PAYS = 20
     help=f"Answer by an inference engine; auto: from {ENGINE_PAYS} images on, or where --dtype is given.",
 )
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="What the engine computes in.")
+@weights_option
 @torch04_option
 @impl_option
 @json_option
@@ -65,6 +74,7 @@ def run(
     family: str,
     engine: str,
     dtype: str | None,
+    weights: str,
     torch04: bool,
     impl: str,
     as_json: bool,
@@ -90,7 +100,7 @@ def run(
     if not force:
         endings = ("json", "png", *(f"{name}.png" for name in chosen.maps))
         _check_absent([output / f"{path.name}.{ending}" for path in paths for ending in endings])
-    model = load_checkpoint(checkpoint, family=family, torch04=torch04, impl=impl)
+    model = load_checkpoint(checkpoint, family=family, torch04=torch04, weights=weights, impl=impl)
     check_head(model, chosen.heads, task, checkpoint)
     network = _network(model, engine, dtype, impl, len(paths))
     _make_folder(output)
