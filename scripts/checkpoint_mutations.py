@@ -1,0 +1,321 @@
+"""Ways to damage a checkpoint, for ``fuzz_checkpoints.py``: bytes, members, pickles, keys, shapes, hostile pickles."""
+
+from __future__ import annotations
+
+import copy
+import io
+import random
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from checkpoint_samples import Sample, legacy_layout, written
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Case:
+    """A damaged file.
+
+    Attributes:
+        content: of the file.
+        what: what was done to it, for people.
+        repaired: the file with those tensors' bytes as they were that no checksum covers; None where none were changed.
+    """
+
+    content: bytes
+    what: str
+    repaired: bytes | None = None
+
+
+def flip_bytes(sample: Sample, rng: random.Random, canary: Path) -> Case:
+    content = bytearray(sample.content)
+    places = [rng.randrange(len(content)) for _ in range(rng.choice((1, 1, 1, 2, 8)))]
+    # Half of the time where it hurts: headers and pickles are few of a file's bytes.
+    if rng.random() < 0.5:
+        edge = min(2000, len(content))
+        places = [rng.choice((p % edge, len(content) - 1 - p % edge)) for p in places]
+    for place in places:
+        content[place] ^= rng.choice((1 << rng.randrange(8), rng.randrange(1, 256)))
+    return Case(bytes(content), f"bytes {sorted(places)} flipped", _repaired(sample, content))
+
+
+def overwrite(sample: Sample, rng: random.Random, canary: Path) -> Case:
+    content = bytearray(sample.content)
+    start = rng.randrange(len(content))
+    length = min(rng.choice((1, 16, 512, 4096)), len(content) - start)
+    filler = rng.choice((bytes(length), rng.randbytes(length), bytes([255]) * length))
+    content[start : start + length] = filler
+    return Case(bytes(content), f"{length} bytes at {start} overwritten", _repaired(sample, content))
+
+
+def cut_bytes(sample: Sample, rng: random.Random, canary: Path) -> Case:
+    content = sample.content
+    start = rng.randrange(len(content))
+    length = rng.choice((1, 7, 64, len(content)))
+    kept = content[:start] + content[start + length :]
+    if rng.random() < 0.3:
+        kept = content[:start] + rng.randbytes(min(length, 64)) + content[start:]
+    return Case(kept, f"{length} bytes at {start} cut or put in")
+
+
+def _repaired(sample: Sample, content: bytes | bytearray) -> bytes | None:
+    if sample.start is None:
+        return None
+    before, out, place = sample.content, bytearray(content), sample.start
+    if sample.kind == "safetensors":
+        out[place:] = before[place:]
+    for nbytes in legacy_layout(before)[1] if sample.kind == "legacy" else ():
+        place += 8  # the number of elements, which is compared
+        out[place : place + nbytes] = before[place : place + nbytes]
+        place += nbytes
+    return None if out == content else bytes(out)
+
+
+def rewrite(content: bytes, change: Callable[[dict[str, bytes]], None], twice: str = "") -> bytes:
+    """Return a zip file with its members changed, all checksums right."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    change(members)
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+        if twice:
+            archive.writestr(twice, members[twice])
+    return stream.getvalue()
+
+
+def cut_members(sample: Sample, rng: random.Random, canary: Path) -> Case:
+    if sample.kind != "zip":
+        return cut_bytes(sample, rng, canary)
+    with zipfile.ZipFile(io.BytesIO(sample.content)) as archive:
+        name = rng.choice(archive.namelist())
+    how = rng.choice(("dropped", "cut", "grown", "emptied", "renamed", "doubled"))
+
+    def change(members: dict[str, bytes]) -> None:
+        data = members.pop(name) if how in ("dropped", "renamed") else members[name]
+        if how == "cut":
+            members[name] = data[: rng.randrange(len(data) + 1)]
+        if how == "grown":
+            members[name] = data + rng.randbytes(rng.choice((1, 4, 64)))
+        if how == "emptied":
+            members[name] = b""
+        if how == "renamed":
+            members[name + rng.choice(("0", "x", "/a"))] = data
+
+    return Case(rewrite(sample.content, change, name if how == "doubled" else ""), f"member {name} {how}")
+
+
+def _with_pickle(sample: Sample, change: Callable[[bytes], bytes]) -> bytes:
+    """Change the pickle of a file, its checksum made right."""
+    if sample.kind == "zip":
+
+        def change_member(members: dict[str, bytes]) -> None:
+            name = next(n for n in members if n.endswith("/data.pkl"))
+            members[name] = change(members[name])
+
+        return rewrite(sample.content, change_member)
+    start = sample.start or 0
+    return change(sample.content[:start]) + sample.content[start:]
+
+
+def alter_pickle(sample: Sample, rng: random.Random, canary: Path) -> Case:
+    done: list[str] = []
+
+    def change(content: bytes) -> bytes:
+        data = bytearray(content)
+        place = rng.randrange(len(data))
+        how = rng.choice(("flip", "flip", "flip", "byte", "cut", "copy", "number"))
+        if how == "flip":
+            data[place] ^= 1 << rng.randrange(8)
+        elif how == "byte":
+            data[place] = rng.choice(b".()[]{}abcdehijlopqrstuKMJGXUVR\x80\x81\x85\x86\x87\x88\x89\x8a\x93\x94\x95\x96")
+        elif how == "cut":
+            del data[place : place + rng.choice((1, 2, 8, 100))]
+        elif how == "copy":
+            data[place:place] = data[place : place + rng.choice((1, 2, 8, 100))]
+        else:  # a number that the pickle holds: sizes, strides, offsets, references
+            numbers = [i for i, byte in enumerate(data[:-1]) if byte in b"Khq"]
+            data[rng.choice(numbers) + 1] = rng.randrange(256)
+        done.append(f"{how} at {place}")
+        return bytes(data)
+
+    return Case(_with_pickle(sample, change), f"pickle altered: {done[-1] if done else 'header'}")
+
+
+def _mappings(value: Any, depth: int = 0) -> list[dict[str, Any]]:
+    """Every dictionary by name in what was saved, but those of a module's class."""
+    if isinstance(value, nn.Module):
+        return [m for part in value.modules() for m in (part._parameters, part._buffers, part._modules) if m]
+    found = [value] if isinstance(value, dict) and value else []
+    inside = value.values() if isinstance(value, Mapping) and depth < 3 else ()
+    return found + [m for v in inside for m in _mappings(v, depth + 1)]
+
+
+def _resaved(sample: Sample, change: Callable[[Any], str]) -> Case:
+    value = copy.deepcopy(sample.value)
+    what = change(value)
+    return Case(written(value, sample.kind), what)
+
+
+def rename_keys(sample: Sample, rng: random.Random, canary: Path) -> Case:
+    def change(value: Any) -> str:
+        mapping = rng.choice(_mappings(value))
+        old = rng.choice(list(mapping))
+        if not isinstance(old, str):
+            return "nothing renamed"
+        at = rng.randrange(len(old) + 1)
+        new = rng.choice(
+            (
+                old[:at] + "x" + old[at:],
+                old[:at] + old[at + 1 :],
+                "module." + old,
+                "ema_" + old,
+                old.upper(),
+                "loss." + old,
+            )
+        )
+        if rng.random() < 0.2:
+            new = rng.choice([str(k) for k in mapping])  # two keys of one name: the other is lost
+        items = [(new if k == old else k, v) for k, v in mapping.items()]
+        mapping.clear()
+        mapping.update(items)
+        return f"{old} renamed {new}"
+
+    return _resaved(sample, change)
+
+
+def _tensors(value: Any) -> list[tuple[dict[str, Any], str]]:
+    return [(m, k) for m in _mappings(value) for k, v in m.items() if isinstance(v, Tensor)]
+
+
+def change_shapes(sample: Sample, rng: random.Random, canary: Path) -> Case:
+    def change(value: Any) -> str:
+        mapping, key = rng.choice(_tensors(value))
+        tensor = mapping[key].detach()
+        ways: list[Callable[[Tensor], Tensor]] = [
+            lambda t: t[None],
+            lambda t: t.flatten() if t.dim() > 1 else t.reshape(*t.shape, 1),
+            lambda t: torch.cat([t, t]) if t.dim() else t[None],
+            lambda t: t[: max(0, len(t) - 1)].clone() if t.dim() else t[None],
+            lambda t: t.transpose(0, 1).contiguous() if t.dim() > 1 and t.shape[0] != t.shape[1] else t[None],
+            lambda t: t.to(torch.int8) if t.is_floating_point() else t[None],
+            lambda t: t.new_empty(0),
+        ]
+        changed = rng.choice(ways)(tensor).contiguous()
+        if isinstance(mapping[key], nn.Parameter):
+            changed = nn.Parameter(changed, requires_grad=False)
+        mapping[key] = changed
+        return f"{key}: {list(tensor.shape)} made {list(changed.shape)} {changed.dtype}"
+
+    return _resaved(sample, change)
+
+
+def _text(text: str) -> bytes:
+    return b"X" + struct.pack("<I", len(text.encode())) + text.encode()
+
+
+def payloads(canary: Path) -> list[bytes]:
+    """Pickle instructions that run code in an ordinary unpickler and leave one object on the stack."""
+    command = _text(f"touch {canary}")
+    source = _text(f"open({str(canary)!r}, 'w')")
+    inner = b"\x80\x02cos\nsystem\n" + command + b"\x85R."
+    system = b"cos\nsystem\n"
+    return [
+        system + command + b"\x85R",
+        b"cposix\nsystem\n" + command + b"\x85R",
+        b"cbuiltins\neval\n" + source + b"\x85R",
+        b"c__builtin__\nexec\n" + source + b"\x85R",
+        b"(" + command + b"ios\nsystem\n",
+        b"(" + system + command + b"o",
+        b"csubprocess\nPopen\n" + _text("touch") + _text(str(canary)) + b"\x86\x85\x81",
+        b"csubprocess\nPopen\n" + _text("touch") + _text(str(canary)) + b"\x86\x85}\x92",
+        b"cbuiltins\ngetattr\ncos\nsystem\n" + _text("__call__") + b"\x86R" + command + b"\x85R",
+        b"cfunctools\npartial\n" + system + command + b"\x86R)R",
+        _text("os") + _text("system") + b"\x93" + command + b"\x85R",
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(" + system + b"N" + command + b"\x85NtR",
+        b"ctorch.storage\n_load_from_bytes\nC" + bytes([len(inner)]) + inner + b"\x85R",
+        b"cpickle\nloads\nC" + bytes([len(inner)]) + inner + b"\x85R",
+        b"cpathlib\nPath\n" + _text(str(canary)) + b"\x85Rcpathlib\nPath.touch\nq\xff0h\xff\x85R",
+        b"ccollections\nOrderedDict\n)R}" + _text("__class__") + system + b"sb",
+        b"c__main__\nLayer\n)\x81}" + _text("__setstate__") + system + b"sb" + command + b"b",
+        b"\x82\x01",
+        b"cimportlib\nimport_module\n" + _text("this") + b"\x85R",
+        b"ctorch\nload\n" + _text(str(canary)) + b"\x85R",
+        b"cos\nremove\n" + _text(str(canary)) + b"\x85R",
+    ]
+
+
+def bombs() -> list[bytes]:
+    """Pickle instructions that claim much memory, nest deeply or never end."""
+    deep = 200_000
+    return [
+        b"\x96" + struct.pack("<Q", 1 << 40),
+        b"\x8e" + struct.pack("<Q", 1 << 40),
+        b"\x8d" + struct.pack("<Q", (1 << 63) - 1),
+        b"\x95" + struct.pack("<Q", 1 << 45),
+        b"Nr\xff\xff\xff\x7f",
+        b"(" * deep + b"N1",
+        b"]" * deep + b"a" * (deep - 1),
+        b"N" + b"\x85" * deep,
+        b"}N" + b"\x85" * deep + b"Ns",
+        b"\x8f(N" + b"\x85" * deep + b"\x90",
+        b"cbuiltins\nbytearray\n\x8a\x06\xff\xff\xff\xff\xff\x00\x85R",
+        b"cbuiltins\nbytes\n\x8a\x06\xff\xff\xff\xff\xff\x00\x85R",
+        b"cbuiltins\nset\ncbuiltins\nrange\n\x8a\x06\xff\xff\xff\xff\xff\x00\x85R\x85R",
+        b"cx\ny\n" + b")R" * deep,
+        b"]q\xfe" + b"h\xfea" * 1000,
+        b"}q\xfeNh\xfesccollections\nOrderedDict\n)R}" + _text("a") + b"h\xfesb",
+        b"cx\nModule\n)R}("
+        + b"".join(_text(k) + b"}" for k in ("_parameters", "_buffers"))
+        + _text("_modules")
+        + b"}ub",
+        b"\x8a\xff" + b"\xff" * 255,
+        b"L" + b"9" * 100_000 + b"L\n",
+        b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x00zX\x03\x00\x00\x00cpu\x8a\x06\xff\xff\xff\xff\xff\x00tQ",
+    ]
+
+
+def _put_in(sample: Sample, instructions: bytes) -> bytes:
+    """Have the unpickler execute something first, and drop what it leaves."""
+
+    def change(content: bytes) -> bytes:
+        if sample.kind == "zip":
+            return content[:2] + instructions + b"0" + content[2:]
+        place = content.index(b"\x80\x02", content.index(b"little_endian"))
+        return content[:place] + b"\x80\x02" + instructions + b"0" + content[place + 2 :]
+
+    return _with_pickle(sample, change)
+
+
+def run_payloads(sample: Sample, rng: random.Random, canary: Path) -> Case:
+    if sample.kind == "safetensors":  # a pickle under that name
+        return Case(b"\x80\x02" + rng.choice(payloads(canary)) + b".", "a pickle in place of safetensors")
+    number = rng.randrange(len(payloads(canary)))
+    return Case(_put_in(sample, payloads(canary)[number]), f"payload {number}")
+
+
+def claim_memory(sample: Sample, rng: random.Random, canary: Path) -> Case:
+    if sample.kind == "safetensors":
+        size = rng.choice((1 << 20, 1 << 40, (1 << 64) - 1))
+        return Case(struct.pack("<Q", size) + sample.content[8:], f"a header of {size} bytes claimed")
+    number = rng.randrange(len(bombs()))
+    return Case(_put_in(sample, bombs()[number]), f"bomb {number}")
+
+
+MUTATIONS: dict[str, tuple[Callable[[Sample, random.Random, Path], Case], int]] = {
+    "bytes flipped": (flip_bytes, 25),
+    "bytes overwritten": (overwrite, 10),
+    "bytes cut or put in": (cut_bytes, 8),
+    "members cut or renamed": (cut_members, 10),
+    "pickles altered": (alter_pickle, 22),
+    "keys renamed": (rename_keys, 9),
+    "shapes changed": (change_shapes, 8),
+    "pickles that run code": (run_payloads, 5),
+    "pickles that claim memory": (claim_memory, 3),
+}
