@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 import hrnet_fast as hf
-from hrnet_fast.checkpoints.unpickling import Storage, Unpickler
+from hrnet_fast.checkpoints.rebuilding import Storage
+from hrnet_fast.checkpoints.unpickling import Unpickler
 
 State = dict[str, Tensor]
 

@@ -40,6 +40,7 @@ from hrnet_fast.errors import CheckpointError  # noqa: E402
 
 RIGHT, REFUSED, UNCHECKED, TOLD = "loads right", "CheckpointError", "no checksum", "others, told"
 OUTCOMES = (RIGHT, REFUSED, UNCHECKED, TOLD)
+MEMBERS = "members cut or renamed"  # which zip files alone have
 MOST_MEMORY = 512 << 20
 # What Python tells of when code is run or something is imported by name; nothing that is read may cause it.
 WATCHED = (
@@ -138,7 +139,8 @@ class Fuzz:
         """Return the sample's index, the mutation's name and the damaged file of one number."""
         rng = random.Random(f"{self.seed} {number}")
         index = rng.randrange(len(self.samples))
-        (name,) = rng.choices(list(MUTATIONS), [weight for _, weight in MUTATIONS.values()])
+        fitting = {k: v for k, (_, v) in MUTATIONS.items() if self.samples[index].kind == "zip" or k != MEMBERS}
+        (name,) = rng.choices(list(fitting), list(fitting.values()))
         torch.manual_seed(rng.randrange(1 << 30))
         return index, name, MUTATIONS[name][0](self.samples[index], rng, self.canary)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from hrnet_fast.checkpoints.unpickling import Inert, module_state
+from hrnet_fast.checkpoints.inert import Inert, module_state
 from hrnet_fast.errors import CheckpointError
 
 Kind = Literal["raw", "ema"]
@@ -64,7 +64,7 @@ def opened(value: Any, where: str = "") -> Place | None:
     """Return a mapping as it is, a pickled module as its state_dict, and None for anything else."""
     state = module_state(value) if isinstance(value, Inert) else None
     if state is not None:
-        return Place(where, state, str(value.kind))
+        return Place(where, state, repr(value))
     return Place(where, value) if isinstance(value, Mapping) else None
 
 

@@ -11,7 +11,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from hrnet_fast.checkpoints.unpickling import Name, Storage, StorageType, Unpickler, refuse, unpickle
+from hrnet_fast.checkpoints.inert import Name, refuse
+from hrnet_fast.checkpoints.rebuilding import Storage, StorageType
+from hrnet_fast.checkpoints.unpickling import Unpickler, unpickle
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older format
 _PROTOCOL = 1001
@@ -171,6 +173,8 @@ class _Stream:
             _fill(storage.untyped, self.file)
             if sys.byteorder == "big":
                 storage.untyped.byteswap(storage.dtype)  # type: ignore[no-untyped-call]
+        if self.file.read(1):
+            refuse("bytes after the last storage")
         return value
 
     def _pickle(self) -> Any:

@@ -32,7 +32,7 @@ def read_file(path: str | os.PathLike[str]) -> Any:
     """Return what a ``.pth``, ``.pt``, ``.pth.tar`` or ``.safetensors`` file holds, tensors on the CPU.
 
     No code of the file runs and nothing it names is imported: an object that is no tensor or plain data is an
-    :class:`~hrnet_fast.checkpoints.unpickling.Inert` record of its name, arguments and attributes. Members of zip files
+    :class:`~hrnet_fast.checkpoints.inert.Inert` record of its name, arguments and attributes. Members of zip files
     (``torch.save`` since torch 1.6) are compared with their checksums; older files and ``.safetensors`` have none.
 
     Raises:
