@@ -115,7 +115,8 @@ class Unpickler(_PythonUnpickler):  # type: ignore[misc]
         return items
 
     def load_frozenset(self) -> None:
-        self.append(frozenset(self._hashable()))
+        items = self._hashable()  # first: it replaces `append`
+        self.append(frozenset(items))
 
     def load_bytearray8(self) -> None:
         (length,) = struct.unpack("<Q", self.read(8))
