@@ -181,9 +181,9 @@ def test_tensors_are_those_of_torch_load(zipped: bool, tmp_path: Path) -> None:
         "scalar": torch.tensor(2.5),
         "parameter": nn.Parameter(torch.randn(3)),
         "own": torch.randn(3).as_subclass(Own),
-        "float8": torch.randn(4).to(torch.float8_e4m3fn),
-        "uint16": torch.arange(4).to(torch.uint16),
     }
+    if zipped:  # types without a storage of their own, which torch itself cannot read back from the older format
+        values |= {"float8": torch.randn(4).to(torch.float8_e4m3fn), "uint16": torch.arange(4).to(torch.uint16)}
     dtypes = set(STORAGES.values())
     values |= {str(dtype): torch.tensor([0, 1, 1]).to(dtype) for dtype in dtypes}
     path = tmp_path / "net.pth"
