@@ -196,6 +196,11 @@ def whole_module(raw: State, ema: State) -> Any:
     return model
 
 
+def best_first(raw: State, ema: State) -> Any:
+    """What is loaded refers to storages that were named before."""
+    return {"best": OrderedDict(raw), "model_state_dict": OrderedDict(raw), "lr": 0.1}
+
+
 def plain(raw: State, ema: State) -> Any:
     return dict(raw)
 
@@ -203,6 +208,7 @@ def plain(raw: State, ema: State) -> Any:
 SHAPES: dict[str, Callable[[State, State], Any]] = {
     "state_dict": plain,
     "authors": authors,
+    "best first": best_first,
     "timm": timm_saver,
     "mmengine": mmengine_runner,
     "mmcv": mmcv_runner,
@@ -210,7 +216,7 @@ SHAPES: dict[str, Callable[[State, State], Any]] = {
     "AveragedModel": averaged_model,
     "module": whole_module,
 }
-LEGACY = ("state_dict", "authors", "timm", "module")
+LEGACY = ("state_dict", "authors", "best first", "timm", "module")
 
 
 def written(value: Any, kind: str) -> bytes:

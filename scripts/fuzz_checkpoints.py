@@ -7,8 +7,8 @@ is a violation, and the exit code 1: another exception, other numbers, foreign c
 ``--seconds`` or more than 512 MiB. A case follows from ``--seed`` and its number alone; ``--only NUMBER`` repeats it.
 
 Numbers that change in a format without checksums (torch.save before torch 1.6, safetensors) cannot be told; such cases
-are counted by themselves. So are files whose averaged or trained weights lost their name, where the others are loaded
-and a note says so.
+are counted by themselves. So are files that load with a note which names what is wrong: averaged or trained weights
+that lost their name, where the others are loaded, and a pickle in which a layer refers to another layer's memory.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ from checkpoint_mutations import MUTATIONS, Case  # noqa: E402
 from checkpoint_samples import Sample, State, samples  # noqa: E402
 
 from hrnet_fast.checkpoints import parse_checkpoint  # noqa: E402
+from hrnet_fast.checkpoints.convert import SHARED  # noqa: E402
 from hrnet_fast.errors import CheckpointError  # noqa: E402
 
-RIGHT, REFUSED, UNCHECKED, TOLD = "loads right", "CheckpointError", "no checksum", "others, told"
+RIGHT, REFUSED, UNCHECKED, TOLD = "loads right", "CheckpointError", "no checksum", "noted"
 OUTCOMES = (RIGHT, REFUSED, UNCHECKED, TOLD)
 MEMBERS = "members cut or renamed"  # which zip files alone have
 MOST_MEMORY = 512 << 20
@@ -181,6 +182,8 @@ class Fuzz:
         others = [state for weights, state in expected.items() if weights != "auto"]
         told = any("left out other weights" in note or "weights alone" in note for note in checkpoint.notes)
         if told and any(equal(checkpoint.state, state) for state in others):
+            return TOLD
+        if any(SHARED in note for note in checkpoint.notes):
             return TOLD
         return "loaded other numbers"
 

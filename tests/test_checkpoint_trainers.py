@@ -294,6 +294,11 @@ def test_files_of_lightning_ema_callbacks(tmp_path: Path) -> None:
     assert equal(auto, state)
     assert equal(raw, state)
     assert equal(ema, other(state))
+    named = {"EMACallback": {"ema_state_dict": {f"model.{k}": v for k, v in other(state).items()}}}
+    auto, raw, ema = both(lightning(state, callbacks=named), tmp_path / "net.ckpt")
+    assert equal(auto, state)
+    assert equal(raw, state)
+    assert equal(ema, other(state))
     torch.save(lightning(state, callbacks={"EMA": {"ema_weights": averages[1:]}}), tmp_path / "net.ckpt")
     with pytest.raises(hf.CheckpointError, match="one set of weights"):
         hf.load_checkpoint(tmp_path / "net.ckpt", weights="ema")

@@ -101,10 +101,14 @@ def _lightning(data: Mapping[Any, Any]) -> Choice | None:
 
 
 def _callbacks(data: Mapping[Any, Any]) -> Choice | None:
-    """EMA callbacks in NeMo's manner keep a list of tensors in the order of the state_dict."""
+    """EMA callbacks keep a state_dict of their own, or, as NeMo's, a list of tensors in the order of the state_dict."""
     state, callbacks = _place(data, ("state_dict",)), data.get("callbacks")
     for name, callback in callbacks.items() if state and isinstance(callbacks, Mapping) else ():
-        averages = callback.get("ema_weights") if isinstance(callback, Mapping) else None
+        if not isinstance(callback, Mapping):
+            continue
+        place, averages = _place(callback, EMA_KEYS), callback.get("ema_weights")
+        if place is not None:
+            return Choice(state, Place(f"{place.where} of callback {name}", place.state), "raw", "Lightning")
         if not averages or not isinstance(averages, (list, tuple)):
             continue
         named = [(k, v) for k, v in state.state.items() if isinstance(v, Tensor)]  # type: ignore[union-attr]

@@ -21,6 +21,7 @@ from hrnet_fast.errors import CheckpointError, ConfigError
 from hrnet_fast.reference import HRNetReference
 
 COUNTER = "num_batches_tracked"
+SHARED = "values in the memory of another layer"
 logger = logging.getLogger("hrnet_fast.checkpoints")
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -86,7 +87,7 @@ def parse_checkpoint(
             f"the head's convolution has no bias, which files of family {found.name!r} have; nor has the network, then"
         )
     check_state(state, config, family=found.name)
-    notes += _not_finite(state)
+    notes += _odd_values(state)
     return Checkpoint(state, found, config, tuple(notes))
 
 
@@ -128,7 +129,7 @@ def check_state(state: Mapping[str, Tensor], config: HRNetConfig, *, family: str
     Raises:
         CheckpointError: anything missing, unexpected or mis-shaped.
     """
-    odd = tuple(k for k, v in state.items() if not k.endswith(COUNTER) and not _is_weight(v))
+    odd = tuple(k for k, v in state.items() if not (_is_counter(v) if k.endswith(COUNTER) else _is_weight(v)))
     if odd:
         raise CheckpointError(
             f"{len(odd)} entries are no dense floating tensors (quantised, sparse or meta?): {', '.join(odd[:6])}. "
@@ -154,14 +155,26 @@ def check_state(state: Mapping[str, Tensor], config: HRNetConfig, *, family: str
     raise CheckpointError("\n".join(lines), missing=missing, unexpected=unexpected, mismatched=mismatched)
 
 
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta)
+
+
 def _is_weight(tensor: Tensor) -> bool:
-    dense = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta)
-    return dense and tensor.is_floating_point()
+    return _is_dense(tensor) and tensor.is_floating_point()
 
 
-def _not_finite(state: Mapping[str, Tensor]) -> list[str]:
+def _is_counter(tensor: Tensor) -> bool:
+    """A whole number; of another type only where a whole state_dict was converted."""
+    return _is_dense(tensor) and (not tensor.is_floating_point() or bool((tensor == tensor.round()).all()))
+
+
+def _odd_values(state: Mapping[str, Tensor]) -> list[str]:
+    """Tell of values that no training leaves: not finite, or of two layers in one place (HRNet ties no weights)."""
     odd = tuple(k for k, v in state.items() if v.is_floating_point() and not _finite(v))
-    return [line.strip() for line in _listed("NaN or infinite values in", odd)]
+    first: dict[int, str] = {}
+    shared = tuple(k for k, v in state.items() if v.numel() and first.setdefault(v.data_ptr(), k) != k)
+    lines = _listed("NaN or infinite values in", odd) + _listed(SHARED, shared)
+    return [line.strip() for line in lines]
 
 
 def _finite(tensor: Tensor) -> bool:
