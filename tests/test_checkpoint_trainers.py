@@ -322,6 +322,24 @@ def test_ema_buffers_of_mmcv(tmp_path: Path) -> None:
         hf.load_checkpoint(file, weights="raw")
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"callbacks": {"EMA": {"ema_weights": torch.ones(3)}, "other": None}},
+        {"callbacks": {"EMA": {"ema_weights": []}}},
+        {"callbacks": [1]},
+        {"ema_state_dict": {"steps": torch.tensor(1), nn.Module: 1, 3: 2}},
+        {"state_dict_ema": None, "model_ema": "hrnet", "ema": {"decay": 0.9}},
+        {"current_model_state": {}, "averaging_state": 1},
+        {"model": argparse.Namespace(state_dict=1), "net": [], torch.ones(2): 1, (1, "a"): 2},
+    ],
+)
+def test_names_of_averages_that_hold_none(beside: dict[Any, Any], tmp_path: Path) -> None:
+    state = state_of("pose")
+    torch.save({"state_dict": state} | beside, tmp_path / "net.pth")
+    assert_equal_states(hf.load_checkpoint(tmp_path / "net.pth").state_dict(), state)
+
+
 def test_weights_is_one_of_three() -> None:
     for call in (hf.load_checkpoint, lambda s, weights: hf.convert_checkpoint(s, "pose", weights=weights)):
         with pytest.raises(hf.CheckpointError, match="weights='best' is not one of auto, raw, ema"):

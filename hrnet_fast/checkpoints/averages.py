@@ -90,7 +90,8 @@ def _mmengine(data: Mapping[Any, Any]) -> Choice | None:
     state, other = _place(data, ("state_dict",)), _place(data, ("ema_state_dict",))
     if state is None or other is None or "steps" not in other.state:
         return None
-    trained = {k.removeprefix("module."): v for k, v in other.state.items() if str(k).startswith("module.")}
+    named = {str(k): v for k, v in other.state.items()}
+    trained = {k.removeprefix("module."): v for k, v in named.items() if k.startswith("module.")}
     return Choice(Place(other.where, trained), state, "ema", "mmengine")
 
 
@@ -109,7 +110,7 @@ def _callbacks(data: Mapping[Any, Any]) -> Choice | None:
         place, averages = _place(callback, EMA_KEYS), callback.get("ema_weights")
         if place is not None:
             return Choice(state, Place(f"{place.where} of callback {name}", place.state), "raw", "Lightning")
-        if not averages or not isinstance(averages, (list, tuple)):
+        if not isinstance(averages, (list, tuple)) or not averages:
             continue
         named = [(k, v) for k, v in state.state.items() if isinstance(v, Tensor)]  # type: ignore[union-attr]
         if len(named) == len(averages) and all(
