@@ -36,7 +36,8 @@ def test_damaged_files_load_right_or_raise(part: int, script: ModuleType, fuzz: 
 
 
 def test_every_payload_and_bomb(script: ModuleType, fuzz: Any, tmp_path: Path) -> None:
-    from checkpoint_mutations import _put_in, bombs, payloads
+    from checkpoint_mutations import put_in
+    from hostile_pickles import bombs, payloads
 
     hostile = [*payloads(fuzz.canary), *bombs()]
     plain = [s for s in fuzz.samples if s.name in ("state_dict (zip)", "state_dict (legacy)")]
@@ -44,7 +45,7 @@ def test_every_payload_and_bomb(script: ModuleType, fuzz: Any, tmp_path: Path) -
     for sample in plain:
         index = fuzz.samples.index(sample)
         for instructions in hostile:
-            path = fuzz._write(_put_in(sample, instructions), ".pth")
+            path = fuzz._write(put_in(sample, instructions), ".pth")
             case = script.Case(b"", "")
             assert fuzz._judge(index, path, case) in (script.RIGHT, script.REFUSED), instructions[:60]
             assert not fuzz.canary.exists()
@@ -53,7 +54,7 @@ def test_every_payload_and_bomb(script: ModuleType, fuzz: Any, tmp_path: Path) -
 
 def test_payloads_would_run_in_an_ordinary_unpickler(script: ModuleType, fuzz: Any) -> None:
     """Else their being harmless would show nothing. All but Popen's are over when the process ends."""
-    from checkpoint_mutations import payloads
+    from hostile_pickles import payloads
 
     waiting = [p for p in payloads(fuzz.canary)[:11] if b"Popen" not in p]
     assert len(waiting) == 9
