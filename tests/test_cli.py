@@ -102,6 +102,26 @@ def test_convert_writes_whole_or_not_at_all(capsys: pytest.CaptureFixture[str], 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mmpose.pth", "pose.safetensors"]
 
 
+def test_weights_of_a_file_with_two_kinds(capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: Path) -> None:
+    state = torch.load(checkpoint(tmp_path, "v1", "pose", 17))
+    averages = {k: v * 2 if v.is_floating_point() else v for k, v in state.items()}
+    path, out = tmp_path / "model_best.pth.tar", tmp_path / "out.pth"
+    torch.save({"state_dict": state, "state_dict_ema": averages}, path)
+    _, text, _ = call(capsys, "info", path, "--json")
+    assert "took the averaged (EMA) weights" in json.loads(text)["notes"][0]
+    _, text, _ = call(capsys, "info", path, "--json", "--weights", "raw")
+    assert "took the weights as trained" in json.loads(text)["notes"][0]
+    for weights, expected in (("auto", averages), ("ema", averages), ("raw", state)):
+        assert call(capsys, "convert", path, out, "--to", "pose", "--weights", weights, "--force")[0] == 0
+        assert torch.equal(torch.load(out)["conv1.weight"], expected["conv1.weight"])
+    torch.save({"state_dict_ema": averages}, path)
+    for command in (("info", path), ("convert", path, out, "--to", "pose", "--force")):
+        assert "has averaged (EMA) weights alone" in refused(capsys, *command, "--weights", "raw")
+    run = ("run", photo, "-c", path, "-t", "pose", "-o", tmp_path / "results")
+    assert "has averaged (EMA) weights alone" in refused(capsys, *run, "--weights", "raw")
+    assert call(capsys, *run, "--weights", "ema", "--size", "64x64")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("task", "head", "family", "outputs", "key"),
     [

@@ -1,8 +1,10 @@
 """Checkpoints of every upstream, in and out.
 
-The authors' names are the canonical ones. A file is read (:mod:`files`), unwrapped (:mod:`wrappers`), recognised
-(:mod:`registry`), renamed (one :class:`Family` per format in :mod:`authors`, :mod:`timm`, :mod:`openmmlab`), its
-network inferred (:mod:`infer`) and compared strictly (:mod:`convert`).
+The authors' names are the canonical ones. A file is read without running what it holds (:mod:`files`: formats in
+:mod:`containers`, pickles in :mod:`unpickling`, what they may call in :mod:`rebuilding`, all else in :mod:`inert`),
+unwrapped (:mod:`wrappers`, :mod:`averages`), recognised (:mod:`registry`), renamed (one :class:`Family` per format in
+:mod:`authors`, :mod:`timm`, :mod:`openmmlab`), its network inferred (:mod:`infer`) and compared strictly
+(:mod:`convert`).
 """
 
 from hrnet_fast.checkpoints.convert import Checkpoint, convert_checkpoint, parse_checkpoint

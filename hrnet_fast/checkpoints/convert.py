@@ -29,6 +29,7 @@ from hrnet_fast.reference import HRNetReference
 
 COUNTER = "num_batches_tracked"
 IMAGENET_CLASSES = 1000
+SHARED = "values in the memory of another layer"
 logger = logging.getLogger("hrnet_fast.checkpoints")
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -68,6 +69,7 @@ def parse_checkpoint(
     family: str = "auto",
     part: str = WHOLE,
     head: str = "exact",
+    weights: str = "auto",
     decode: str | None = None,
     torch04: bool = False,
     **overrides: Any,
@@ -83,17 +85,19 @@ def parse_checkpoint(
             drawn at random. ``"drop"``: the whole head is.
         decode: how its heatmaps decode: ``"msra"``, ``"dark"``, ``"udp"`` or ``"face"``; None is the family's.
         torch04: the file is of the authors' PyTorch 0.4 segmentation release, whose scales act as ``|w| + eps``.
+        weights: which, where the file holds trained weights and their running average (EMA, SWA): ``"raw"``, ``"ema"``,
+            or ``"auto"`` for those that the file's own upstream loads; a note says which were taken.
         overrides: fields of :class:`HRNetConfig` or :class:`HeadConfig` that the file does not tell; and
             ``in_channels``, to which RGB weights are adapted as timm adapts them.
 
     Raises:
-        CheckpointError: unreadable, unrecognised, incomplete or mis-shaped; the keys are in the message and, all of
-            them, in its attributes.
+        CheckpointError: unreadable, unrecognised, incomplete or mis-shaped (the keys are in the message and, all of
+            them, in its attributes), or without the weights asked for.
         ConfigError: an override that does not exist or does not fit.
     """
     notes: list[str] = []
     data = source if isinstance(source, Mapping) else _read(source)
-    raw = unwrap(data, notes)
+    raw = unwrap(data, notes, weights)
     if "backbone." in trunk_prefixes(raw) and uses_inplace_abn(raw) and (part == WHOLE or not torch04):
         raise CheckpointError(
             "This openseg.pytorch file is normalised in place (InPlaceABN): its scales act as |w| + eps, and its heads "
@@ -127,6 +131,7 @@ def parse_checkpoint(
             f"the head's convolution has no bias, which files of family {found.name!r} have; nor has the network, then"
         )
     check_state(state, config, family=found.name, drawn=drawn)
+    notes += _odd_values(state)
     assumed = assumptions(found, config, given)
     return Checkpoint(state, found, config, tuple(notes), decode or found.keypoints, drawn, assumed)
 
@@ -232,7 +237,7 @@ def check_state(state: Mapping[str, Tensor], config: HRNetConfig, *, family: str
     Raises:
         CheckpointError: anything missing, unexpected or mis-shaped.
     """
-    odd = tuple(k for k, v in state.items() if not k.endswith(COUNTER) and not _is_weight(v))
+    odd = tuple(k for k, v in state.items() if not (_is_counter(v) if k.endswith(COUNTER) else _is_weight(v)))
     if odd:
         raise CheckpointError(
             f"{len(odd)} entries are no dense floating tensors (quantised, sparse or meta?): {', '.join(odd[:6])}. "
@@ -266,9 +271,31 @@ def check_state(state: Mapping[str, Tensor], config: HRNetConfig, *, family: str
     raise CheckpointError("\n".join(lines), missing=missing, unexpected=unexpected, mismatched=mismatched)
 
 
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta)
+
+
 def _is_weight(tensor: Tensor) -> bool:
-    dense = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta)
-    return dense and tensor.is_floating_point()
+    return _is_dense(tensor) and tensor.is_floating_point()
+
+
+def _is_counter(tensor: Tensor) -> bool:
+    """A whole number; of another type only where a whole state_dict was converted."""
+    return _is_dense(tensor) and (not tensor.is_floating_point() or bool((tensor == tensor.round()).all()))
+
+
+def _odd_values(state: Mapping[str, Tensor]) -> list[str]:
+    """Tell of values that no training leaves: not finite, or of two layers in one place (HRNet ties no weights)."""
+    odd = tuple(k for k, v in state.items() if v.is_floating_point() and not _finite(v))
+    first: dict[int, str] = {}
+    shared = tuple(k for k, v in state.items() if v.numel() and first.setdefault(v.data_ptr(), k) != k)
+    lines = _listed("NaN or infinite values in", odd) + _listed(SHARED, shared)
+    return [line.strip() for line in lines]
+
+
+def _finite(tensor: Tensor) -> bool:
+    wide = tensor if tensor.dtype.itemsize > 1 else tensor.float()  # eight-bit types have no isfinite
+    return bool(torch.isfinite(wide).all())
 
 
 def _listed(what: str, names: tuple[str, ...], most: int = 10) -> list[str]:
@@ -278,7 +305,9 @@ def _listed(what: str, names: tuple[str, ...], most: int = 10) -> list[str]:
     return [f"  {what} ({len(names)}): {', '.join(names[:most])}{more}"]
 
 
-def convert_checkpoint(source: Source, to: str, *, family: str = "auto", torch04: bool = False) -> dict[str, Tensor]:
+def convert_checkpoint(
+    source: Source, to: str, *, family: str = "auto", torch04: bool = False, weights: str = "auto"
+) -> dict[str, Tensor]:
     """Return a checkpoint's tensors under another family's names.
 
     Within one family, and between families of the same layers, every tensor is handed over bit for bit. Where the
@@ -293,13 +322,15 @@ def convert_checkpoint(source: Source, to: str, *, family: str = "auto", torch04
         to: one of :data:`FAMILIES`.
         family: of the source, or ``"auto"``.
         torch04: see :func:`parse_checkpoint`.
+        weights: see :func:`parse_checkpoint`.
 
     Raises:
         CheckpointError: as :func:`parse_checkpoint`, or a target that cannot hold the source's head.
     """
     target = get_family(to)
     bare = target.name in ("backbone", "mm_backbone")
-    checkpoint = parse_checkpoint(source, family=family, torch04=torch04, part=BACKBONE if bare else WHOLE)
+    part = BACKBONE if bare else WHOLE
+    checkpoint = parse_checkpoint(source, family=family, torch04=torch04, weights=weights, part=part)
     checkpoint = _with_head_of(checkpoint, target)
     checkpoint.log_notes()
     state, head = checkpoint.state, checkpoint.config.head

@@ -1,25 +1,23 @@
-"""Reading and writing checkpoint files: never unpickling objects, never leaving half a file."""
+"""Reading and writing checkpoint files: never running what they hold, never leaving half a file."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hrnet_fast.checkpoints.containers import read_torch_file
 from hrnet_fast.errors import CheckpointError, shown
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".ckpt")
 SAFETENSORS = ".safetensors"
-# What the restricted unpickler says of objects; of files that are no pickle at all it says other things.
-_OBJECTS = ("Unsupported global", "Unsupported class", "Trying to", "Can only")
 
 
 def _checked_suffix(path: Path) -> str:
@@ -30,28 +28,16 @@ def _checked_suffix(path: Path) -> str:
     return suffix
 
 
-@contextlib.contextmanager
-def _numpy_scalars_allowed() -> Iterator[None]:
-    """Let the restricted unpickler read the numpy scalars that training loops leave beside the weights."""
-    try:
-        import numpy as np
-    except ImportError:
-        yield
-        return
-    dtypes = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
-    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
-    # Files written beside numpy 1 know the function under its older name.
-    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")]
-    with torch.serialization.safe_globals([*names, np.dtype, *dtypes]):
-        yield
-
-
 def read_file(path: str | os.PathLike[str]) -> Any:
     """Return what a ``.pth``, ``.pt``, ``.pth.tar`` or ``.safetensors`` file holds, tensors on the CPU.
 
+    No code of the file runs and nothing it names is imported: an object that is no tensor or plain data is an
+    :class:`~hrnet_fast.checkpoints.inert.Inert` record of its name, arguments and attributes. Members of zip files
+    (``torch.save`` since torch 1.6) are compared with their checksums; older files and ``.safetensors`` have none.
+
     Raises:
-        CheckpointError: no such file, one that may not be read, another kind of file, a truncated or corrupt one, one
-            that pickles objects other than tensors and plain containers, or one whose package is not installed.
+        CheckpointError: no such file, one that may not be read, another kind of file, a truncated or corrupt one, or
+            one whose package is not installed.
     """
     path = Path(path)
     suffix = _checked_suffix(path)
@@ -71,19 +57,8 @@ def read_file(path: str | os.PathLike[str]) -> Any:
         raise CheckpointError(f"{path}: no such file.")
     safetensors = _safetensors(path) if suffix == SAFETENSORS else None
     try:
-        if safetensors is not None:
-            return safetensors.load_file(path)
-        with _numpy_scalars_allowed():
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not any(words in str(error) for words in _OBJECTS):
-            raise _corrupt(path, error) from error
-        raise CheckpointError(
-            f"{path}: holds pickled Python objects, which could run code when read, and is refused. Where the file "
-            "comes from a source you trust, open it once yourself with torch.load(..., weights_only=False), save its "
-            "model's state_dict() with torch.save, and load that."
-        ) from error
-    except Exception as error:  # zip, struct and safetensors errors: all mean that the content is broken
+        return read_torch_file(path) if safetensors is None else safetensors.load_file(path)
+    except Exception as error:  # zip, pickle, struct and safetensors errors: all mean that the content is broken
         raise _corrupt(path, error) from error
 
 

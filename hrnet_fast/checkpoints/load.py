@@ -22,9 +22,10 @@ def load_checkpoint(
     family: str = "auto",
     part: str = WHOLE,
     head: str = "exact",
+    weights: str = "auto",
+    decode: str | None = None,
     impl: str = "auto",
     torch04: bool = False,
-    decode: str | None = None,
     **overrides: Any,
 ) -> HRNet:
     """Return the network of a checkpoint, with its weights, in evaluation mode.
@@ -36,7 +37,7 @@ def load_checkpoint(
     levels for a detection neck.
 
     Args:
-        source: a path (``.pth``, ``.pt``, ``.pth.tar``, ``.safetensors``; read without unpickling objects) or a
+        source: a path (``.pth``, ``.pt``, ``.pth.tar``, ``.safetensors``; read without running what they hold) or a
             mapping, wrapped (``state_dict``, ``model``, ``module.``, ``model.``, ``backbone.``) or not.
         family: one of :data:`FAMILIES`, or ``"auto"``.
         part: ``"whole"``; ``"backbone"`` for the one HRNet trunk that stands in the checkpoint, under whatever prefix
@@ -48,6 +49,7 @@ def load_checkpoint(
         torch04: see :func:`parse_checkpoint`.
         decode: how keypoints are read from the heatmaps, which is not in a state_dict either: ``"msra"``, ``"dark"``,
             ``"udp"`` or ``"face"``; None is the family's. It becomes the network's ``keypoints``.
+        weights: ``"auto"``, ``"raw"`` or ``"ema"``; see :func:`parse_checkpoint`.
         overrides: fields of :class:`HRNetConfig` or :class:`HeadConfig`: ``align_corners=True``,
             ``upsample_to="target"``, ``out_indices=(0, 2)``, ``num_outputs=5``, ... With ``in_channels``, RGB weights
             are adapted to other channels as timm adapts them: 1 gets their sum, others repeat them, times
@@ -60,7 +62,7 @@ def load_checkpoint(
         InputError: an unknown `decode`, or one for a network without heatmaps.
     """
     checkpoint = parse_checkpoint(
-        source, family=family, part=part, head=head, decode=decode, torch04=torch04, **overrides
+        source, family=family, part=part, head=head, weights=weights, decode=decode, torch04=torch04, **overrides
     )
     checkpoint.log_notes()
     with torch.device("cpu" if checkpoint.drawn else "meta"):  # to draw weights that are all replaced takes seconds
@@ -79,7 +81,13 @@ def _with_counters(checkpoint: Checkpoint, model: torch.nn.Module) -> dict[str, 
 
 
 def load_backbone(
-    model: HRNet, source: Source, *, family: str = "auto", part: str = BACKBONE, in_channels: int | None = None
+    model: HRNet,
+    source: Source,
+    *,
+    family: str = "auto",
+    part: str = BACKBONE,
+    weights: str = "auto",
+    in_channels: int | None = None,
 ) -> HRNet:
     """Fill stem, stages and transitions of `model` from any checkpoint with an HRNet; its head keeps its weights.
 
@@ -91,6 +99,7 @@ def load_backbone(
         source: a path or mapping with one HRNet trunk, under whatever prefix.
         family: of the source, or ``"auto"``.
         part: the prefix of the trunk that is meant, where several stand in the source.
+        weights: ``"auto"``, ``"raw"`` or ``"ema"``; see :func:`parse_checkpoint`.
         in_channels: adapt RGB weights to so many input channels, as :func:`load_checkpoint` does; None leaves them.
 
     Raises:
@@ -104,7 +113,7 @@ def load_backbone(
             "convert_checkpoint(source, to='backbone') and its load_state_dict."
         )
     overrides: dict[str, Any] = {} if in_channels is None else {"in_channels": in_channels}
-    checkpoint = parse_checkpoint(source, family=family, part=part, **overrides)
+    checkpoint = parse_checkpoint(source, family=family, part=part, weights=weights, **overrides)
     checkpoint.log_notes()
     own = {k: v for k, v in model.state_dict().items() if is_trunk(k)}
     given = checkpoint.state

@@ -8,31 +8,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hrnet_fast.checkpoints.averages import RAW_KEYS, Choice, Chooser, flat_choice, opened, wrapped_choice
 from hrnet_fast.errors import CheckpointError
 
-# Where the known training loops keep the weights inside what they save, in order of preference.
-WRAPPER_KEYS = ("state_dict", "model", "model_state_dict", "model_state", "net", "best_state_dict")
 PREFIXES = ("module.", "model.", "_orig_mod.")
 # Entries of full training modules that are no weights of the network.
 DROPPED = ("loss.", "criterion.", "data_preprocessor.", "ema_")
 
 
-def unwrap(data: Any, notes: list[str]) -> dict[str, Tensor]:
+def unwrap(data: Any, notes: list[str], weights: str = "auto") -> dict[str, Tensor]:
     """Return the flat state_dict inside `data`; what was left out is said in `notes`.
 
+    Args:
+        data: what a file holds: a mapping, wrapped or not, or a pickled module.
+        notes: extended.
+        weights: ``"auto"``, ``"raw"`` or ``"ema"``; see :func:`parse_checkpoint`.
+
     Raises:
-        CheckpointError: nothing there that maps names to tensors.
+        CheckpointError: nothing there that maps names to tensors, or not the weights asked for.
     """
-    for _ in range(4):
-        if not isinstance(data, Mapping):
+    chooser = Chooser(weights, notes)
+    found = opened(data)
+    if found is not None:
+        chooser.note_module(found)
+        data = found.state
+    for _ in range(5):
+        choice = wrapped_choice(data) if isinstance(data, Mapping) else None
+        if choice is None:
             break
-        inner = next((k for k in WRAPPER_KEYS if isinstance(data.get(k), Mapping)), None)
-        if inner is None:
-            break
-        data = data[inner]
+        outer, data = data, chooser.take(choice)
+        _note_the_rest(outer, choice, data, notes)
     if not isinstance(data, Mapping):
         raise CheckpointError(
-            f"A checkpoint is a mapping of names to tensors, or wraps one under {', '.join(WRAPPER_KEYS)}; "
+            f"A checkpoint is a mapping of names to tensors, or wraps one under {', '.join(RAW_KEYS)}; "
             f"{type(data).__name__} given. For a module, pass its state_dict()."
         )
     tensors = {str(k): v for k, v in data.items() if isinstance(v, Tensor)}
@@ -41,7 +49,29 @@ def unwrap(data: Any, notes: list[str]) -> dict[str, Tensor]:
         raise CheckpointError(f"The checkpoint holds no tensor; its entries are {_shown(others) or 'none'}.")
     if others:
         notes.append(f"ignored entries that are no tensors: {_shown(others)}")
+    inside = flat_choice(tensors)
+    if inside is not None:
+        tensors = dict(chooser.take(inside))
+    chooser.finish()
     return _drop(_strip(tensors), notes)
+
+
+def _note_the_rest(data: Mapping[Any, Any], choice: Choice, taken: Mapping[Any, Any], notes: list[str]) -> None:
+    """Tell of weights that are neither taken nor offered: under a name that no known training loop uses."""
+    known = {place.where for place in (choice.raw, choice.ema) if place is not None}
+    memory = {_address(v) for v in taken.values() if isinstance(v, Tensor)}
+    rest = []
+    for key, value in data.items():
+        inner = None if repr(key) in known else opened(value)
+        tensors = [v for v in inner.state.values() if isinstance(v, Tensor)] if inner else []
+        if len(tensors) >= max(2, len(taken) // 2) and not memory.issuperset(map(_address, tensors)):
+            rest.append(repr(key))
+    if rest:
+        notes.append(f"left out other weights that the checkpoint holds: {_shown(rest)}")
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
 def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:

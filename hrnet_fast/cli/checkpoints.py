@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from hrnet_fast.cli.console import json_option, print_json, print_table, show_notes, torch04_option
+from hrnet_fast.cli.console import json_option, print_json, print_table, show_notes, torch04_option, weights_option
 
 
 @click.command()
@@ -20,9 +20,10 @@ from hrnet_fast.cli.console import json_option, print_json, print_table, show_no
     "--part", default="whole", show_default=True, help="backbone: the HRNet trunk in any file; or its prefix."
 )
 @click.option("--size", "input_size", default=None, help="Input HxW to count GFLOPs at, such as 256x192.")
+@weights_option
 @torch04_option
 @json_option
-def info(what: str, family: str, part: str, input_size: str | None, torch04: bool, as_json: bool) -> None:
+def info(what: str, family: str, part: str, input_size: str | None, weights: str, torch04: bool, as_json: bool) -> None:
     """Describe WHAT: a named network, or a checkpoint file."""
     from hrnet_fast.cli.parsing import parse_size
     from hrnet_fast.measure import complexity
@@ -38,7 +39,7 @@ def info(what: str, family: str, part: str, input_size: str | None, torch04: boo
     elif Path(what).suffix or os.path.exists(what):
         from hrnet_fast.checkpoints import parse_checkpoint
 
-        checkpoint = parse_checkpoint(what, family=family, part=part, torch04=torch04)
+        checkpoint = parse_checkpoint(what, family=family, part=part, weights=weights, torch04=torch04)
         config = checkpoint.config
         tensors = checkpoint.state
         about |= {
@@ -78,14 +79,17 @@ def info(what: str, family: str, part: str, input_size: str | None, torch04: boo
 @click.option("--to", "target", required=True, help="Family whose names the output takes; a wrong one lists all.")
 @click.option("--family", default="auto", show_default=True, help="The source's family, where it is not to be guessed.")
 @click.option("--force", is_flag=True, help="Replace OUTPUT if it exists.")
+@weights_option
 @torch04_option
 @json_option
-def convert(source: Path, output: Path, target: str, family: str, force: bool, torch04: bool, as_json: bool) -> None:
+def convert(
+    source: Path, output: Path, target: str, family: str, force: bool, weights: str, torch04: bool, as_json: bool
+) -> None:
     """Write SOURCE's weights to OUTPUT (.pth, .pt, .safetensors) under another family's names, whole or not at all."""
     from hrnet_fast.checkpoints import convert_checkpoint, save_checkpoint
 
     show_notes()
-    state = convert_checkpoint(source, to=target, family=family, torch04=torch04)
+    state = convert_checkpoint(source, to=target, family=family, torch04=torch04, weights=weights)
     save_checkpoint(state, output, overwrite=force)
     done = {"output": str(output), "family": target, "tensors": len(state)}
     if as_json:

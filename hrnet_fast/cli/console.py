@@ -13,6 +13,13 @@ T = TypeVar("T")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 impl_option = click.option("--impl", default="auto", show_default=True, help="auto, reference, cpu, triton or cuda.")
+weights_option = click.option(
+    "--weights",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "raw", "ema"]),
+    help="Which weights of a file that also holds their running average; auto: those that its own upstream loads.",
+)
 torch04_option = click.option(
     "--torch04",
     is_flag=True,

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from hrnet_fast.cli.console import impl_option, json_option, print_json, progress, show_notes, torch04_option
+from hrnet_fast.cli.console import (
+    impl_option,
+    json_option,
+    print_json,
+    progress,
+    show_notes,
+    torch04_option,
+    weights_option,
+)
 from hrnet_fast.cli.parsing import parse_box, parse_size
 from hrnet_fast.errors import InputError
 from hrnet_fast.implementations import ENV_VAR
@@ -61,6 +69,7 @@ ENGINE_PAYS = 20
     type=click.Choice(["1", "3", "4"]),
     help="Adapt an RGB checkpoint to 1 (grey) or 4 (RGBA) channels, as timm does; the file's own by default.",
 )
+@weights_option
 @torch04_option
 @impl_option
 @json_option
@@ -82,6 +91,7 @@ def run(
     dtype: str | None,
     align_corners: bool | None,
     in_channels: str | None,
+    weights: str,
     torch04: bool,
     impl: str,
     as_json: bool,
@@ -109,7 +119,7 @@ def run(
         endings = ("json", "png", *(f"{name}.png" for name in chosen.maps))
         _check_absent([output / f"{path.name}.{ending}" for path in paths for ending in endings])
     given = {"decode": decode, "align_corners": align_corners, "in_channels": in_channels and int(in_channels)}
-    model = _load(checkpoint, task, given, family=family, torch04=torch04, impl=impl)
+    model = _load(checkpoint, task, given, family=family, weights=weights, torch04=torch04, impl=impl)
     network = _network(model, engine, dtype, impl, len(paths))
     _make_folder(output)
     results: list[dict[str, Any]] = []

@@ -1,0 +1,249 @@
+"""Where training loops keep the weights and their running averages (EMA, SWA), and which their own loaders take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from hrnet_fast.checkpoints.inert import Inert, module_state
+from hrnet_fast.errors import CheckpointError
+
+Kind = Literal["raw", "ema"]
+WEIGHTS = ("auto", "raw", "ema")
+# Where the known training loops keep the weights inside what they save, in order of preference.
+RAW_KEYS = ("state_dict", "model", "model_state_dict", "model_state", "net", "best_state_dict")
+EMA_KEYS = (
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema_model",
+    "ema_model_state_dict",
+    "model_ema_state_dict",
+    "ema",
+    "swa_state_dict",
+    "swa_model",
+    "averaged_model",
+)
+# Averages inside the state_dict of a full training module.
+EMA_PREFIXES = ("ema_model.", "model_ema.", "ema.", "swa_model.", "averaged_model.")
+# Counters beside the averages of torch.optim.swa_utils.AveragedModel, and of mmengine's.
+COUNTERS = ("n_averaged", "steps")
+_MMCV = "ema_"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Weights inside a file: where they are, the mapping that holds them, and the pickled module that they are of."""
+
+    where: str
+    state: Mapping[Any, Any]
+    module: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The weights found at one level of a file.
+
+    Attributes:
+        raw: as trained.
+        ema: their running average.
+        default: what the file's own upstream loads where both are there.
+        loader: that upstream.
+    """
+
+    raw: Place | None = None
+    ema: Place | None = None
+    default: Kind = "raw"
+    loader: str = ""
+
+
+def opened(value: Any, where: str = "") -> Place | None:
+    """Return a mapping as it is, a pickled module as its state_dict, and None for anything else."""
+    state = module_state(value) if isinstance(value, Inert) else None
+    if state is not None:
+        return Place(where, state, repr(value))
+    return Place(where, value) if isinstance(value, Mapping) else None
+
+
+def _place(data: Mapping[Any, Any], keys: tuple[str, ...]) -> Place | None:
+    """The first of `keys` that holds tensors by name, or holds a mapping that may."""
+    for key in keys:
+        place = opened(data.get(key), repr(key))
+        if place and any(isinstance(v, (Tensor, Mapping)) for v in place.state.values()):
+            return place
+    return None
+
+
+def _timm(data: Mapping[Any, Any]) -> Choice | None:
+    """``timm.models.load_checkpoint`` takes ``state_dict_ema``, then ``model_ema``, before the others."""
+    ema = _place(data, ("state_dict_ema", "model_ema"))
+    if ema is None:
+        return None
+    return Choice(_place(data, ("state_dict", "model")), ema, "ema", "timm")
+
+
+def _mmengine(data: Mapping[Any, Any]) -> Choice | None:
+    """``mmengine.hooks.EMAHook`` saves the averages in ``state_dict`` and the trained weights in ``ema_state_dict``."""
+    state, other = _place(data, ("state_dict",)), _place(data, ("ema_state_dict",))
+    if state is None or other is None or "steps" not in other.state:
+        return None
+    named = {str(k): v for k, v in other.state.items()}
+    trained = {k.removeprefix("module."): v for k, v in named.items() if k.startswith("module.")}
+    return Choice(Place(other.where, trained), state, "ema", "mmengine")
+
+
+def _lightning(data: Mapping[Any, Any]) -> Choice | None:
+    """Lightning's ``WeightAveraging`` saves the averages in ``state_dict``, the others in ``current_model_state``."""
+    state, current = _place(data, ("state_dict",)), _place(data, ("current_model_state",))
+    return Choice(current, state, "ema", "Lightning") if state and current else None
+
+
+def _callbacks(data: Mapping[Any, Any]) -> Choice | None:
+    """EMA callbacks keep a state_dict of their own, or, as NeMo's, a list of tensors in the order of the state_dict."""
+    state, callbacks = _place(data, ("state_dict",)), data.get("callbacks")
+    for name, callback in callbacks.items() if state and isinstance(callbacks, Mapping) else ():
+        if not isinstance(callback, Mapping):
+            continue
+        place, averages = _place(callback, EMA_KEYS), callback.get("ema_weights")
+        if place is not None:
+            return Choice(state, Place(f"{place.where} of callback {name}", place.state), "raw", "Lightning")
+        if not isinstance(averages, (list, tuple)) or not averages:
+            continue
+        named = [(k, v) for k, v in state.state.items() if isinstance(v, Tensor)]  # type: ignore[union-attr]
+        if len(named) == len(averages) and all(
+            isinstance(a, Tensor) and a.shape == v.shape for a, (_, v) in zip(averages, named, strict=True)
+        ):
+            ema = {k: a for a, (k, _) in zip(averages, named, strict=True)}
+            return Choice(state, Place(f"'ema_weights' of callback {name}", ema), "raw", "Lightning")
+    return None
+
+
+def _any(data: Mapping[Any, Any]) -> Choice | None:
+    raw, ema = _place(data, RAW_KEYS), _place(data, EMA_KEYS)
+    return Choice(raw, ema) if raw or ema else None
+
+
+_WRAPPED: tuple[Callable[[Mapping[Any, Any]], Choice | None], ...] = (_timm, _mmengine, _lightning, _callbacks, _any)
+
+
+def wrapped_choice(data: Mapping[Any, Any]) -> Choice | None:
+    """Return what a file's mapping wraps, or None where it wraps nothing."""
+    return next((choice for rule in _WRAPPED if (choice := rule(data))), None)
+
+
+def flat_choice(state: Mapping[str, Tensor]) -> Choice | None:
+    """Return what a flat state_dict holds beside the trained weights, or None where it holds these alone.
+
+    mmcv's ``EMAHook`` registers a buffer ``ema_NAME`` for each parameter, its dots written as underscores, and
+    exchanges both at the end of an epoch: a file written then has the averages under the parameters' names.
+    """
+    buffers = {k for k in state if k.startswith(_MMCV) and "." not in k}
+    names = {k: _MMCV + k.replace(".", "_") for k in state if k not in buffers}
+    if buffers & set(names.values()):
+        main = {k: state[k] for k in names}
+        averages = Place("the names without ema_", main)
+        parameters = [k for k in names if k.endswith((".weight", ".bias"))]
+        if buffers - set(names.values()) or any(names[k] not in buffers for k in parameters):
+            return Choice(None, Place("the names without ema_; the ema_ buffers beside them do not fit", main), "ema")
+        trained = {k: state[names[k]] if names[k] in buffers else v for k, v in main.items()}
+        raw = Place("the ema_ buffers, with which mmcv's EMAHook exchanges them before it saves", trained)
+        return Choice(raw, averages, "ema", "mmcv")
+    for prefix in EMA_PREFIXES:
+        ema = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        ema = {k: v for k, v in ema.items() if k not in COUNTERS}
+        if ema:
+            rest = {k: v for k, v in state.items() if not k.startswith(prefix)}
+            beside = Place(f"the keys without {prefix}", rest) if len(rest) >= len(ema) // 2 else None
+            return Choice(beside, Place(f"the keys under {prefix}", ema), "raw")
+    counters = [k for k in state if k.removeprefix("module.") in COUNTERS]
+    if counters and any(k.startswith("module.") for k in state):
+        ema = {k: v for k, v in state.items() if k not in counters}
+        return Choice(None, Place(f"an AveragedModel, with its counter {counters[0]}", ema), "ema")
+    return None
+
+
+class Chooser:
+    """Takes one kind of weights where a file has two, and remembers what was taken.
+
+    Args:
+        weights: one of :data:`WEIGHTS`.
+        notes: where the choice is told.
+
+    Raises:
+        CheckpointError: another word.
+    """
+
+    def __init__(self, weights: str, notes: list[str]) -> None:
+        if weights not in WEIGHTS:
+            raise CheckpointError(f"weights={weights!r} is not one of {', '.join(WEIGHTS)}.")
+        self.weights = weights
+        self.notes = notes
+        self.taken: Kind | None = None
+
+    def take(self, choice: Choice) -> Mapping[Any, Any]:
+        """Return the weights of the kind asked for.
+
+        Raises:
+            CheckpointError: they are not there.
+        """
+        places: dict[Kind, Place | None] = {"raw": choice.raw, "ema": choice.ema}
+        found = {kind: place for kind, place in places.items() if place is not None}
+        if self.taken is not None or choice.ema is None:  # decided by what is around this, or nothing to decide
+            place = found.get(self.taken or "raw") or next(iter(found.values()))
+        else:
+            kind = self._kind(choice)
+            if kind not in found:
+                raise CheckpointError(
+                    f"weights={kind!r} asks for what the checkpoint does not hold: it has averaged (EMA) weights alone "
+                    f"({choice.ema.where}). Leave weights at 'auto', or give 'ema'."
+                )
+            self.taken = kind
+            self._tell(choice, kind)
+            place = found[kind]
+        self.note_module(place)
+        return place.state
+
+    def note_module(self, place: Place) -> None:
+        """Tell that weights were those of a pickled module."""
+        if place.module:
+            self.notes.append(f"a whole pickled module ({place.module}): its state_dict was read, and no code run")
+
+    def _kind(self, choice: Choice) -> Kind:
+        if self.weights == "raw":
+            return "raw"
+        if self.weights == "ema" or choice.raw is None:
+            return "ema"
+        return choice.default
+
+    def _tell(self, choice: Choice, kind: Kind) -> None:
+        names: dict[Kind, str] = {"raw": "the weights as trained", "ema": "the averaged (EMA) weights"}
+        if choice.raw is None or choice.ema is None:
+            where = choice.ema.where if choice.ema else ""
+            self.notes.append(f"the checkpoint holds averaged (EMA) weights alone ({where}); they were taken")
+            return
+        places: dict[Kind, Place] = {"raw": choice.raw, "ema": choice.ema}
+        other: Kind = "ema" if kind == "raw" else "raw"
+        why = "as asked for"
+        if self.weights == "auto":
+            why = (
+                f"as {choice.loader}'s own loader does" if choice.loader else "as no known upstream prefers the others"
+            )
+        self.notes.append(
+            f"took {names[kind]} ({places[kind].where}), {why}; weights={other!r} takes {names[other]} "
+            f"({places[other].where})"
+        )
+
+    def finish(self) -> None:
+        """Check that averaged weights were found, if they were asked for.
+
+        Raises:
+            CheckpointError: they were not.
+        """
+        if self.weights == "ema" and self.taken != "ema":
+            raise CheckpointError(
+                "weights='ema' asks for what the checkpoint does not hold: it has one set of weights, as trained. "
+                "Leave weights at 'auto', or give 'raw'."
+            )

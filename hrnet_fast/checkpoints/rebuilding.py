@@ -1,0 +1,190 @@
+"""The few functions that a pickle may call: those by which torch.save writes tensors and state_dicts.
+
+What they make takes time and memory in proportion to the instructions that ask for it, never to something that a file
+mentions again and again: a function that copies its argument (``bytes``, ``set``) is not among them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hrnet_fast.checkpoints.inert import Inert, Name, refuse
+
+# The types of the storages that torch.save names, in modules `torch`, `torch.cuda` and `torch.storage`.
+STORAGES: dict[str, torch.dtype] = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+    "UntypedStorage": torch.uint8,
+}
+# Tuples as keys of dictionaries are hashed by recursion in C, every part as often as it occurs.
+DEEPEST_KEY, MOST_IN_KEY = 20, 100
+MOST_DIMENSIONS = 64
+# Elements that a tensor may have without memory for each.
+MOST_REPEATED = 1 << 24
+_KEYS = (str, bytes, int, float, complex, tuple, frozenset, type(None), torch.dtype, Tensor, Name, Inert)
+
+
+@dataclass(frozen=True)
+class StorageType:
+    """The element type of a storage, as a pickle names it."""
+
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Memory of `numel` elements from byte `start` of `untyped`, which the file's content fills."""
+
+    untyped: torch.UntypedStorage
+    dtype: torch.dtype
+    numel: int
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """A function of this module that stands for what a pickle may call."""
+
+    function: Callable[..., Any]
+
+
+def _sizes(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, tuple) or len(values) > MOST_DIMENSIONS:
+        refuse("a tensor's sizes and strides are no short tuples")
+    if any(type(v) is not int or v < 0 for v in values):
+        refuse("a tensor's sizes and strides are not numbers")
+    return values
+
+
+def _check_extent(storage: Storage, numel: int, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
+    """A tensor lies within its storage, and no two of its elements share memory but in an expanded one."""
+    if len(size) != len(stride):
+        refuse("a tensor has as many sizes as strides")
+    if 0 in size:
+        if max(size) > MOST_REPEATED:
+            refuse(f"an empty tensor of size {list(size)}")
+        return
+    reach = 0
+    for step, count in sorted((s, n) for s, n in zip(stride, size, strict=True) if n > 1 and s > 0):
+        if step <= reach:
+            refuse(f"a tensor's strides {list(stride)} do not fit its size {list(size)}")
+        reach += (count - 1) * step
+    if offset + reach >= numel:
+        refuse(f"a tensor of size {list(size)} reaches beyond its storage of {numel} elements")
+    expanded = any(s == 0 and n > 1 for s, n in zip(stride, size, strict=True))
+    if expanded and (reach + 1 != numel or math.prod(size) > MOST_REPEATED):
+        refuse(f"a tensor's strides {list(stride)} do not fit its storage of {numel} elements")
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """``_rebuild_tensor`` and ``_rebuild_tensor_v2``; what follows the strides (gradient, hooks) is left out."""
+    if not isinstance(storage, Storage):
+        refuse("a tensor without a storage")
+    size, stride = _sizes(size), _sizes(stride)
+    (offset,) = _sizes((offset,))
+    dtype = dtype or storage.dtype
+    nbytes = storage.numel * storage.dtype.itemsize
+    _check_extent(storage, nbytes // dtype.itemsize, offset, size, stride)
+    first, rest = divmod(storage.start, dtype.itemsize)
+    if rest:
+        refuse("a storage that is not aligned to its elements")
+    return torch.empty(0, dtype=dtype).set_(storage.untyped, first + offset, size, stride)  # type: ignore[call-overload, no-any-return]
+
+
+def _tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any) -> Tensor:
+    if not isinstance(dtype, torch.dtype):
+        refuse("a tensor without a type")
+    return _tensor(storage, offset, size, stride, dtype=dtype)
+
+
+def _parameter(data: Any, *_: Any) -> Any:
+    return data
+
+
+def _of_subclass(function: Any, _kind: Any, args: Any, _state: Any) -> Any:
+    """``_rebuild_from_type_v2``: the tensor inside, without the attributes of its subclass."""
+    return call(function, args)
+
+
+def _ordered(items: Any = None) -> OrderedDict[Any, Any]:
+    """An ``OrderedDict``, empty since Python 3; a list that it was made of is emptied, so that it fills one only."""
+    out: OrderedDict[Any, Any] = OrderedDict()
+    if items is not None:
+        if not isinstance(items, list):
+            refuse("an OrderedDict of what is no list")
+        for key, value in items:
+            set_item(out, key, value)
+        items.clear()
+    return out
+
+
+_UTILS = "torch._utils"
+ALLOWED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): Allowed(_ordered),
+    ("torch", "Size"): Allowed(_sizes),
+    (_UTILS, "_rebuild_tensor"): Allowed(_tensor),
+    (_UTILS, "_rebuild_tensor_v2"): Allowed(_tensor),
+    (_UTILS, "_rebuild_tensor_v3"): Allowed(_tensor_v3),
+    (_UTILS, "_rebuild_parameter"): Allowed(_parameter),
+    (_UTILS, "_rebuild_parameter_with_state"): Allowed(_parameter),
+    ("torch._tensor", "_rebuild_from_type_v2"): Allowed(_of_subclass),
+    **{
+        (module, name): StorageType(dtype)
+        for module in ("torch", "torch.cuda", "torch.storage")
+        for name, dtype in STORAGES.items()
+    },
+    **{("torch", name): value for name, value in vars(torch).items() if isinstance(value, torch.dtype)},
+}
+
+
+def call(function: Any, args: Any) -> Any:
+    """Call what is allowed; what is not becomes inert, with its arguments."""
+    if not isinstance(args, tuple):
+        refuse("arguments that are no tuple")
+    if isinstance(function, Allowed):
+        return function.function(*args)
+    if not isinstance(function, (Name, Inert)):
+        refuse(f"a call of {type(function).__name__}")
+    return Inert(function, args)
+
+
+def check_key(key: Any) -> None:
+    """Refuse what is not to be hashed, compared or shown: large numbers, large or deep tuples, other objects."""
+    pending, count = [(key, 0)], 0
+    while pending:
+        part, depth = pending.pop()
+        count += 1
+        if not isinstance(part, _KEYS) or (isinstance(part, int) and part.bit_length() > 256):
+            refuse(f"a key of type {type(part).__name__}")
+        if isinstance(part, (tuple, frozenset)):
+            if depth > DEEPEST_KEY or count + len(pending) + len(part) > MOST_IN_KEY:
+                refuse("a key of too many parts")
+            pending += [(inner, depth + 1) for inner in part]
+
+
+def set_item(mapping: Any, key: Any, value: Any) -> None:
+    """Put an entry into a dictionary that has none of its name."""
+    if not isinstance(mapping, dict):
+        refuse(f"entries of {type(mapping).__name__}")
+    if type(key) is not str:
+        check_key(key)
+    if key in mapping:
+        refuse(f"two entries named {str(key)[:80]}")
+    mapping[key] = value
