@@ -25,8 +25,9 @@ $(READY): pyproject.toml setup.py constraints.txt $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch numpy "setuptools>=77" wheel ninja pybind11
 	$(PIP) --no-build-isolation -e ".[dev,triton]"
-	$(PIP) huggingface_hub pyyaml safetensors
+	$(PIP) huggingface_hub pyyaml safetensors addict termcolor yapf opencv-python-headless
 	$(PIP) --no-deps timm  # its torchvision is not needed here, and has no CPU build to match
+	$(PIP) --no-deps mmengine  # asks for the OpenCV with windows
 	@touch $@
 
 demo: $(READY)  ## run HRNet on the photograph that ships with the project; the report goes to demo_output/
