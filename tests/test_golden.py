@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import hrnet_fast as hf
 
-OUTPUT_TYPES = {"seg_ocr": list, "timm_features": list, "mmdet": tuple}
+OUTPUT_TYPES = {"seg_ocr": list, "higher_hrnet": list, "timm_features": list, "mmdet": tuple}
 
 
 @pytest.fixture(scope="module", params=case_names())
@@ -38,7 +38,7 @@ def assert_stayed_fast(model: hf.HRNet) -> None:
 
 
 def test_all_cases_are_there() -> None:
-    assert len(case_names()) == 11
+    assert len(case_names()) == 12
 
 
 def test_recognised(loaded: tuple[GoldenCase, hf.HRNet]) -> None:

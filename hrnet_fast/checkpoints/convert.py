@@ -72,11 +72,14 @@ def parse_checkpoint(source: Source, *, family: str = "auto", torch04: bool = Fa
                 f"torch04 applies to the authors' segmentation files; this one is of family {found.name!r}."
             )
         state = absolute_scales(state)
-    config = _infer(state, found, overrides)
+    config = _infer(state, found, found.told_by(raw, notes), overrides)
     if config.norm.kind == "gn" and "norm_groups" not in overrides:
         notes.append(
             f"group normalisation: {config.norm.groups} groups assumed; give norm_groups= if there were others"
         )
+    neck = config.head.pyramid_norm
+    if neck is not None and neck.kind == "gn" and "pyramid_norm" not in overrides:
+        notes.append(f"group normalisation in the neck: {neck.groups} groups assumed; give pyramid_norm= if others")
     if found.head_conv_bias and not config.head.conv_bias:
         notes.append(
             f"the head's convolution has no bias, which files of family {found.name!r} have; nor has the network, then"
@@ -93,9 +96,10 @@ def _read(source: Any) -> Any:
     return read_file(source)
 
 
-def _infer(state: Mapping[str, Tensor], family: Family, overrides: Mapping[str, Any]) -> HRNetConfig:
+def _infer(
+    state: Mapping[str, Tensor], family: Family, defaults: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> HRNetConfig:
     shapes = {k: tuple(v.shape) for k, v in state.items()}
-    defaults = dict(family.defaults)
     try:
         config = infer_config(shapes)
         if config.head.kind not in family.heads:

@@ -12,7 +12,7 @@ from hrnet_fast.errors import CheckpointError
 
 # Where the known training loops keep the weights inside what they save, in order of preference.
 WRAPPER_KEYS = ("state_dict", "model", "model_state_dict", "model_state", "net", "best_state_dict")
-PREFIXES = ("module.", "model.", "_orig_mod.")
+PREFIXES = ("module.", "model.", "_orig_mod.", "1.")  # the last is the authors' wrapper for half precision
 # Entries of full training modules that are no weights of the network.
 DROPPED = ("loss.", "criterion.", "data_preprocessor.", "ema_")
 

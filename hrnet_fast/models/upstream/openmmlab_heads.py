@@ -155,6 +155,8 @@ def heatmap_head(model: Section, config: HRNetConfig) -> Found:
         _check_norm(config)
     _check_inputs(head, neck, config, mixes)
     head.close()
+    if name in ("AssociativeEmbeddingHead", "AESimpleHead"):
+        notes += (f"{name}'s heatmaps and tags are one tensor of {outputs} channels, heatmaps first",)
     return HeadConfig(kind, outputs, kernel), notes  # type: ignore[arg-type]
 
 
