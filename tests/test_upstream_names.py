@@ -72,8 +72,8 @@ HEADS: dict[tuple[str, str], list[str]] = {
     ("backbone", "features"): [],
     ("mm_backbone", "features"): [],
 }
-PREFIXED = ("mmpose_0x_higher", "mmpose", "mmpose_0x", "mmpose_face", "mmpose_0x_face", "mmseg", "mmseg_ocr", "mmdet", "mmdet_1x", "det",
-            "mm_backbone")  # fmt: skip
+PREFIXED = ("mmpose", "mmpose_0x", "mmpose_0x_higher", "mmpose_face", "mmpose_0x_face", "mmseg", "mmseg_ocr", "mmdet",
+            "mmdet_1x", "det", "mm_backbone")  # fmt: skip
 
 
 @pytest.mark.parametrize(("family", "head"), HEADS)

@@ -73,14 +73,14 @@ def decode_head(model: Section, config: HRNetConfig) -> Found:
     fcn.no_effect("dilation")  # of its 1x1 convolutions
     _check_channels(fcn, "channels", sum(fcn.get("in_channels", config.out_channels)))
     dropout = [_dense_head(section, config, notes) for section in sections]
-    classes = [section.get("out_channels", None) or section.get("num_classes") for section in sections]
+    classes = [_classes(section) for section in sections]
     if len(sections) == 1:
         if dropout[0]:
             raise ConfigError(
                 "from_config: decode_head.dropout_ratio is positive; an FCNHead is built without dropout (-1)."
             )
         fcn.close()
-        return HeadConfig("v2", count(classes[0], fcn.name("num_classes")), conv_bias=False), tuple(notes)
+        return HeadConfig("v2", classes[0], conv_bias=False), tuple(notes)
     ocr = sections[1]
     _name(ocr, "OCRHead")
     ocr.expect("scale", 1)
@@ -92,7 +92,7 @@ def decode_head(model: Section, config: HRNetConfig) -> Found:
         )
     head = HeadConfig(
         "ocr",
-        count(classes[1], ocr.name("num_classes")),
+        classes[1],
         conv_bias=False,
         channels=ocr.get("channels"),
         key_channels=ocr.get("ocr_channels"),
@@ -102,6 +102,13 @@ def decode_head(model: Section, config: HRNetConfig) -> Found:
     fcn.close()
     ocr.close()
     return head, tuple(notes)
+
+
+def _classes(head: Section) -> int:
+    """Channels of the logits: one for two classes if told so (``out_channels``)."""
+    classes = count(head.get("num_classes"), head.name("num_classes"))
+    given = head.get("out_channels", None)
+    return classes if given is None else count(given, head.name("out_channels"))
 
 
 def _dense_head(head: Section, config: HRNetConfig, notes: list[str]) -> float:
@@ -199,8 +206,9 @@ def _final_layers(head: Section, config: HRNetConfig) -> tuple[int, bool, tuple[
         widths = (sum(config.out_channels),) * layers
     if widths and (tuple(widths), tuple(kernels)) != ((sum(config.out_channels),), (1,)):
         raise ConfigError(
-            f"from_config: {head.path} convolves to {tuple(widths)} channels by {tuple(kernels)} before its final "
-            f"convolution; accepted is one 1x1 convolution to {sum(config.out_channels)}, the sum of all branches."
+            f"from_config: {head.path} has convolutions to {tuple(widths)} channels of sizes {tuple(kernels)} before "
+            "its final one (conv_out_channels, num_conv_layers); accepted is one 1x1 convolution to "
+            f"{sum(config.out_channels)} channels, the sum of all branches."
         )
     return kernel, bool(widths), notes
 
