@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         load_checkpoint,
         save_checkpoint,
     )
-    from hrnet_fast.config import HeadConfig, HRNetConfig, NormConfig, StageConfig
+    from hrnet_fast.config import DeconvConfig, HeadConfig, HRNetConfig, NormConfig, StageConfig
     from hrnet_fast.errors import CheckpointError, ConfigError, HRNetFastError, ImplementationError, InputError
     from hrnet_fast.inference import Engine, flip_test, multi_scale, optimize_for_inference
     from hrnet_fast.keypoints import decode_keypoints, encode_keypoints
@@ -33,6 +33,7 @@ _HOMES = {
     "load_backbone": "checkpoints",
     "load_checkpoint": "checkpoints",
     "save_checkpoint": "checkpoints",
+    "DeconvConfig": "config",
     "HeadConfig": "config",
     "HRNetConfig": "config",
     "NormConfig": "config",
@@ -59,6 +60,7 @@ __all__ = [
     "FAMILIES",
     "CheckpointError",
     "ConfigError",
+    "DeconvConfig",
     "Engine",
     "HRNet",
     "HRNetConfig",

@@ -17,7 +17,7 @@ from hrnet_fast.errors import ConfigError, shown
 
 BlockKind = Literal["basic", "bottleneck"]
 NormKind = Literal["bn", "syncbn", "gn", "frozen"]
-HeadKind = Literal["features", "v1", "v1h", "v2", "v2p", "ocr", "face", "c", "ci", "cii"]
+HeadKind = Literal["features", "v1", "v1h", "v2", "v2p", "ocr", "face", "higher", "c", "ci", "cii"]
 UpsampleMode = Literal["nearest", "bilinear"]
 UpsampleTo = Literal["scale", "target", "scale_then_target"]
 
@@ -31,6 +31,7 @@ HEAD_ALIASES: dict[str, HeadKind] = {
     "hrfpn": "v2p",
     "classification": "c",
     "landmarks": "face",
+    "bottom_up": "higher",
 }
 CLASSIFICATION_HEADS = ("c", "ci", "cii")
 
@@ -136,16 +137,40 @@ class NormConfig:
 
 
 @dataclass(frozen=True)
+class DeconvConfig:
+    """One step of the ``"higher"`` head: twice the resolution, then residual units and outputs there.
+
+    Attributes:
+        channels: width of the transposed convolution's output and of the residual units.
+        kernel_size: of the transposed convolution of stride 2 (2, 3 or 4).
+        num_blocks: basic residual units after it.
+        concat: whether the step before hands on its outputs beside its features.
+    """
+
+    channels: int
+    kernel_size: int = 4
+    num_blocks: int = 4
+    concat: bool = True
+
+    def __post_init__(self) -> None:
+        _positive("DeconvConfig", channels=self.channels)
+        _one_of("DeconvConfig", "kernel_size", self.kernel_size, (2, 3, 4))
+        if not isinstance(self.num_blocks, int) or self.num_blocks < 0:
+            raise ConfigError(f"DeconvConfig: num_blocks={self.num_blocks!r} must be an integer of at least 0.")
+
+
+@dataclass(frozen=True)
 class HeadConfig:
     """What follows the last stage (paper, Figure 4, section 7 and Appendix B).
 
     Attributes:
         kind: ``"features"`` (bare branches), ``"v1"``, ``"v1h"``, ``"v2"`` (also the authors' segmentation head),
             ``"v2p"`` (detection pyramid), ``"ocr"``, ``"face"`` (``"v2"`` under the facial-landmark repository's
-            names), ``"c"``, ``"ci"``, ``"cii"`` (classification).
+            names), ``"higher"`` (HigherHRNet: outputs at 1/4 and after every transposed convolution), ``"c"``,
+            ``"ci"``, ``"cii"`` (classification).
         num_outputs: keypoints, classes or landmarks; 0 returns the representation itself (``v1``, ``v1h``, ``v2``
             and the classification heads).
-        kernel_size: of the last convolution of ``v1``, ``v1h``, ``v2`` and ``face`` (1 or 3).
+        kernel_size: of the last convolution of ``v1``, ``v1h``, ``v2``, ``face`` and ``higher`` (1 or 3).
         mixing_kernel: of the convolution over the concatenation in ``v2``, ``face`` and OCR's auxiliary classifier: 1
             as the authors have it, 3 as openseg.pytorch.
         mixing_channels: outputs of that convolution; 0 is as many as its inputs.
@@ -160,6 +185,13 @@ class HeadConfig:
         channels: width of the ``v2p`` levels, or of the OCR representation.
         key_channels: width of the OCR attention.
         num_levels: levels of ``"v2p"``.
+        pyramid_stride: stride of the 3x3 convolutions of ``"v2p"`` (2 in mmdetection's FCOS: levels from 1/8 on).
+        pyramid_norm: normalisation after the convolutions of ``"v2p"``, which then have no bias; ``None`` is none. A
+            kind alone may be given.
+        pyramid_pool: what makes the levels of ``"v2p"``, ``"avg"`` or ``"max"`` pooling.
+        deconvs: steps of ``"higher"`` after the first outputs.
+        tags: channels for grouping (associative embedding) beside the keypoints, of each output of ``"higher"``; the
+            i-th has ``num_outputs + tags[i]`` channels. Empty: none has any.
         ocr_outputs: ``"both"`` returns ``[auxiliary, main]`` as the authors do, ``"tuple"`` the same as a tuple, as
             openseg.pytorch does, ``"main"`` the main logits alone.
         dropout: probability before the classifier (classification, OCR, and whole channels in ``v2`` and ``face``).
@@ -179,6 +211,11 @@ class HeadConfig:
     channels: int = 0
     key_channels: int = 256
     num_levels: int = 5
+    pyramid_stride: int = 1
+    pyramid_norm: NormConfig | None = None
+    pyramid_pool: Literal["avg", "max"] = "avg"
+    deconvs: tuple[DeconvConfig, ...] = ()
+    tags: tuple[int, ...] = ()
     ocr_outputs: Literal["both", "tuple", "main"] = "both"
     dropout: float = 0.0
 
@@ -190,8 +227,15 @@ class HeadConfig:
         _one_of("HeadConfig", "mixing_kernel", self.mixing_kernel, (1, 3))
         _one_of("HeadConfig", "feature_location", self.feature_location, ("", "incre"))
         _one_of("HeadConfig", "ocr_outputs", self.ocr_outputs, ("both", "tuple", "main"))
+        _one_of("HeadConfig", "pyramid_pool", self.pyramid_pool, ("avg", "max"))
         _positive("HeadConfig", num_levels=self.num_levels, key_channels=self.key_channels)
+        _positive("HeadConfig", pyramid_stride=self.pyramid_stride)
         _boolean("HeadConfig", conv_bias=self.conv_bias, upsample_logits=self.upsample_logits)
+        _boolean("HeadConfig", output_bias=self.output_bias, attention_bias=self.attention_bias)
+        object.__setattr__(self, "pyramid_norm", _norm(self.pyramid_norm))
+        steps = tuple(DeconvConfig(**step) if isinstance(step, Mapping) else step for step in self.deconvs)
+        object.__setattr__(self, "deconvs", steps)
+        self._check_tags()
         if _integer(self.channels) and self.channels == 0:
             object.__setattr__(self, "channels", 512 if self.kind == "ocr" else 256)
         _positive("HeadConfig", channels=self.channels, mixing_channels=self.mixing_channels or 1)
@@ -199,13 +243,32 @@ class HeadConfig:
             object.__setattr__(self, "out_indices", _listed("HeadConfig", "out_indices", self.out_indices))
         if not _integer(self.num_outputs) or self.num_outputs < 0:
             raise ConfigError(f"HeadConfig: num_outputs={shown(self.num_outputs)} must be an integer of at least 0.")
-        if self.num_outputs == 0 and self.kind in ("ocr", "face"):
+        if self.num_outputs == 0 and self.kind in ("ocr", "face", "higher"):
             raise ConfigError(
-                f"HeadConfig: the {self.kind!r} head has no use without outputs; give num_outputs (classes or "
-                "landmarks), or take head='v2' or 'features' for a representation."
+                f"HeadConfig: the {self.kind!r} head has no use without outputs; give num_outputs (classes, landmarks "
+                "or keypoints), or take head='v2' or 'features' for a representation."
             )
         if not (_number(self.dropout) and 0.0 <= self.dropout < 1.0):
             raise ConfigError(f"HeadConfig: dropout={shown(self.dropout)} must lie in [0, 1).")
+
+    def _check_tags(self) -> None:
+        outputs = 1 + len(self.deconvs)
+        tags = tuple(self.tags)
+        if self.kind == "higher":
+            tags = tags or (0,) * outputs
+        if any(not isinstance(t, int) or t < 0 for t in tags) or (tags and len(tags) != outputs):
+            raise ConfigError(
+                f"HeadConfig: tags={self.tags} must be {outputs} integers of at least 0, one for the first output and "
+                f"one for each of the {len(self.deconvs)} deconvs."
+            )
+        object.__setattr__(self, "tags", tags)
+
+
+def _norm(value: Any) -> NormConfig | None:
+    """A normalisation, given as such, by its kind or as :meth:`HRNetConfig.to_dict` has it."""
+    if isinstance(value, str):
+        return NormConfig(kind=value)  # type: ignore[arg-type]
+    return NormConfig(**value) if isinstance(value, Mapping) else value
 
 
 @dataclass(frozen=True)
@@ -227,7 +290,7 @@ class HRNetConfig:
         downsample: ``"strided"`` 3x3 convolutions, or ``"bilinear"`` reduction and a 1x1 convolution (section 7).
         multiscale_output: whether the last fusion makes all resolutions or only the highest.
         norm: normalisation layers.
-        norm_eval: keep batch statistics frozen in training mode.
+        norm_eval: keep the batch statistics of stem, stages and transitions frozen in training mode.
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the stages up to k.
         zero_init_residual: start each residual unit as the identity (last scale 0).
         gradient_checkpointing: recompute residual units in backward.
@@ -281,7 +344,7 @@ class HRNetConfig:
                 f"{owner}: frozen_stages={shown(self.frozen_stages)} must be an integer between -1 (none) and "
                 f"{len(self.stages)}."
             )
-        reads_all = self.head.kind not in ("v1", "v1h", "features") or self.head.feature_location == "incre"
+        reads_all = self.head.kind not in ("v1", "v1h", "higher", "features") or self.head.feature_location == "incre"
         if not self.multiscale_output and reads_all:
             raise ConfigError(
                 f"{owner}: multiscale_output=False leaves one resolution, but the {self.head.kind!r} head reads all; "
@@ -334,7 +397,8 @@ class HRNetConfig:
         """Describe a network of the paper by its width C (section 3.4: branches of C, 2C, 4C and 8C channels).
 
         Defaults follow the head: pose (``v1``) interpolates nearest and ends in one resolution, as the authors' pose
-        net; ``v2``, ``ocr`` and ``face`` interpolate bilinearly to the target's size; classification and ``v2p``
+        net; so does ``higher``, with one transposed convolution as wide as the first branch and a tag per keypoint
+        at 1/4; ``v2``, ``ocr`` and ``face`` interpolate bilinearly to the target's size; classification and ``v2p``
         interpolate nearest. `overrides` are fields of :class:`HRNetConfig`, :class:`HeadConfig` or (``bn_momentum``)
         :class:`NormConfig`.
 
@@ -363,7 +427,7 @@ class HRNetConfig:
             _positive("HRNetConfig.make", num_branches=branches)
             channels = tuple(planes * 2**i for i in range(branches))
             stages.append(StageConfig(channels, (num_blocks,) * branches, modules, block))
-        config = cls(tuple(stages), **_head_defaults(head, num_outputs))
+        config = cls(tuple(stages), **_head_defaults(head, num_outputs, width))
         return config.override(**overrides)
 
     def override(self, **changes: Any) -> HRNetConfig:
@@ -414,11 +478,14 @@ class HRNetConfig:
             raise ConfigError(f"HRNetConfig.from_dict: {error}; give what to_dict returned.") from error
 
 
-def _head_defaults(head: str, num_outputs: int) -> dict[str, Any]:
+def _head_defaults(head: str, num_outputs: int, width: int) -> dict[str, Any]:
     """Fields of HRNetConfig that follow from the head, as the authors' repository for that task has them."""
     kind = HEAD_ALIASES.get(head, head) if isinstance(head, str) else head
     options: dict[str, Any] = {"head": HeadConfig(kind=kind, num_outputs=num_outputs)}  # type: ignore[arg-type]
-    if kind in ("v1", "v1h"):
+    if kind == "higher":
+        steps = {"deconvs": (DeconvConfig(width),), "tags": (num_outputs, 0)}
+        options["head"] = dataclasses.replace(options["head"], **steps)
+    if kind in ("v1", "v1h", "higher"):
         options["multiscale_output"] = False
     if kind in ("v2", "ocr", "face", "v1h"):
         options.update(upsample="bilinear", upsample_to="target")

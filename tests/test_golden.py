@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 import hrnet_fast as hf
 
-OUTPUT_TYPES = {"seg_ocr": list, "timm_features": list, "mmdet": tuple, "openseg_ocr": tuple}
+OUTPUT_TYPES = {
+    "seg_ocr": list,
+    "higher_hrnet": list,
+    "timm_features": list,
+    "mmdet": tuple,
+    "openseg_ocr": tuple,
+}
 
 
 @pytest.fixture(scope="module", params=case_names())
@@ -38,7 +44,7 @@ def assert_stayed_fast(model: hf.HRNet) -> None:
 
 
 def test_all_cases_are_there() -> None:
-    assert len(case_names()) == 13
+    assert len(case_names()) == 14
 
 
 def test_recognised(loaded: tuple[GoldenCase, hf.HRNet]) -> None:

@@ -34,13 +34,15 @@ def expected_shapes(head: str, batch: int, height: int, width: int) -> list[tupl
         return [(batch, 4 * 2**i, *size) for i, size in enumerate(sizes)]
     if head == "v2p":
         return [(batch, 16, height // 2**k, width // 2**k) for k in range(5)]
+    if head == "higher":
+        return [(batch, 6, height, width), (batch, 3, 2 * height, 2 * width)]
     return [(batch, 3, height, width)] * (2 if head == "ocr" else 1)
 
 
 @pytest.mark.parametrize("head", ALL_HEADS)
 def test_outputs(head: str) -> None:
     output = run(tiny(head), image(64, 96, batch=2))
-    assert type(output) is {"ocr": list, "features": list, "v2p": tuple}.get(head, Tensor)
+    assert type(output) is {"ocr": list, "features": list, "higher": list, "v2p": tuple}.get(head, Tensor)
     assert [tuple(m.shape) for m in maps(output)] == expected_shapes(head, 2, 16, 24)
     for m in maps(output):
         assert torch.isfinite(m).all()

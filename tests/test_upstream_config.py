@@ -46,12 +46,12 @@ AUTHORS: dict[str, tuple[str, hf.HRNetConfig]] = {
     "seg": (
         "DATASET:\n  NUM_CLASSES: 19\nMODEL:\n  NAME: seg_hrnet\n  EXTRA:\n    FINAL_CONV_KERNEL: 1"
         f"{upper_stages(48, stage1=True)}\n",
-        hf.HRNetConfig.make(48, "v2", 19),
+        hf.HRNetConfig.make(48, "v2", 19, bn_momentum=0.01),
     ),
     "seg_early": (
         "DATASET:\n  NUM_CLASSES: 20\nMODEL:\n  NAME: seg_hrnet\n  EXTRA:\n"
         f"    FINAL_CONV_KERNEL: 1{upper_stages(48)}\n",
-        hf.HRNetConfig.make(48, "v2", 20),
+        hf.HRNetConfig.make(48, "v2", 20, bn_momentum=0.01),
     ),
     "seg_ocr": (
         "DATASET:\n  NUM_CLASSES: 19\nMODEL:\n  NAME: seg_hrnet_ocr\n  NUM_OUTPUTS: 2\n  EXTRA:\n"
@@ -101,7 +101,7 @@ def lower_stages(width: int = 18) -> dict[str, Any]:
 
 
 def backbone(width: int = 18, **options: Any) -> dict[str, Any]:
-    return {"type": "HRNet", "in_channels": 3, "extra": lower_stages(width)} | options
+    return {"type": "HRNet", "extra": lower_stages(width)} | options
 
 
 FCN = {
@@ -145,7 +145,8 @@ OPENMMLAB: dict[str, tuple[dict[str, Any], hf.HRNetConfig]] = {
          "neck": {"type": "HRFPN", "in_channels": [32, 64, 128, 256], "out_channels": 128, "num_outs": 6}},
         hf.HRNetConfig.make(32, "v2p", channels=128, num_levels=6, norm_kind="gn", norm_groups=16),
     ),
-    "backbone": (backbone(18), hf.HRNetConfig.make(18, "features")),
+    "backbone": (backbone(18), hf.HRNetConfig.make(18, "features", norm_eval=True)),
+    "mmpose_backbone": (backbone(18, in_channels=3), hf.HRNetConfig.make(18, "features", multiscale_output=False)),
     "extra": (lower_stages(18), hf.HRNetConfig.make(18, "features")),
 }  # fmt: skip
 

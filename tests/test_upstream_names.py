@@ -30,6 +30,16 @@ def module(*names: str) -> list[str]:
     return [key for name in names for key in (*conv(f"{name}.conv"), *norm(f"{name}.bn"))]
 
 
+def higher(prefix: str) -> list[str]:
+    step = f"{prefix}deconv_layers.0"
+    unit = f"{step}.1.0"
+    return (
+        biased(f"{prefix}final_layers.0", f"{prefix}final_layers.1")
+        + conv(f"{step}.0.0", f"{unit}.conv1", f"{unit}.conv2")
+        + norm(f"{step}.0.1", f"{unit}.bn1", f"{unit}.bn2")
+    )
+
+
 CONTEXT = "decode_head.1.object_context_block"
 OBJECTS = "ocr_distri_head.object_context_block"
 LEVELS = range(5)
@@ -57,11 +67,13 @@ HEADS: dict[tuple[str, str], list[str]] = {
     + biased("decode_head.0.conv_seg", "decode_head.1.conv_seg")
     + module(*(f"{CONTEXT}.{name}.{i}" for name in ("query_project", "key_project") for i in (0, 1)))
     + module(*(f"{CONTEXT}.{name}" for name in ("value_project", "out_project", "bottleneck"))),
+    ("higher_hrnet", "higher"): higher(""),
+    ("mmpose_0x_higher", "higher"): higher("keypoint_head."),
     ("backbone", "features"): [],
     ("mm_backbone", "features"): [],
 }
-PREFIXED = ("mmpose", "mmpose_0x", "mmpose_face", "mmpose_0x_face", "mmseg", "mmseg_ocr", "mmdet", "mmdet_1x", "det",
-            "mm_backbone")  # fmt: skip
+PREFIXED = ("mmpose", "mmpose_0x", "mmpose_0x_higher", "mmpose_face", "mmpose_0x_face", "mmseg", "mmseg_ocr", "mmdet",
+            "mmdet_1x", "det", "mm_backbone")  # fmt: skip
 
 
 @pytest.mark.parametrize(("family", "head"), HEADS)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import hrnet_fast as hf
 
-ALL_HEADS = ("features", "v1", "v1h", "v2", "v2p", "ocr", "face", "c", "ci", "cii")
+ALL_HEADS = ("features", "v1", "v1h", "v2", "v2p", "ocr", "face", "higher", "c", "ci", "cii")
 SIZES: dict[str, Any] = {
     "num_blocks": 1,
     "num_modules": (1, 1, 1),
@@ -24,6 +24,8 @@ def tiny_config(head: str = "v1", num_outputs: int | None = None, width: int = 4
         num_outputs = 0 if head in ("features", "v2p") else 3
     if head == "ocr":
         changes = {"channels": 16, "key_channels": 8} | changes
+    if head == "higher":
+        changes = {"deconvs": (hf.DeconvConfig(width, num_blocks=1),)} | changes
     if head == "v2p":
         changes = {"channels": 16} | changes
     return hf.HRNetConfig.make(width, head, num_outputs, **(SIZES | changes))

@@ -1,4 +1,4 @@
-"""The authors' repositories: pose, segmentation, OCR, classification, facial landmarks, detection.
+"""The authors' repositories: pose, HigherHRNet, segmentation, OCR, classification, facial landmarks, detection.
 
 Their names are the canonical ones, but for the detection repository's prefixes.
 """
@@ -18,6 +18,12 @@ POSE = Family(
     marks=("stage2.", "final_layer.weight"),
     ignored=_OLD_IMAGENET_HEAD,  # beside heatmaps it is a leftover
     keypoints="msra",
+)
+HIGHER = Family(
+    "higher_hrnet",
+    "authors' HigherHRNet-Human-Pose-Estimation: heatmaps and tags at 1/4 and 1/2",
+    heads=("higher",),
+    marks=("stage2.", "final_layers."),
 )
 SEG = Family(
     "seg",

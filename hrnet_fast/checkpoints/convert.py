@@ -118,7 +118,7 @@ def parse_checkpoint(
     if part != WHOLE:
         given |= {} if found.bare else {"upsample": "the family's"}
         found = _as_backbone(found)
-    config = _infer(state, found, overrides)
+    config = _infer(state, found, found.told_by(raw, notes), overrides)
     _check_decode(decode, config)
     state = adapt_input(state, config.in_channels, notes)
     state, drawn = fit_head(state, expected_shapes(config), head, notes)
@@ -126,6 +126,9 @@ def parse_checkpoint(
         notes.append(
             f"group normalisation: {config.norm.groups} groups assumed; give norm_groups= if there were others"
         )
+    neck = config.head.pyramid_norm
+    if neck is not None and neck.kind == "gn" and "pyramid_norm" not in overrides:
+        notes.append(f"group normalisation in the neck: {neck.groups} groups assumed; give pyramid_norm= if others")
     if found.head_conv_bias and not config.head.conv_bias:
         notes.append(
             f"the head's convolution has no bias, which files of family {found.name!r} have; nor has the network, then"
@@ -207,9 +210,10 @@ def _read(source: Any) -> Any:
     return read_file(source)
 
 
-def _infer(state: Mapping[str, Tensor], family: Family, overrides: Mapping[str, Any]) -> HRNetConfig:
+def _infer(
+    state: Mapping[str, Tensor], family: Family, defaults: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> HRNetConfig:
     shapes = {k: tuple(v.shape) for k, v in state.items() if is_trunk(k) or not family.bare}
-    defaults = dict(family.defaults)
     try:
         config = infer_config(shapes)
         if config.head.kind not in family.heads:

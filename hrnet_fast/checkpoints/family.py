@@ -33,6 +33,8 @@ class Family:
         trunk_prefix: what stands before the trunk's keys.
         ignored: prefixes of what such files hold beside the HRNet (detection heads); dropped with a note.
         defaults: fields of :class:`HRNetConfig` that the files do not tell.
+        signs: ``(key prefix, fields, reason)``: what a key beside the HRNet tells of it. The fields go before
+            `defaults`, with the reason as a note.
         head_conv_bias: whether the format has biases before the head's normalisations; None where both occur, or where
             the head has no normalisation.
         always: fields of :class:`HeadConfig` that are the same in all its files; another head cannot be written so.
@@ -48,6 +50,7 @@ class Family:
     trunk_prefix: str = ""
     ignored: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    signs: tuple[tuple[str, Mapping[str, Any], str], ...] = ()
     head_conv_bias: bool | None = None
     always: Mapping[str, Any] = field(default_factory=dict)
     keypoints: str | None = None
@@ -60,6 +63,15 @@ class Family:
     def matches(self, keys: Mapping[str, object]) -> bool:
         """Whether a file with these keys is of this family."""
         return all(any(key.startswith(mark) for key in keys) for mark in self.marks)
+
+    def told_by(self, keys: Mapping[str, object], notes: list[str]) -> dict[str, Any]:
+        """Return the defaults for a file with these keys; what was concluded is said in `notes`."""
+        told = dict(self.defaults)
+        for prefix, fields, reason in self.signs:
+            if any(key.startswith(prefix) for key in keys):
+                told |= fields
+                notes.append(reason)
+        return told
 
     def to_canonical(self, state: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
         """Rename to the authors' names; keys that fit no rule keep theirs and fail the strict comparison later.

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from hrnet_fast.config import BlockKind, HeadConfig, HRNetConfig, NormConfig, StageConfig
+from hrnet_fast.config import BlockKind, DeconvConfig, HeadConfig, HRNetConfig, NormConfig, StageConfig
 from hrnet_fast.errors import CheckpointError
 
 Shape = tuple[int, ...]
@@ -79,7 +79,7 @@ def infer_config(shapes: Mapping[str, Shape], **defaults: Any) -> HRNetConfig:
         "fusion_units": _fusion_units(s, stages),
         "downsample": "bilinear" if any(_POINTWISE_DOWN.match(key) for key in s.shapes) else "strided",
     }
-    if not any(key.endswith(".running_mean") for key in s.shapes):
+    if not any(key.endswith(".running_mean") and not key.startswith("neck.") for key in s.shapes):
         options["norm"] = NormConfig("gn")
     return HRNetConfig(tuple(stages), infer_head(s), **options).override(**defaults)
 
@@ -154,8 +154,9 @@ def infer_head(s: Shapes) -> HeadConfig:
             **_mixing(s, "aux_head"),
         )
     if s.has("neck"):
-        channels = s.size("neck.reduction_conv.conv.weight", 0, 4)
-        return HeadConfig("v2p", channels=channels, num_levels=max(1, s.count("neck.fpn_convs")))
+        return _pyramid(s)
+    if s.has("final_layers"):
+        return _higher(s)
     if s.has("last_layer"):
         return dense("v2", "last_layer")
     if s.has("head"):
@@ -176,3 +177,32 @@ def infer_head(s: Shapes) -> HeadConfig:
         kernel = s.size("final_layer.weight", 2, 4) if outputs else 1
         return HeadConfig(kind, outputs, kernel, conv_bias=bias)  # type: ignore[arg-type]
     return HeadConfig("features")
+
+
+def _pyramid(s: Shapes) -> HeadConfig:
+    """Stride and pooling of a neck are not in its keys."""
+    norm = None
+    for name, kind in (("gn", "gn"), ("bn", "bn")):
+        if s.has(f"neck.reduction_conv.{name}") or s.has(f"neck.fpn_convs.0.{name}"):
+            norm = NormConfig(kind)  # type: ignore[arg-type]
+    channels = s.size("neck.reduction_conv.conv.weight", 0, 4)
+    return HeadConfig("v2p", channels=channels, num_levels=max(1, s.count("neck.fpn_convs")), pyramid_norm=norm)
+
+
+def _higher(s: Shapes) -> HeadConfig:
+    """Outputs with tags have more channels than those without, which have one per keypoint."""
+    steps = s.count("deconv_layers")
+    outputs = [s.size(f"final_layers.{i}.weight", 0, 4) for i in range(1 + steps)]
+    widths = [s.size(f"final_layers.{i}.weight", 1, 4) for i in range(1 + steps)]
+    deconvs = tuple(
+        DeconvConfig(
+            widths[i + 1],
+            s.size(f"deconv_layers.{i}.0.0.weight", 2, 4),
+            max(0, s.count(f"deconv_layers.{i}") - 1),
+            concat=s.size(f"deconv_layers.{i}.0.0.weight", 0, 4) > widths[i],
+        )
+        for i in range(steps)
+    )
+    keypoints = min(outputs)
+    tags = tuple(channels - keypoints for channels in outputs)
+    return HeadConfig("higher", keypoints, s.size("final_layers.0.weight", 2, 4), deconvs=deconvs, tags=tags)

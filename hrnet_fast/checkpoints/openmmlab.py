@@ -10,6 +10,12 @@ FPN_CONV = tuple((f"neck.fpn_conv.{i}.", f"neck.fpn_convs.{i}.conv.") for i in r
 # What the heads of both over concatenated resolutions have in common.
 MIXED_1X1 = {"mixing_kernel": 1, "mixing_channels": 0, "output_bias": True, "attention_bias": False}
 
+# A state_dict does not tell the stride of a neck's convolutions; all of mmdetection's FCOS configurations have 2.
+_FCOS = (
+    "bbox_head.conv_centerness.",
+    {"pyramid_stride": 2},
+    "pyramid_stride=2 assumed, since the head is FCOS's; give pyramid_stride=1 if its levels begin at 1/4",
+)
 _OCR_BLOCK = "ocr_distri_head.object_context_block."
 _MM_OCR_BLOCK = "decode_head.1.object_context_block."
 _LANDMARKS = {"upsample": "bilinear"}
@@ -75,6 +81,18 @@ MMPOSE_0X_FACE = Family(
     always=MIXED_1X1,
     keypoints="msra",
 )
+MMPOSE_0X_HIGHER = Family(
+    "mmpose_0x_higher",
+    "mmpose 0.x HigherHRNet (keypoint_head.final_layers): heatmaps and tags at 1/4 and 1/2",
+    heads=("higher",),
+    marks=("backbone.stage2.", "keypoint_head.final_layers."),
+    trunk_prefix="backbone.",
+    renames=(
+        ("keypoint_head.final_layers.", "final_layers."),
+        ("keypoint_head.deconv_layers.", "deconv_layers."),
+    ),
+    defaults={"init": "kaiming"},
+)
 MMSEG = Family(
     "mmseg",
     "mmsegmentation HRNet + FCN head: logits at 1/4",
@@ -129,6 +147,7 @@ MMDET = Family(
     trunk_prefix="backbone.",
     ignored=DETECTORS,
     defaults={"init": "kaiming"},
+    signs=(_FCOS,),
 )
 MMDET_1X = Family(
     "mmdet_1x",
@@ -139,6 +158,7 @@ MMDET_1X = Family(
     renames=FPN_CONV,
     ignored=DETECTORS,
     defaults={"init": "kaiming"},
+    signs=(_FCOS,),
 )
 MM_BACKBONE = Family(
     "mm_backbone",

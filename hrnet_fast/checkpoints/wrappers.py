@@ -11,7 +11,7 @@ from torch import Tensor
 from hrnet_fast.checkpoints.averages import RAW_KEYS, Choice, Chooser, flat_choice, opened, wrapped_choice
 from hrnet_fast.errors import CheckpointError
 
-PREFIXES = ("module.", "model.", "_orig_mod.")
+PREFIXES = ("module.", "model.", "_orig_mod.", "1.")  # the last is the authors' wrapper for half precision
 # Entries of full training modules that are no weights of the network.
 DROPPED = ("loss.", "criterion.", "data_preprocessor.", "ema_")
 

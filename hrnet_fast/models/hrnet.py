@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+import logging
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from hrnet_fast.config import HRNetConfig
 from hrnet_fast.errors import ConfigError, shown
 from hrnet_fast.implementations import resolve
 from hrnet_fast.keypoints.methods import METHOD_OF_HEAD
-from hrnet_fast.models.upstream_config import config_from_upstream
+from hrnet_fast.models.upstream import Source, read_configuration
 from hrnet_fast.nn.accelerate import accelerate_blocks
 from hrnet_fast.nn.mixing import mixing_fault, run_mixing
 from hrnet_fast.nn.modules import Settings
@@ -21,6 +20,8 @@ from hrnet_fast.reference.heads import Output
 from hrnet_fast.reference.heads.dense import V2Head
 from hrnet_fast.reference.network import HRNetReference
 from hrnet_fast.reference.norm import NormFactory
+
+logger = logging.getLogger("hrnet_fast.models")
 
 
 class HRNet(HRNetReference):
@@ -35,7 +36,7 @@ class HRNet(HRNetReference):
 
     Takes [N, in_channels, H, W] of a floating dtype and returns, by head: one tensor (``v1``, ``v1h``, ``v2``,
     ``face``: [N, num_outputs, H/4, W/4]; ``c``, ``ci``, ``cii``: [N, num_outputs]), ``[auxiliary, main]`` (``ocr``),
-    a tuple of levels (``v2p``) or a list of maps (``features``).
+    a tuple of levels (``v2p``), a list of heatmaps at 1/4, 1/2, ... (``higher``) or a list of maps (``features``).
 
     Raises:
         ConfigError: a network that cannot exist.
@@ -107,17 +108,29 @@ class HRNet(HRNetReference):
 
     @classmethod
     def from_config(
-        cls, cfg: str | os.PathLike[str] | Mapping[str, Any], *, impl: str = "auto", **overrides: Any
+        cls, cfg: Source, *, impl: str = "auto", upstream: str | None = None, part: str = "all", **overrides: Any
     ) -> HRNet:
         """Build the network that an upstream's configuration describes.
 
         Args:
-            cfg: the authors' yaml file or mapping (``MODEL.EXTRA``), or an mmpose / mmseg / mmdet model, backbone or
-                ``extra`` mapping.
+            cfg: the authors' ``.yaml`` file or its content (``MODEL``), OpenMMLab's ``.py`` file (read by mmengine), an
+                mmengine ``Config``, or an mmpose / mmseg / mmdet model, backbone or ``extra`` mapping.
             impl: as in the class.
+            upstream: whose HRNet a mapping of OpenMMLab's is, ``"mmpose"``, ``"mmseg"`` or ``"mmdet"``; ``None`` finds
+                out by scopes, heads and keys. A bare backbone may have none of these: :attr:`notes` then says what was
+                assumed.
+            part: ``"all"``, or ``"backbone"``: the branches that the backbone returns, whatever follows it.
             overrides: fields of :class:`HRNetConfig` that are to differ.
 
+        What was assumed or left out stands in :attr:`notes`, and is logged (``hrnet_fast.models``).
+
         Raises:
-            ConfigError: a mapping that describes no HRNet, or one this package cannot build.
+            ConfigError: a configuration that describes no HRNet, a setting that this package cannot build, a key that
+                it does not know, or a ``.py`` file without mmengine.
         """
-        return cls(config_from_upstream(cfg).override(**overrides), impl=impl)
+        found = read_configuration(cfg, upstream=upstream, part=part)
+        model = cls(found.config.override(**overrides), impl=impl)
+        model.notes = found.notes
+        for note in found.notes:
+            logger.warning("%s", note)
+        return model

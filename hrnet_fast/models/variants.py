@@ -31,7 +31,7 @@ class Variant:
         return HRNetConfig.make(**self.options)
 
 
-POSE, SEG, DET, CLS, FACE = (256, 192), (1024, 2048), (800, 1216), (224, 224), (256, 256)
+POSE, SEG, DET, CLS, FACE, HIGHER = (256, 192), (1024, 2048), (800, 1216), (224, 224), (256, 256), (512, 512)
 _KEYPOINTS = {"head": "v1", "num_outputs": 17}
 _CITYSCAPES = {"num_outputs": 19}
 _IMAGENET = {"head": "c", "num_outputs": 1000}
@@ -43,6 +43,8 @@ _SERIES: tuple[tuple[str, tuple[int, ...], str, tuple[int, int], str, dict[str, 
     ("hrnetv1_w{w}_pose", (18, 32, 48), "pose", POSE, "HRNetV1-W{w}, COCO keypoints (Table 1)", _KEYPOINTS),
     ("hrnetv2_w{w}_pose", (18, 32, 48), "pose", POSE, "HRNetV2-W{w} on keypoints (section 7, V1 vs. V2)",
      {"head": "v2", "num_outputs": 17, "upsample": "nearest", "upsample_to": "scale"}),
+    ("higher_hrnet_w{w}", (32, 48), "pose", HIGHER, "HigherHRNet-W{w}, COCO keypoints and tags (arXiv 1908.10357)",
+     {"head": "higher", "num_outputs": 17}),
     ("hrnetv2_w{w}_seg", (18, 40, 48), "segmentation", SEG, "HRNetV2-W{w}, Cityscapes (Table 3)",
      {"head": "v2", **_CITYSCAPES}),
     ("hrnetv1h_w{w}_seg", (18, 40, 48), "segmentation", SEG, "HRNetV1h-W{w}, Cityscapes (section 7, V1 vs. V2)",

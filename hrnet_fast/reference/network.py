@@ -3,6 +3,7 @@
 Annotations are objects here, not strings: torch.fx copies those of ``forward``, and pickles no graph with strings.
 """
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import cast
 
@@ -55,7 +56,9 @@ class HRNetReference(nn.Module):
 
         # The head adds its layers here, under the authors' top-level names, and keeps no tensor itself.
         self._head = make_head(config)
-        for name, layer in self._head.layers(norm).items():
+        layers = self._head.layers(norm)
+        self._head_names = tuple(layers)
+        for name, layer in layers.items():
             self.add_module(name, layer)
 
         self.reset_parameters()
@@ -65,7 +68,7 @@ class HRNetReference(nn.Module):
     def reset_parameters(self) -> None:
         """Draw fresh weights as ``config.init`` says; normalisations start as the identity."""
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 if self.config.init == "kaiming":
                     nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 else:
@@ -92,13 +95,18 @@ class HRNetReference(nn.Module):
         """Switch modes; ``norm_eval`` and ``frozen_stages`` keep their parts in evaluation mode, as mm* models do."""
         super().train(mode)
         if mode and self.config.norm_eval:
-            for module in self.modules():
+            for module in self._trunk_modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
         for part in self._frozen_parts():
             part.eval()
             part.requires_grad_(False)
         return self
+
+    def _trunk_modules(self) -> Iterator[nn.Module]:
+        for name, child in self.named_children():
+            if name not in self._head_names:
+                yield from child.modules()
 
     def _frozen_parts(self) -> list[nn.Module]:
         last = self.config.frozen_stages

@@ -90,6 +90,7 @@ def test_golden(name: str) -> None:
         "cls",
         "timm",
         "seg_ocr",
+        "higher_hrnet",
     )
 
 

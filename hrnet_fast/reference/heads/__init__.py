@@ -14,6 +14,7 @@ from hrnet_fast.reference.heads.classification import (
 )
 from hrnet_fast.reference.heads.dense import FaceHead, FeaturesHead, V1Head, V1hHead, V2Head
 from hrnet_fast.reference.heads.detection import HRFPN, PyramidHead
+from hrnet_fast.reference.heads.higher import HigherHead
 from hrnet_fast.reference.heads.ocr import OCRHead
 
 HEADS: dict[str, type[Head]] = {
@@ -24,6 +25,7 @@ HEADS: dict[str, type[Head]] = {
     "v2p": PyramidHead,
     "ocr": OCRHead,
     "face": FaceHead,
+    "higher": HigherHead,
     "c": ClassificationHead,
     "ci": PooledClassificationHead,
     "cii": StridedClassificationHead,

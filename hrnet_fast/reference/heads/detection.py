@@ -6,18 +6,23 @@ from collections import OrderedDict
 
 import torch.fx
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, max_pool2d
 
+from hrnet_fast.config import HeadConfig
 from hrnet_fast.errors import InputError
 from hrnet_fast.reference.fusion import Size
 from hrnet_fast.reference.heads.base import Head, Output
-from hrnet_fast.reference.norm import NormFactory
+from hrnet_fast.reference.norm import NormFactory, norm_factory
 
 
-def _conv(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
-    """A convolution under the name ``conv``, as mmdetection's convolution modules have it."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, 1, kernel_size // 2)
-    return nn.Sequential(OrderedDict(conv=conv))
+def _conv(in_channels: int, head: HeadConfig, kernel_size: int, stride: int = 1) -> nn.Sequential:
+    """A convolution as ``conv`` and what normalises it as ``bn`` or ``gn``, as mmdetection's modules have them."""
+    norm = head.pyramid_norm
+    conv = nn.Conv2d(in_channels, head.channels, kernel_size, stride, kernel_size // 2, bias=norm is None)
+    layers: OrderedDict[str, nn.Module] = OrderedDict(conv=conv)
+    if norm is not None:
+        layers["gn" if norm.kind == "gn" else "bn"] = norm_factory(norm)(head.channels)
+    return nn.Sequential(layers)
 
 
 @torch.fx.wrap
@@ -37,20 +42,23 @@ def large_enough(x: Tensor, levels: int) -> Tensor:
 
 
 class HRFPN(nn.Module):
-    """Reduce the concatenation to `channels`, average-pool it to each level, and convolve every level.
+    """Reduce the concatenation to ``head.channels``, pool it to each level, and convolve every level.
 
-    Takes [N, 15C, H/4, W/4]; returns a tuple of [N, channels, H/2^(k+2), W/2^(k+2)] for k = 0 .. levels - 1. Keys as
-    in mmdetection's ``neck``.
+    Takes [N, 15C, H/4, W/4]; returns a tuple of [N, channels, H/2^(k+2), W/2^(k+2)] for k = 0 .. levels - 1, each
+    halved once more (rounding up) with ``pyramid_stride=2``. Keys as in mmdetection's ``neck``.
     """
 
-    def __init__(self, in_channels: int, channels: int, levels: int) -> None:
+    def __init__(self, in_channels: int, head: HeadConfig) -> None:
         super().__init__()
-        self.reduction_conv = _conv(in_channels, channels, 1)
-        self.fpn_convs = nn.ModuleList(_conv(channels, channels, 3) for _ in range(levels))
+        self.pool = max_pool2d if head.pyramid_pool == "max" else avg_pool2d
+        self.reduction_conv = _conv(in_channels, head, 1)
+        self.fpn_convs = nn.ModuleList(
+            _conv(head.channels, head, 3, head.pyramid_stride) for _ in range(head.num_levels)
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         x = self.reduction_conv(large_enough(x, len(self.fpn_convs)))
-        maps = [x if k == 0 else avg_pool2d(x, 2**k, 2**k) for k in range(len(self.fpn_convs))]
+        maps = [x if k == 0 else self.pool(x, 2**k, 2**k) for k in range(len(self.fpn_convs))]
         return tuple(conv(m) for conv, m in zip(self.fpn_convs, maps, strict=True))
 
 
@@ -58,7 +66,7 @@ class PyramidHead(Head):
     """HRNetV2p; returns a tuple of ``num_levels`` maps of ``channels`` each, 1/4 first."""
 
     def layers(self, norm: NormFactory) -> dict[str, nn.Module]:
-        return {"neck": HRFPN(sum(self.config.out_channels), self.head.channels, self.head.num_levels)}
+        return {"neck": HRFPN(sum(self.config.out_channels), self.head)}
 
     def __call__(self, net: nn.Module, features: list[Tensor], image_size: Size) -> Output:
         levels: tuple[Tensor, ...] = net.get_submodule("neck")(self.concatenate(features))

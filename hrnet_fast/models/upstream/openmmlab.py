@@ -1,0 +1,188 @@
+"""OpenMMLab's mappings: mmpose (0.x and 1.x), mmsegmentation, mmdetection, and the authors' detection repository.
+
+The three packages have an HRNet of their own each, with defaults of its own (:data:`_DEFAULTS`), under one name.
+:func:`_identify` finds out whose a mapping is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from hrnet_fast.config import HeadConfig, HRNetConfig, NormConfig
+from hrnet_fast.errors import ConfigError
+from hrnet_fast.models.upstream import openmmlab_heads as heads
+from hrnet_fast.models.upstream.description import UPSTREAMS, Description, names, read_stages
+from hrnet_fast.models.upstream.section import Section
+
+# What each package's backbone does where its configuration says nothing. `norm_eval`: its constructor's default.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "mmpose": {"upsample": "nearest", "norm_eval": False},
+    "mmseg": {"upsample": "bilinear", "upsample_to": "scale_then_target", "norm_eval": False},
+    "mmdet": {"upsample": "nearest", "norm_eval": True},
+    "unknown": {"upsample": "nearest", "norm_eval": False},
+}
+_BACKBONES = {"HRNet": None, "HighResolutionNet": "bn", "SyncHighResolutionNet": "syncbn"}
+# Parts of whole models that no output of an HRNet needs.
+_NO_EFFECT = (
+    *("type", "data_preprocessor", "train_cfg", "test_cfg", "init_cfg", "pretrained", "metainfo", "_scope_"),
+    *("loss_pose", "num_stages"),
+)
+_OTHERS = (
+    *("rpn_head", "roi_head", "bbox_head", "mask_head", "bbox_roi_extractor", "mask_roi_extractor"),
+    *("semantic_roi_extractor", "semantic_head", "shared_head", "auxiliary_head"),
+)
+_SAY = "Give upstream='mmpose', 'mmseg' or 'mmdet' where that is wrong"
+_HEADS = ("decode_head", "head", "keypoint_head", "neck")
+
+
+def read(cfg: Section, upstream: str | None, part: str) -> Description:
+    """Return the network of a whole configuration, a model, a backbone or its ``extra``.
+
+    Args:
+        cfg: the mapping.
+        upstream: whose it is; ``None`` finds out.
+        part: ``"backbone"`` reads no head.
+
+    Raises:
+        ConfigError: another network than HRNet, a value that cannot be built, or a key that is not known.
+    """
+    scope = cfg.values.get("default_scope")
+    model = cfg.section("model") if "model" in cfg else cfg
+    scope = model.values.get("_scope_", scope)
+    whole = "backbone" in model
+    backbone = model.section("backbone") if whole else model
+    nested = "extra" in backbone
+    extra = backbone.section("extra") if nested else backbone
+    found, notes = _identify(model if whole else None, backbone, extra, upstream, scope)
+    config = _backbone(backbone, extra, found)
+    if nested:
+        extra.close()
+    backbone.close()
+    if not whole:
+        return Description(config, notes)
+    config, more = _with_head(config, model, found, part)
+    return Description(config, (*notes, *more))
+
+
+def _type(section: Section, default: str) -> tuple[str, str | None]:
+    """A registered name and its scope: of ``mmpose.HRNet``, of a class, or of the path that mmengine writes for one."""
+    given = section.get("type", default)
+    if isinstance(given, type):
+        given = f"{given.__module__}.{given.__qualname__}"
+    parts = str(given).split(".")
+    return parts[-1], parts[0] if len(parts) > 1 else None
+
+
+def _identify(
+    model: Section | None, backbone: Section, extra: Section, upstream: str | None, default_scope: Any
+) -> tuple[str, tuple[str, ...]]:
+    """Whose mapping this is, and a note where nothing says so for certain."""
+    name, scope = _type(backbone, "HRNet")
+    if name not in _BACKBONES:
+        raise ConfigError(
+            f"from_config: {backbone.name('type')} is {name!r}; accepted backbones are {', '.join(_BACKBONES)}."
+        )
+    keys = set(model.values) if model else set()
+    neck = _type(model.section("neck"), "")[0] if model and isinstance(model.values.get("neck"), dict) else None
+    stage4 = extra.values.get("stage4")
+    evidence = (
+        (upstream, upstream is not None),
+        (scope, scope in UPSTREAMS),
+        (default_scope, default_scope in UPSTREAMS),
+        ("mmdet", name != "HRNet" or neck == "HRFPN" or bool(keys & {"rpn_head", "roi_head", "bbox_head"})),
+        ("mmseg", "decode_head" in keys),
+        ("mmpose", bool(keys & {"head", "keypoint_head"})),
+        ("mmpose", "upsample" in extra or (isinstance(stage4, dict) and "multiscale_output" in stage4)),
+        ("mmpose", "/mmpose/" in str(backbone.values.get("init_cfg"))),
+    )
+    known = next((str(whose) for whose, true in evidence if true), None)
+    if known is not None:
+        return known, ()
+    return _assume(backbone)
+
+
+def _assume(backbone: Section) -> tuple[str, tuple[str, ...]]:
+    """Whose a bare backbone probably is, by how the packages' own configurations look.
+
+    All of mmpose's give ``in_channels``, all of mmsegmentation's a SyncBN and ``norm_eval``, and none of the other
+    packages' does.
+    """
+    norm = backbone.values.get("norm_cfg")
+    if isinstance(norm, dict) and norm.get("type") == "SyncBN" and "norm_eval" in backbone:
+        whose, reason = "mmseg", "its SyncBN and norm_eval: all branches, bilinear fusions"
+    elif "in_channels" in backbone:
+        whose, reason = "mmpose", "its in_channels: the first branch alone, nearest fusions"
+    elif "type" in backbone:
+        whose, reason = "mmdet", "having neither in_channels nor norm_eval: all branches, nearest fusions, norm_eval"
+    else:
+        return "unknown", (f"whose HRNet this is cannot be told; all branches, nearest fusions assumed. {_SAY}",)
+    return whose, (f"whose HRNet this is was not said; {whose}'s assumed, by {reason}. {_SAY}",)
+
+
+def _backbone(backbone: Section, extra: Section, upstream: str) -> HRNetConfig:
+    stages = read_stages(extra)
+    backbone.no_effect("type", "init_cfg", "pretrained", "_scope_", "block_init_cfg")
+    backbone.expect("conv_cfg", None, {"type": "Conv2d"})
+    for key in ("plugins", "dcn"):
+        backbone.expect(key, None)
+    options = dict(_DEFAULTS[upstream])
+    kind = _BACKBONES[_type(backbone, "HRNet")[0]]
+    norm = NormConfig(kind) if kind else heads.read_norm(backbone, {"type": "BN"})  # type: ignore[arg-type]
+    assert norm is not None
+    if norm.kind == "gn":
+        options["norm_eval"] = False  # it has no statistics to keep
+    options |= {
+        "in_channels": backbone.get("in_channels", 3),
+        "norm": norm,
+        "norm_eval": backbone.get("norm_eval", options["norm_eval"]),
+        "frozen_stages": backbone.get("frozen_stages", -1),
+        "zero_init_residual": backbone.get("zero_init_residual", False),
+        "gradient_checkpointing": backbone.get("with_cp", False),
+        "init": "kaiming",
+    }
+    options |= _upsampling(extra, upstream, options)
+    options["multiscale_output"] = _multiscale(backbone, extra, upstream)
+    return HRNetConfig(stages, HeadConfig("features"), **options)
+
+
+def _upsampling(extra: Section, upstream: str, options: dict[str, Any]) -> dict[str, Any]:
+    """mmpose's ``extra.upsample``; the other packages read past it."""
+    if "upsample" not in extra:
+        return {}
+    if upstream != "mmpose":
+        raise ConfigError(f"from_config: {extra.name('upsample')} is read by mmpose alone; this is {upstream}'s HRNet.")
+    section = extra.section("upsample")
+    found = {
+        "upsample": section.get("mode", options["upsample"]),
+        "align_corners": bool(section.get("align_corners", None)),
+    }
+    section.close()
+    return found
+
+
+def _multiscale(backbone: Section, extra: Section, upstream: str) -> bool:
+    """mmpose's backbone reads its fourth stage's entry, the others' their own; without any, mmpose has one branch."""
+    stage4 = extra.values.get("stage4") or {}
+    own = backbone.get("multiscale_output", upstream != "mmpose")
+    return bool(stage4.get("multiscale_output", own))
+
+
+def _with_head(config: HRNetConfig, model: Section, upstream: str, part: str) -> tuple[HRNetConfig, tuple[str, ...]]:
+    """The network with what follows its backbone."""
+    model.no_effect(*_NO_EFFECT)
+    others = {key: None for key in _OTHERS if model.get(key, None) is not None}
+    notes: tuple[str, ...] = (f"left out, as no part of HRNet: {names(others)}",) if others and part == "all" else ()
+    if part == "backbone":
+        model.no_effect(*_HEADS)
+    elif "decode_head" in model:
+        head, more = heads.decode_head(model, config)
+        config, notes = replace(config, head=head, upsample="bilinear", upsample_to="scale_then_target"), notes + more
+    elif "head" in model or "keypoint_head" in model:
+        head, more = heads.heatmap_head(model, config)
+        config, notes = replace(config, head=head), notes + more
+    elif model.get("neck", None):
+        head, more = heads.pyramid(model, config)
+        config, notes = replace(config, head=head), notes + more
+    model.close()
+    return config, notes
