@@ -1,8 +1,7 @@
 """Which weights load of a file that holds averaged ones as well, or alone: torch, Lightning, mmcv, and others.
 
 torch's averages are made by its own code. Lightning's and mmcv's files have the structure that their callbacks give
-them (``WeightAveraging.on_save_checkpoint``, ``EMAHook.before_run``). timm and mmengine are tested in
-``test_checkpoint_trainers.py``.
+them (``WeightAveraging.on_save_checkpoint``, ``EMAHook.before_run``). timm and mmengine have tests of their own.
 """
 
 from __future__ import annotations
