@@ -18,7 +18,7 @@ template <typename T>
 struct Moments {
   using M = math_t<T>;
   static constexpr int kVectors = 0;
-  static constexpr int64_t kTiles = kTogether, kFlush = 16;
+  static constexpr int64_t kTiles = kTogether, kFlush = 8;
   static constexpr bool kAccumulates = true, kShifts = true;
   Shape shape;
   const M* vectors[1];
