@@ -89,8 +89,8 @@ HF_INLINE double total(const M* __restrict__ lanes, int64_t count) {
 
 // Calls job.tile(Tile, accumulators) for the tiles of chunks [begin, end), kTiles at once, and, where the job
 // accumulates, leaves per channel and chunk two sums in job.partial: [chunks, 2, C] channels-last, [chunks, 2]
-// contiguous. A job has `shape`, `vectors` (kVectors pointers to [C]), and the static kVectors, kTiles, kAccumulates and
-// kShifts.
+// contiguous. A job has `shape`, `vectors` (kVectors pointers to [C]), and the static kVectors, kTiles, kAccumulates
+// and kShifts.
 template <typename Job>
 HF_INLINE void walk(const Job& job, int64_t begin, int64_t end) {
   using M = typename Job::M;
