@@ -18,6 +18,7 @@ template <typename T>
 struct Moments {
   using M = math_t<T>;
   static constexpr int kVectors = 0;
+  static constexpr int64_t kTiles = kTogether, kFlush = 8;
   static constexpr bool kAccumulates = true, kShifts = true;
   Shape shape;
   const M* vectors[1];
@@ -30,12 +31,24 @@ struct Moments {
   }
   template <bool kScalar>
   HF_INLINE void tile(Tile<M, kScalar> t, M* __restrict__ first, M* __restrict__ second) const {
+    static_assert(kTogether == 4);
     const T* __restrict__ from = x + t.offset;
-    for (int64_t j = 0; j < t.size; ++j) {
-      const M d = read_value(from + j) - t.of(0, j);
-      first[j] += d;
-      second[j] += d * d;
+    if (t.size == kTogether * t.lanes) {
+      const int64_t n = t.lanes;
+      for (int64_t j = 0; j < n; ++j) {
+        const M s = t.of(0, j), d0 = read_value(from + j) - s, d1 = read_value(from + n + j) - s,
+                d2 = read_value(from + 2 * n + j) - s, d3 = read_value(from + 3 * n + j) - s;
+        first[j] += (d0 + d1) + (d2 + d3);
+        second[j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3);
+      }
+      return;
     }
+    for (int64_t begin = 0; begin < t.size; begin += t.lanes)
+      for (int64_t j = 0; j < std::min(t.lanes, t.size - begin); ++j) {
+        const M d = read_value(from + begin + j) - t.of(0, j);
+        first[j] += d;
+        second[j] += d * d;
+      }
   }
 };
 
@@ -44,6 +57,7 @@ template <typename T>
 struct Apply {
   using M = math_t<T>;
   static constexpr int kVectors = 4;
+  static constexpr int64_t kTiles = 1, kFlush = 64;
   static constexpr bool kAccumulates = false, kShifts = false;
   Shape shape;
   const M* vectors[4];  // scale, shift, scale2, shift2
@@ -162,7 +176,8 @@ void write_affine(at::Tensor& result, int64_t start, int64_t n, const double* me
       to[c] = static_cast<scalar_t>(mean[c]);
       to[width + c] = static_cast<scalar_t>(invstd);
       to[2 * width + c] = static_cast<scalar_t>(invstd * scale[c]);
-      to[3 * width + c] = static_cast<scalar_t>(shift[c] - mean[c] * invstd * scale[c]);
+      // By the scale as it was rounded: the mean is then mapped to the bias but for the rounding of this one value.
+      to[3 * width + c] = static_cast<scalar_t>(shift[c] - mean[c] * static_cast<double>(to[2 * width + c]));
     }
   });
 }

@@ -27,6 +27,7 @@ template <typename T>
 struct Sums {
   using M = math_t<T>;
   static constexpr int kVectors = 4;
+  static constexpr int64_t kTiles = 1, kFlush = 64;
   static constexpr bool kAccumulates = true, kShifts = false;
   Shape shape;
   const M* vectors[4];  // mean, invstd, scale, shift
@@ -74,6 +75,7 @@ template <typename T>
 struct Input {
   using M = math_t<T>;
   static constexpr int kVectors = 6;
+  static constexpr int64_t kTiles = 1, kFlush = 64;
   static constexpr bool kAccumulates = false, kShifts = false;
   Shape shape;
   const M* vectors[6];  // mean, invstd, scale, shift, b, c

@@ -22,7 +22,7 @@ namespace hrnet_fast::cpu {
 
 constexpr int64_t kTile = 512;       // values a tile has at least, where there are as many
 constexpr int64_t kChunk = 1 << 15;  // values a channels-last chunk has at least
-constexpr int64_t kFlush = 64;       // tiles that are added in float before they go to double
+constexpr int64_t kTogether = 4;     // tiles that a job may take at once
 
 struct Shape {
   int64_t batch, channels, plane;  // plane: H * W
@@ -50,10 +50,10 @@ struct Shape {
   int64_t grain() const { return std::max<int64_t>(1, kChunk / std::max<int64_t>(1, chunk())); }
 };
 
-// One tile: `size` values from `offset`; vector k's value for lane j is of<k>(j).
+// `size` values from `offset`: one tile, or several of `lanes` values. Vector k's value for lane j is of(k, j).
 template <typename M, bool kScalar>
 struct Tile {
-  int64_t offset, size;
+  int64_t offset, size, lanes;
   const M* vectors;
   int64_t stride;
 
@@ -68,9 +68,13 @@ HF_INLINE void repeat(const M* __restrict__ from, int64_t channels, int64_t lane
 }
 
 template <typename M>
-HF_INLINE void fold(const M* __restrict__ lanes, int64_t channels, int64_t count, double* __restrict__ sums) {
+HF_INLINE void widen(const M* __restrict__ sums, int64_t count, double* __restrict__ wide) {
+  for (int64_t j = 0; j < count; ++j) wide[j] += static_cast<double>(sums[j]);
+}
+
+HF_INLINE void fold(const double* __restrict__ lanes, int64_t channels, int64_t count, double* __restrict__ sums) {
   for (int64_t p = 0; p < count; p += channels)
-    for (int64_t c = 0; c < channels; ++c) sums[c] += static_cast<double>(lanes[p + c]);
+    for (int64_t c = 0; c < channels; ++c) sums[c] += lanes[p + c];
 }
 
 template <typename M>
@@ -83,9 +87,10 @@ HF_INLINE double total(const M* __restrict__ lanes, int64_t count) {
   return sum;
 }
 
-// Calls job.tile(Tile, accumulators) for every tile of chunks [begin, end) and, where the job accumulates, leaves per
-// channel and chunk two sums in job.partial: [chunks, 2, C] channels-last, [chunks, 2] contiguous. A job has `shape`,
-// `vectors` (kVectors pointers to [C]), and static flags kVectors and kAccumulates.
+// Calls job.tile(Tile, accumulators) for the tiles of chunks [begin, end), kTiles at once, and, where the job
+// accumulates, leaves per channel and chunk two sums in job.partial: [chunks, 2, C] channels-last, [chunks, 2]
+// contiguous. A job has `shape`, `vectors` (kVectors pointers to [C]), and the static kVectors, kTiles, kAccumulates
+// and kShifts.
 template <typename Job>
 HF_INLINE void walk(const Job& job, int64_t begin, int64_t end) {
   using M = typename Job::M;
@@ -94,6 +99,7 @@ HF_INLINE void walk(const Job& job, int64_t begin, int64_t end) {
   const int64_t own = s.channels_last ? s.channels : 1;  // channels that a chunk has
   std::vector<M> vectors((Job::kVectors + 1) * (s.channels_last ? lanes : 1));
   std::vector<M> sums(Job::kAccumulates ? 2 * lanes : 0);
+  std::vector<double> wide(s.channels_last ? sums.size() : 0);
   const int64_t stride = s.channels_last ? lanes : 1;
   M* __restrict__ v = vectors.data();
   if (s.channels_last)
@@ -107,24 +113,25 @@ HF_INLINE void walk(const Job& job, int64_t begin, int64_t end) {
         for (int64_t c = 0; c < own; ++c) v[Job::kVectors * stride + p + c] = job.shift(start + c);
     double* partial = Job::kAccumulates ? job.partial + chunk * 2 * own : nullptr;
     if (Job::kAccumulates) std::fill(partial, partial + 2 * own, 0.0);
-    for (int64_t first = 0; first < size; first += kFlush * lanes) {
-      if (Job::kAccumulates) std::fill(sums.begin(), sums.end(), M(0));
-      const int64_t last = std::min(size, first + kFlush * lanes);
-      for (int64_t at = first; at < last; at += lanes) {
-        const int64_t n = std::min(lanes, last - at);
+    std::fill(wide.begin(), wide.end(), 0.0);
+    for (int64_t first = 0; first < size; first += Job::kFlush * lanes) {
+      std::fill(sums.begin(), sums.end(), M(0));
+      const int64_t last = std::min(size, first + Job::kFlush * lanes);
+      for (int64_t at = first; at < last; at += Job::kTiles * lanes) {
+        const int64_t n = std::min(Job::kTiles * lanes, last - at);
         if (s.channels_last)
-          job.tile(Tile<M, false>{start + at, n, v, stride}, sums.data(), sums.data() + lanes);
+          job.tile(Tile<M, false>{start + at, n, lanes, v, stride}, sums.data(), sums.data() + lanes);
         else
-          job.tile(Tile<M, true>{start + at, n, v, stride}, sums.data(), sums.data() + lanes);
+          job.tile(Tile<M, true>{start + at, n, lanes, v, stride}, sums.data(), sums.data() + lanes);
       }
       if (!Job::kAccumulates) continue;
-      for (int k = 0; k < 2; ++k) {
-        if (s.channels_last)
-          fold(sums.data() + k * lanes, own, lanes, partial + k * own);
-        else
-          partial[k] += total(sums.data() + k * lanes, lanes);
-      }
+      if (s.channels_last)
+        widen(sums.data(), 2 * lanes, wide.data());
+      else
+        for (int k = 0; k < 2; ++k) partial[k] += total(sums.data() + k * lanes, lanes);
     }
+    if (Job::kAccumulates && s.channels_last)
+      for (int k = 0; k < 2; ++k) fold(wide.data() + k * lanes, own, lanes, partial + k * own);
   }
 }
 

@@ -8,7 +8,7 @@ only the chain's input is kept, and its convolutions do run again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from hrnet_fast.ops.common import one_column
 
 NoneOr = Tensor | None
 PER_STEP = 4  # parameters: the convolution's weight and bias, the normalisation's scale and shift
+LONG = 64  # channels from which on a window may be added by blocks of channels
 
 
 class Step(NamedTuple):
@@ -63,12 +64,14 @@ class Chain:
         impl: implementation of the elementwise passes.
         minimal: keep the input only.
         dtype: what the convolutions compute in under autocast, or None.
+        blocks: add long windows by blocks of channels: see :mod:`hrnet_fast.nn.layout`.
     """
 
     units: tuple[Unit, ...]
     impl: str
     minimal: bool
     dtype: torch.dtype | None
+    blocks: bool = False
 
     def steps(self) -> list[Step]:
         return [step for unit in self.units for step in unit.all_steps()]
@@ -99,6 +102,16 @@ def convolve(x: Tensor, weight: Tensor, bias: NoneOr, step: Step) -> Tensor:
     return torch.convolution(
         x, _cast(weight, x.dtype), bias, step.stride, step.padding, step.dilation, False, (0, 0), step.groups
     )
+
+
+def _convolve_by_blocks(x: Tensor, step: Step) -> Tensor:
+    """The step's convolution as a sum over at most eight blocks of 16 or more input channels."""
+    blocks = min(8, x.shape[1] // 16)
+    parts = zip(x.chunk(blocks, 1), step.weight.chunk(blocks, 1), strict=True)
+    result = convolve(*next(parts), step.bias, step)
+    for part, weight in parts:
+        result.add_(convolve(part, weight, None, step))
+    return result
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -132,8 +145,9 @@ class _Kept(NamedTuple):
     count: Count  # type: ignore[assignment]
 
 
-def _step(p: Pieces, x: Tensor, step: Step, known: tuple[Tensor, Count] | None) -> _Kept:
-    y = convolve(x, step.weight, step.bias, step)
+def _step(p: Pieces, x: Tensor, step: Step, blocks: bool, known: tuple[Tensor, Count] | None) -> _Kept:
+    long = x.shape[1] >= LONG and step.weight.shape[2:].numel() > 1 and step.groups == 1
+    y = _convolve_by_blocks(x, step) if blocks and long else convolve(x, step.weight, step.bias, step)
     affine, count = known or normalise(p, [y], [step.norm])[0]
     return _Kept(y, affine, count)
 
@@ -147,13 +161,16 @@ def _execute(
 ) -> Tensor:
     """Run the chain. `keep` gathers what backward needs; `known` gives normalisations that an earlier run found."""
     for unit in chain.units:
+        # Not in basic units: they hold most of a network's multiply-adds and, behind stem and first stage, little of
+        # its error.
+        blocks = chain.blocks and len(unit.steps) != 2
         kept, a = list[_Kept](), x
         for step in unit.steps:
             if kept:
                 a = p.bn_act(kept[-1].y, kept[-1].affine, None, True)
-            kept.append(_step(p, a, step, next(known) if known else None))
+            kept.append(_step(p, a, step, blocks, next(known) if known else None))
         if isinstance(unit.shortcut, Step):
-            kept.append(_step(p, x, unit.shortcut, next(known) if known else None))
+            kept.append(_step(p, x, unit.shortcut, blocks, next(known) if known else None))
         x = _finish(p, unit, kept, x)
         if keep is not None:
             keep += kept
@@ -250,7 +267,7 @@ def _found_again(ctx: Any) -> _Found:
     if chain.minimal:
         left = iter(known)
         for unit in chain.units:
-            x = _execute(Chain((unit,), chain.impl, True, None), p, x, kept, left)
+            x = _execute(replace(chain, units=(unit,), dtype=None), p, x, kept, left)
             activations.append(x)
     else:
         kept = [_Kept(y, affine, count) for y, (affine, count) in zip(saved[n : 2 * n], known, strict=True)]

@@ -14,6 +14,7 @@ from torch.nn.modules import module as torch_module
 from hrnet_fast.implementations import auto_is_plain
 from hrnet_fast.nn import norms
 from hrnet_fast.nn.chain import Chain, Step, Unit, run_chain
+from hrnet_fast.nn.layout import by_blocks
 
 # What a code base sets to have a unit run again in backward, in place of keeping activations.
 _CHECKPOINT_FLAGS = ("with_cp", "gradient_checkpointing", "grad_checkpointing")
@@ -206,4 +207,5 @@ def run_units(units: Sequence[Unit], x: Tensor, impl: str, minimal: bool) -> Ten
         return "the first shortcut adds a float32 input to half precision"
     if dtype is None and any(s.weight.dtype != x.dtype for u in units for s in u.all_steps()):
         return "weights and input differ in dtype"
-    return run_chain(Chain(tuple(units), impl, minimal, dtype), x)
+    blocks = dtype is None and units[0].steps[0].norm.batch and by_blocks(x)
+    return run_chain(Chain(tuple(units), impl, minimal, dtype, blocks), x)

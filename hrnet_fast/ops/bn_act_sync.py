@@ -51,10 +51,9 @@ def joint_affine(
         return torch.zeros(4, channels, dtype=math_dtype(x.dtype), device=x.device), total
     mean = (counts * means).sum(0) / total
     variance = (counts * (variances + (means - mean).square())).sum(0) / total
-    mean, variance = mean.to(math_dtype(x.dtype)), variance.to(math_dtype(x.dtype))
     # The count stays on the device: nothing waits for it.
     parts.update_running(norms, mean, variance, total)
-    return parts.affine(mean, variance, norms), total
+    return parts.affine(mean, variance, norms, math_dtype(x.dtype)), total
 
 
 def joint_sums(sums: Tensor, x: Tensor, total: Tensor, group: distributed.ProcessGroup | None) -> Tensor:

@@ -34,32 +34,40 @@ def math_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def statistics(x: Tensor) -> Tensor:
     """Return mean and biased variance of [N, C, H, W] over all but C, as [2, C] of :func:`math_dtype`."""
+    return torch.stack(_moments(x)).to(math_dtype(x.dtype))
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance [C] in float64."""
     variance, mean = torch.var_mean(x.to(torch.float64), (0, 2, 3), correction=0)
-    return torch.stack([mean, variance]).to(math_dtype(x.dtype))
+    return mean, variance
 
 
-def affine(mean: Tensor, variance: Tensor, norms: Sequence[Norm]) -> Tensor:
-    """Return mean, invstd, scale and shift as [4, C]: y = scale * x + shift normalises x.
+def affine(mean: Tensor, variance: Tensor, norms: Sequence[Norm], dtype: torch.dtype | None = None) -> Tensor:
+    """Return mean, invstd, scale and shift as [4, C] of `dtype`, or of the mean's: y = scale * x + shift normalises x.
 
-    ``norms`` follow one another along the C channels.
+    ``norms`` follow one another along the C channels. Computed in float64 and rounded once, the shift by the rounded
+    scale: an error of the shift is one of the whole channel.
     """
-    result = torch.empty(4, mean.numel(), dtype=mean.dtype, device=mean.device)
+    result = torch.empty(4, mean.numel(), dtype=dtype or mean.dtype, device=mean.device)
+    mean, variance = mean.to(torch.float64), variance.to(torch.float64)
     start = 0
     for norm in norms:
         own = slice(start, start + norm.channels)
         start += norm.channels
         invstd = torch.rsqrt(variance[own] + norm.eps)
-        scale = invstd if norm.weight is None else invstd * norm.weight
+        scale = (invstd if norm.weight is None else invstd * norm.weight).to(result.dtype)
+        moved = -mean[own] * scale
         result[0, own], result[1, own], result[2, own] = mean[own], invstd, scale
-        result[3, own] = -mean[own] * scale if norm.bias is None else norm.bias - mean[own] * scale
+        result[3, own] = moved if norm.bias is None else norm.bias + moved
     return result
 
 
 def running_affine(norms: Sequence[Norm], dtype: torch.dtype) -> Tensor:
     """:func:`affine` of the running statistics, in `dtype`: what evaluation and frozen statistics apply."""
-    means = torch.cat([n.running_mean for n in norms if n.running_mean is not None]).to(dtype)
-    variances = torch.cat([n.running_var for n in norms if n.running_var is not None]).to(dtype)
-    return affine(means, variances, norms)
+    means = torch.cat([n.running_mean for n in norms if n.running_mean is not None])
+    variances = torch.cat([n.running_var for n in norms if n.running_var is not None])
+    return affine(means, variances, norms, dtype)
 
 
 def update_running(norms: Sequence[Norm], mean: Tensor, variance: Tensor, count: int | Tensor) -> None:
@@ -69,10 +77,14 @@ def update_running(norms: Sequence[Norm], mean: Tensor, variance: Tensor, count:
         own = slice(start, start + norm.channels)
         start += norm.channels
         if norm.running_mean is not None:
-            norm.running_mean.lerp_(mean[own].to(norm.running_mean.dtype), norm.momentum)
+            _move(norm.running_mean, mean[own], norm.momentum)
         if norm.running_var is not None:
-            unbiased = variance[own] * (count / (count - 1))
-            norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
+            _move(norm.running_var, variance[own] * (count / (count - 1)), norm.momentum)
+
+
+def _move(running: Tensor, value: Tensor, momentum: float) -> None:
+    """Move towards `value`, rounded once."""
+    running.copy_(running.to(torch.float64).lerp(value.to(torch.float64), momentum))
 
 
 def batch_affine(xs: Sequence[Tensor], norms: Sequence[Norm]) -> list[Tensor]:
@@ -88,8 +100,8 @@ def batch_affine(xs: Sequence[Tensor], norms: Sequence[Norm]) -> list[Tensor]:
         own: list[Norm] = []
         while sum(n.channels for n in own) < x.shape[1]:
             own.append(left.pop(0))
-        mean, variance = statistics(x)
-        results.append(affine(mean, variance, own))
+        mean, variance = _moments(x)
+        results.append(affine(mean, variance, own, math_dtype(x.dtype)))
         update_running(own, mean, variance, x.numel() // max(1, x.shape[1]))
     return results
 
