@@ -117,8 +117,8 @@ def _dense_head(head: Section, config: HRNetConfig, notes: list[str]) -> float:
     given = tuple(head.get("in_channels", config.out_channels))
     if given != config.out_channels:  # which mmsegmentation fails on when it runs
         notes.append(f"{head.name('in_channels')} is {given}; built is what the backbone gives, {config.out_channels}")
-    head.expect("in_index", tuple(range(len(config.out_channels))))
-    head.expect("input_transform", "resize_concat")
+    head.expect("in_index", tuple(range(len(config.out_channels))), default=-1)
+    head.expect("input_transform", "resize_concat", default=None)
     head.expect("align_corners", False)  # the backbone interpolates so whatever its head does
     head.expect("conv_cfg", None, {"type": "Conv2d"})
     head.expect("act_cfg", _RELU)
