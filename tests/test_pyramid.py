@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import zlib
 from typing import Any
 
@@ -100,6 +101,8 @@ def test_levels_by_hand_and_in_an_engine(stride: int, norm: Any, pool: Any) -> N
         expected = [conv(p) for conv, p in zip(model.neck.fpn_convs, pooled, strict=True)]
         levels = model(x)
     assert type(levels) is tuple
+    copied = pickle.loads(pickle.dumps(model))
+    assert all(torch.equal(a, b) for a, b in zip(copied(x), levels, strict=True))
     assert [conv.conv.stride for conv in model.neck.fpn_convs] == [(stride, stride)] * 5
     engine = hf.optimize_for_inference(model, x)
     for level, planned, e in zip(levels, maps(engine(x)), expected, strict=True):

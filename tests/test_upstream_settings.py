@@ -301,8 +301,8 @@ def test_settings_that_cannot_be_built_are_refused_by_name(mapping: Mapping, pat
 
 
 def test_defaults_of_an_fcn_head_are_mmsegmentations() -> None:
-    """Two 3x3 convolutions and a concatenation: another network, so their absence is no consent."""
-    for key in ("num_convs", "kernel_size", "concat_input"):
+    """Two 3x3 convolutions and a concatenation over the last map: another network, so absence is no consent."""
+    for key in ("num_convs", "kernel_size", "concat_input", "in_index", "input_transform"):
         with pytest.raises(hf.ConfigError, match=f"{key} is .*upstream's default"):
             read({"backbone": backbone(), "decode_head": {k: v for k, v in FCN.items() if k != key}})
 

@@ -11,8 +11,10 @@ from typing import Any
 
 from hrnet_fast.config import HeadConfig, HRNetConfig, NormConfig
 from hrnet_fast.errors import ConfigError
-from hrnet_fast.models.upstream import openmmlab_heads as heads
 from hrnet_fast.models.upstream.description import UPSTREAMS, Description, names, read_stages
+from hrnet_fast.models.upstream.openmmlab_dense import decode_head, pyramid
+from hrnet_fast.models.upstream.openmmlab_heads import heatmap_head
+from hrnet_fast.models.upstream.openmmlab_parts import read_norm
 from hrnet_fast.models.upstream.section import Section
 
 # What each package's backbone does where its configuration says nothing. `norm_eval`: its constructor's default.
@@ -128,7 +130,7 @@ def _backbone(backbone: Section, extra: Section, upstream: str) -> HRNetConfig:
         backbone.expect(key, None)
     options = dict(_DEFAULTS[upstream])
     kind = _BACKBONES[_type(backbone, "HRNet")[0]]
-    norm = NormConfig(kind) if kind else heads.read_norm(backbone, {"type": "BN"})  # type: ignore[arg-type]
+    norm = NormConfig(kind) if kind else read_norm(backbone, {"type": "BN"})  # type: ignore[arg-type]
     assert norm is not None
     if norm.kind == "gn":
         options["norm_eval"] = False  # it has no statistics to keep
@@ -176,13 +178,13 @@ def _with_head(config: HRNetConfig, model: Section, upstream: str, part: str) ->
     if part == "backbone":
         model.no_effect(*_HEADS)
     elif "decode_head" in model:
-        head, more = heads.decode_head(model, config)
+        head, more = decode_head(model, config)
         config, notes = replace(config, head=head, upsample="bilinear", upsample_to="scale_then_target"), notes + more
     elif "head" in model or "keypoint_head" in model:
-        head, more = heads.heatmap_head(model, config)
+        head, more = heatmap_head(model, config)
         config, notes = replace(config, head=head), notes + more
     elif model.get("neck", None):
-        head, more = heads.pyramid(model, config)
+        head, more = pyramid(model, config)
         config, notes = replace(config, head=head), notes + more
     model.close()
     return config, notes

@@ -50,7 +50,7 @@ class HRFPN(nn.Module):
 
     def __init__(self, in_channels: int, head: HeadConfig) -> None:
         super().__init__()
-        self.pool = max_pool2d if head.pyramid_pool == "max" else avg_pool2d
+        self.pool = head.pyramid_pool
         self.reduction_conv = _conv(in_channels, head, 1)
         self.fpn_convs = nn.ModuleList(
             _conv(head.channels, head, 3, head.pyramid_stride) for _ in range(head.num_levels)
@@ -58,7 +58,8 @@ class HRFPN(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         x = self.reduction_conv(large_enough(x, len(self.fpn_convs)))
-        maps = [x if k == 0 else self.pool(x, 2**k, 2**k) for k in range(len(self.fpn_convs))]
+        pool = max_pool2d if self.pool == "max" else avg_pool2d
+        maps = [x if k == 0 else pool(x, 2**k, 2**k) for k in range(len(self.fpn_convs))]
         return tuple(conv(m) for conv, m in zip(self.fpn_convs, maps, strict=True))
 
 

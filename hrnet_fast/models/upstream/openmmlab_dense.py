@@ -1,0 +1,127 @@
+"""mmsegmentation's decode heads and mmdetection's neck on an HRNet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hrnet_fast.config import HeadConfig, HRNetConfig
+from hrnet_fast.errors import ConfigError
+from hrnet_fast.models.upstream.description import count
+from hrnet_fast.models.upstream.openmmlab_parts import NO_EFFECT, Found, check_channels, read_norm, registered_name
+from hrnet_fast.models.upstream.section import Section
+
+_RELU = {"type": "ReLU"}
+
+
+def decode_head(model: Section, config: HRNetConfig) -> Found:
+    """mmsegmentation's: one FCN head, or FCN and OCR heads in a row."""
+    given = model.get("decode_head")
+    rows = [given] if isinstance(given, Mapping) else list(given)
+    sections = [Section(row, f"decode_head[{i}]" if len(rows) > 1 else "decode_head") for i, row in enumerate(rows)]
+    if len(rows) > 2:
+        raise ConfigError(
+            f"from_config: decode_head has {len(rows)} heads; accepted are an FCNHead, or that and an OCRHead."
+        )
+    notes: list[str] = []
+    fcn = sections[0]
+    registered_name(fcn, "FCNHead")
+    for key, built, default in (("num_convs", 1, 2), ("concat_input", False, True), ("kernel_size", 1, 3)):
+        fcn.expect(key, built, default=default)
+    fcn.no_effect("dilation")  # of its 1x1 convolutions
+    check_channels(fcn, "channels", sum(fcn.get("in_channels", config.out_channels)))
+    dropout = [_dense_head(section, config, notes) for section in sections]
+    classes = [_classes(section) for section in sections]
+    if len(sections) == 1:
+        if dropout[0]:
+            raise ConfigError(
+                "from_config: decode_head.dropout_ratio is positive; an FCNHead is built without dropout (-1)."
+            )
+        fcn.close()
+        return HeadConfig("v2", classes[0], conv_bias=False), tuple(notes)
+    ocr = sections[1]
+    registered_name(ocr, "OCRHead")
+    ocr.expect("scale", 1)
+    for key in ("num_convs", "concat_input", "kernel_size"):  # of configurations that copy the FCN head's
+        ocr.expect(key, fcn.get(key))
+    if classes[0] != classes[1]:
+        raise ConfigError(
+            f"from_config: the decode heads have {classes[0]} and {classes[1]} classes; both need as many."
+        )
+    head = HeadConfig(
+        "ocr",
+        classes[1],
+        conv_bias=False,
+        channels=ocr.get("channels"),
+        key_channels=ocr.get("ocr_channels"),
+        ocr_outputs="main",
+        dropout=dropout[1],
+    )
+    fcn.close()
+    ocr.close()
+    return head, tuple(notes)
+
+
+def _classes(head: Section) -> int:
+    """Channels of the logits: one for two classes if told so (``out_channels``)."""
+    classes = count(head.get("num_classes"), head.name("num_classes"))
+    given = head.get("out_channels", None)
+    return classes if given is None else count(given, head.name("out_channels"))
+
+
+def _dense_head(head: Section, config: HRNetConfig, notes: list[str]) -> float:
+    """Check what all decode heads share; return the dropout."""
+    head.no_effect(*NO_EFFECT, "loss_decode", "ignore_index", "sampler", "threshold")
+    given = tuple(head.get("in_channels", config.out_channels))
+    if given != config.out_channels:  # which mmsegmentation fails on when it runs
+        notes.append(f"{head.name('in_channels')} is {given}; built is what the backbone gives, {config.out_channels}")
+    head.expect("in_index", tuple(range(len(config.out_channels))), default=-1)
+    head.expect("input_transform", "resize_concat", default=None)
+    head.expect("align_corners", False)  # the backbone interpolates so whatever its head does
+    head.expect("conv_cfg", None, {"type": "Conv2d"})
+    head.expect("act_cfg", _RELU)
+    norm = read_norm(head)
+    if norm is None:
+        notes.append(f"{head.name('norm_cfg')} is not given: the head is normalised as the backbone is")
+    elif norm != config.norm:
+        raise ConfigError(
+            f"from_config: {head.name('norm_cfg')} is {norm}, the backbone's is {config.norm}; both need one."
+        )
+    if "dropout_ratio" not in head:
+        notes.append(
+            f"{head.name('dropout_ratio')} is not given: no dropout is built (mmsegmentation's default is 0.1)"
+        )
+    return max(0.0, float(head.get("dropout_ratio", 0.0)))
+
+
+def pyramid(model: Section, config: HRNetConfig) -> Found:
+    """mmdetection's HRFPN, and the older one of the authors' detection repository."""
+    given = model.get("neck")
+    if isinstance(given, (list, tuple)):
+        if len(given) != 1:
+            raise ConfigError(f"from_config: neck has {len(given)} parts; accepted is an HRFPN alone.")
+        given = given[0]
+    neck = Section(given, "neck")
+    registered_name(neck, "HRFPN")
+    neck.no_effect("init_cfg", "with_cp", "with_checkpoint", "_scope_")  # memory, not numbers
+    neck.expect("conv_cfg", None, {"type": "Conv2d"})
+    neck.expect("share_conv", False)
+    neck.expect("normalize", None)
+    check_channels(neck, "in_channels", config.out_channels)
+    pooling = str(neck.expect("pooling_type", "AVG", "MAX", default=neck.expect("pooling", "AVG", "MAX")))
+    norm = read_norm(neck)
+    notes: tuple[str, ...] = ()
+    if norm is not None:
+        notes = (
+            "neck.norm_cfg is built after each of the neck's convolutions; mmdetection 3.3's HRFPN reads past it "
+            "(pyramid_norm=None builds that)",
+        )
+    head = HeadConfig(
+        "v2p",
+        channels=neck.get("out_channels"),
+        num_levels=neck.get("num_outs", 5),
+        pyramid_stride=neck.get("stride", 1),
+        pyramid_norm=norm,
+        pyramid_pool="max" if pooling == "MAX" else "avg",
+    )
+    neck.close()
+    return head, notes
