@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,16 @@ def check_integer(what: str, name: str, value: Any, least: int = 1) -> None:
         raise InputError(f"{what}: {name}={shown(value)} must be an integer of at least {least}.")
 
 
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite number, or a compiler's symbol of one."""
+    if isinstance(value, torch.SymFloat):
+        return True
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def check_number(what: str, name: str, value: Any) -> None:
     """Raise InputError unless `value` is a finite number."""
-    if isinstance(value, torch.SymFloat):  # of a compiler
-        return
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+    if not is_number(value):
         raise InputError(f"{what}: {name}={shown(value)} must be a finite number.")
 
 
@@ -72,10 +78,8 @@ def check_numbers(what: str, name: str, values: Any, kind: str = "numbers") -> t
     found = tuple(values) if isinstance(values, Iterable) and not isinstance(values, (str, bytes, Mapping)) else ()
     if isinstance(values, Tensor):
         found = tuple(values.tolist()) if values.dim() == 1 else ()
-    if not found:
+    if not found or not all(is_number(value) for value in found):
         raise InputError(f"{what}: {name}={shown(values)}; accepted is a sequence of one or more {kind}.")
-    for k, value in enumerate(found):
-        check_number(what, f"{name}[{k}]", value)
     return found
 
 

@@ -155,8 +155,9 @@ class DeconvConfig:
     def __post_init__(self) -> None:
         _positive("DeconvConfig", channels=self.channels)
         _one_of("DeconvConfig", "kernel_size", self.kernel_size, (2, 3, 4))
-        if not isinstance(self.num_blocks, int) or self.num_blocks < 0:
-            raise ConfigError(f"DeconvConfig: num_blocks={self.num_blocks!r} must be an integer of at least 0.")
+        _boolean("DeconvConfig", concat=self.concat)
+        if not _integer(self.num_blocks) or self.num_blocks < 0:
+            raise ConfigError(f"DeconvConfig: num_blocks={shown(self.num_blocks)} must be an integer of at least 0.")
 
 
 @dataclass(frozen=True)
@@ -233,12 +234,23 @@ class HeadConfig:
         _boolean("HeadConfig", conv_bias=self.conv_bias, upsample_logits=self.upsample_logits)
         _boolean("HeadConfig", output_bias=self.output_bias, attention_bias=self.attention_bias)
         object.__setattr__(self, "pyramid_norm", _norm(self.pyramid_norm))
-        steps = tuple(DeconvConfig(**step) if isinstance(step, Mapping) else step for step in self.deconvs)
+        if self.pyramid_norm is not None and not isinstance(self.pyramid_norm, NormConfig):
+            raise ConfigError(
+                f"HeadConfig: pyramid_norm={shown(self.pyramid_norm)} must be a NormConfig, its kind or None."
+            )
+        given = _listed("HeadConfig", "deconvs", self.deconvs)
+        steps = tuple(DeconvConfig(**step) if isinstance(step, Mapping) else step for step in given)
+        if not all(isinstance(step, DeconvConfig) for step in steps):
+            raise ConfigError(f"HeadConfig: deconvs={shown(self.deconvs)} must be a sequence of DeconvConfig.")
         object.__setattr__(self, "deconvs", steps)
         self._check_tags()
         if _integer(self.channels) and self.channels == 0:
             object.__setattr__(self, "channels", 512 if self.kind == "ocr" else 256)
-        _positive("HeadConfig", channels=self.channels, mixing_channels=self.mixing_channels or 1)
+        _positive("HeadConfig", channels=self.channels)
+        if not _integer(self.mixing_channels) or self.mixing_channels < 0:
+            raise ConfigError(
+                f"HeadConfig: mixing_channels={shown(self.mixing_channels)} must be an integer of at least 0."
+            )
         if self.out_indices is not None:
             object.__setattr__(self, "out_indices", _listed("HeadConfig", "out_indices", self.out_indices))
         if not _integer(self.num_outputs) or self.num_outputs < 0:
@@ -253,13 +265,13 @@ class HeadConfig:
 
     def _check_tags(self) -> None:
         outputs = 1 + len(self.deconvs)
-        tags = tuple(self.tags)
+        tags = _listed("HeadConfig", "tags", self.tags)
         if self.kind == "higher":
             tags = tags or (0,) * outputs
-        if any(not isinstance(t, int) or t < 0 for t in tags) or (tags and len(tags) != outputs):
+        if any(not _integer(t) or t < 0 for t in tags) or (tags and len(tags) != outputs):
             raise ConfigError(
-                f"HeadConfig: tags={self.tags} must be {outputs} integers of at least 0, one for the first output and "
-                f"one for each of the {len(self.deconvs)} deconvs."
+                f"HeadConfig: tags={shown(self.tags)} must be {outputs} integers of at least 0, one for the first "
+                f"output and one for each of the {len(self.deconvs)} deconvs."
             )
         object.__setattr__(self, "tags", tags)
 

@@ -36,7 +36,7 @@ from checkpoint_mutations import MUTATIONS, Case  # noqa: E402
 from checkpoint_samples import Sample, State, samples  # noqa: E402
 
 from hrnet_fast.checkpoints import parse_checkpoint  # noqa: E402
-from hrnet_fast.checkpoints.convert import SHARED  # noqa: E402
+from hrnet_fast.checkpoints.comparison import SHARED  # noqa: E402
 from hrnet_fast.errors import CheckpointError  # noqa: E402
 
 RIGHT, REFUSED, UNCHECKED, TOLD = "loads right", "CheckpointError", "no checksum", "noted"

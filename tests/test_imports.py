@@ -22,7 +22,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # Result files are read, drawn and compared without torch: a measurement is not to be repeated to be looked at.
     **{f"bench/{part}": ("hrnet_fast.errors", "matplotlib", "jinja2", *READER_NAMES) for part in READERS},
     # Coordinates are used by evaluation and by training alike, and know no network.
-    "keypoints": ("torch", "hrnet_fast.errors", "hrnet_fast.keypoints"),
+    "checks": ("torch", "hrnet_fast.errors"),
+    "keypoints": ("torch", "hrnet_fast.checks", "hrnet_fast.errors", "hrnet_fast.keypoints"),
     "reference": ("torch", "hrnet_fast.config", "hrnet_fast.errors", "hrnet_fast.reference"),
 }
 # Imports go one way: cli, bench, demo and tasks above checkpoints and models, these above the operators.

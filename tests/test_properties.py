@@ -15,7 +15,7 @@ from tiny_networks import enliven, image, maps, tiny
 from torch import Tensor
 
 import hrnet_fast as hf
-from hrnet_fast.checkpoints.convert import expected_shapes
+from hrnet_fast.checkpoints.comparison import expected_shapes
 from hrnet_fast.checkpoints.infer import infer_config
 
 # Repeatable: a failure here is one that every machine sees.

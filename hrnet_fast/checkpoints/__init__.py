@@ -7,9 +7,10 @@ unwrapped (:mod:`wrappers`, :mod:`averages`), recognised (:mod:`registry`), rena
 (:mod:`convert`).
 """
 
-from hrnet_fast.checkpoints.convert import Checkpoint, convert_checkpoint, parse_checkpoint
+from hrnet_fast.checkpoints.convert import convert_checkpoint
 from hrnet_fast.checkpoints.files import save_checkpoint
 from hrnet_fast.checkpoints.load import load_backbone, load_checkpoint
+from hrnet_fast.checkpoints.parsing import Checkpoint, parse_checkpoint
 from hrnet_fast.checkpoints.registry import FAMILIES
 
 __all__ = [

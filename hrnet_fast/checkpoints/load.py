@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from hrnet_fast.checkpoints.channels import FIRST
-from hrnet_fast.checkpoints.convert import COUNTER, Checkpoint, Source, parse_checkpoint
+from hrnet_fast.checkpoints.comparison import COUNTER
 from hrnet_fast.checkpoints.family import is_trunk
+from hrnet_fast.checkpoints.parsing import Checkpoint, Source, parse_checkpoint
 from hrnet_fast.checkpoints.trunk import BACKBONE, WHOLE
 from hrnet_fast.checks import check_module
 from hrnet_fast.errors import CheckpointError, InputError

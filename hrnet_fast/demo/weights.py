@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hrnet_fast.checkpoints.convert import expected_shapes
+from hrnet_fast.checkpoints.comparison import expected_shapes
 from hrnet_fast.checkpoints.registry import get_family
 from hrnet_fast.config import HRNetConfig
 

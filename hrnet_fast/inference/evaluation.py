@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hrnet_fast.checks import check_bool, check_integer, check_numbers, check_tensor
+from hrnet_fast.checks import check_bool, check_integer, check_numbers
 from hrnet_fast.errors import InputError, shown
 from hrnet_fast.keypoints import Pairs, flip_back, mirror_order, named_method, needs_shift
 
@@ -32,7 +32,10 @@ def flip_test(network: Network, x: Tensor, pairs: Pairs = (), *, shift: bool | N
     Raises:
         InputError: the network returns something else than one tensor of maps, or `pairs` name channels it has not.
     """
+    _check_network("flip_test", network)
     _check_images("flip_test", x)
+    if shift is not None:
+        check_bool("flip_test", shift=shift)
     maps = network(torch.cat([x, x.flip(3)]))
     if not isinstance(maps, Tensor) or maps.dim() != 4:
         raise InputError("flip_test: the network must return one tensor [N, K, h, w].")
@@ -71,8 +74,7 @@ def multi_scale(
         InputError: no scale or one that is not positive, a divisor below 1, or a network that returns something else
             than one tensor of maps.
     """
-    if not callable(network):
-        raise InputError(f"multi_scale: network is {shown(network)}; accepted is a model, an engine or a function.")
+    _check_network("multi_scale", network)
     check_integer("multi_scale", "divisor", divisor)
     check_bool("multi_scale", flip=flip, align_corners=align_corners)
     scales = check_numbers("multi_scale", "scales", scales, "positive factors")
@@ -95,9 +97,12 @@ def multi_scale(
     return total / len(scales)
 
 
+def _check_network(what: str, network: object) -> None:
+    if not callable(network) or isinstance(network, type):
+        raise InputError(f"{what}: network is {shown(network)}; accepted is a model, an engine or a function.")
+
+
 def _check_images(what: str, x: Tensor) -> None:
-    check_tensor(what, "x", x)
-    if x.dim() != 4 or not x.is_floating_point():
-        raise InputError(
-            f"{what}: {x.dtype} {list(x.shape)} given; accepted are floating images [N, C, H, W], normalised."
-        )
+    if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point():
+        given = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else shown(x)
+        raise InputError(f"{what}: {given} given; accepted are floating images [N, C, H, W], normalised.")

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hrnet_fast.errors import InputError
+from hrnet_fast.checks import check_number, check_numbers
+from hrnet_fast.errors import InputError, shown
 from hrnet_fast.keypoints.methods import check_method, check_size
 
 Box = tuple[float, float, float, float]  # left, top, width, height in pixels
@@ -20,12 +21,24 @@ def fit_box(box: Box, size: Sequence[int], padding: float = 1.25) -> Box:
     Paper, section 4, "Training": the detection box is extended to a fixed aspect ratio before cropping; the authors'
     pose and face repositories and mmpose pad it by a quarter.
     """
-    left, top, width, height = box
-    if width <= 0 or height <= 0:
-        raise InputError(f"box {box}: width and height must be positive (left, top, width, height in pixels).")
-    aspect = size[1] / size[0]
+    left, top, width, height = _checked(box)
+    rows, columns = check_size("fit_box", "size", size)
+    check_number("fit_box", "padding", padding)
+    aspect = columns / rows
     w, h = max(width, height * aspect) * padding, max(height, width / aspect) * padding
     return (left + width / 2 - w / 2, top + height / 2 - h / 2, w, h)
+
+
+def _checked(box: Box) -> Box:
+    """Return a box (left, top, width, height) that has an area.
+
+    Raises:
+        InputError: it is something else.
+    """
+    sides = check_numbers("box", "sides", box)
+    if len(sides) != 4 or sides[2] <= 0 or sides[3] <= 0:
+        raise InputError(f"box {shown(box)}: width and height must be positive (left, top, width, height in pixels).")
+    return sides
 
 
 def to_image(points: Tensor, boxes: Tensor, input_size: Sequence[int]) -> Tensor:
@@ -76,9 +89,7 @@ def warp_matrix(box: Box, input_size: Sequence[int], method: str = "msra", rotat
     """
     check_method("warp_matrix", method)
     height, width = check_size("warp_matrix", "input_size", input_size)
-    left, top, box_width, box_height = box
-    if box_width <= 0 or box_height <= 0:
-        raise InputError(f"box {box}: width and height must be positive (left, top, width, height in pixels).")
+    left, top, box_width, box_height = _checked(box)
     udp = method == "udp"
     angle = math.radians(rotation if udp else -rotation)
     cos, sin = math.cos(angle), math.sin(angle)

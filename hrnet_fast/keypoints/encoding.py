@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hrnet_fast.errors import InputError
+from hrnet_fast.errors import InputError, shown
 from hrnet_fast.keypoints.methods import as_float32, check_method, check_size, widest
 
 _IN_CACHE = 1 << 14  # values of a CPU's turn: thirty passes over a whole batch would each go to memory
@@ -50,7 +50,7 @@ def encode_keypoints(
     height, width = check_size(what, "input_size", input_size)
     h, w = check_size(what, "heatmap_size", heatmap_size, least=2 if method == "udp" else 1)
     if not (isinstance(sigma, (int, float)) and 1e-2 <= sigma <= 1e3):
-        raise InputError(f"{what}: sigma={sigma!r} must be a number of heatmap pixels, from 0.01 to 1000.")
+        raise InputError(f"{what}: sigma={shown(sigma)} must be a number of heatmap pixels, from 0.01 to 1000.")
     seen = _check_points(points, visible)
     x, y = (
         _Axis(_position(points[..., i], whole, size, method), size, method, float(sigma))

@@ -105,6 +105,7 @@ def _pairs_of(pairs: Any, given: list[Any]) -> list[tuple[int, int]]:
 
 def _short(pairs: Any) -> str:
     text = repr(pairs if isinstance(pairs, str) or not hasattr(pairs, "tolist") else pairs.tolist())
+    text = " ".join(text.split())
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

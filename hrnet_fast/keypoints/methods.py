@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hrnet_fast.errors import InputError
+from hrnet_fast.errors import InputError, shown
 
 METHODS = ("msra", "dark", "udp", "face")
 # What networks with such a head are trained with, where nothing else is known of them.
@@ -26,8 +26,8 @@ METHOD_OF_HEAD = {"v1": "msra", "v1h": "msra", "v2": "msra", "face": "face"}
 
 def check_method(what: str, method: str) -> None:
     """Raise :class:`InputError` unless `method` is one of :data:`METHODS`."""
-    if method not in METHODS:
-        raise InputError(f"{what}: {method!r} is not one of {', '.join(METHODS)}.")
+    if not isinstance(method, str) or method not in METHODS:
+        raise InputError(f"{what}: {shown(method)} is not one of {', '.join(METHODS)}.")
 
 
 def named_method(network: object) -> str | None:
@@ -48,7 +48,7 @@ def check_size(what: str, name: str, size: Sequence[int], least: int = 1) -> tup
             raise ValueError
     except (TypeError, ValueError):
         raise InputError(
-            f"{what}: {name}={size!r} given; accepted is (height, width), whole numbers of at least {least}."
+            f"{what}: {name}={shown(size)} given; accepted is (height, width), whole numbers of at least {least}."
         ) from None
     return height, width
 

@@ -1,0 +1,98 @@
+"""A canonical state_dict against the network that it is to fill."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from hrnet_fast.checkpoints.family import is_trunk
+from hrnet_fast.config import HRNetConfig
+from hrnet_fast.errors import CheckpointError
+from hrnet_fast.reference import HRNetReference
+
+COUNTER = "num_batches_tracked"
+SHARED = "values in the memory of another layer"
+
+
+def expected_shapes(config: HRNetConfig) -> dict[str, tuple[int, ...]]:
+    """Return the canonical keys and shapes of a network, without allocating it."""
+    with torch.device("meta"):
+        return {k: tuple(v.shape) for k, v in HRNetReference(config).state_dict().items()}
+
+
+def check_state(state: Mapping[str, Tensor], config: HRNetConfig, *, family: str, drawn: Collection[str] = ()) -> None:
+    """Compare a canonical state_dict with the network it is to fill.
+
+    Batch counters may be absent altogether (files older than PyTorch 0.4.1 have none), and so may `drawn`.
+
+    Raises:
+        CheckpointError: anything missing, unexpected or mis-shaped.
+    """
+    odd = tuple(k for k, v in state.items() if not (_is_counter(v) if k.endswith(COUNTER) else _is_weight(v)))
+    if odd:
+        raise CheckpointError(
+            f"{len(odd)} entries are no dense floating tensors (quantised, sparse or meta?): {', '.join(odd[:6])}. "
+            "Convert them to floating point first; tensors on the meta device have no values to load.",
+            unexpected=odd,
+        )
+    expected = expected_shapes(config)
+    no_counters = not any(k.endswith(COUNTER) for k in state)
+    needed = [k for k in expected if k not in drawn and not (no_counters and k.endswith(COUNTER))]
+    missing = tuple(k for k in needed if k not in state)
+    unexpected = tuple(k for k in state if k not in expected)
+    mismatched = tuple(
+        (k, tuple(state[k].shape), shape) for k, shape in expected.items() if k in state and state[k].shape != shape
+    )
+    if not (missing or unexpected or mismatched):
+        return
+    lines = [f"The checkpoint (read as family {family!r}) does not fit the network that its keys describe."]
+    lines += _listed("missing", missing)
+    lines += _listed("unexpected", unexpected)
+    lines += _listed("mis-shaped", tuple(f"{k}: {list(a)} given, {list(b)} needed" for k, a, b in mismatched))
+    if any(map(is_trunk, (*missing, *unexpected, *(k for k, _, _ in mismatched)))):
+        lines.append(
+            "Nothing was loaded. Fetch a complete file, or drop entries that are not HRNet's and pass the mapping."
+        )
+    else:
+        lines.append(
+            "Nothing was loaded. The trunk fits: head='keep' takes the layers of the head that fit and draws the "
+            "others at random, head='drop' draws the whole head, part='backbone' loads the trunk alone, and "
+            "load_backbone(model, source) fills the trunk of a model that you have built."
+        )
+    raise CheckpointError("\n".join(lines), missing=missing, unexpected=unexpected, mismatched=mismatched)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta)
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    return _is_dense(tensor) and tensor.is_floating_point()
+
+
+def _is_counter(tensor: Tensor) -> bool:
+    """A whole number; of another type only where a whole state_dict was converted."""
+    return _is_dense(tensor) and (not tensor.is_floating_point() or bool((tensor == tensor.round()).all()))
+
+
+def odd_values(state: Mapping[str, Tensor]) -> list[str]:
+    """Tell of values that no training leaves: not finite, or of two layers in one place (HRNet ties no weights)."""
+    odd = tuple(k for k, v in state.items() if v.is_floating_point() and not _finite(v))
+    first: dict[int, str] = {}
+    shared = tuple(k for k, v in state.items() if v.numel() and first.setdefault(v.data_ptr(), k) != k)
+    lines = _listed("NaN or infinite values in", odd) + _listed(SHARED, shared)
+    return [line.strip() for line in lines]
+
+
+def _finite(tensor: Tensor) -> bool:
+    wide = tensor if tensor.dtype.itemsize > 1 else tensor.float()  # eight-bit types have no isfinite
+    return bool(torch.isfinite(wide).all())
+
+
+def _listed(what: str, names: tuple[str, ...], most: int = 10) -> list[str]:
+    if not names:
+        return []
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return [f"  {what} ({len(names)}): {', '.join(names[:most])}{more}"]

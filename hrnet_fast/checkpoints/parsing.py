@@ -1,0 +1,169 @@
+"""From a file of any family to the canonical state_dict, recognised and compared whole."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from hrnet_fast.checkpoints.assumptions import assumptions
+from hrnet_fast.checkpoints.channels import adapt_input
+from hrnet_fast.checkpoints.comparison import check_state, expected_shapes, odd_values
+from hrnet_fast.checkpoints.family import Family, is_trunk
+from hrnet_fast.checkpoints.files import read_file
+from hrnet_fast.checkpoints.heads import fit_head
+from hrnet_fast.checkpoints.infer import infer_config
+from hrnet_fast.checkpoints.openseg import uses_inplace_abn
+from hrnet_fast.checkpoints.recognition import as_backbone, recognise, recognise_trunk
+from hrnet_fast.checkpoints.trunk import WHOLE, trunk_prefixes
+from hrnet_fast.checkpoints.wrappers import absolute_scales, unwrap
+from hrnet_fast.checks import check_bool, check_text
+from hrnet_fast.config import HRNetConfig
+from hrnet_fast.errors import CheckpointError, ConfigError, InputError
+from hrnet_fast.keypoints.methods import METHOD_OF_HEAD, check_method
+
+logger = logging.getLogger("hrnet_fast.checkpoints")
+Source = str | os.PathLike[str] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint, recognised and complete.
+
+    Attributes:
+        state: tensors under the authors' names, as they were stored (none added; the first convolution is changed
+            where other input channels were asked for).
+        family: where it came from.
+        config: the network it belongs to.
+        notes: what was left out, is lacking or could not be told, for people.
+        keypoints: how its heatmaps decode; None where it has none.
+        drawn: keys of the network that are to be drawn at random (``head="keep"`` or ``"drop"``).
+        assumptions: what the file does not tell and a default of its family decided, though it changes numbers.
+    """
+
+    state: dict[str, Tensor]
+    family: Family
+    config: HRNetConfig
+    notes: tuple[str, ...]
+    keypoints: str | None = None
+    drawn: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
+
+    def log_notes(self) -> None:
+        """Tell what was left out or assumed, as warnings of the logger ``hrnet_fast.checkpoints``."""
+        for note in self.notes:
+            logger.warning("%s", note)
+
+
+def parse_checkpoint(
+    source: Source,
+    *,
+    family: str = "auto",
+    part: str = WHOLE,
+    head: str = "exact",
+    weights: str = "auto",
+    decode: str | None = None,
+    torch04: bool = False,
+    **overrides: Any,
+) -> Checkpoint:
+    """Read, recognise and strictly check a checkpoint.
+
+    Args:
+        source: a path (``.pth``, ``.pt``, ``.pth.tar``, ``.safetensors``) or what such a file holds.
+        family: one of :data:`FAMILIES`, or ``"auto"``.
+        part: ``"whole"``: trunk and head. ``"backbone"``: the one HRNet trunk (stem, stages, transitions) that stands
+            in the checkpoint, under whatever prefix and beside whatever else. A prefix (``"student."``): that trunk.
+        head: ``"exact"``: all of the head must fit. ``"keep"``: layers of the head that fit are taken, the others are
+            drawn at random. ``"drop"``: the whole head is.
+        decode: how its heatmaps decode: ``"msra"``, ``"dark"``, ``"udp"`` or ``"face"``; None is the family's.
+        torch04: the file is of the authors' PyTorch 0.4 segmentation release, whose scales act as ``|w| + eps``.
+        weights: which, where the file holds trained weights and their running average (EMA, SWA): ``"raw"``, ``"ema"``,
+            or ``"auto"`` for those that the file's own upstream loads; a note says which were taken.
+        overrides: fields of :class:`HRNetConfig` or :class:`HeadConfig` that the file does not tell; and
+            ``in_channels``, to which RGB weights are adapted as timm adapts them.
+
+    Raises:
+        CheckpointError: unreadable, unrecognised, incomplete or mis-shaped (the keys are in the message and, all of
+            them, in its attributes), or without the weights asked for.
+        ConfigError: an override that does not exist or does not fit.
+    """
+    check_text("checkpoint", part=part, head=head, weights=weights)
+    check_bool("checkpoint", torch04=torch04)
+    notes: list[str] = []
+    data = source if isinstance(source, Mapping) else _read(source)
+    raw = unwrap(data, notes, weights)
+    if "backbone." in trunk_prefixes(raw) and uses_inplace_abn(raw) and (part == WHOLE or not torch04):
+        raise CheckpointError(
+            "This openseg.pytorch file is normalised in place (InPlaceABN): its scales act as |w| + eps, and its heads "
+            "have leaky ReLUs, which no network here has. part='backbone', torch04=True loads its trunk."
+        )
+    if part == WHOLE:
+        found, named = recognise(raw, family)
+        state = found.to_canonical(named, notes)
+    else:
+        found, state = recognise_trunk(raw, family, part, notes)
+    if torch04:
+        if found.name not in ("seg", "seg_ocr") and not uses_inplace_abn(raw):
+            raise CheckpointError(
+                f"torch04 applies to the authors' segmentation files; this one is of family {found.name!r}."
+            )
+        state = absolute_scales(state)
+    given = overrides | {"decode": decode}
+    if part != WHOLE:
+        given |= {} if found.bare else {"upsample": "the family's"}
+        found = as_backbone(found)
+    config = _infer(state, found, found.told_by(raw, notes), overrides)
+    _check_decode(decode, config)
+    state = adapt_input(state, config.in_channels, notes)
+    state, drawn = fit_head(state, expected_shapes(config), head, notes)
+    if config.norm.kind == "gn" and "norm_groups" not in overrides:
+        notes.append(
+            f"group normalisation: {config.norm.groups} groups assumed; give norm_groups= if there were others"
+        )
+    neck = config.head.pyramid_norm
+    if neck is not None and neck.kind == "gn" and "pyramid_norm" not in overrides:
+        notes.append(f"group normalisation in the neck: {neck.groups} groups assumed; give pyramid_norm= if others")
+    if found.head_conv_bias and not config.head.conv_bias:
+        notes.append(
+            f"the head's convolution has no bias, which files of family {found.name!r} have; nor has the network, then"
+        )
+    check_state(state, config, family=found.name, drawn=drawn)
+    notes += odd_values(state)
+    assumed = assumptions(found, config, given)
+    return Checkpoint(state, found, config, tuple(notes), decode or found.keypoints, drawn, assumed)
+
+
+def _check_decode(decode: str | None, config: HRNetConfig) -> None:
+    if decode is not None:
+        check_method("load_checkpoint", decode)
+        if config.head.kind not in METHOD_OF_HEAD:
+            raise InputError(f"load_checkpoint: decode={decode!r} given; a {config.head.kind} head has no heatmaps.")
+
+
+def _read(source: Any) -> Any:
+    if not isinstance(source, (str, os.PathLike)):
+        raise CheckpointError(
+            f"A checkpoint is a path or a mapping; {type(source).__name__} given. For a module, pass its state_dict()."
+        )
+    return read_file(source)
+
+
+def _infer(
+    state: Mapping[str, Tensor], family: Family, defaults: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> HRNetConfig:
+    shapes = {k: tuple(v.shape) for k, v in state.items() if is_trunk(k) or not family.bare}
+    try:
+        config = infer_config(shapes)
+        if config.head.kind not in family.heads:
+            raise CheckpointError(
+                f"The checkpoint was read as family {family.name!r}, which holds {' or '.join(family.heads)} heads, "
+                f"but its keys belong to a {config.head.kind!r} head; name another family or leave it to 'auto'."
+            )
+        config = config.override(**defaults)
+    except ConfigError as error:
+        raise CheckpointError(f"The checkpoint's shapes belong to no HRNet: {error}") from error
+    return config.override(**overrides)

@@ -1,0 +1,71 @@
+"""Which family a flat state_dict is of, as a whole or as the trunk inside something else."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor
+
+from hrnet_fast.checkpoints.family import Family
+from hrnet_fast.checkpoints.openseg import uses_inplace_abn
+from hrnet_fast.checkpoints.registry import FAMILIES, detect_family, get_family
+from hrnet_fast.checkpoints.trunk import BACKBONE, find_trunk, no_trunk, shown_tops, trunk_prefixes
+from hrnet_fast.errors import CheckpointError
+
+
+def recognise(raw: dict[str, Tensor], family: str) -> tuple[Family, dict[str, Tensor]]:
+    """Return the family of a whole checkpoint, and its keys without a prefix that all of them share.
+
+    Raises:
+        CheckpointError: no family has such keys; the message tells of the trunk that is there.
+    """
+    asked = None if isinstance(family, str) and family == "auto" else get_family(family)
+    prefixes = trunk_prefixes(raw)
+    # The trunk's own prefix, or what stands before the 'backbone.' of an OpenMMLab model.
+    outer = {p.removesuffix(inner) for p in prefixes[:1] for inner in ("", "backbone.") if p.endswith(inner)}
+    for prefix in ("", *sorted(outer - {""}, key=len)):
+        if all(key.startswith(prefix) for key in raw):
+            keys = {k.removeprefix(prefix): v for k, v in raw.items()}
+            found = detect_family(keys) if asked is None else asked if asked.matches(keys) else None
+            if found is not None:
+                return found, keys
+    if asked is not None:
+        return asked, raw  # what is missing is told by the strict comparison
+    if not prefixes:
+        raise no_trunk(raw)
+    if len(prefixes) > 1:
+        find_trunk(raw, BACKBONE)  # raises, and names them
+    raise CheckpointError(
+        f"The checkpoint holds {find_trunk(raw, BACKBONE).describe()}, together no network that this package knows. "
+        "part='backbone' loads the trunk alone, load_backbone(model, source) fills a model's, "
+        "convert_checkpoint(source, to='backbone') writes it."
+    )
+
+
+def recognise_trunk(
+    raw: dict[str, Tensor], family: str, part: str, notes: list[str]
+) -> tuple[Family, dict[str, Tensor]]:
+    """Return the trunk in a checkpoint, and the family that it belongs to as far as its neighbours tell."""
+    trunk = find_trunk(raw, part)
+    if trunk.beside:
+        notes.append(f"left out {len(trunk.beside)} entries beside the trunk: {shown_tops(trunk.beside)}")
+    if family != "auto":
+        return get_family(family), trunk.state
+    if uses_inplace_abn(raw):
+        return FAMILIES["openseg"], trunk.state
+    for inner in ("backbone.", ""):
+        if trunk.prefix.endswith(inner):
+            outer = trunk.prefix.removesuffix(inner)
+            found = detect_family({k.removeprefix(outer): v for k, v in raw.items() if k.startswith(outer)})
+            if found is not None and not found.bare:
+                return found, trunk.state
+    return FAMILIES["backbone"], trunk.state
+
+
+def as_backbone(family: Family) -> Family:
+    """The family ``backbone``, interpolating and normalising as `family` does."""
+    backbone = FAMILIES["backbone"]
+    told = {
+        k: v for k, v in family.defaults.items() if k in ("upsample", "upsample_to", "align_corners", "bn_momentum")
+    }
+    return dataclasses.replace(backbone, defaults={**backbone.defaults, **told})
