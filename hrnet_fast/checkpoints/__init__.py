@@ -2,9 +2,10 @@
 
 The authors' names are the canonical ones. A file is read without running what it holds (:mod:`files`: formats in
 :mod:`containers`, pickles in :mod:`unpickling`, what they may call in :mod:`rebuilding`, all else in :mod:`inert`),
-unwrapped (:mod:`wrappers`, :mod:`averages`), recognised (:mod:`registry`), renamed (one :class:`Family` per format in
-:mod:`authors`, :mod:`timm`, :mod:`openmmlab`), its network inferred (:mod:`infer`) and compared strictly
-(:mod:`convert`).
+unwrapped (:mod:`wrappers`, :mod:`averages`), recognised (:mod:`recognition`, :mod:`registry`, :mod:`trunk`), renamed (one
+:class:`Family` per format in :mod:`authors`, :mod:`timm`, :mod:`openmmlab`, :mod:`openseg`), its network inferred
+(:mod:`infer`) and compared strictly (:mod:`comparison`). :mod:`parsing` does all of that for :mod:`load` and
+:mod:`convert`.
 """
 
 from hrnet_fast.checkpoints.convert import convert_checkpoint
