@@ -2,8 +2,8 @@
 
 The authors' names are the canonical ones. A file is read without running what it holds (:mod:`files`: formats in
 :mod:`containers`, pickles in :mod:`unpickling`, what they may call in :mod:`rebuilding`, all else in :mod:`inert`),
-unwrapped (:mod:`wrappers`, :mod:`averages`), recognised (:mod:`recognition`, :mod:`registry`, :mod:`trunk`), renamed (one
-:class:`Family` per format in :mod:`authors`, :mod:`timm`, :mod:`openmmlab`, :mod:`openseg`), its network inferred
+unwrapped (:mod:`wrappers`, :mod:`averages`), recognised (:mod:`recognition`, :mod:`registry`, :mod:`trunk`), renamed
+(one :class:`Family` per format in :mod:`authors`, :mod:`timm`, :mod:`openmmlab`, :mod:`openseg`), its network inferred
 (:mod:`infer`) and compared strictly (:mod:`comparison`). :mod:`parsing` does all of that for :mod:`load` and
 :mod:`convert`.
 """
