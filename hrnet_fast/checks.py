@@ -33,7 +33,7 @@ def check_tensor(what: str, name: str, tensor: Any, *, optional: bool = False) -
 
 def check_tensors(what: str, name: str, tensors: Any, *, optional: bool = False) -> list[Any]:
     """Return a list or tuple of tensors (or None, where they are `optional`) as a list."""
-    if not isinstance(tensors, (list, tuple)):
+    if not isinstance(tensors, (list, tuple, nn.ParameterList)):
         raise InputError(f"{what}: {name} is {shown(tensors)}; accepted is a list or tuple of tensors.")
     for k, tensor in enumerate(tensors):
         check_tensor(what, f"{name}[{k}]", tensor, optional=optional)
@@ -86,8 +86,10 @@ def check_numbers(what: str, name: str, values: Any, kind: str = "numbers") -> t
 def check_shape(what: str, shape: Any) -> tuple[int, ...]:
     """Return an input's shape [N, C, H, W] as a tuple of four integers."""
     found = tuple(shape) if isinstance(shape, (list, tuple)) else ()  # a torch.Size is a tuple
-    if len(found) != 4 or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in found):
-        raise InputError(f"{what}: shape {shown(shape)} given; accepted are four integers of at least 1, [N, C, H, W].")
+    if len(found) != 4 or any(type(n) is not int for n in found) or found[0] < 0 or min(found[1:]) < 1:
+        raise InputError(
+            f"{what}: shape {shown(shape)} given; accepted are four integers [N, C, H, W], N at least 0, the others 1."
+        )
     return found
 
 
@@ -103,6 +105,8 @@ def check_device(what: str, device: Any) -> torch.device:
     try:
         if not isinstance(device, (str, torch.device)):
             raise TypeError("a name such as 'cpu' or 'cuda', or a torch.device, is accepted")
+        if torch.device(device).type == "meta":
+            raise TypeError("tensors there have no values")
         return torch.empty(0, device=device).device  # "cuda" is a device with a number
     except (TypeError, RuntimeError, AssertionError, NotImplementedError) as error:
         told = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -34,6 +34,29 @@ HEAD_ALIASES: dict[str, HeadKind] = {
     "bottom_up": "higher",
 }
 CLASSIFICATION_HEADS = ("c", "ci", "cii")
+# Kinds of heads that read a field of HeadConfig.
+READ_BY: dict[str, tuple[str, ...]] = {
+    "num_outputs": ("v1", "v1h", "v2", "ocr", "face", "higher", *CLASSIFICATION_HEADS),
+    "kernel_size": ("v1", "v1h", "v2", "face", "higher"),
+    "mixing_kernel": ("v2", "face", "ocr"),
+    "mixing_channels": ("v2", "face", "ocr"),
+    "conv_bias": ("v1h", "v2", "face", "ocr", "c"),
+    "output_bias": ("v2", "face"),
+    "attention_bias": ("ocr",),
+    "upsample_logits": ("v1", "v1h", "v2", "face", "ocr", "higher"),
+    "out_indices": ("features",),
+    "feature_location": ("features",),
+    "channels": ("v2p", "ocr"),
+    "key_channels": ("ocr",),
+    "num_levels": ("v2p",),
+    "pyramid_stride": ("v2p",),
+    "pyramid_norm": ("v2p",),
+    "pyramid_pool": ("v2p",),
+    "deconvs": ("higher",),
+    "tags": ("higher",),
+    "ocr_outputs": ("ocr",),
+    "dropout": ("v2", "face", "ocr", *CLASSIFICATION_HEADS),
+}
 
 
 def _one_of(owner: str, name: str, value: object, accepted: tuple[object, ...]) -> None:
@@ -239,7 +262,7 @@ class HeadConfig:
                 f"HeadConfig: pyramid_norm={shown(self.pyramid_norm)} must be a NormConfig, its kind or None."
             )
         given = _listed("HeadConfig", "deconvs", self.deconvs)
-        steps = tuple(DeconvConfig(**step) if isinstance(step, Mapping) else step for step in given)
+        steps = tuple(_made(DeconvConfig, step) if isinstance(step, Mapping) else step for step in given)
         if not all(isinstance(step, DeconvConfig) for step in steps):
             raise ConfigError(f"HeadConfig: deconvs={shown(self.deconvs)} must be a sequence of DeconvConfig.")
         object.__setattr__(self, "deconvs", steps)
@@ -276,11 +299,21 @@ class HeadConfig:
         object.__setattr__(self, "tags", tags)
 
 
+def _made(kind: Any, fields: Mapping[str, Any]) -> Any:
+    """A configuration of a mapping of its fields."""
+    try:
+        return kind(**fields)
+    except TypeError:
+        accepted = ", ".join(field.name for field in dataclasses.fields(kind))
+        raise ConfigError(f"{kind.__name__}: {shown(dict(fields))} given; its fields are {accepted}.") from None
+
+
 def _norm(value: Any) -> NormConfig | None:
     """A normalisation, given as such, by its kind or as :meth:`HRNetConfig.to_dict` has it."""
     if isinstance(value, str):
         return NormConfig(kind=value)  # type: ignore[arg-type]
-    return NormConfig(**value) if isinstance(value, Mapping) else value
+    made: NormConfig | None = _made(NormConfig, value) if isinstance(value, Mapping) else value
+    return made
 
 
 @dataclass(frozen=True)
@@ -458,6 +491,10 @@ class HRNetConfig:
                 f"HRNetConfig: unknown option(s) {', '.join(unknown)}; accepted are "
                 f"{', '.join(sorted(top | head | set(norm)))}."
             )
+        if self.head.kind == "higher" and "num_outputs" in changes and "tags" not in changes:
+            # Associative embedding has one tag for each keypoint.
+            changed = changes["num_outputs"]
+            changes["tags"] = tuple(changed if tag == self.head.num_outputs else tag for tag in self.head.tags)
         own = {k: v for k, v in changes.items() if k in top}
         for name, kind, names in (("head", HeadConfig, {h: h for h in head}), ("norm", NormConfig, norm)):
             part = {names[k]: v for k, v in changes.items() if k in names}

@@ -50,21 +50,34 @@ def test_how_heatmaps_decode_is_named(family: str) -> None:
     assert not any("decode" in line for line in told.assumptions)
 
 
-@pytest.mark.parametrize("family", ["cls", "timm", "timm_features", "det", "mmdet", "pose_imagenet"])
+@pytest.mark.parametrize("family", ["cls", "timm", "timm_features", "pose_imagenet"])
 def test_nothing_is_named_where_all_files_agree(family: str) -> None:
     assert hf.load_checkpoint(state_of(family)).assumptions == ()
 
 
 def test_a_trunk_beside_its_head_is_of_a_known_kind() -> None:
-    for family in ("pose", "seg", "mmseg"):
-        assert hf.load_checkpoint(state_of(family), part="backbone").assumptions == ()
+    assert hf.load_checkpoint(state_of("pose"), part="backbone").assumptions == ()
+    for family in ("seg", "mmseg"):
+        (line,) = hf.load_checkpoint(state_of(family), part="backbone").assumptions
+        assert "align_corners=False" in line
 
 
 @pytest.mark.parametrize("family", ["backbone", "mm_backbone"])
 def test_trunks_may_be_of_either_kind(family: str) -> None:
     (line,) = hf.load_checkpoint(state_of(family)).assumptions
     assert "nearest upsampling" in line
-    assert hf.load_checkpoint(state_of(family), upsample="bilinear", upsample_to="target").assumptions == ()
+    told = {"upsample": "bilinear", "upsample_to": "target", "align_corners": False}
+    assert hf.load_checkpoint(state_of(family), **told).assumptions == ()
+
+
+@pytest.mark.parametrize("family", ["det", "mmdet"])
+def test_the_first_level_of_a_pyramid(family: str) -> None:
+    (line,) = (told for told in hf.load_checkpoint(state_of(family)).assumptions if "pyramid_stride" in told)
+    assert "begin at 1/4" in line
+    detector = {"rpn_head.rpn_conv.weight": torch.ones(2, 2, 3, 3)}  # not FCOS
+    for state, options in ((state_of(family) | detector, {}), (state_of(family), {"pyramid_stride": 1})):
+        loaded = hf.load_checkpoint(state, **options)
+        assert not any("pyramid_stride" in told for told in loaded.assumptions)
 
 
 @pytest.mark.parametrize("options", [{}, {"upsample": "bilinear", "upsample_to": "target"}, {"downsample": "bilinear"}])
@@ -125,7 +138,7 @@ def test_run_refuses_align_corners_where_it_means_nothing(
 ) -> None:
     path = save(tmp_path, "pose")
     err = refused(capsys, "run", photo, "-c", path, "-t", "pose", "-o", tmp_path / "out", "--align-corners")
-    assert "does not interpolate bilinearly" in err
+    assert "align_corners: given, but without effect" in err
     assert not (tmp_path / "out").exists()
 
 

@@ -23,6 +23,8 @@ def network(family: str, head: str, **options: Any) -> hf.HRNet:
     format = hf.FAMILIES[family]
     told = {"conv_bias": format.head_conv_bias is not False, **format.always}
     told |= {k: v for k, v in format.defaults.items() if k == "upsample_logits"}
+    if family == "csail":
+        told |= {"upsample": "bilinear", "upsample_to": "target"}
     options = told | options
     if family == "timm_features":
         options["feature_location"] = "incre"
@@ -40,7 +42,16 @@ def state_of(family: str, head: str | None = None, **options: Any) -> State:
     state = hf.FAMILIES[family].from_canonical(count_batches(model.state_dict()))
     if family == "pose_imagenet":
         state |= old_imagenet_head()
+    if family == "csail":
+        state |= synchronised_buffers(state)
     return state
+
+
+def synchronised_buffers(state: State) -> State:
+    """What the normalisations of CSAIL's code keep beside PyTorch's buffers."""
+    means = [k.removesuffix("running_mean") for k in state if k.endswith("running_mean")]
+    names = ("_tmp_running_mean", "_tmp_running_var", "_running_iter")
+    return {f"{norm}{name}": torch.ones(1) for norm in means for name in names}
 
 
 def old_imagenet_head() -> State:
@@ -86,7 +97,7 @@ def test_loads_and_computes_what_its_network_does(family: str, head: str) -> Non
         assert torch.equal(a, e)
 
 
-@pytest.mark.parametrize(("family", "head"), [pair for pair in ALL if pair[0] != "pose_imagenet"])
+@pytest.mark.parametrize(("family", "head"), [pair for pair in ALL if pair[0] not in ("pose_imagenet", "csail")])
 def test_written_back_bit_for_bit(family: str, head: str) -> None:
     state = state_of(family, head)
     before = copy.deepcopy(state)
@@ -191,10 +202,11 @@ def test_a_head_that_the_target_does_not_have(source: str, target: str) -> None:
         hf.convert_checkpoint(state_of(source), to=target)
 
 
-def test_the_old_imagenet_format_is_only_read() -> None:
-    for source in ("pose_imagenet", "backbone"):
+@pytest.mark.parametrize("family", ["pose_imagenet", "csail"])
+def test_formats_that_are_only_read(family: str) -> None:
+    for source in (family, "backbone"):
         with pytest.raises(hf.CheckpointError, match="backbone"):
-            hf.convert_checkpoint(state_of(source), to="pose_imagenet")
+            hf.convert_checkpoint(state_of(source), to=family)
 
 
 @pytest.mark.parametrize("action", [hf.load_checkpoint, hf.convert_checkpoint])

@@ -126,6 +126,119 @@ def test_trunks_interpolate_as_their_family_does(family: str) -> None:
             torch.testing.assert_close(a, e)
 
 
+def test_csails_encoder() -> None:
+    state = state_of("csail")
+    loaded = hf.load_checkpoint(state)
+    assert loaded.family == "csail"
+    assert any("_running_iter" in note for note in loaded.notes)
+    trunk = hf.load_checkpoint({f"encoder.{k}": v for k, v in state.items()}, part="backbone")
+    for model in (loaded, trunk):
+        assert (model.config.upsample, model.config.upsample_to) == ("bilinear", "target")
+        assert set(model.state_dict()) == {k for k in state if "._" not in k}
+    filled = hf.load_backbone(tiny("v2", 5), state)
+    assert torch.equal(filled.conv1.weight, state["conv1.weight"])
+    assert any("_running_iter" in note for note in filled.notes)
+
+
+@pytest.mark.parametrize("prefix", ["", "net.", "model.net."])
+def test_in_place_normalisation_under_a_prefix(prefix: str) -> None:
+    state = {prefix + k.replace("cls_head.1.0.", "cls_head.1."): v for k, v in state_of("openseg").items()}
+    with pytest.raises(hf.CheckpointError, match="InPlaceABN"):
+        hf.load_checkpoint(state, part="backbone")
+    assert hf.load_checkpoint(state, part="backbone", torch04=True).config.align_corners
+
+
+def test_a_linear_class_head_is_no_in_place_normalisation() -> None:
+    state = state_of("mm_backbone") | {"cls_head.1.weight": torch.ones(10, 32), "cls_head.1.bias": torch.ones(10)}
+    trunk = hf.load_checkpoint(state, part="backbone")
+    assert torch.equal(trunk.bn1.weight, state["backbone.bn1.weight"])
+
+
+def test_openseg_wraps_with_its_configuration() -> None:
+    state = state_of("openseg")
+    wrapped = {
+        "config_dict": {"network": {"backbone": "hrnet48"}},
+        "state_dict": {f"module.{k}": v for k, v in state.items()},
+    }
+    assert hf.load_checkpoint(wrapped).family == "openseg"
+
+
+@pytest.mark.parametrize("prefix", ["", "net.", "student.", "model.net."])
+def test_signs_beside_a_network_under_a_prefix(prefix: str) -> None:
+    state = state_of("mmdet") | {"bbox_head.conv_centerness.weight": torch.zeros(1, 16, 3, 3)}
+    loaded = hf.load_checkpoint({prefix + k: v for k, v in state.items()})
+    assert loaded.config.head.pyramid_stride == 2
+
+
+def test_what_a_converted_file_does_not_tell_is_noted(caplog: pytest.LogCaptureFixture) -> None:
+    fcos = state_of("mmdet") | {"bbox_head.conv_centerness.weight": torch.zeros(1, 16, 3, 3)}
+    for source, target, told in (
+        (fcos, "det", "pyramid_stride=2 is not in the file"),
+        (state_of("seg_ocr"), "mmseg_ocr", "align_corners=False, this network with the other"),
+        (state_of("mmpose_face"), "face", "'face', this network by 'msra'"),
+    ):
+        with caplog.at_level(logging.WARNING, "hrnet_fast.checkpoints"):
+            written = hf.convert_checkpoint(source, to=target)
+        assert told in caplog.text
+        caplog.clear()
+        if target == "det":
+            assert any("pyramid_stride=2" in line for line in hf.load_checkpoint(written).assumptions)
+
+
+def test_one_of_several_trunks_is_converted() -> None:
+    trunk = hf.convert_checkpoint(state_of("cls"), to="backbone")
+    both = {f"{p}.{k}": v + i for i, p in enumerate(("teacher", "student")) for k, v in trunk.items()}
+    assert torch.equal(
+        hf.convert_checkpoint(both, to="backbone", part="student")["conv1.weight"], trunk["conv1.weight"] + 1
+    )
+    with pytest.raises(hf.CheckpointError, match="names a trunk"):
+        hf.convert_checkpoint(state_of("pose"), to="mmpose", part="student")
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("pose", {"dropout": 0.5}),
+        ("pose", {"out_indices": (0,)}),
+        ("pose", {"pyramid_stride": 2}),
+        ("pose", {"align_corners": True}),
+        ("seg", {"ocr_outputs": "main"}),
+        ("det", {"num_outputs": 5}),
+        ("seg", {"part": "backbone", "num_outputs": 5}),
+        ("seg", {"part": "backbone", "head": "keep"}),
+    ],
+)
+def test_settings_without_effect_are_refused(family: str, options: dict[str, Any]) -> None:
+    with pytest.raises(hf.ConfigError, match=f"{next(reversed(options))}.*(without effect|takes a trunk)"):
+        hf.load_checkpoint(state_of(family), **options)
+    if "part" not in options:  # what changes nothing may be said
+        same = {"align_corners": False} if "align_corners" in options else {}
+        hf.load_checkpoint(state_of(family), **same)
+
+
+def test_trunks_of_other_channels() -> None:
+    loaded = hf.load_checkpoint(inside("its timm encoders"), part="backbone", in_channels=1)
+    assert loaded.conv1.weight.shape[1] == 1
+
+
+def test_another_number_of_keypoints_has_as_many_tags() -> None:
+    assert hf.get_config("higher_hrnet_w32", num_outputs=14).head.tags == (14, 0)
+    loaded = hf.load_checkpoint(
+        state_of("higher_hrnet", tags=(3, 0), deconvs=({"channels": 4},)), num_outputs=5, head="keep"
+    )
+    assert [m.shape[1] for m in run(loaded, image())] == [10, 5]
+
+
+def test_a_layer_of_which_a_part_has_no_place_is_drawn() -> None:
+    loaded = hf.load_checkpoint(state_of("seg"), head="keep", conv_bias=False)
+    assert not torch.equal(loaded.last_layer[0].weight, state_of("seg")["last_layer.0.weight"])
+
+
+def test_load_backbone_takes_trunks_only() -> None:
+    with pytest.raises(hf.CheckpointError, match="takes a trunk"):
+        hf.load_backbone(tiny("v2"), state_of("seg"), part="whole")
+
+
 def test_a_named_family_decides_how_a_trunk_interpolates() -> None:
     trunk = state_of("backbone")
     assert hf.load_checkpoint(trunk, part="backbone").config.upsample == "nearest"
@@ -189,7 +302,7 @@ def test_heads_that_fit_are_not_noted() -> None:
     assert hf.load_checkpoint(state_of("seg"), head="keep").notes == ()
 
 
-@pytest.mark.parametrize("head", ["features", "whole", None])
+@pytest.mark.parametrize("head", ["features", "whole", ""])
 def test_other_values_of_head(head: Any) -> None:
     with pytest.raises(hf.ConfigError, match="exact, keep, drop"):
         hf.load_checkpoint(state_of("pose"), head=head)

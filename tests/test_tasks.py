@@ -173,3 +173,64 @@ def test_a_network_of_another_kind_is_refused(pose: HRNet) -> None:
         predict = TASKS[task].predict
         with pytest.raises(InputError, match="take a classification checkpoint"):
             predict(pose, image, Options(size=(64, 64)))
+
+
+def test_every_box_is_cropped_and_answered_by_itself() -> None:
+    class Learnt:
+        """Answers what a network that has learnt to find (100, 120) of its input would."""
+
+        config, family, keypoints = HRNetConfig.make(width=8, head="v1", num_outputs=17), "pose", "msra"
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            points = torch.tensor([100.0, 120.0]).expand(len(x), 17, 2)
+            return hf.encode_keypoints(points, None, (256, 192), (64, 48))[0]
+
+    boxes = ((10.0, 20.0, 30.0, 100.0), (50.0, 10.0, 90.0, 60.0))
+    image = Image.new("RGB", (200, 160))
+    people = TASKS["pose"].predict(Learnt(), image, Options(boxes=boxes)).data["people"]  # type: ignore[arg-type]
+    # Boxes of 192:256 about the centres (25, 70) and (95, 40), a quarter larger than the given ones.
+    crops = ((25 - 46.875, 70 - 62.5, 93.75, 125.0), (95 - 56.25, 40 - 75.0, 112.5, 150.0))
+    for person, (x, y, w, h) in zip(people, crops, strict=True):
+        found = person["keypoints"][0]
+        assert (found["x"], found["y"]) == pytest.approx((x + w * 100 / 192, y + h * 120 / 256), abs=0.01)
+
+
+@pytest.mark.parametrize("align", [False, True])
+def test_segmentation_is_mirrored_back_and_upsampled_as_the_network_does(align: bool) -> None:
+    model = tiny("v2", 5, align_corners=align)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8))
+    answer = TASKS["segmentation"].predict(model, image, Options(size=(64, 96), flip=True))
+    x = to_tensor(image.resize((96, 64), Image.Resampling.BILINEAR))
+    with torch.no_grad():
+        logits = (model(x) + model(x.flip(3)).flip(3)) / 2
+    full = torch.nn.functional.interpolate(logits, (50, 70), mode="bilinear", align_corners=align)
+    assert np.array_equal(np.array(answer.maps["labels"]), full[0].argmax(0).numpy())
+
+
+def test_classes_are_averaged_over_the_mirror_image() -> None:
+    model = tiny("c", 7)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 80, 3), dtype=np.uint8))
+    straight, flipped = (
+        TASKS["classification"].predict(model, image, Options(size=(64, 64), flip=flip)).data for flip in (False, True)
+    )
+    mirrored = TASKS["classification"].predict(
+        model, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), Options(size=(64, 64), flip=True)
+    )
+    assert straight != flipped
+    assert [c["score"] for c in flipped["classes"]] == pytest.approx(
+        [c["score"] for c in mirrored.data["classes"]], abs=1e-5
+    )
+
+
+def test_lips_classes_are_not_mirrored_without_their_pairs() -> None:
+    with pytest.raises(InputError, match="LIP"):
+        TASKS["segmentation"].predict(tiny("v2", 20), Image.new("RGB", (64, 64)), Options(flip=True))
+
+
+def test_pictures_of_sixteen_bits_are_scaled_without_read_image() -> None:
+    grey = Image.fromarray(np.full((64, 64), 40000, dtype=np.uint16))
+    answers = [
+        TASKS["classification"].predict(tiny("c", 7), image, Options(size=(64, 64))).data
+        for image in (grey, Image.new("L", (64, 64), round(40000 / 257)))
+    ]
+    assert answers[0] == answers[1]

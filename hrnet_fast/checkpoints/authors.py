@@ -33,6 +33,7 @@ SEG = Family(
     defaults=_BILINEAR,
     head_conv_bias=True,
     always=MIXED_1X1,
+    keypoints="none",
 )
 SEG_OCR = Family(
     "seg_ocr",
@@ -42,6 +43,7 @@ SEG_OCR = Family(
     defaults=_BILINEAR | {"align_corners": True, "dropout": 0.05},
     head_conv_bias=True,
     always=MIXED_1X1,
+    keypoints="none",
 )
 CLS = Family(
     "cls",

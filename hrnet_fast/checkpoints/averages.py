@@ -28,9 +28,10 @@ EMA_KEYS = (
     "averaged_model",
 )
 # Averages inside the state_dict of a full training module.
-EMA_PREFIXES = ("ema_model.", "model_ema.", "ema.", "swa_model.", "averaged_model.")
+EMA_PREFIXES = ("ema_model.", "ema_network.", "ema_net.", "model_ema.", "ema.", "swa_model.", "averaged_model.")
 # Counters beside the averages of torch.optim.swa_utils.AveragedModel, and of mmengine's.
-COUNTERS = ("n_averaged", "steps")
+AVERAGED_MODEL = "n_averaged"
+COUNTERS = (AVERAGED_MODEL, "steps")
 _MMCV = "ema_"
 
 
@@ -158,10 +159,9 @@ def flat_choice(state: Mapping[str, Tensor]) -> Choice | None:
             rest = {k: v for k, v in state.items() if not k.startswith(prefix)}
             beside = Place(f"the keys without {prefix}", rest) if len(rest) >= len(ema) // 2 else None
             return Choice(beside, Place(f"the keys under {prefix}", ema), "raw")
-    counters = [k for k in state if k.removeprefix("module.") in COUNTERS]
-    if counters and any(k.startswith("module.") for k in state):
-        ema = {k: v for k, v in state.items() if k not in counters}
-        return Choice(None, Place(f"an AveragedModel, with its counter {counters[0]}", ema), "ema")
+    if AVERAGED_MODEL in state and any(k.startswith("module.") for k in state):
+        ema = {k: v for k, v in state.items() if k != AVERAGED_MODEL}
+        return Choice(None, Place(f"an AveragedModel, with its counter {AVERAGED_MODEL}", ema), "ema")
     return None
 
 

@@ -34,7 +34,7 @@ def adapt_input(state: dict[str, Tensor], channels: int, notes: list[str]) -> di
             "adapted to others; leave in_channels out.",
             mismatched=((FIRST, tuple(weight.shape), (weight.shape[0], channels, *weight.shape[2:])),),
         )
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    wide = weight.float() if weight.dtype.itemsize < 4 else weight
     if channels == 1:
         adapted, how = wide.sum(dim=1, keepdim=True), "summed over R, G and B"
     else:

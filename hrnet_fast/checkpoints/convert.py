@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from hrnet_fast.checkpoints.family import Family, is_trunk
+from hrnet_fast.checkpoints.family import ANY_TRUNK, Family, is_trunk
 from hrnet_fast.checkpoints.parsing import Checkpoint, Source, parse_checkpoint
 from hrnet_fast.checkpoints.registry import FAMILIES, get_family
 from hrnet_fast.checkpoints.trunk import BACKBONE, WHOLE, shown_tops
@@ -20,14 +20,21 @@ IMAGENET_CLASSES = 1000
 
 
 def convert_checkpoint(
-    source: Source, to: str, *, family: str = "auto", torch04: bool = False, weights: str = "auto"
+    source: Source,
+    to: str,
+    *,
+    family: str = "auto",
+    part: str = BACKBONE,
+    torch04: bool = False,
+    weights: str = "auto",
 ) -> dict[str, Tensor]:
     """Return a checkpoint's tensors under another family's names.
 
     Within one family, and between families of the same layers, every tensor is handed over bit for bit. Where the
     target has no biases before its head's normalisations (mmsegmentation), the authors' fold into ``running_mean``
-    (the network computes the same in evaluation; in training those biases never mattered); the other way they are
-    zeros. ``to="backbone"`` and ``to="mm_backbone"`` take the one trunk of any checkpoint, whatever stands beside it.
+    (these layers compute the same in evaluation; in training those biases never mattered); the other way they are
+    zeros. What the target's code does otherwise and no file tells (``align_corners``, the decoding of heatmaps) is a
+    note. ``to="backbone"`` and ``to="mm_backbone"`` take the one trunk of any checkpoint, whatever stands beside it.
     A classification file becomes ``timm_features`` by leaving out what comes after its widening units, and the other
     way round those layers (for 1000 classes) are drawn at random; a note names them.
 
@@ -35,6 +42,7 @@ def convert_checkpoint(
         source: a path or mapping.
         to: one of :data:`FAMILIES`.
         family: of the source, or ``"auto"``.
+        part: with ``to="backbone"``, the prefix of the trunk that is meant, where several stand in the source.
         torch04: see :func:`parse_checkpoint`.
         weights: see :func:`parse_checkpoint`.
 
@@ -42,10 +50,13 @@ def convert_checkpoint(
         CheckpointError: as :func:`parse_checkpoint`, or a target that cannot hold the source's head.
     """
     target = get_family(to)
-    bare = target.name in ("backbone", "mm_backbone")
-    part = BACKBONE if bare else WHOLE
+    bare = target.name in ANY_TRUNK
+    if not bare and part != BACKBONE:
+        raise CheckpointError(f"part={part!r} names a trunk; to={to!r} writes a whole network. Give to='backbone'.")
+    part = part if bare else WHOLE
     checkpoint = parse_checkpoint(source, family=family, torch04=torch04, weights=weights, part=part)
     checkpoint = _with_head_of(checkpoint, target)
+    checkpoint = dataclasses.replace(checkpoint, notes=(*checkpoint.notes, *_untold(checkpoint, target)))
     checkpoint.log_notes()
     state, head = checkpoint.state, checkpoint.config.head
     if not (bare or _holds(target, head)):
@@ -59,9 +70,24 @@ def convert_checkpoint(
     return target.from_canonical(_with_biases(state) if target.head_conv_bias else _without_biases(state))
 
 
+def _untold(checkpoint: Checkpoint, target: Family) -> list[str]:
+    """What the file to be written does not tell, and whoever reads it will take otherwise."""
+    config, notes = checkpoint.config, []
+    expected = target.defaults.get("align_corners", False)
+    if target.name not in ANY_TRUNK and config.bilinear and config.align_corners != expected:
+        notes.append(f"{target.name} interpolates with align_corners={expected}, this network with the other")
+    if target.keypoints and checkpoint.keypoints and target.keypoints != checkpoint.keypoints:
+        notes.append(
+            f"{target.name} decodes heatmaps by {target.keypoints!r}, this network by {checkpoint.keypoints!r}"
+        )
+    if config.head.kind == "v2p" and config.head.pyramid_stride != 1:
+        notes.append(f"pyramid_stride={config.head.pyramid_stride} is not in the file written: give it when loading")
+    return notes
+
+
 def _holds(family: Family, head: HeadConfig) -> bool:
     """Whether files of `family` can have such a head."""
-    if head.kind not in family.heads or family.name == "pose_imagenet":
+    if head.kind not in family.heads or family.name in ("pose_imagenet", "csail"):
         return False
     widened = family.name == "timm_features"
     same_maps = head.kind != "features" or (head.feature_location == "incre") == widened

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from hrnet_fast.errors import CheckpointError
 
+# Families whose files tell nothing of the network that the trunk is of.
+ANY_TRUNK = ("backbone", "mm_backbone")
 _TRUNK = re.compile(r"(conv[12]|bn[12]|layer1|transition\d+|stage\d+)\.")
 
 
@@ -32,6 +34,7 @@ class Family:
             name, and may not be one that a rule gives.
         trunk_prefix: what stands before the trunk's keys.
         ignored: prefixes of what such files hold beside the HRNet (detection heads); dropped with a note.
+        ignored_endings: of the buffers that its own layers have beside those of PyTorch's; dropped with a note.
         defaults: fields of :class:`HRNetConfig` that the files do not tell.
         signs: ``(key prefix, fields, reason)``: what a key beside the HRNet tells of it. The fields go before
             `defaults`, with the reason as a note.
@@ -39,7 +42,8 @@ class Family:
             the head has no normalisation.
         always: fields of :class:`HeadConfig` that are the same in all its files; another head cannot be written so.
         keypoints: what its heatmaps' pixels stand for, unless told otherwise: a name in
-            :data:`hrnet_fast.keypoints.METHODS`; None where there are no heatmaps.
+            :data:`hrnet_fast.keypoints.METHODS`; ``"none"`` where its maps are no heatmaps; None where it has no maps,
+            or networks of both kinds.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Family:
     renames: tuple[tuple[str, str], ...] = ()
     trunk_prefix: str = ""
     ignored: tuple[str, ...] = ()
+    ignored_endings: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     signs: tuple[tuple[str, Mapping[str, Any], str], ...] = ()
     head_conv_bias: bool | None = None
@@ -84,7 +89,7 @@ class Family:
         if ignored:
             tops = sorted({k.split(".")[0] for k in ignored})
             notes.append(f"left out {len(ignored)} entries that are not HRNet's: {', '.join(tops)}")
-        kept = {k: v for k, v in state.items() if k not in set(ignored)}
+        kept = self.without_buffers({k: v for k, v in state.items() if k not in set(ignored)}, notes)
         stray = tuple(k for k in kept if self.trunk_prefix and is_trunk(k))
         if stray:
             raise CheckpointError(
@@ -110,6 +115,16 @@ class Family:
                 unexpected=foreign,
             )
         return out
+
+    def without_buffers(self, state: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+        """Leave out the buffers that this code base's own layers have; they are said in `notes`."""
+        kept = {k: v for k, v in state.items() if not (self.ignored_endings and k.endswith(self.ignored_endings))}
+        if len(kept) < len(state):
+            notes.append(
+                f"left out {len(state) - len(kept)} buffers of {self.name}'s own layers: "
+                f"{', '.join(self.ignored_endings)}"
+            )
+        return kept
 
     def from_canonical(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rename from the authors' names to this family's."""

@@ -38,6 +38,7 @@ def fit_head(
         return state, ()
     wanted = [k for k in expected if not is_trunk(k)]
     unfit = {_layer(k) for k in wanted if head == "drop" or k not in state or tuple(state[k].shape) != expected[k]}
+    unfit |= {_layer(k) for k in state if not is_trunk(k) and k not in expected}  # a bias that the network has not
     taken = {k: v for k, v in state.items() if is_trunk(k) or (k in expected and _layer(k) not in unfit)}
     drawn = tuple(k for k in wanted if k not in taken)
     left = [k for k in state if k not in taken]

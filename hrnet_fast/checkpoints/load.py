@@ -113,6 +113,8 @@ def load_backbone(
             f"load_backbone: {type(model).__name__} given; accepted is a network of this package. For another's, take "
             "convert_checkpoint(source, to='backbone') and its load_state_dict."
         )
+    if part == WHOLE:
+        raise CheckpointError(f"load_backbone takes a trunk: part={BACKBONE!r}, or the prefix of one of several.")
     overrides: dict[str, Any] = {} if in_channels is None else {"in_channels": in_channels}
     checkpoint = parse_checkpoint(source, family=family, part=part, weights=weights, **overrides)
     checkpoint.log_notes()
@@ -135,6 +137,7 @@ def load_backbone(
             mismatched=mismatched,
         )
     model.load_state_dict({k: v for k, v in given.items() if k in own}, strict=False)
+    model.notes = (*model.notes, *checkpoint.notes)
     return model
 
 

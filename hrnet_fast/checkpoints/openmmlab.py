@@ -108,6 +108,7 @@ MMSEG = Family(
     defaults={"upsample": "bilinear", "upsample_to": "scale_then_target", "init": "kaiming"},
     head_conv_bias=False,
     always=MIXED_1X1,
+    keypoints="none",
 )
 MMSEG_OCR = Family(
     "mmseg_ocr",
@@ -138,6 +139,7 @@ MMSEG_OCR = Family(
     },
     head_conv_bias=False,
     always=MIXED_1X1,
+    keypoints="none",
 )
 MMDET = Family(
     "mmdet",

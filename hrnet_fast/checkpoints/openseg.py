@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from hrnet_fast.checkpoints.family import Family
+from hrnet_fast.checkpoints.trunk import trunk_prefixes
 
 # Left by training with the ImageNet head kept.
 _IMAGENET_HEAD = ("backbone.incre_modules.", "backbone.downsamp_modules.", "backbone.final_layer.")
@@ -25,6 +26,7 @@ OPENSEG = Family(
     defaults=_DEFAULTS | {"dropout": 0.1},
     head_conv_bias=True,
     always={"mixing_kernel": 3, "output_bias": False},
+    keypoints="none",
 )
 OPENSEG_OCR = Family(
     "openseg_ocr",
@@ -42,13 +44,20 @@ OPENSEG_OCR = Family(
     defaults=_DEFAULTS | {"dropout": 0.05, "ocr_outputs": "tuple"},
     head_conv_bias=True,
     always={"mixing_kernel": 3, "attention_bias": True},
+    keypoints="none",
 )
 
 
-def uses_inplace_abn(keys: Iterable[str]) -> bool:
-    """Whether a file is of the repository's first branch, whose normalisations are in-place ABN.
+def uses_inplace_abn(keys: Collection[str]) -> bool:
+    """Whether a file is of the repository's first branch, whose normalisations are in-place ABN; under any prefix.
 
     There ``|w| + eps`` is the scale, and in the heads the layer is also a leaky ReLU; the head's normalisation has no
     ``0.`` in its key, since no ReLU stands beside it.
     """
-    return bool({"cls_head.1.weight", "conv3x3.1.weight"} & set(keys))
+    for prefix in trunk_prefixes(keys):
+        if prefix.endswith("backbone."):
+            outer = prefix.removesuffix("backbone.")
+            plain, ocr = {"cls_head.1.running_mean", "cls_head.3.weight"}, {"conv3x3.1.running_mean", "cls_head.weight"}
+            if any({outer + mark for mark in marks} <= set(keys) for marks in (plain, ocr)):
+                return True
+    return False

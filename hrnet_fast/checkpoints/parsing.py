@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Mapping
@@ -19,10 +20,10 @@ from hrnet_fast.checkpoints.heads import fit_head
 from hrnet_fast.checkpoints.infer import infer_config
 from hrnet_fast.checkpoints.openseg import uses_inplace_abn
 from hrnet_fast.checkpoints.recognition import as_backbone, recognise, recognise_trunk
-from hrnet_fast.checkpoints.trunk import WHOLE, trunk_prefixes
+from hrnet_fast.checkpoints.trunk import WHOLE
 from hrnet_fast.checkpoints.wrappers import absolute_scales, unwrap
 from hrnet_fast.checks import check_bool, check_text
-from hrnet_fast.config import HRNetConfig
+from hrnet_fast.config import READ_BY, HeadConfig, HRNetConfig
 from hrnet_fast.errors import CheckpointError, ConfigError, InputError
 from hrnet_fast.keypoints.methods import METHOD_OF_HEAD, check_method
 
@@ -89,14 +90,17 @@ def parse_checkpoint(
     Raises:
         CheckpointError: unreadable, unrecognised, incomplete or mis-shaped (the keys are in the message and, all of
             them, in its attributes), or without the weights asked for.
-        ConfigError: an override that does not exist or does not fit.
+        ConfigError: an override that does not exist, does not fit, or has no effect on this network.
+        InputError: an unknown `decode`, or one for a network without heatmaps; an argument of a wrong type.
     """
     check_text("checkpoint", part=part, head=head, weights=weights)
     check_bool("checkpoint", torch04=torch04)
     notes: list[str] = []
     data = source if isinstance(source, Mapping) else _read(source)
     raw = unwrap(data, notes, weights)
-    if "backbone." in trunk_prefixes(raw) and uses_inplace_abn(raw) and (part == WHOLE or not torch04):
+    if part != WHOLE and head != "exact":
+        raise ConfigError(f"head={head!r} is of whole checkpoints; part={part!r} takes a trunk, which has no head.")
+    if uses_inplace_abn(raw) and (part == WHOLE or not torch04):
         raise CheckpointError(
             "This openseg.pytorch file is normalised in place (InPlaceABN): its scales act as |w| + eps, and its heads "
             "have leaky ReLUs, which no network here has. part='backbone', torch04=True loads its trunk."
@@ -106,17 +110,17 @@ def parse_checkpoint(
         state = found.to_canonical(named, notes)
     else:
         found, state = recognise_trunk(raw, family, part, notes)
+        named = state
     if torch04:
         if found.name not in ("seg", "seg_ocr") and not uses_inplace_abn(raw):
             raise CheckpointError(
                 f"torch04 applies to the authors' segmentation files; this one is of family {found.name!r}."
             )
         state = absolute_scales(state)
-    given = overrides | {"decode": decode}
+    whole = found
     if part != WHOLE:
-        given |= {} if found.bare else {"upsample": "the family's"}
         found = as_backbone(found)
-    config = _infer(state, found, found.told_by(raw, notes), overrides)
+    config = _infer(state, found, found.told_by(named, notes), overrides)
     _check_decode(decode, config)
     state = adapt_input(state, config.in_channels, notes)
     state, drawn = fit_head(state, expected_shapes(config), head, notes)
@@ -133,7 +137,8 @@ def parse_checkpoint(
         )
     check_state(state, config, family=found.name, drawn=drawn)
     notes += odd_values(state)
-    assumed = assumptions(found, config, given)
+    whole = whole if part == WHOLE else dataclasses.replace(whole, keypoints=None)
+    assumed = assumptions(whole, config, overrides | {"decode": decode}, named)
     return Checkpoint(state, found, config, tuple(notes), decode or found.keypoints, drawn, assumed)
 
 
@@ -166,4 +171,20 @@ def _infer(
         config = config.override(**defaults)
     except ConfigError as error:
         raise CheckpointError(f"The checkpoint's shapes belong to no HRNet: {error}") from error
-    return config.override(**overrides)
+    changed = config.override(**overrides)
+    _check_effect(config, changed)
+    return changed
+
+
+def _check_effect(before: HRNetConfig, after: HRNetConfig) -> None:
+    """Refuse overrides that change a field which the network's head does not read."""
+    fields = [field.name for field in dataclasses.fields(HeadConfig)]
+    idle = [name for name in fields if getattr(before.head, name) != getattr(after.head, name)]
+    idle = [name for name in idle if after.head.kind not in READ_BY.get(name, (after.head.kind,))]
+    if before.align_corners != after.align_corners and not after.bilinear:
+        idle.append("align_corners")
+    if idle:
+        raise ConfigError(
+            f"{', '.join(idle)}: given, but without effect on this network, a {after.head.kind!r} head on "
+            f"{after.upsample} upsampling. Leave that out."
+        )

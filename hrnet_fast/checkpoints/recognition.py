@@ -6,7 +6,7 @@ import dataclasses
 
 from torch import Tensor
 
-from hrnet_fast.checkpoints.family import Family
+from hrnet_fast.checkpoints.family import ANY_TRUNK, Family
 from hrnet_fast.checkpoints.openseg import uses_inplace_abn
 from hrnet_fast.checkpoints.registry import FAMILIES, detect_family, get_family
 from hrnet_fast.checkpoints.trunk import BACKBONE, find_trunk, no_trunk, shown_tops, trunk_prefixes
@@ -35,10 +35,13 @@ def recognise(raw: dict[str, Tensor], family: str) -> tuple[Family, dict[str, Te
         raise no_trunk(raw)
     if len(prefixes) > 1:
         find_trunk(raw, BACKBONE)  # raises, and names them
+    trunk = find_trunk(raw, BACKBONE)
+    outside = [key for key in raw if not key.startswith(trunk.prefix)]
+    hint = f" Or remove {shown_tops(outside)} and pass the mapping, if the rest is one network." if outside else ""
     raise CheckpointError(
-        f"The checkpoint holds {find_trunk(raw, BACKBONE).describe()}, together no network that this package knows. "
-        "part='backbone' loads the trunk alone, load_backbone(model, source) fills a model's, "
-        "convert_checkpoint(source, to='backbone') writes it."
+        f"The checkpoint holds {trunk.describe()}, together no network that this package knows. part='backbone' loads "
+        "the trunk alone, load_backbone(model, source) fills a model's, convert_checkpoint(source, to='backbone') "
+        f"writes it.{hint}"
     )
 
 
@@ -50,15 +53,16 @@ def recognise_trunk(
     if trunk.beside:
         notes.append(f"left out {len(trunk.beside)} entries beside the trunk: {shown_tops(trunk.beside)}")
     if family != "auto":
-        return get_family(family), trunk.state
+        named = get_family(family)
+        return named, named.without_buffers(trunk.state, notes)
     if uses_inplace_abn(raw):
         return FAMILIES["openseg"], trunk.state
     for inner in ("backbone.", ""):
         if trunk.prefix.endswith(inner):
             outer = trunk.prefix.removesuffix(inner)
             found = detect_family({k.removeprefix(outer): v for k, v in raw.items() if k.startswith(outer)})
-            if found is not None and not found.bare:
-                return found, trunk.state
+            if found is not None and found.name not in ANY_TRUNK:
+                return found, found.without_buffers(trunk.state, notes)
     return FAMILIES["backbone"], trunk.state
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hrnet_fast.checkpoints import authors, openmmlab, openseg, timm
+from hrnet_fast.checkpoints import authors, csail, openmmlab, openseg, timm
 from hrnet_fast.checkpoints.family import Family
 from hrnet_fast.errors import CheckpointError, shown
 
@@ -49,6 +49,7 @@ _ORDERED = (
     authors.CLS,
     timm.TIMM,  # the same names as cls, which therefore comes first; both compute the same
     timm.TIMM_FEATURES,
+    csail.CSAIL,
     authors.BACKBONE,
 )
 FAMILIES: dict[str, Family] = {family.name: family for family in _ORDERED}

@@ -8,12 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hrnet_fast.checkpoints.averages import RAW_KEYS, Choice, Chooser, flat_choice, opened, wrapped_choice
+from hrnet_fast.checkpoints.averages import (
+    AVERAGED_MODEL,
+    RAW_KEYS,
+    Choice,
+    Chooser,
+    flat_choice,
+    opened,
+    wrapped_choice,
+)
 from hrnet_fast.errors import CheckpointError
 
 PREFIXES = ("module.", "model.", "_orig_mod.", "1.")  # the last is the authors' wrapper for half precision
 # Entries of full training modules that are no weights of the network.
-DROPPED = ("loss.", "criterion.", "data_preprocessor.", "ema_")
+DROPPED = ("loss.", "criterion.", "data_preprocessor.")
 
 
 def unwrap(data: Any, notes: list[str], weights: str = "auto") -> dict[str, Tensor]:
@@ -49,11 +57,12 @@ def unwrap(data: Any, notes: list[str], weights: str = "auto") -> dict[str, Tens
         raise CheckpointError(f"The checkpoint holds no tensor; its entries are {_shown(others) or 'none'}.")
     if others:
         notes.append(f"ignored entries that are no tensors: {_shown(others)}")
+    tensors = _strip(tensors)  # averages stand beside the weights under whatever wraps both
     inside = flat_choice(tensors)
     if inside is not None:
-        tensors = dict(chooser.take(inside))
+        tensors = _strip(dict(chooser.take(inside)))
     chooser.finish()
-    return _drop(_strip(tensors), notes)
+    return _drop(tensors, notes)
 
 
 def _note_the_rest(data: Mapping[Any, Any], choice: Choice, taken: Mapping[Any, Any], notes: list[str]) -> None:
@@ -80,6 +89,8 @@ def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     while stripped:
         stripped = False
         for prefix in PREFIXES:
+            if prefix == "module." and AVERAGED_MODEL in state:
+                continue  # by which its averages are known
             inside = [k for k in state if k.startswith(prefix)]
             outside = [k for k in state if not k.startswith(prefix)]
             if inside and all(k.startswith(DROPPED) or "." not in k for k in outside):
@@ -89,7 +100,7 @@ def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _drop(state: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
-    dropped = [k for k in state if k.startswith(DROPPED) or ".loss_" in k]
+    dropped = [k for k in state if k.startswith(DROPPED) or ".loss_" in k or (k.startswith("ema_") and "." not in k)]
     if dropped:
         notes.append(f"dropped entries that are no weights of the network: {_shown(dropped)}")
     return {k: v for k, v in state.items() if k not in set(dropped)}

@@ -78,18 +78,27 @@ def info(what: str, family: str, part: str, input_size: str | None, weights: str
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--to", "target", required=True, help="Family whose names the output takes; a wrong one lists all.")
 @click.option("--family", default="auto", show_default=True, help="The source's family, where it is not to be guessed.")
+@click.option("--part", default="backbone", show_default=True, help="With --to backbone: the prefix of one of several.")
 @click.option("--force", is_flag=True, help="Replace OUTPUT if it exists.")
 @weights_option
 @torch04_option
 @json_option
 def convert(
-    source: Path, output: Path, target: str, family: str, force: bool, weights: str, torch04: bool, as_json: bool
+    source: Path,
+    output: Path,
+    target: str,
+    family: str,
+    part: str,
+    force: bool,
+    weights: str,
+    torch04: bool,
+    as_json: bool,
 ) -> None:
     """Write SOURCE's weights to OUTPUT (.pth, .pt, .safetensors) under another family's names, whole or not at all."""
     from hrnet_fast.checkpoints import convert_checkpoint, save_checkpoint
 
     show_notes()
-    state = convert_checkpoint(source, to=target, family=family, torch04=torch04, weights=weights)
+    state = convert_checkpoint(source, to=target, family=family, part=part, torch04=torch04, weights=weights)
     save_checkpoint(state, output, overwrite=force)
     done = {"output": str(output), "family": target, "tensors": len(state)}
     if as_json:

@@ -171,9 +171,6 @@ def _load(checkpoint: Path, task: str, given: dict[str, Any], **how: Any) -> HRN
     overrides = {name: value for name, value in given.items() if value is not None}
     model = load_checkpoint(checkpoint, **how, **overrides)
     check_head(model, TASKS[task].heads, task, checkpoint)
-    # Logits of segmentation come to the image's size bilinearly, whatever the network does inside.
-    if "align_corners" in overrides and not (model.config.bilinear or task == "segmentation"):
-        raise InputError("--align-corners: this network does not interpolate bilinearly; leave that out.")
     return model
 
 

@@ -71,8 +71,10 @@ def export_dynamic(
             module = FoldedNetwork(_wide(plan), tensors, resample=resample)
             names = _dimensions(module, axes)
             program = _traced(module, names)
+            # A file's plans have no other batch: the program is compared with them one part of a batch after the other.
+            batches = 3 if saved is not None and "batch" in axes else 1
             for other in others:
-                _compare(program, FoldedNetwork(other, tensors), free_batch="batch" in axes)
+                _compare(program, FoldedNetwork(other, tensors), batches)
             if (plan.dtype, result) != (module.plan.dtype, module.result):
                 program = _traced(FoldedNetwork(plan, tensors, result, resample=resample), names)
             return program, names
@@ -86,20 +88,22 @@ def export_dynamic(
 
 def _trials(plan: Plan, axes: Sequence[str], resample: Resample, saved: Sequence[Shape] | None) -> list[Shape]:
     """Shapes to compare at, other than the plan's own in what is free; a free batch is compared at any of them."""
-    _, c, *own = plan.input_shape
+    n, c, *own = plan.input_shape
+    batch = 3 * n if "batch" in axes else n  # one that the program is not made at
     free = [axis in axes for axis in ("height", "width")]
     if not any(free):
-        return [plan.input_shape]
+        return [plan.input_shape if saved is not None else (batch, c, *own)]
     if saved is not None:
         fits = [s for s in saved if all(f or a == b for f, a, b in zip(free, s[2:], own, strict=True))]
         others = [s for s in fits if all(a != b for f, a, b in zip(free, s[2:], own, strict=True) if f) and s[1] == c]
+        others = [s for s in others if "batch" in axes or s[0] == n]
         if not others:
             raise InputError(
                 "this engine was loaded from a file that holds no second size to compare with; save it with one: "
                 "engine.save(path, shapes=[...])."
             )
         return others
-    return [_at(plan, axes, size) for size in ((_EVEN, _ODD) if resample == "target" else (_EVEN,))]
+    return [(batch, *_at(plan, axes, size)[1:]) for size in ((_EVEN, _ODD) if resample == "target" else (_EVEN,))]
 
 
 def _at(plan: Plan, axes: Sequence[str], size: tuple[int, int]) -> Shape:
@@ -133,9 +137,8 @@ def _traced(module: FoldedNetwork, names: Mapping[int, str]) -> torch.export.Exp
         raise InputError(f"torch.export says: {told}.") from error
 
 
-def _compare(program: torch.export.ExportedProgram, reference: FoldedNetwork, free_batch: bool) -> None:
-    """Raise HRNetFastError unless the program answers as the plan of another shape does, batch by batch."""
-    batches = 3 if free_batch else 1
+def _compare(program: torch.export.ExportedProgram, reference: FoldedNetwork, batches: int) -> None:
+    """Raise HRNetFastError unless the program answers as the plan of another shape does, given so many batches."""
     one = reference.example()
     random = torch.Generator().manual_seed(0)
     x = torch.rand((batches * one.shape[0], *one.shape[1:]), generator=random)

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from hrnet_fast.checks import check_bool, check_integer, check_numbers
 from hrnet_fast.errors import InputError, shown
-from hrnet_fast.keypoints import Pairs, flip_back, mirror_order, named_method, needs_shift
+from hrnet_fast.keypoints import Pairs, flip_back, mirror_order, needs_shift
+from hrnet_fast.keypoints.methods import named_method
 
 Network = Callable[[Tensor], Tensor]
 
@@ -26,7 +27,7 @@ def flip_test(network: Network, x: Tensor, pairs: Pairs = (), *, shift: bool | N
             ``"cofw"``, ``"aflw"``); empty for segmentation.
         shift: move the flipped-back maps one pixel to the right, as the authors' pose evaluation does
             (``TEST.SHIFT_HEATMAP``): heatmaps of a mirror image are not aligned with the image's. None: where there
-            are pairs, and the network's ``keypoints`` is ``"msra"``, ``"dark"`` or not known
+            are pairs, and the network's ``keypoints`` (or a wrapped network's) is ``"msra"``, ``"dark"`` or not known
             (:func:`hrnet_fast.keypoints.needs_shift`).
 
     Raises:

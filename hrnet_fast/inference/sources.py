@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.planning.lower import make_plan
-from hrnet_fast.keypoints import named_method
+from hrnet_fast.keypoints.methods import named_method
 
 
 class Living:

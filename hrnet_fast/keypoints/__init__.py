@@ -5,7 +5,7 @@ from hrnet_fast.keypoints.datasets import DATASETS, Dataset, dataset_of
 from hrnet_fast.keypoints.decoding import decode_keypoints
 from hrnet_fast.keypoints.encoding import encode_keypoints
 from hrnet_fast.keypoints.flipping import Pairs, flip_back, mirror_order, needs_shift
-from hrnet_fast.keypoints.methods import METHODS, named_method
+from hrnet_fast.keypoints.methods import METHODS
 
 __all__ = [
     "DATASETS",
@@ -19,7 +19,6 @@ __all__ = [
     "fit_box",
     "flip_back",
     "mirror_order",
-    "named_method",
     "needs_shift",
     "to_image",
     "to_input",

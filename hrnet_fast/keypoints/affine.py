@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hrnet_fast.checks import check_number, check_numbers
+from hrnet_fast.checks import check_number, check_numbers, check_tensor
 from hrnet_fast.errors import InputError, shown
 from hrnet_fast.keypoints.methods import check_method, check_size
 
@@ -24,6 +24,8 @@ def fit_box(box: Box, size: Sequence[int], padding: float = 1.25) -> Box:
     left, top, width, height = _checked(box)
     rows, columns = check_size("fit_box", "size", size)
     check_number("fit_box", "padding", padding)
+    if padding <= 0:
+        raise InputError(f"fit_box: padding={padding} must be positive.")
     aspect = columns / rows
     w, h = max(width, height * aspect) * padding, max(height, width / aspect) * padding
     return (left + width / 2 - w / 2, top + height / 2 - h / 2, w, h)
@@ -55,7 +57,7 @@ def to_image(points: Tensor, boxes: Tensor, input_size: Sequence[int]) -> Tensor
         input_size: (H, W).
     """
     height, width = check_size("to_image", "input_size", input_size)
-    corner, size = _corners("to_image", points, boxes)
+    points, corner, size = _corners("to_image", points, boxes)
     return torch.stack([points[..., 0] / width, points[..., 1] / height], dim=-1) * size + corner
 
 
@@ -70,7 +72,7 @@ def to_input(points: Tensor, boxes: Tensor, input_size: Sequence[int], method: s
     """
     check_method("to_input", method)
     height, width = check_size("to_input", "input_size", input_size)
-    corner, size = _corners("to_input", points, boxes)
+    points, corner, size = _corners("to_input", points, boxes)
     share, less = (points - corner) / size, int(method == "udp")
     return torch.stack([share[..., 0] * (width - less), share[..., 1] * (height - less)], dim=-1)
 
@@ -89,6 +91,7 @@ def warp_matrix(box: Box, input_size: Sequence[int], method: str = "msra", rotat
     """
     check_method("warp_matrix", method)
     height, width = check_size("warp_matrix", "input_size", input_size)
+    check_number("warp_matrix", "rotation", rotation)
     left, top, box_width, box_height = _checked(box)
     udp = method == "udp"
     angle = math.radians(rotation if udp else -rotation)
@@ -104,10 +107,14 @@ def warp_matrix(box: Box, input_size: Sequence[int], method: str = "msra", rotat
     )
 
 
-def _corners(what: str, points: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+def _corners(what: str, points: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Points, corners and sizes of boxes, all in the points' dtype or, of integers and half precision, in float32."""
+    check_tensor(what, "points", points)
+    check_tensor(what, "boxes", boxes)
     if points.dim() != 3 or points.shape[2] != 2 or boxes.shape != (points.shape[0], 4):
         raise InputError(
             f"{what}: points {list(points.shape)} and boxes {list(boxes.shape)} given; accepted are [N, K, 2] and "
             "[N, 4]."
         )
-    return boxes[:, None, :2].to(points), boxes[:, None, 2:].to(points)
+    points = points.to(torch.promote_types(points.dtype, torch.float32))
+    return points, boxes[:, None, :2].to(points), boxes[:, None, 2:].to(points)

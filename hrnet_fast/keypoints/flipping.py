@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hrnet_fast.checks import check_bool, check_integer, check_tensor
 from hrnet_fast.errors import InputError
 from hrnet_fast.keypoints.datasets import get_dataset
-from hrnet_fast.keypoints.methods import check_method
+from hrnet_fast.keypoints.methods import NO_HEATMAPS, check_method
 
 Pairs = str | Sequence[tuple[int, int]] | Sequence[int]
 
@@ -32,7 +33,10 @@ def mirror_order(pairs: Pairs, channels: int) -> list[int]:
         if dataset.channels != channels:
             raise InputError(f"pairs={pairs!r} are of {dataset.channels} keypoints; the network has {channels}.")
         pairs = dataset.pairs
+    check_integer("mirror_order", "channels", channels, least=0)
     given = _listed(pairs)
+    if any(isinstance(item, bool) for item in given):
+        raise InputError(f"pairs={_short(pairs)} given; {_ACCEPTED}")
     if all(isinstance(item, int) for item in given):
         order = given or list(range(channels))
         if sorted(order) != list(range(channels)) or any(order[order[i]] != i for i in range(channels)):
@@ -57,10 +61,11 @@ def needs_shift(method: str | None) -> bool:
     ``msra`` and ``dark``: yes; heatmap pixel p stands for input pixel 4p, and its mirror image, w - 1 - p, for one that
     lies 3 input pixels beside the mirror image of 4p (authors' ``TEST.SHIFT_HEATMAP``, mmpose's ``shift_heatmap``).
     ``udp``: no; both ends of a row meet. ``face``: no; the half pixel that is added after truncation leaves a quarter
-    heatmap pixel between the two, where a shift would leave five quarters. None, where nothing is known: yes.
+    heatmap pixel between the two, where a shift would leave five quarters. ``none``, of maps that are no heatmaps: no.
+    None, where nothing is known: yes.
     """
-    if method is None:
-        return True
+    if method in (None, NO_HEATMAPS):
+        return method is None
     check_method("needs_shift", method)
     return method in ("msra", "dark")
 
@@ -73,6 +78,10 @@ def flip_back(heatmaps: Tensor, pairs: Pairs, *, shift: bool) -> Tensor:
         pairs: see :func:`mirror_order`.
         shift: move the maps one pixel to the right; the first column stays (authors' ``lib/core/function.py``).
     """
+    check_tensor("flip_back", "heatmaps", heatmaps)
+    check_bool("flip_back", shift=shift)
+    if heatmaps.dim() != 4:
+        raise InputError(f"flip_back: heatmaps {list(heatmaps.shape)} given; accepted are [N, K, h, w].")
     back = heatmaps.flip(3)
     order = mirror_order(pairs, heatmaps.shape[1])
     if order != list(range(len(order))):

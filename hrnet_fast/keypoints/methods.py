@@ -20,8 +20,11 @@ import torch
 from hrnet_fast.errors import InputError, shown
 
 METHODS = ("msra", "dark", "udp", "face")
-# What networks with such a head are trained with, where nothing else is known of them.
-METHOD_OF_HEAD = {"v1": "msra", "v1h": "msra", "v2": "msra", "face": "face"}
+# In a method's place, where maps are known to be no heatmaps (segmentation).
+NO_HEATMAPS = "none"
+# Heads whose maps may be heatmaps, and what the first code base with that head trains with. V1h and V2 serve
+# segmentation too.
+METHOD_OF_HEAD: dict[str, str | None] = {"v1": "msra", "v1h": None, "v2": None, "face": "face"}
 
 
 def check_method(what: str, method: str) -> None:
@@ -31,9 +34,15 @@ def check_method(what: str, method: str) -> None:
 
 
 def named_method(network: object) -> str | None:
-    """Return the convention that a network or an engine names as its ``keypoints``, if it does."""
-    found = getattr(network, "keypoints", None)
-    return found if isinstance(found, str) and found in METHODS else None
+    """Return what a network, what it wraps (DataParallel) or an engine names as its ``keypoints``, if it does.
+
+    Raises:
+        InputError: a name that is none.
+    """
+    found = getattr(network, "keypoints", getattr(getattr(network, "module", None), "keypoints", None))
+    if isinstance(found, str) and found != NO_HEATMAPS:
+        check_method("keypoints", found)
+    return found if isinstance(found, str) else None
 
 
 def check_size(what: str, name: str, size: Sequence[int], least: int = 1) -> tuple[int, int]:
@@ -44,9 +53,9 @@ def check_size(what: str, name: str, size: Sequence[int], least: int = 1) -> tup
     """
     try:
         height, width = (int(side) for side in size)
-        if [height, width] != list(size) or min(height, width) < least:
+        if [height, width] != list(size) or min(height, width) < least or any(isinstance(s, bool) for s in size):
             raise ValueError
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(
             f"{what}: {name}={shown(size)} given; accepted is (height, width), whole numbers of at least {least}."
         ) from None

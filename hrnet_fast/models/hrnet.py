@@ -45,7 +45,7 @@ class HRNet(HRNetReference):
     """
 
     # What heatmaps' pixels stand for (`hrnet_fast.keypoints.METHODS`): the family's or the head's convention, and yours
-    # to set; None where the head has no heatmaps.
+    # to set; "none" where the head's maps are no heatmaps; None where it has none, or that is not known.
     keypoints: str | None
     # Set by `accelerate`: how the stem and the head execute, which have no module of their own.
     fast_settings: Settings | None = None

@@ -8,6 +8,7 @@ from typing import Any
 
 from hrnet_fast.config import HRNetConfig
 from hrnet_fast.errors import ConfigError, shown
+from hrnet_fast.keypoints.methods import NO_HEATMAPS
 from hrnet_fast.models.hrnet import HRNet
 from hrnet_fast.models.variants import VARIANTS, Variant
 
@@ -58,4 +59,7 @@ def create_model(name: str, *, impl: str = "auto", **overrides: Any) -> HRNet:
         ConfigError: an unknown name or field.
         ImplementationError: a named implementation that cannot run here.
     """
-    return HRNet(get_config(name, **overrides), impl=impl)
+    model = HRNet(get_config(name, **overrides), impl=impl)
+    task = get_variant(name).task
+    model.keypoints = model.keypoints or {"pose": "msra", "segmentation": NO_HEATMAPS}.get(task)
+    return model

@@ -97,13 +97,15 @@ def check_channels(channels: int) -> None:
 
 
 def as_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Return an 8-bit picture as grey (1), RGB (3) or RGBA (4).
+    """Return a picture as grey (1), RGB (3) or RGBA (4) of 8 bits.
 
     Raises:
         InputError: another number of channels, which pictures do not have.
     """
     check_channels(channels)
     mode = MODES[channels]
+    if image.mode in (*_INTEGERS, "F"):  # which Pillow's conversion clips
+        return eight_bits(image, "image", channels)
     return image if image.mode == mode else image.convert(mode)
 
 

@@ -21,6 +21,7 @@ from hrnet_fast.keypoints import (
     needs_shift,
     to_image,
 )
+from hrnet_fast.keypoints.methods import check_method, named_method
 from hrnet_fast.tasks import draw
 from hrnet_fast.tasks.images import crop, to_tensor
 from hrnet_fast.tasks.pixels import as_channels
@@ -52,9 +53,9 @@ def decoding(model: Network, options: Options) -> str:
     Raises:
         InputError: an unknown method.
     """
-    method = options.decode or model.keypoints or "msra"
-    if method not in METHODS:
-        raise InputError(f"decode={method!r} is not one of {', '.join(METHODS)}.")
+    named = named_method(model)
+    method = options.decode or (named if named in METHODS else "msra")
+    check_method("decode", method)
     return method
 
 

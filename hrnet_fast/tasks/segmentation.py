@@ -22,12 +22,19 @@ CITYSCAPES = (
     "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
 )  # fmt: skip
 
+LIP_CLASSES = 20
+
 
 def predict_segmentation(model: Network, image: Image.Image, options: Options) -> Prediction:
     """Classify every pixel at the network's input size and bring the logits to the image's by bilinear upsampling.
 
-    The label map is grey of 8 bits, or of 16 bits for more than 255 classes: of 8 bits, 255 marks pixels to ignore.
+    The label map is grey of 8 bits, or of 16 bits for more than 255 classes: data sets mark pixels to ignore by 255.
     """
+    if options.flip and model.config.head.num_outputs == LIP_CLASSES:
+        raise InputError(
+            f"flip: of LIP's {LIP_CLASSES} classes a mirror swaps left and right ones, and this network has as many. "
+            "hrnet_fast.flip_test(network, x, pairs) takes pairs: [(14, 15), (16, 17), (18, 19)] for LIP, () for none."
+        )
     height, width = options.size or (image.height, image.width)
     given = as_channels(image, model.config.in_channels)
     x = to_tensor(by_bands(given, lambda band: band.resize((width, height), Image.Resampling.BILINEAR)))

@@ -83,7 +83,9 @@ def test_networks_without_maps(network: Any) -> None:
 
 
 @pytest.mark.parametrize("pairs", [[(1, 3)], [0, 3, 2, 1], torch.tensor([0, 3, 2, 1])])
-@pytest.mark.parametrize(("keypoints", "shift"), [("msra", True), (None, True), ("udp", False), ("face", False)])
+@pytest.mark.parametrize(
+    ("keypoints", "shift"), [("msra", True), (None, True), ("udp", False), ("face", False), ("none", False)]
+)
 def test_the_shift_follows_pairs_and_network(pairs: Any, keypoints: str | None, shift: bool) -> None:
     class Named:
         def __call__(self, x: Tensor) -> Tensor:
@@ -95,6 +97,24 @@ def test_the_shift_follows_pairs_and_network(pairs: Any, keypoints: str | None, 
     x = image(8, 12)
     assert torch.equal(hf.flip_test(network, x, pairs), hf.flip_test(network, x, [(1, 3)], shift=shift))
     assert torch.equal(hf.flip_test(network, x), hf.flip_test(network, x, shift=False))
+
+
+@pytest.mark.parametrize("keypoints", ["udp", "face", "none"])
+def test_a_wrapped_network_keeps_its_convention(keypoints: str) -> None:
+    model, x = tiny("v1", 4), image(64, 64)
+    model.keypoints = keypoints
+    pairs = [(1, 3)]
+    assert torch.equal(hf.flip_test(torch.nn.DataParallel(model), x, pairs), hf.flip_test(model, x, pairs, shift=False))
+    model.keypoints = "UDP"
+    with pytest.raises(InputError, match="'UDP' is not one of"):
+        hf.flip_test(model, x, pairs)
+
+
+def test_mirrored_classes_of_segmentation_are_not_shifted() -> None:
+    """As the authors' evaluation of LIP, which swaps left and right classes."""
+    seg, x = hf.load_checkpoint(tiny("v2", 20).state_dict()), image(64, 64)
+    pairs = [(14, 15), (16, 17), (18, 19)]
+    assert torch.equal(hf.flip_test(seg, x, pairs), hf.flip_test(seg, x, pairs, shift=False))
 
 
 def test_an_engine_knows_its_models_convention(tmp_path: Path) -> None:

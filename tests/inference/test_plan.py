@@ -91,6 +91,7 @@ def test_golden(name: str) -> None:
         "timm",
         "seg_ocr",
         "higher_hrnet",
+        "openseg_ocr",
     )
 
 

@@ -25,7 +25,8 @@ HEATMAPS = {
 
 def test_families_of_heatmaps_have_one() -> None:
     named = {name: family.keypoints for name, family in hf.FAMILIES.items() if family.keypoints}
-    assert named == {name: method for name, (_, method) in HEATMAPS.items()}
+    segmentation = ("seg", "seg_ocr", "mmseg", "mmseg_ocr", "openseg", "openseg_ocr")
+    assert named == {name: method for name, (_, method) in HEATMAPS.items()} | dict.fromkeys(segmentation, "none")
 
 
 @pytest.mark.parametrize("family", HEATMAPS)
@@ -39,9 +40,15 @@ def test_a_checkpoint_brings_its_familys(family: str) -> None:
         hf.load_checkpoint(state, decode="simcc")
 
 
-@pytest.mark.parametrize(("head", "method"), [("v1", "msra"), ("v2", "msra"), ("face", "face"), ("c", None)])
+@pytest.mark.parametrize(("head", "method"), [("v1", "msra"), ("v2", None), ("face", "face"), ("c", None)])
 def test_a_network_without_a_family_has_its_heads(head: str, method: Any) -> None:
     assert tiny(head).keypoints == method
+
+
+def test_named_networks_have_their_tasks() -> None:
+    with torch.device("meta"):
+        found = [hf.create_model(f"hrnetv2_w18_{task}").keypoints for task in ("pose", "seg", "face")]
+    assert found == ["msra", "none", "face"]
 
 
 def test_what_has_no_heatmaps_is_not_decoded() -> None:
