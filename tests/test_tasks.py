@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_networks import tiny
 
 import hrnet_fast as hf
 from hrnet_fast import HRNet, HRNetConfig, InputError

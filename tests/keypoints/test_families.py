@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import pytest
+import torch
 from tiny_networks import tiny
 
 import hrnet_fast as hf
