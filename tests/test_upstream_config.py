@@ -107,7 +107,7 @@ def backbone(width: int = 18, **options: Any) -> dict[str, Any]:
 FCN = {
     "type": "FCNHead", "in_channels": [18, 36, 72, 144], "in_index": (0, 1, 2, 3), "channels": 270,
     "input_transform": "resize_concat", "kernel_size": 1, "num_convs": 1, "concat_input": False,
-    "num_classes": 19, "align_corners": False,
+    "num_classes": 19, "align_corners": False, "dropout_ratio": -1, "norm_cfg": {"type": "BN", "requires_grad": True},
 }  # fmt: skip
 OCR = FCN | {"type": "OCRHead", "channels": 512, "ocr_channels": 256}
 SYNC = {"type": "SyncBN", "requires_grad": True}
@@ -125,12 +125,13 @@ OPENMMLAB: dict[str, tuple[dict[str, Any], hf.HRNetConfig]] = {
         hf.HRNetConfig.make(32, "v1", 133, init="kaiming"),
     ),
     "mmseg_fcn": (
-        {"type": "EncoderDecoder", "backbone": backbone(18, norm_cfg=SYNC, norm_eval=False), "decode_head": FCN},
+        {"type": "EncoderDecoder", "backbone": backbone(18, norm_cfg=SYNC, norm_eval=False),
+         "decode_head": FCN | {"norm_cfg": SYNC}},
         hf.HRNetConfig.make(18, "v2", 19, conv_bias=False, norm_kind="syncbn", **MMSEG),
     ),
     "mmseg_ocr": (
-        {"type": "CascadeEncoderDecoder", "backbone": backbone(48, norm_cfg=SYNC), "decode_head": [FCN, OCR]},
-        hf.HRNetConfig.make(48, "ocr", 19, conv_bias=False, norm_kind="syncbn", ocr_outputs="main", dropout=0.0,
+        {"type": "CascadeEncoderDecoder", "backbone": backbone(48), "decode_head": [FCN, OCR]},
+        hf.HRNetConfig.make(48, "ocr", 19, conv_bias=False, ocr_outputs="main", dropout=0.0,
                             align_corners=False, **MMSEG),
     ),
     "mmdet": (
@@ -162,7 +163,7 @@ def test_mmpose_final_kernel_is_read() -> None:
     head = {"out_channels": 17, "num_deconv_layers": 0, "extra": {"final_conv_kernel": 3}}
     config = read({"backbone": backbone(), "keypoint_head": head})
     assert config.head.kernel_size == 3
-    head = {"out_channels": 17, "deconv_out_channels": None, "final_layer": {"kernel_size": 3}}
+    head = {"out_channels": 17, "deconv_out_channels": None, "final_layer": {"kernel_size": 3, "padding": 1}}
     assert read({"backbone": backbone(), "head": head}).head.kernel_size == 3
 
 

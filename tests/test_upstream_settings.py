@@ -59,8 +59,16 @@ DEKR: Mapping = {"MODEL": {"NAME": "hrnet_dekr", "NUM_JOINTS": 17, "SPEC": {
                "FUSE_METHOD": ["SUM"] * 3}}}}  # fmt: skip
 NECK: Mapping = {"type": "HRFPN", "in_channels": [18, 36, 72, 144], "out_channels": 256}
 HEATMAP: Mapping = {"type": "HeatmapHead", "in_channels": 18, "out_channels": 17, "deconv_out_channels": None}
+MSRA: Mapping = {"type": "MSRAHeatmap", "input_size": (192, 256), "heatmap_size": (48, 64), "sigma": 2}
+UDP: Mapping = MSRA | {"type": "UDPHeatmap"}
 DET: Mapping = {"backbone": backbone(), "neck": NECK}
 MMPOSE: Mapping = {"backbone": backbone(), "head": HEATMAP}
+HEATMAP_0X: Mapping = {"type": "TopdownHeatmapSimpleHead", "in_channels": 18, "out_channels": 17,
+                       "num_deconv_layers": 0}  # fmt: skip
+MMPOSE_0X: Mapping = {"backbone": backbone(), "keypoint_head": HEATMAP_0X}
+LANDMARKS: Mapping = {"backbone": backbone(extra=changed(lower_stages(18), "stage4.multiscale_output", True)), "head": {
+    "type": "HeatmapHead", "in_channels": 270, "out_channels": 98, "deconv_out_channels": None,
+    "conv_out_channels": (270,), "conv_kernel_sizes": (1,)}}  # fmt: skip
 MMSEG: Mapping = {"backbone": backbone(), "decode_head": FCN}
 MMSEG_OCR: Mapping = {"backbone": backbone(), "decode_head": [FCN, OCR]}
 AE_0X: Mapping = {"type": "AEHigherResolutionHead", "in_channels": 18, "num_joints": 14, "tag_per_joint": True,
@@ -273,20 +281,35 @@ REFUSED: list[tuple[Mapping, str, Any]] = [
     (MMPOSE, "head.conv_out_channels", (64, 64)),
     (MMPOSE, "head.in_channels", 32),
     (MMPOSE, "head.final_layer", None),
+    (MMPOSE, "head.final_layer", {"kernel_size": 3}),
+    (changed(MMPOSE, "head.final_layer", {"kernel_size": 3, "padding": 1}), "head.final_layer.padding", 0),
+    (MMPOSE, "head.decoder.type", "MegviiHeatmap"),
+    (changed(MMPOSE, "head.decoder", UDP), "head.decoder.heatmap_type", "combined"),
+    (changed(MMPOSE, "head.decoder", MSRA), "head.decoder.new", 1),
+    (changed(MMPOSE, "head.decoder", MSRA), "head.decoder.unbiased", "False"),
+    (MMPOSE_0X, "keypoint_head.decoder", MSRA),
+    (MMPOSE_0X, "test_cfg.target_type", "CombinedTarget"),
+    (MMPOSE_0X, "test_cfg.post_process", "megvii"),
+    (MMPOSE_0X, "test_cfg.post_process", None),
+    (MMPOSE_0X, "test_cfg.use_udp", "True"),
     (MMPOSE, "head.type", "RegressionHead"),
     (MMPOSE, "neck", {"type": "FeatureMapProcessor", "concat": True}),
     (MMPOSE, "neck", {"type": "GlobalAveragePooling"}),
     (MMPOSE, "backbone.extra.stage4.multiscale_output", True),
     (MMSEG, "decode_head.type", "ASPPHead"),
     (MMSEG, "decode_head.channels", 512),
-    (MMSEG, "decode_head.dropout_ratio", 0.1),
+    (MMSEG, "decode_head.dropout_ratio", "0.1"),
     (MMSEG, "decode_head.in_index", (0, 1)),
     (MMSEG, "decode_head.input_transform", "multiple_select"),
     (MMSEG, "decode_head.act_cfg", {"type": "GELU"}),
     (MMSEG, "decode_head.conv_cfg", {"type": "ConvWS"}),
     (MMSEG, "decode_head.norm_cfg", {"type": "SyncBN"}),
+    (MMSEG, "decode_head.norm_cfg", None),
     (MMSEG, "decode_head.align_corners", True),
     (MMSEG, "decode_head.kernel_size", 3),
+    (MMSEG_OCR, "decode_head", [FCN | {"dropout_ratio": 0.1}, OCR]),
+    (MMSEG_OCR, "decode_head", [{k: v for k, v in FCN.items() if k != "dropout_ratio"}, OCR]),
+    (MMSEG_OCR, "decode_head", [FCN, OCR | {"norm_cfg": None}]),
     (MMSEG_OCR, "decode_head", [FCN, OCR | {"scale": 2}]),
     (MMSEG_OCR, "decode_head", [FCN, OCR | {"num_classes": 5}]),
     (MMSEG_OCR, "decode_head", [FCN, OCR, OCR]),
@@ -309,18 +332,60 @@ def test_defaults_of_an_fcn_head_are_mmsegmentations() -> None:
 
 def test_mmsegmentation_heads() -> None:
     sync = {"type": "SyncBN", "requires_grad": True}
-    whole = FCN | {"norm_cfg": sync, "dropout_ratio": -1}
+    whole = FCN | {"norm_cfg": sync}
     model = {"backbone": backbone(norm_cfg=sync, norm_eval=False), "pretrained": "x", "auxiliary_head": {}}
     with torch.device("meta"):
         net = hf.HRNet.from_config(model | {"decode_head": whole})
-        odd = hf.HRNet.from_config(model | {"decode_head": FCN})
     assert net.notes == ("left out, as no part of HRNet: auxiliary_head",)
-    assert {note.split()[0] for note in odd.notes[1:]} == {"decode_head.norm_cfg", "decode_head.dropout_ratio"}
     binary = whole | {"num_classes": 2, "out_channels": 1, "threshold": 0.3}
     assert read(model | {"decode_head": binary}).head.num_outputs == 1
     ocr = {k: v for k, v in OCR.items() if k not in ("num_convs", "concat_input", "kernel_size")}
-    head = read(model | {"decode_head": [whole, ocr | {"norm_cfg": sync, "dropout_ratio": 0.1}]}).head
-    assert (head.kind, head.dropout) == ("ocr", 0.1)
+    head = read(model | {"decode_head": [whole, ocr | {"norm_cfg": sync, "dropout_ratio": 0.2}]}).head
+    assert (head.kind, head.dropout) == ("ocr", 0.2)
+
+
+@pytest.mark.parametrize(("given", "built"), [({"dropout_ratio": 0.3}, 0.3), ({"dropout_ratio": 0}, 0), ({}, 0.1)])
+def test_mmsegmentation_drops_a_tenth_of_the_channels_unless_told_otherwise(given: Mapping, built: float) -> None:
+    """Of the input of the classifier, in the FCN head and in OCR's main one."""
+    fcn, ocr = ({k: v for k, v in head.items() if k != "dropout_ratio"} | given for head in (FCN, OCR))
+    assert read({"backbone": backbone(), "decode_head": fcn}).head.dropout == built
+    assert read({"backbone": backbone(), "decode_head": [FCN, ocr]}).head.dropout == built
+    with torch.device("meta"):
+        layers = hf.HRNet.from_config({"backbone": backbone(), "decode_head": fcn}).last_layer
+    assert [layer.p for layer in layers.modules() if isinstance(layer, torch.nn.Dropout2d)] == [built] * bool(built)
+
+
+OCR_YAML = authors("seg_hrnet_ocr", first=True, ALIGN_CORNERS=True)
+AE_SIMPLE: Mapping = {"type": "AESimpleHead", "in_channels": 18, "num_joints": 17, "num_deconv_layers": 0,
+                      "tag_per_joint": True, "with_ae_loss": [True]}  # fmt: skip
+FLAGS: list[tuple[Mapping, str]] = [
+    (seg(), "MODEL.ALIGN_CORNERS"),
+    (OCR_YAML, "MODEL.ALIGN_CORNERS"),
+    (HIGHER, "MODEL.EXTRA.DECONV.CAT_OUTPUT"),
+    (HIGHER, "MODEL.TAG_PER_JOINT"),
+    (HIGHER, "MODEL.SYNC_BN"),
+    (HIGHER, "LOSS.WITH_AE_LOSS"),
+    (MMPOSE, "backbone.extra.stage4.multiscale_output"),
+    (MMPOSE, "backbone.multiscale_output"),
+    (LANDMARKS, "backbone.extra.upsample.align_corners"),
+    ({"backbone": backbone(), "keypoint_head": AE_0X}, "keypoint_head.cat_output"),
+    ({"backbone": backbone(), "keypoint_head": AE_0X}, "keypoint_head.tag_per_joint"),
+    ({"backbone": backbone(), "keypoint_head": AE_SIMPLE}, "keypoint_head.with_ae_loss"),
+    (MMPOSE_0X, "test_cfg.use_udp"),
+]
+LISTS = ("CAT_OUTPUT", "WITH_AE_LOSS", "cat_output", "with_ae_loss")
+
+
+@pytest.mark.parametrize("value", ["False", None, 0])
+@pytest.mark.parametrize(("mapping", "path"), FLAGS, ids=[path for _, path in FLAGS])
+def test_texts_numbers_and_null_are_no_booleans(mapping: Mapping, path: str, value: Any) -> None:
+    read(mapping)
+    given = [value, value] if path.endswith(LISTS) else value
+    if path.endswith("upsample.align_corners") and value is None:  # PyTorch's own default
+        assert not read(changed(mapping, path, given)).align_corners
+        return
+    with pytest.raises(hf.ConfigError, match=f"mistypes {path}: .*a boolean belongs there"):
+        read(changed(mapping, path, given))
 
 
 @pytest.mark.parametrize("options", [{"upstream": "timm"}, {"part": "head"}])
@@ -371,6 +436,7 @@ def test_python_files_are_read_by_mmengine(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_python_files_need_mmengine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "mmengine", None)
+    for name in ("mmengine", "mmengine.config"):  # the latter is found although the former is not, once imported
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(hf.ConfigError, match=r"config\.py.*pip install mmengine"):
         read("config.py")

@@ -122,7 +122,9 @@ class HRNet(HRNetReference):
             part: ``"all"``, or ``"backbone"``: the branches that the backbone returns, whatever follows it.
             overrides: fields of :class:`HRNetConfig` that are to differ.
 
-        What was assumed or left out stands in :attr:`notes`, and is logged (``hrnet_fast.models``).
+        :attr:`keypoints` is how the upstream decodes the heatmaps: mmpose's ``decoder`` (1.x) or ``test_cfg`` (0.x),
+        and the authors' pose or facial-landmark code. What was assumed or left out stands in :attr:`notes`, and is
+        logged (``hrnet_fast.models``).
 
         Raises:
             ConfigError: a configuration that describes no HRNet, a setting that this package cannot build, a key that
@@ -131,6 +133,8 @@ class HRNet(HRNetReference):
         found = read_configuration(cfg, upstream=upstream, part=part)
         model = cls(found.config.override(**overrides), impl=impl)
         model.notes = found.notes
+        if model.config.head.kind == found.config.head.kind:  # else of the head that was asked for instead
+            model.keypoints = found.keypoints
         for note in found.notes:
             logger.warning("%s", note)
         return model

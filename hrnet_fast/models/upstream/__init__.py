@@ -39,7 +39,7 @@ def read_configuration(cfg: Source, *, upstream: str | None = None, part: str = 
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise ConfigError(f"from_config: the configuration lacks or mistypes {error}.") from error
     if part == "backbone":
-        found = dataclasses.replace(found, config=_trunk(found.config))
+        found = dataclasses.replace(found, config=_trunk(found.config), keypoints=None)
     return found
 
 

@@ -7,11 +7,12 @@ repository has two codes of one name (:func:`_of_ocr_branch`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from hrnet_fast.config import DeconvConfig, HeadConfig, HRNetConfig, NormConfig, StageConfig
 from hrnet_fast.errors import ConfigError
-from hrnet_fast.models.upstream.description import Description, count, read_stages
+from hrnet_fast.models.upstream.description import Description, count, flag, read_stages
 from hrnet_fast.models.upstream.section import Section
 
 # Weights to start from, the shapes of training targets, and entries of the common default.py that no network reads.
@@ -48,9 +49,9 @@ def read(cfg: Section, part: str) -> Description:
             f"from_config: MODEL.NAME={name!r} names none of the authors' HRNets; accepted are {', '.join(_READERS)}."
         )
     model.no_effect(*_NO_EFFECT)
-    found = reader(cfg, model, part)
+    found = reader(cfg, model)
     model.close()
-    return found
+    return replace(found, notes=()) if reader is _dekr and part == "backbone" else found
 
 
 def _extra(
@@ -66,21 +67,21 @@ def _extra(
     return extra, stages
 
 
-def _pose(cfg: Section, model: Section, part: str) -> Description:
+def _pose(cfg: Section, model: Section) -> Description:
     model.no_effect("TAG_PER_JOINT")
     extra, stages = _extra(model, first_stage=False, heads=("FINAL_CONV_KERNEL",))
     head = HeadConfig("v1", count(model.get("NUM_JOINTS"), "MODEL.NUM_JOINTS"), extra.get("FINAL_CONV_KERNEL", 1))
-    return Description(HRNetConfig(stages, head, multiscale_output=False))
+    return Description(HRNetConfig(stages, head, multiscale_output=False), keypoints="msra")
 
 
-def _face(cfg: Section, model: Section, part: str) -> Description:
+def _face(cfg: Section, model: Section) -> Description:
     extra, stages = _extra(model, first_stage=False, heads=("FINAL_CONV_KERNEL",))
     extra.expect("FINAL_CONV_KERNEL", 1)  # with 3, that code pads its 1x1 convolution and the maps grow
     head = HeadConfig("face", count(model.get("NUM_JOINTS"), "MODEL.NUM_JOINTS"))
-    return Description(HRNetConfig(stages, head, norm=NormConfig(momentum=0.01), **_BILINEAR))
+    return Description(HRNetConfig(stages, head, norm=NormConfig(momentum=0.01), **_BILINEAR), keypoints="face")
 
 
-def _classification(cfg: Section, model: Section, part: str) -> Description:
+def _classification(cfg: Section, model: Section) -> Description:
     model.no_effect("NUM_JOINTS", "TAG_PER_JOINT")
     _, stages = _extra(model, first_stage=True, heads=("FINAL_CONV_KERNEL",))
     classes = count(model.get("NUM_CLASSES", 1000), "MODEL.NUM_CLASSES")
@@ -103,12 +104,12 @@ def _classes(cfg: Section) -> int:
     return count(cfg.section("DATASET", {}).get("NUM_CLASSES", 19), "DATASET.NUM_CLASSES")
 
 
-def _segmentation(cfg: Section, model: Section, part: str) -> Description:
+def _segmentation(cfg: Section, model: Section) -> Description:
     model.no_effect("NUM_OUTPUTS", "OCR")
     extra, stages = _extra(model, first_stage=True, heads=("FINAL_CONV_KERNEL",))
     head = HeadConfig("v2", _classes(cfg), extra.get("FINAL_CONV_KERNEL", 1))
     if _of_ocr_branch(cfg):
-        align = bool(model.get("ALIGN_CORNERS", True))
+        align = flag(model.get("ALIGN_CORNERS", True), "MODEL.ALIGN_CORNERS")
         return Description(HRNetConfig(stages, head, align_corners=align, **_BILINEAR))
     note = (
         "read as of the segmentation repository's branches master and pytorch-v1.1, since no key in it is HRNet-OCR's "
@@ -117,7 +118,7 @@ def _segmentation(cfg: Section, model: Section, part: str) -> Description:
     return Description(HRNetConfig(stages, head, norm=NormConfig(momentum=0.01), **_BILINEAR), (note,))
 
 
-def _ocr(cfg: Section, model: Section, part: str) -> Description:
+def _ocr(cfg: Section, model: Section) -> Description:
     model.no_effect("NUM_OUTPUTS")
     _, stages = _extra(model, first_stage=True, heads=("FINAL_CONV_KERNEL",))  # its last convolutions are all 1x1
     ocr = model.section("OCR", {})
@@ -127,26 +128,27 @@ def _ocr(cfg: Section, model: Section, part: str) -> Description:
     ocr.close()
     notes = () if dropout == 0.05 else (f"MODEL.OCR.DROPOUT={dropout} is built; the authors' code always drops 0.05",)
     head = HeadConfig("ocr", _classes(cfg), dropout=dropout, **widths)
-    align = bool(model.get("ALIGN_CORNERS", True))
+    align = flag(model.get("ALIGN_CORNERS", True), "MODEL.ALIGN_CORNERS")
     return Description(HRNetConfig(stages, head, align_corners=align, **_BILINEAR), notes)
 
 
-def _higher(cfg: Section, model: Section, part: str) -> Description:
+def _higher(cfg: Section, model: Section) -> Description:
     extra, stages = _extra(model, first_stage=False, heads=("FINAL_CONV_KERNEL", "DECONV"))
     deconv = extra.section("DECONV")
     number = count(deconv.get("NUM_DECONVS"), deconv.name("NUM_DECONVS"))
     blocks = deconv.get("NUM_BASIC_BLOCKS")
     columns = [deconv.get(key)[:number] for key in ("NUM_CHANNELS", "KERNEL_SIZE", "CAT_OUTPUT")]
-    steps = tuple(DeconvConfig(c, k, blocks, bool(cat)) for c, k, cat in zip(*columns, strict=True))
+    columns[-1] = [flag(cat, deconv.name("CAT_OUTPUT")) for cat in columns[-1]]
+    steps = tuple(DeconvConfig(c, k, blocks, cat) for c, k, cat in zip(*columns, strict=True))
     deconv.close()
     keypoints = count(model.get("NUM_JOINTS"), "MODEL.NUM_JOINTS")
-    grouped = cfg.section("LOSS", {}).get("WITH_AE_LOSS", (True,))
+    grouped = [flag(value, "LOSS.WITH_AE_LOSS") for value in cfg.section("LOSS", {}).get("WITH_AE_LOSS", (True,))]
     if min(len(grouped) - 1, len(steps)) < number:
         raise ConfigError(
             f"from_config: {number} deconvolutions need as many entries in each list of MODEL.EXTRA.DECONV and one "
             f"more in LOSS.WITH_AE_LOSS; {len(steps)} and {len(grouped)} given."
         )
-    tags = keypoints if model.get("TAG_PER_JOINT", True) else 1
+    tags = keypoints if flag(model.get("TAG_PER_JOINT", True), "MODEL.TAG_PER_JOINT") else 1
     head = HeadConfig(
         "higher",
         keypoints,
@@ -154,11 +156,11 @@ def _higher(cfg: Section, model: Section, part: str) -> Description:
         deconvs=steps,
         tags=tuple(tags if with_tags else 0 for with_tags in grouped[: number + 1]),
     )
-    norm = NormConfig("syncbn" if model.get("SYNC_BN", False) else "bn")
+    norm = NormConfig("syncbn" if flag(model.get("SYNC_BN", False), "MODEL.SYNC_BN") else "bn")
     return Description(HRNetConfig(stages, head, multiscale_output=False, norm=norm))
 
 
-def _dekr(cfg: Section, model: Section, part: str) -> Description:
+def _dekr(cfg: Section, model: Section) -> Description:
     """The trunk alone: DEKR's heads regress offsets by adaptive convolutions, which are no part of an HRNet."""
     model.no_effect("NUM_JOINTS")
     spec = model.section("SPEC")
@@ -171,11 +173,11 @@ def _dekr(cfg: Section, model: Section, part: str) -> Description:
     table.close()
     rows = {f"STAGE{k + 2}": {key: column[k] for key, column in columns.items()} for k in range(number)}
     stages = read_stages(Section(rows, table.path))
-    notes = () if part == "backbone" else ("the trunk alone: the heads of DEKR (MODEL.SPEC.HEAD_*) are left out",)
-    return Description(HRNetConfig(stages, HeadConfig("features")), notes)
+    note = "the trunk alone: the heads of DEKR (MODEL.SPEC.HEAD_*) are left out"
+    return Description(HRNetConfig(stages, HeadConfig("features")), (note,))
 
 
-_READERS: dict[str, Callable[[Section, Section, str], Description]] = {
+_READERS: dict[str, Callable[[Section, Section], Description]] = {
     "pose_hrnet": _pose,
     "seg_hrnet": _segmentation,
     "seg_hrnet_ocr": _ocr,

@@ -22,10 +22,13 @@ class Description:
     Attributes:
         config: the network.
         notes: what was assumed or left out, for people.
+        keypoints: how its heatmaps decode, a name in :data:`hrnet_fast.keypoints.METHODS`; None without top-down
+            heatmaps.
     """
 
     config: HRNetConfig
     notes: tuple[str, ...] = ()
+    keypoints: str | None = None
 
 
 def read_stages(extra: Section, *, first: bool = True) -> tuple[StageConfig, ...]:
@@ -87,6 +90,13 @@ def count(value: object, name: str) -> int:
     """An integer of a configuration, such as a number of classes."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigError(f"from_config: the configuration mistypes {name}: {value!r} given; an integer belongs there.")
+    return value
+
+
+def flag(value: object, name: str) -> bool:
+    """A boolean of a configuration; texts such as ``'False'``, numbers and null are none."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"from_config: the configuration mistypes {name}: {value!r} given; a boolean belongs there.")
     return value
 
 

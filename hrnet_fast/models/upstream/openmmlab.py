@@ -11,7 +11,8 @@ from typing import Any
 
 from hrnet_fast.config import HeadConfig, HRNetConfig, NormConfig
 from hrnet_fast.errors import ConfigError
-from hrnet_fast.models.upstream.description import UPSTREAMS, Description, names, read_stages
+from hrnet_fast.models.upstream.description import UPSTREAMS, Description, flag, names, read_stages
+from hrnet_fast.models.upstream.openmmlab_decoders import codec_note
 from hrnet_fast.models.upstream.openmmlab_dense import decode_head, pyramid
 from hrnet_fast.models.upstream.openmmlab_heads import heatmap_head
 from hrnet_fast.models.upstream.openmmlab_parts import read_norm
@@ -56,15 +57,17 @@ def read(cfg: Section, upstream: str | None, part: str) -> Description:
     backbone = model.section("backbone") if whole else model
     nested = "extra" in backbone
     extra = backbone.section("extra") if nested else backbone
-    found, notes = _identify(model if whole else None, backbone, extra, upstream, scope)
-    config = _backbone(backbone, extra, found)
+    whose, notes = _identify(model if whole else None, backbone, extra, upstream, scope)
+    config = _backbone(backbone, extra, whose)
     if nested:
         extra.close()
     backbone.close()
     if not whole:
         return Description(config, notes)
-    config, more = _with_head(config, model, found, part)
-    return Description(config, (*notes, *more))
+    found = _with_head(config, model, part)
+    if found.keypoints is not None:
+        notes += codec_note(cfg, model)
+    return replace(found, notes=(*notes, *found.notes))
 
 
 def _type(section: Section, default: str) -> tuple[str, str | None]:
@@ -155,9 +158,11 @@ def _upsampling(extra: Section, upstream: str, options: dict[str, Any]) -> dict[
     if upstream != "mmpose":
         raise ConfigError(f"from_config: {extra.name('upsample')} is read by mmpose alone; this is {upstream}'s HRNet.")
     section = extra.section("upsample")
+    align = section.get("align_corners", None)
     found = {
         "upsample": section.get("mode", options["upsample"]),
-        "align_corners": bool(section.get("align_corners", None)),
+        # None is PyTorch's own default, which aligns none
+        "align_corners": align is not None and flag(align, section.name("align_corners")),
     }
     section.close()
     return found
@@ -167,24 +172,26 @@ def _multiscale(backbone: Section, extra: Section, upstream: str) -> bool:
     """mmpose's backbone reads its fourth stage's entry, the others' their own; without any, mmpose has one branch."""
     stage4 = extra.values.get("stage4") or {}
     own = backbone.get("multiscale_output", upstream != "mmpose")
-    return bool(stage4.get("multiscale_output", own))
+    name = (extra.name("stage4") if "multiscale_output" in stage4 else backbone.path) + ".multiscale_output"
+    return flag(stage4.get("multiscale_output", own), name.lstrip("."))
 
 
-def _with_head(config: HRNetConfig, model: Section, upstream: str, part: str) -> tuple[HRNetConfig, tuple[str, ...]]:
+def _with_head(config: HRNetConfig, model: Section, part: str) -> Description:
     """The network with what follows its backbone."""
     model.no_effect(*_NO_EFFECT)
     others = {key: None for key in _OTHERS if model.get(key, None) is not None}
     notes: tuple[str, ...] = (f"left out, as no part of HRNet: {names(others)}",) if others and part == "all" else ()
+    keypoints: str | None = None
     if part == "backbone":
         model.no_effect(*_HEADS)
     elif "decode_head" in model:
         head, more = decode_head(model, config)
         config, notes = replace(config, head=head, upsample="bilinear", upsample_to="scale_then_target"), notes + more
     elif "head" in model or "keypoint_head" in model:
-        head, more = heatmap_head(model, config)
+        head, more, keypoints = heatmap_head(model, config)
         config, notes = replace(config, head=head), notes + more
     elif model.get("neck", None):
         head, more = pyramid(model, config)
         config, notes = replace(config, head=head), notes + more
     model.close()
-    return config, notes
+    return Description(config, notes, keypoints)

@@ -32,12 +32,13 @@ def decode_head(model: Section, config: HRNetConfig) -> Found:
     dropout = [_dense_head(section, config, notes) for section in sections]
     classes = [_classes(section) for section in sections]
     if len(sections) == 1:
-        if dropout[0]:
-            raise ConfigError(
-                "from_config: decode_head.dropout_ratio is positive; an FCNHead is built without dropout (-1)."
-            )
         fcn.close()
-        return HeadConfig("v2", classes[0], conv_bias=False), tuple(notes)
+        return HeadConfig("v2", classes[0], conv_bias=False, dropout=dropout[0]), tuple(notes)
+    if dropout[0]:
+        raise ConfigError(
+            f"from_config: {fcn.name('dropout_ratio')} is {dropout[0]}; the FCNHead before an OCRHead is built without "
+            "dropout (-1; mmsegmentation's default is 0.1)."
+        )
     ocr = sections[1]
     registered_name(ocr, "OCRHead")
     ocr.expect("scale", 1)
@@ -81,16 +82,21 @@ def _dense_head(head: Section, config: HRNetConfig, notes: list[str]) -> float:
     head.expect("act_cfg", _RELU)
     norm = read_norm(head)
     if norm is None:
-        notes.append(f"{head.name('norm_cfg')} is not given: the head is normalised as the backbone is")
-    elif norm != config.norm:
+        raise ConfigError(
+            f"from_config: {head.name('norm_cfg')} is not given: mmsegmentation then builds convolutions with biases "
+            "and no normalisation, which this package does not; give the backbone's."
+        )
+    if norm != config.norm:
         raise ConfigError(
             f"from_config: {head.name('norm_cfg')} is {norm}, the backbone's is {config.norm}; both need one."
         )
-    if "dropout_ratio" not in head:
-        notes.append(
-            f"{head.name('dropout_ratio')} is not given: no dropout is built (mmsegmentation's default is 0.1)"
+    ratio = head.get("dropout_ratio", 0.1)
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
+        raise ConfigError(
+            f"from_config: the configuration mistypes {head.name('dropout_ratio')}: {ratio!r} given; a number belongs "
+            "there."
         )
-    return max(0.0, float(head.get("dropout_ratio", 0.0)))
+    return max(0.0, ratio)
 
 
 def pyramid(model: Section, config: HRNetConfig) -> Found:

@@ -6,23 +6,26 @@ from typing import Any
 
 from hrnet_fast.config import DeconvConfig, HeadConfig, HRNetConfig, NormConfig
 from hrnet_fast.errors import ConfigError
-from hrnet_fast.models.upstream.description import count
-from hrnet_fast.models.upstream.openmmlab_parts import NO_EFFECT, Found, check_channels, registered_name
+from hrnet_fast.models.upstream.description import count, flag
+from hrnet_fast.models.upstream.openmmlab_decoders import of_decoder, of_test_cfg
+from hrnet_fast.models.upstream.openmmlab_parts import NO_EFFECT, check_channels, registered_name
 from hrnet_fast.models.upstream.section import Section
 
+_GROUPING = ("AssociativeEmbeddingHead", "AESimpleHead")
 
-def heatmap_head(model: Section, config: HRNetConfig) -> Found:
-    """mmpose's 1.x (``head``) and 0.x (``keypoint_head``)."""
+
+def heatmap_head(model: Section, config: HRNetConfig) -> tuple[HeadConfig, tuple[str, ...], str | None]:
+    """mmpose's 1.x (``head``) and 0.x (``keypoint_head``), with notes and how the heatmaps decode."""
     key = "head" if "head" in model else "keypoint_head"
     head = model.section(key)
-    accepted = ("HeatmapHead", "TopdownHeatmapSimpleHead", "AssociativeEmbeddingHead", "AESimpleHead")
+    accepted = ("HeatmapHead", "TopdownHeatmapSimpleHead", *_GROUPING)
     name = registered_name(head, *accepted, "AEHigherResolutionHead", "CIDHead", "DEKRHead", "TopDownSimpleHead")
     neck = model.get("neck", None)
     if name in ("CIDHead", "DEKRHead"):
-        return HeadConfig("features"), (f"the trunk alone: mmpose's {name} and its neck are left out",)
+        return HeadConfig("features"), (f"the trunk alone: mmpose's {name} and its neck are left out",), None
     if name == "AEHigherResolutionHead":
         _no_neck(neck)
-        return _higher(head, config), ()
+        return _higher(head, config), (), None
     if head.get("deconv_out_channels", head.get("num_deconv_layers", True)):
         raise ConfigError(
             "from_config: this head has deconvolutions, which HRNet's do not; accepted are deconv_out_channels=None "
@@ -30,32 +33,46 @@ def heatmap_head(model: Section, config: HRNetConfig) -> Found:
         )
     head.no_effect(*NO_EFFECT, "deconv_kernel_sizes", "num_deconv_filters", "num_deconv_kernels")
     head.no_effect("keypoint_loss", "tag_loss")
-    kernel, mixes, notes = _final_layers(head, config)
+    kernel, mixes = _final_layers(head, config)
     outputs = _outputs(head, name)
     kind = "face" if mixes else "v1"
     if mixes:
         _check_norm(config)
     _check_inputs(head, neck, config, mixes)
+    notes: tuple[str, ...]
+    if name in _GROUPING:
+        head.no_effect("decoder")
+        keypoints, notes = None, (f"{name}'s heatmaps and tags are one tensor of {outputs} channels, heatmaps first",)
+    elif key == "keypoint_head" or name != "HeatmapHead":
+        keypoints, notes = of_test_cfg(model)
+    else:
+        keypoints, notes = of_decoder(head)
     head.close()
-    if name in ("AssociativeEmbeddingHead", "AESimpleHead"):
-        notes += (f"{name}'s heatmaps and tags are one tensor of {outputs} channels, heatmaps first",)
-    return HeadConfig(kind, outputs, kernel), notes  # type: ignore[arg-type]
+    return HeadConfig(kind, outputs, kernel), notes, keypoints  # type: ignore[arg-type]
 
 
 def _outputs(head: Section, name: str) -> int:
     """Channels of the heatmaps; grouping adds a tag per keypoint or one in all."""
     if name == "AssociativeEmbeddingHead":
         keypoints, size = count(head.get("num_keypoints"), head.name("num_keypoints")), head.get("tag_dim", 1)
-        return keypoints + int(size) * (keypoints if head.get("tag_per_keypoint", True) else 1)
+        return keypoints + int(size) * (keypoints if _flag(head, "tag_per_keypoint", True) else 1)
     if name == "AESimpleHead":
         keypoints = count(head.get("num_joints"), head.name("num_joints"))
-        tags = keypoints if head.get("tag_per_joint", True) else 1
-        return keypoints + (tags if head.get("with_ae_loss")[0] else 0)
+        tags = keypoints if _flag(head, "tag_per_joint", True) else 1
+        return keypoints + (tags if _flags(head, "with_ae_loss")[0] else 0)
     return count(head.get("out_channels"), head.name("out_channels"))
 
 
-def _final_layers(head: Section, config: HRNetConfig) -> tuple[int, bool, tuple[str, ...]]:
-    """The last convolution's kernel, whether a 1x1 convolution of all resolutions stands before it, and notes."""
+def _flag(head: Section, key: str, default: bool) -> bool:
+    return flag(head.get(key, default), head.name(key))
+
+
+def _flags(head: Section, key: str) -> list[bool]:
+    return [flag(value, head.name(key)) for value in head.get(key)]
+
+
+def _final_layers(head: Section, config: HRNetConfig) -> tuple[int, bool]:
+    """The last convolution's kernel, and whether a 1x1 convolution of all resolutions stands before it."""
     extra, final = head.section("extra", {}) if head.get("extra", None) else Section({}), Section({})
     if head.get("final_layer", {}) is None:
         raise ConfigError(f"from_config: {head.name('final_layer')} is None; a final convolution is built always.")
@@ -63,14 +80,8 @@ def _final_layers(head: Section, config: HRNetConfig) -> tuple[int, bool, tuple[
         final = head.section("final_layer")
         final.expect("type", "Conv2d", "Conv")
     kernel = extra.get("final_conv_kernel", final.get("kernel_size", 1))
-    notes: tuple[str, ...] = ()
-    if "padding" in final:
-        final.expect("padding", kernel // 2)
-    elif kernel != 1 and final.values:
-        notes = (
-            f"{final.name('kernel_size')}={kernel} is built with padding {kernel // 2}, which keeps the size of the "
-            "maps; mmpose pads only if told to, by padding=",
-        )
+    if final.values:  # a convolution as PyTorch's; 0.x pads its own
+        final.expect("padding", kernel // 2, default=0)
     final.close()
     widths = head.get("conv_out_channels", None) or ()
     kernels = head.get("conv_kernel_sizes", None) or (1,) * len(widths)
@@ -85,7 +96,7 @@ def _final_layers(head: Section, config: HRNetConfig) -> tuple[int, bool, tuple[
             "its final one (conv_out_channels, num_conv_layers); accepted is one 1x1 convolution to "
             f"{sum(config.out_channels)} channels, the sum of all branches."
         )
-    return kernel, bool(widths), notes
+    return kernel, bool(widths)
 
 
 def _check_norm(config: HRNetConfig) -> None:
@@ -134,11 +145,11 @@ def _higher(head: Section, config: HRNetConfig) -> HeadConfig:
     _check_norm(config)
     check_channels(head, "in_channels", config.out_channels[0])
     keypoints = count(head.get("num_joints"), head.name("num_joints"))
-    tags = keypoints if head.get("tag_per_joint", True) else 1
+    tags = keypoints if _flag(head, "tag_per_joint", True) else 1
     number = head.get("num_deconv_layers", 1)
     blocks = head.get("num_basic_blocks", 4)
     filters, kernels = head.get("num_deconv_filters", (32,)), head.get("num_deconv_kernels", (4,))
-    concat, grouped = head.get("cat_output"), head.get("with_ae_loss")
+    concat, grouped = _flags(head, "cat_output"), _flags(head, "with_ae_loss")
     rows = list(zip(filters, kernels, concat, strict=False))[:number]
     if min(len(rows), len(grouped) - 1) < number:
         raise ConfigError(
@@ -153,6 +164,6 @@ def _higher(head: Section, config: HRNetConfig) -> HeadConfig:
         "higher",
         keypoints,
         kernel,
-        deconvs=tuple(DeconvConfig(c, k, blocks, bool(cat)) for c, k, cat in rows),
+        deconvs=tuple(DeconvConfig(c, k, blocks, cat) for c, k, cat in rows),
         tags=tuple(tags if with_tags else 0 for with_tags in grouped[: number + 1]),
     )

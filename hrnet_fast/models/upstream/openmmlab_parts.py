@@ -9,7 +9,7 @@ from hrnet_fast.errors import ConfigError
 from hrnet_fast.models.upstream.section import Section
 
 _NORMS = {"BN": "bn", "SyncBN": "syncbn", "GN": "gn", "BN2d": "bn", "naiveSyncBN": "syncbn"}
-NO_EFFECT = ("type", "init_cfg", "loss", "decoder", "train_cfg", "test_cfg", "loss_keypoint", "_scope_")
+NO_EFFECT = ("type", "init_cfg", "loss", "train_cfg", "test_cfg", "loss_keypoint", "_scope_")
 Found = tuple[HeadConfig, tuple[str, ...]]
 
 
