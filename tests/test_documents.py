@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from timm_helper import import_timm
 
+import hrnet_fast as hf
 from hrnet_fast.bench.readme import update_readme
 from hrnet_fast.bench.records import load_run
 
@@ -63,3 +64,18 @@ def test_the_pictures_are_drawn_from_a_result_file(tmp_path: Path, monkeypatch: 
     for name in ("latency.png", "training.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
         assert (ROOT / "docs" / "images" / name).is_file()
+
+
+def test_the_table_of_families_is_complete() -> None:
+    """Every family has a row, which says how its heatmaps decode."""
+    text = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
+    ]
+    told = {name: row for row in rows if len(row) == 5 for name in re.findall(r"`([a-z_0-9]+)`", row[0])}
+    assert set(told) == set(hf.FAMILIES)
+    for name, family in hf.FAMILIES.items():
+        decodes = "" if family.keypoints in (None, "none") else f"`{family.keypoints}`"
+        assert told[name][3] == decodes, name
+    short = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in hf.FAMILIES if f"`{name}`" not in short and name not in ("hrnet_fast", "v1h")] == []

@@ -106,4 +106,4 @@ def test_networks_without_heatmaps() -> None:
     without: list[Mapping] = [HIGHER, DEKR, seg(), DET, MMSEG, backbone(), {"backbone": backbone(), "head": grouping}]
     for network in without:
         assert keypoints(network)[0] is None
-    assert from_config(seg()) is None
+    assert from_config(seg()) == "none"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hrnet_fast.config import HRNetConfig
 from hrnet_fast.errors import ConfigError, shown
 from hrnet_fast.implementations import resolve
-from hrnet_fast.keypoints.methods import METHOD_OF_HEAD
+from hrnet_fast.keypoints.methods import METHOD_OF_HEAD, NO_HEATMAPS
 from hrnet_fast.models.upstream import Source, read_configuration
 from hrnet_fast.nn.accelerate import accelerate_blocks
 from hrnet_fast.nn.mixing import mixing_fault, run_mixing
@@ -134,7 +134,8 @@ class HRNet(HRNetReference):
         model = cls(found.config.override(**overrides), impl=impl)
         model.notes = found.notes
         if model.config.head.kind == found.config.head.kind:  # else of the head that was asked for instead
-            model.keypoints = found.keypoints
+            segmentation = found.config.head.kind in ("v2", "ocr")
+            model.keypoints = found.keypoints or (NO_HEATMAPS if segmentation else None)
         for note in found.notes:
             logger.warning("%s", note)
         return model

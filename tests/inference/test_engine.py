@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import upstream_standins as standins
-from golden_data import case_names, load_case
 from golden_data import image as golden_image
+from golden_data import load_case
 from timm_helper import import_timm, timm_is_installed
 from tiny_networks import ALL_HEADS, enliven, image, maps, relative_l2, tiny
 from torch import Tensor, nn
@@ -59,7 +59,8 @@ def assert_answers(model: nn.Module, x: Tensor, dtype: torch.dtype = torch.float
 
 
 @native
-@pytest.mark.parametrize("name", case_names())
+# test_plan compares all golden networks' plans with their figures; here, those with the most different steps.
+@pytest.mark.parametrize("name", ["official_cls_w18", "official_seg_w48", "official_higher_w32", "openseg_ocr_b_w48"])
 def test_golden(name: str) -> None:
     case = load_case(name)
     model = hf.load_checkpoint(case.state(), impl="reference")
