@@ -422,7 +422,8 @@ class HRNetConfig:
         """Whether this network interpolates bilinearly anywhere, so that ``align_corners`` counts."""
         concatenates = self.head.kind in ("v2", "v2p", "ocr", "face")
         fusions = "bilinear" in (self.upsample, self.downsample) or self.upsample_to == "scale_then_target"
-        return concatenates or fusions or self.head.upsample_logits
+        logits = self.head.upsample_logits and self.head.kind in READ_BY["upsample_logits"]
+        return concatenates or fusions or logits
 
     @classmethod
     def make(
