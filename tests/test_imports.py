@@ -18,7 +18,7 @@ READER_NAMES = tuple(f"hrnet_fast.bench.{part}" for part in READERS)
 # What a part may import of this package and of others; a part not listed is free.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "errors": (),
-    "config": ("hrnet_fast.errors",),
+    "config": ("hrnet_fast.errors", "hrnet_fast.config"),
     # Result files are read, drawn and compared without torch: a measurement is not to be repeated to be looked at.
     **{f"bench/{part}": ("hrnet_fast.errors", "matplotlib", "jinja2", *READER_NAMES) for part in READERS},
     # Coordinates are used by evaluation and by training alike, and know no network.

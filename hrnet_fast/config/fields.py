@@ -1,0 +1,84 @@
+"""Values that fields of a configuration may have, and checks of them; each raises ConfigError."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from typing import Any, Literal
+
+from hrnet_fast.errors import ConfigError, shown
+
+BlockKind = Literal["basic", "bottleneck"]
+NormKind = Literal["bn", "syncbn", "gn", "frozen"]
+HeadKind = Literal["features", "v1", "v1h", "v2", "v2p", "ocr", "face", "higher", "c", "ci", "cii"]
+UpsampleMode = Literal["nearest", "bilinear"]
+UpsampleTo = Literal["scale", "target", "scale_then_target"]
+
+EXPANSION: dict[str, int] = {"basic": 1, "bottleneck": 4}
+HEAD_ALIASES: dict[str, HeadKind] = {
+    "pose": "v1",
+    "seg": "v2",
+    "segmentation": "v2",
+    "seg_ocr": "ocr",
+    "detection": "v2p",
+    "hrfpn": "v2p",
+    "classification": "c",
+    "landmarks": "face",
+    "bottom_up": "higher",
+}
+CLASSIFICATION_HEADS = ("c", "ci", "cii")
+# Kinds of heads that read a field of HeadConfig.
+READ_BY: dict[str, tuple[str, ...]] = {
+    "num_outputs": ("v1", "v1h", "v2", "ocr", "face", "higher", *CLASSIFICATION_HEADS),
+    "kernel_size": ("v1", "v1h", "v2", "face", "higher"),
+    "mixing_kernel": ("v2", "face", "ocr"),
+    "mixing_channels": ("v2", "face", "ocr"),
+    "conv_bias": ("v1h", "v2", "face", "ocr", "c"),
+    "output_bias": ("v2", "face"),
+    "attention_bias": ("ocr",),
+    "upsample_logits": ("v1", "v1h", "v2", "face", "ocr", "higher"),
+    "out_indices": ("features",),
+    "feature_location": ("features",),
+    "channels": ("v2p", "ocr"),
+    "key_channels": ("ocr",),
+    "num_levels": ("v2p",),
+    "pyramid_stride": ("v2p",),
+    "pyramid_norm": ("v2p",),
+    "pyramid_pool": ("v2p",),
+    "deconvs": ("higher",),
+    "tags": ("higher",),
+    "ocr_outputs": ("ocr",),
+    "dropout": ("v2", "face", "ocr", *CLASSIFICATION_HEADS),
+}
+
+
+def one_of(owner: str, name: str, value: object, accepted: tuple[object, ...]) -> None:
+    if isinstance(value, bool) or not any(isinstance(value, type(one)) and value == one for one in accepted):
+        raise ConfigError(f"{owner}: {name}={shown(value)} is not one of {', '.join(map(repr, accepted))}.")
+
+
+def integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def positive(owner: str, **values: int) -> None:
+    for name, value in values.items():
+        if not integer(value) or value < 1:
+            raise ConfigError(f"{owner}: {name}={shown(value)} must be an integer of at least 1.")
+
+
+def boolean(owner: str, **values: bool) -> None:
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"{owner}: {name}={shown(value)} must be True or False.")
+
+
+def number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def listed(owner: str, name: str, value: object) -> tuple[Any, ...]:
+    """Return a sequence as a tuple."""
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping)):
+        raise ConfigError(f"{owner}: {name}={shown(value)} must be a sequence, one entry for each.")
+    return tuple(value)
