@@ -6,6 +6,8 @@ They derive from the built-in exception that a caller would expect, so code that
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class HRNetFastError(Exception):
     """Base of every error raised on purpose by this package."""
@@ -51,3 +53,9 @@ def shown(value: object) -> str:
     text = repr(value)
     plain = len(text) <= 60 and "\n" not in text and " object at 0x" not in text
     return text if plain else type(value).__name__
+
+
+def some_of(names: Sequence[str], most: int = 6) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -12,7 +12,9 @@ from PIL import Image
 
 from hrnet_fast import FAMILIES, HRNetConfig, load_checkpoint
 from hrnet_fast.cli import main
+from hrnet_fast.cli.run import DECODINGS
 from hrnet_fast.demo.weights import random_state
+from hrnet_fast.keypoints import METHODS
 from hrnet_fast.tasks import TASKS
 
 TINY = {"num_blocks": 1, "num_modules": (1, 1, 1), "stage1_blocks": 1, "stage1_channels": 8, "width": 8}
@@ -288,6 +290,11 @@ def test_help_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert "No such command" in refused(capsys, "dance")
     code, out, _ = call(capsys, "--version")
     assert code == 0
+
+
+def test_the_command_line_knows_all_methods() -> None:
+    """They are listed there once more, so that --help needs no torch."""
+    assert DECODINGS == METHODS
 
 
 def test_run_says_how_it_decoded(capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: Path) -> None:

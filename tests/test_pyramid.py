@@ -71,8 +71,11 @@ def test_a_normalised_neck_from_a_checkpoint(kind: str) -> None:
     with torch.no_grad():
         for a, e in zip(loaded(x), model(x), strict=True):
             assert torch.equal(a, e)
-    told = hf.load_checkpoint(state).config.head.pyramid_norm if kind == "bn" else None
-    assert kind == "gn" or told == hf.NormConfig("bn")
+
+
+def test_batch_normalisation_of_a_neck_is_told_by_its_keys() -> None:
+    state = mmdet_state(tiny("v2p", pyramid_norm=NORMS["bn"]))
+    assert hf.load_checkpoint(state).config.head.pyramid_norm == hf.NormConfig("bn")
 
 
 def test_groups_of_a_neck_cannot_be_told() -> None:

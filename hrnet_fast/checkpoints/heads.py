@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from hrnet_fast.checkpoints.family import is_trunk
-from hrnet_fast.errors import ConfigError
+from hrnet_fast.errors import ConfigError, some_of
 
 CHOICES = ("exact", "keep", "drop")
 Shape = tuple[int, ...]
@@ -55,4 +55,4 @@ def _layer(key: str) -> str:
 
 def _named(keys: tuple[str, ...] | list[str], most: int = 10) -> str:
     layers = list(dict.fromkeys(map(_layer, keys)))
-    return ", ".join(layers[:most]) + (f" and {len(layers) - most} more layers" if len(layers) > most else "")
+    return some_of(layers, most)

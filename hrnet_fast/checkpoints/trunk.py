@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from hrnet_fast.checkpoints.family import is_trunk
-from hrnet_fast.errors import CheckpointError
+from hrnet_fast.errors import CheckpointError, some_of
 
 # The first convolution of the first unit of stage 2's highest resolution: every HRNet has one. Other networks with
 # parallel branches (HRFormer, Lite-HRNet) have other units.
@@ -89,4 +89,4 @@ def no_trunk(keys: Mapping[str, Any]) -> CheckpointError:
 def shown_tops(keys: Iterable[str], most: int = 6) -> str:
     """Name the first parts of keys, as ``decoder., fc.``."""
     tops = [f"{top}." for top in dict.fromkeys(key.split(".")[0] for key in keys)]
-    return ", ".join(tops[:most]) + (f" and {len(tops) - most} more" if len(tops) > most else "")
+    return some_of(tops, most)

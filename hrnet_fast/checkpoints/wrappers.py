@@ -17,7 +17,7 @@ from hrnet_fast.checkpoints.averages import (
     opened,
     wrapped_choice,
 )
-from hrnet_fast.errors import CheckpointError
+from hrnet_fast.errors import CheckpointError, some_of
 
 PREFIXES = ("module.", "model.", "_orig_mod.", "1.")  # the last is the authors' wrapper for half precision
 # Entries of full training modules that are no weights of the network.
@@ -54,9 +54,9 @@ def unwrap(data: Any, notes: list[str], weights: str = "auto") -> dict[str, Tens
     tensors = {str(k): v for k, v in data.items() if isinstance(v, Tensor)}
     others = [str(k) for k, v in data.items() if not isinstance(v, Tensor)]
     if not tensors:
-        raise CheckpointError(f"The checkpoint holds no tensor; its entries are {_shown(others) or 'none'}.")
+        raise CheckpointError(f"The checkpoint holds no tensor; its entries are {some_of(others) or 'none'}.")
     if others:
-        notes.append(f"ignored entries that are no tensors: {_shown(others)}")
+        notes.append(f"ignored entries that are no tensors: {some_of(others)}")
     tensors = _strip(tensors)  # averages stand beside the weights under whatever wraps both
     inside = flat_choice(tensors)
     if inside is not None:
@@ -76,7 +76,7 @@ def _note_the_rest(data: Mapping[Any, Any], choice: Choice, taken: Mapping[Any, 
         if len(tensors) >= max(2, len(taken) // 2) and not memory.issuperset(map(_address, tensors)):
             rest.append(repr(key))
     if rest:
-        notes.append(f"left out other weights that the checkpoint holds: {_shown(rest)}")
+        notes.append(f"left out other weights that the checkpoint holds: {some_of(rest)}")
 
 
 def _address(tensor: Tensor) -> int:
@@ -102,13 +102,8 @@ def _strip(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _drop(state: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
     dropped = [k for k in state if k.startswith(DROPPED) or ".loss_" in k or (k.startswith("ema_") and "." not in k)]
     if dropped:
-        notes.append(f"dropped entries that are no weights of the network: {_shown(dropped)}")
+        notes.append(f"dropped entries that are no weights of the network: {some_of(dropped)}")
     return {k: v for k, v in state.items() if k not in set(dropped)}
-
-
-def _shown(names: list[str], most: int = 6) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def absolute_scales(state: Mapping[str, Tensor], eps: float = 1e-5) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Exports whose batch or size is free: the folded network made so, and held to the plans of other shapes."""
+"""Exports with a dynamic batch or size: the folded network made so, and compared with plans of other shapes."""
 
 from __future__ import annotations
 
