@@ -14,7 +14,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.nn.functional import batch_norm, relu_
 
-from hrnet_fast.implementations import choose
+from hrnet_fast.implementations import select_implementation
 from hrnet_fast.measure import relative_error
 from hrnet_fast.ops import bn_act
 
@@ -73,7 +73,7 @@ def bench_bn_act(
         dtype,
     )
     seconds = session.operator(case, calls, moving=leaves if direction == "forward" else [*leaves, grad])
-    benchmark.extra_info["impl"] = choose("bn_act", "auto", maps[0])
+    benchmark.extra_info["impl"] = select_implementation("bn_act", "auto", maps[0])
     benchmark.extra_info.update({f"{name}_ms": round(value * 1e3, 3) for name, value in seconds.items()})
     benchmark.extra_info["speed_up"] = round(seconds["eager"] / seconds["fused"], 2)
     benchmark.pedantic(calls["fused"], rounds=7 if measuring else 1, warmup_rounds=1 if measuring else 0)

@@ -72,7 +72,7 @@ class _Once:
 @pytest.mark.usefixtures("within_budget")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def bench_memory(benchmark: BenchmarkFixture, session: Session, dtype: str) -> None:
-    """Maps alive at once in a call: W48 segmentation, against eager in the same dtype."""
+    """ArenaMaps alive at once in a call: W48 segmentation, against eager in the same dtype."""
     if session.scale == "small" and dtype != str(session.dtypes[0])[6:]:
         pytest.skip("the share is that of the first dtype: not a case of this scale")
     precision, size = getattr(torch, dtype), ((512, 1024) if session.measuring else (64, 128))

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import hrnet_fast as hf
-from hrnet_fast.demo.run import demo_image
+from hrnet_fast.demo.measurement import demo_image
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

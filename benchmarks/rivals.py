@@ -44,7 +44,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Maps of strides 4, 8, 16, 32. With `dilated`, the last two stages keep stride 8; a `deep` stem is three 3x3
+    """ArenaMaps of strides 4, 8, 16, 32. With `dilated`, the last two stages keep stride 8; a `deep` stem is three 3x3
     convolutions; `early` strides are those of the 1x1 convolutions.
     """
 

@@ -72,15 +72,15 @@ TORCH_LIBRARY_FRAGMENT(hrnet_fast, m) {
   m.def("backward_input_cpu(Tensor grad, Tensor x, Tensor affine, Tensor sums, float count, bool relu) -> Tensor");
   // Of the inference engine, for tests and benchmarks.
   m.def(
-      "conv_rim_cpu(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int stride, int[2] relu, "
+      "conv_halo_cpu(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int stride, int[2] relu, "
       "int padding_channels=0) -> Tensor");
-  m.def("conv_rim_kernel(bool bfloat16) -> str", &hrnet_fast::cpu::conv_kernel_name);
-  m.class_<hrnet_fast::cpu::RimConv>("RimConv")
+  m.def("conv_halo_kernel(bool bfloat16) -> str", &hrnet_fast::cpu::conv_kernel_name);
+  m.class_<hrnet_fast::cpu::HaloConv>("HaloConv")
       .def(torch::init<const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
                        int64_t, std::vector<int64_t>, int64_t>())
-      .def("run", &hrnet_fast::cpu::RimConv::run)
-      .def("output", &hrnet_fast::cpu::RimConv::output)
-      .def("macs", &hrnet_fast::cpu::RimConv::macs);
+      .def("run", &hrnet_fast::cpu::HaloConv::run)
+      .def("output", &hrnet_fast::cpu::HaloConv::output)
+      .def("macs", &hrnet_fast::cpu::HaloConv::macs);
 #if defined(HRNET_FAST_WITH_CUDA)
   m.def("fuse_sum_cuda(Tensor[] xs, Tensor[] scales, Tensor[] shifts, int[] size, int mode, bool relu) -> Tensor");
   m.def(
@@ -98,7 +98,7 @@ TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
   m.impl("bn_act_cpu", &hrnet_fast::cpu::bn_act);
   m.impl("backward_sums_cpu", &hrnet_fast::cpu::backward_sums);
   m.impl("backward_input_cpu", &hrnet_fast::cpu::backward_input);
-  m.impl("conv_rim_cpu", &hrnet_fast::cpu::conv_rim);
+  m.impl("conv_halo_cpu", &hrnet_fast::cpu::conv_halo);
 }
 
 #if defined(HRNET_FAST_WITH_CUDA)

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 import hrnet_fast as hf
-from hrnet_fast.demo.weights import random_state
+from hrnet_fast.demo.random_weights import random_state
 from hrnet_fast.tasks import TASKS, Options
 from hrnet_fast.tasks.images import read_image
 

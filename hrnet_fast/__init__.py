@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from hrnet_fast.inference import Engine, flip_test, multi_scale, optimize_for_inference
     from hrnet_fast.keypoints import decode_keypoints, encode_keypoints
     from hrnet_fast.models import HRNet, create_model, get_config, list_models
-    from hrnet_fast.nn.accelerate import accelerate, explain, restore
+    from hrnet_fast.training.accelerate import accelerate, explain, restore
 
 _HOMES = {
     "FAMILIES": "checkpoints",
-    "accelerate": "nn",
+    "accelerate": "training",
     "convert_checkpoint": "checkpoints",
     "load_backbone": "checkpoints",
     "load_checkpoint": "checkpoints",
@@ -48,13 +48,13 @@ _HOMES = {
     "create_model": "models",
     "decode_keypoints": "keypoints",
     "encode_keypoints": "keypoints",
-    "explain": "nn",
+    "explain": "training",
     "flip_test": "inference",
     "get_config": "models",
     "list_models": "models",
     "multi_scale": "inference",
     "optimize_for_inference": "inference",
-    "restore": "nn",
+    "restore": "training",
 }
 __all__ = [
     "FAMILIES",

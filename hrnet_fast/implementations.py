@@ -59,7 +59,7 @@ def build_info() -> dict[str, str] | None:
     return dict(_C.build_info())
 
 
-def _extension_fault() -> str:
+def _extension_unsupported_reason() -> str:
     """Say why :func:`build_info` has nothing to tell: never built, or built for another torch than runs."""
     try:
         importlib.import_module("hrnet_fast._C")
@@ -75,7 +75,7 @@ def _prerequisite(name: str) -> str | None:
     if name in ("cpu", "cuda"):
         info = build_info()
         if info is None:
-            return _extension_fault()
+            return _extension_unsupported_reason()
         if name == "cuda" and info["cuda"] == "none":
             return "the compiled extension was built without nvcc"
     if name == "triton" and importlib.util.find_spec("triton") is None:
@@ -129,7 +129,7 @@ def resolve(impl: str = "auto") -> str:
     return asked
 
 
-def within_network(operator: str, impl: str) -> str:
+def implementation_within_network(operator: str, impl: str) -> str:
     """Return which implementation of one operator a network takes that was given `impl` for all of them.
 
     An implementation that has not this operator leaves it to the fastest that has.
@@ -138,11 +138,11 @@ def within_network(operator: str, impl: str) -> str:
     return impl if asked in ("auto", "reference") or operator in OPERATORS[asked] else "auto"
 
 
-def auto_is_plain(impl: str, tensor: Tensor) -> bool:
+def auto_is_reference(impl: str, tensor: Tensor) -> bool:
     """Whether ``"auto"`` finds nothing faster than plain PyTorch for a network's operators on `tensor`."""
     return _asked(impl)[0] == "auto" and "reference" in (
-        choose("bn_act", impl, tensor),
-        choose("fuse_sum", impl, tensor),
+        select_implementation("bn_act", impl, tensor),
+        select_implementation("fuse_sum", impl, tensor),
     )
 
 
@@ -151,7 +151,7 @@ def _runs(name: str, operator: str) -> bool:
     return operator in OPERATORS[name] and describe(name).usable
 
 
-def choose(operator: str, impl: str, tensor: Tensor) -> str:
+def select_implementation(operator: str, impl: str, tensor: Tensor) -> str:
     """Return the implementation of `operator` for a tensor's device.
 
     Raises:

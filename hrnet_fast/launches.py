@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hrnet_fast.inference.planning.lower import make_plan
+from hrnet_fast.inference.planning.lowering import make_plan
 from hrnet_fast.measure import operator_calls
 from hrnet_fast.models import HRNet
 from hrnet_fast.models.registry import get_variant

@@ -68,12 +68,12 @@ OWN_KERNELS = "kns=fuse_sum,kns=column_sums,kns=bn_,kns=upsample_conv1x1,kns=str
 # Every test that needs the device, in parts that may run side by side.
 PARITY = {
     "parity_cuda": ("-k", "cuda", "tests/ops/test_fuse_sum.py"),
-    "parity_engine": ("-k", "[v1- or [ocr-", "tests/inference/test_cuda.py"),
+    "parity_engine": ("-k", "[v1- or [ocr-", "tests/inference/test_cuda_executor.py"),
     "parity_fuse_sum": ("-k", "triton", "tests/ops/test_fuse_sum.py"),
     "parity_bn_act": tuple(path for path in KERNEL_TESTS if "bn_act" in path),
     "parity_convolutions": tuple(path for path in KERNEL_TESTS if "conv" in path),
-    "parity_training": ("tests/nn/test_accelerate_precision.py",),
-    "parity_engine_heads": ("-k", "not ([v1- or [ocr-)", "tests/inference/test_cuda.py"),
+    "parity_training": ("tests/training/test_accelerate_precision.py",),
+    "parity_engine_heads": ("-k", "not ([v1- or [ocr-)", "tests/inference/test_cuda_executor.py"),
 }
 TRITON_ONLY = ("parity_fuse_sum", "parity_bn_act", "parity_convolutions")
 

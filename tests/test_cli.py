@@ -13,7 +13,7 @@ from PIL import Image
 from hrnet_fast import FAMILIES, HRNetConfig, load_checkpoint
 from hrnet_fast.cli import main
 from hrnet_fast.cli.run import DECODINGS
-from hrnet_fast.demo.weights import random_state
+from hrnet_fast.demo.random_weights import random_state
 from hrnet_fast.keypoints import METHODS
 from hrnet_fast.tasks import TASKS
 

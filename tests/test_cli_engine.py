@@ -54,7 +54,7 @@ def test_many_images_are_worth_an_engine(
     argv = ["run", folder, "-c", path, "-t", "classification", "--size", "64x64"]
     assert "(engine, float32" in call(capsys, *argv, "-o", tmp_path / "a")[1]
     assert "(model" in call(capsys, *argv, "-o", tmp_path / "b", "--impl", "reference")[1]
-    monkeypatch.setattr("hrnet_fast.tasks.engined.optimize_for_inference", _refuse)
+    monkeypatch.setattr("hrnet_fast.tasks.engine_runner.optimize_for_inference", _refuse)
     code, out, err = call(capsys, *argv, "-o", tmp_path / "c")
     assert code == 0
     assert "2 of 2 images done (model, in place of an engine)" in out

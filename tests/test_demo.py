@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from tiny_networks import tiny
 
-import hrnet_fast.demo.run
+import hrnet_fast.demo.measurement
 from hrnet_fast.cli import main
-from hrnet_fast.demo.weights import random_state
+from hrnet_fast.demo.random_weights import random_state
 from hrnet_fast.models import get_config
 
 
@@ -87,7 +87,7 @@ def test_checkpoints_of_other_heads_are_refused(
     def measured(*_: object) -> None:
         raise AssertionError("measured before the checkpoints were looked at")
 
-    monkeypatch.setattr(hrnet_fast.demo.run, "_compete", measured)
+    monkeypatch.setattr(hrnet_fast.demo.measurement, "_compete", measured)
     head = "features" if task == "detection" else "v2p"
     weights = tmp_path / "other.pth"
     torch.save(tiny(head).state_dict(), weights)

@@ -11,7 +11,7 @@ from tiny_networks import enliven, image, relative_l2, tiny, tiny_config
 from torch import Tensor, nn
 
 import hrnet_fast as hf
-from hrnet_fast.reference.fusion import HighResolutionModule
+from hrnet_fast.reference.modularized_block import HighResolutionModule
 from hrnet_fast.reference.norm import norm_factory
 
 

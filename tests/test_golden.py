@@ -39,7 +39,7 @@ def network(request: pytest.FixtureRequest, loaded: tuple[GoldenCase, hf.HRNet])
 
 def assert_stayed_fast(model: hf.HRNet) -> None:
     """If it is accelerated, no call of any block took the plain path."""
-    if any(hasattr(m, "fast_base") for m in model.modules()):
+    if any(hasattr(m, "unfused_class") for m in model.modules()):
         assert all(block.fast for block in hf.explain(model).blocks), str(hf.explain(model))
 
 

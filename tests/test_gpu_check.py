@@ -248,7 +248,7 @@ def test_side_by_side(module: ModuleType, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_cut_off_on_the_way(stand: Stand, how: signal.Signals) -> None:
-    stand.tool("python", "*test_cuda.py*) touch $0.there; sleep 4;;", MACHINE)
+    stand.tool("python", "*test_cuda_executor.py*) touch $0.there; sleep 4;;", MACHINE)
     process = subprocess.Popen(stand.command("--quick"), env=stand.environment(), stdout=subprocess.DEVNULL)
     for _ in range(300):
         if (stand.bin / "python.there").exists():
@@ -318,7 +318,7 @@ def test_selections(module: ModuleType, tmp_path: Path) -> None:
     """Each kernel has tests, and each test that needs the device is in one part; other plugins are not there."""
     for package in ("hypothesis", "xdist", "pytest_timeout", "timm", "onnxruntime", "openvino"):
         (tmp_path / f"{package}.py").write_text("raise ImportError('it is not here')\n")
-    tests = ["tests/ops", "tests/nn", "tests/inference", "tests/test_registry.py", "tests/test_cli_engine.py"]
+    tests = ["tests/ops", "tests/training", "tests/inference", "tests/test_registry.py", "tests/test_cli_engine.py"]
     asked: dict[str, list[str]] = {kernel: ["-k", k, *module.KERNEL_TESTS] for kernel, k in module.VISITS.items()}
     asked |= {name: list(selection) for name, selection in module.PARITY.items()}
     asked |= {"every": list(module.EVERY_KERNEL), "all": tests}

@@ -13,7 +13,7 @@ import pytest
 import hrnet_fast
 
 PACKAGE = Path(hrnet_fast.__file__).parent
-READERS = ("records", "figures", "tables", "summary", "plots", "report", "readme", "files", "compare")
+READERS = ("records", "figures", "tables", "summary", "plots", "report", "readme", "result_files", "compare")
 READER_NAMES = tuple(f"hrnet_fast.bench.{part}" for part in READERS)
 # What a part may import of this package and of others; a part not listed is free.
 ALLOWED: dict[str, tuple[str, ...]] = {
@@ -31,7 +31,7 @@ ABOVE = tuple(f"hrnet_fast.{part}" for part in ("cli", "bench", "demo", "tasks",
 FORBIDDEN: dict[str, tuple[str, ...]] = {
     "implementations": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.reference"),
     "ops": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.inference"),
-    "nn": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.inference"),
+    "training": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.inference"),
     "models": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.inference"),
     "inference": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.reference"),
     "inference/planning": ("hrnet_fast.inference.execution", "hrnet_fast.inference.engine", "hrnet_fast.ops"),

@@ -1,4 +1,4 @@
-// Convolutions on maps with rims: the maps, which kernel packs and runs, and the kernel for any processor.
+// Convolutions on maps with halos: the maps, which kernel packs and runs, and the kernel for any processor.
 
 #include "conv.h"
 
@@ -23,7 +23,7 @@ int64_t map_elements(int64_t n, int64_t height, int64_t width, int64_t pixel) {
   return map_lead(width, pixel) + (n * (height + 1) * (width + 1) + 16 + width + 2) * pixel;
 }
 
-void clear_rim(const Map& map, int64_t channels, Element type) {
+void clear_halo(const Map& map, int64_t channels, Element type) {
   const int64_t size = type == Element::float32 ? 4 : 2;
   auto clear = [&](int64_t from, int64_t pixels) {  // pixel indices, the first image's first pixel being 0
     for (int64_t p = from; p < from + pixels; ++p) {

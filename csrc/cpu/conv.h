@@ -1,11 +1,11 @@
-// Convolutions of the inference engine: 1x1 and 3x3, bias, residual and ReLU in one pass, on maps with a rim of zeros.
+// Convolutions of the inference engine: 1x1 and 3x3, bias, residual and ReLU in one pass, on maps with a halo of zeros.
 //
-// A map is [N, H, W, C] in memory with one pixel of zeros ("rim") after every row and one row of them after every
+// A map is [N, H, W, C] in memory with one pixel of zeros ("halo") after every row and one row of them after every
 // image: a row is W + 1 pixels, an image (H + 1) rows. Before the first image there is a lead of W + 2 zero pixels, and
 // after the last one a slack of 16 + W + 2 readable pixels whose values do not matter. So what lies left of a row is
-// the rim of the row before, and a 3x3 window needs no case at any edge. A map may be a channel slice of a wider one:
-// `pixel` is then larger than its channels. Whoever writes a map's inside leaves its rim alone; `clear_rim` writes the
-// zeros.
+// the halo of the row before, and a 3x3 window needs no case at any edge. A map may be a channel slice of a wider one:
+// `pixel` is then larger than its channels. Whoever writes a map's inside leaves its halo alone; `clear_halo` writes
+// the zeros.
 
 #pragma once
 
@@ -24,13 +24,13 @@ struct Map {
   int64_t image() const { return (height + 1) * row(); }
 };
 
-// Elements that a buffer of `pixel` channels takes: lead, images with rims, slack. Channel 0 of pixel (0, 0) is
+// Elements that a buffer of `pixel` channels takes: lead, images with halos, slack. Channel 0 of pixel (0, 0) is
 // `map_lead` elements after its start.
 int64_t map_elements(int64_t n, int64_t height, int64_t width, int64_t pixel);
 int64_t map_lead(int64_t width, int64_t pixel);
-// Zeros into the rim (and the lead) of a slice of `channels`; everything that a 3x3 window reads outside of the inside.
-// No stored output depends on anything else: not on the slack, nor on channels beside the slice.
-void clear_rim(const Map& map, int64_t channels, Element type);
+// Zeros into the halo (and the lead) of a slice of `channels`; everything that a 3x3 window reads outside of the
+// inside. No stored output depends on anything else: not on the slack, nor on channels beside the slice.
+void clear_halo(const Map& map, int64_t channels, Element type);
 
 struct ConvShape {
   int64_t in_channels, out_channels;

@@ -1,4 +1,4 @@
-// One convolution on tensors, through maps with rims.
+// One convolution on tensors, through maps with halos.
 
 #include "conv_op.h"
 
@@ -9,9 +9,9 @@
 
 namespace hrnet_fast::cpu {
 
-RimConv::RimConv(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                 const std::optional<at::Tensor>& residual, int64_t stride, std::vector<int64_t> relu,
-                 int64_t padding_channels)
+HaloConv::HaloConv(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                   const std::optional<at::Tensor>& residual, int64_t stride, std::vector<int64_t> relu,
+                   int64_t padding_channels)
     : dtype_(x.scalar_type()), padding_(padding_channels), out_channels_(weight.size(0)) {
   TORCH_CHECK(dtype_ == at::kFloat || dtype_ == at::kBFloat16, "maps are float32 or bfloat16, not ", dtype_);
   TORCH_CHECK(x.dim() == 4 && weight.dim() == 4 && weight.size(1) == x.size(1) && weight.size(2) == weight.size(3),
@@ -38,35 +38,35 @@ RimConv::RimConv(const at::Tensor& x, const at::Tensor& weight, const at::Tensor
   job_.packed = packed_;
 }
 
-at::Tensor RimConv::allocate(Map& map, int64_t n, int64_t channels, int64_t height, int64_t width) const {
+at::Tensor HaloConv::allocate(Map& map, int64_t n, int64_t channels, int64_t height, int64_t width) const {
   map.n = n, map.height = height, map.width = width;
   map.pixel = channels + padding_;
   const at::Tensor buffer = at::full({map_elements(n, height, width, map.pixel)},
                                      std::numeric_limits<float>::quiet_NaN(), at::TensorOptions().dtype(dtype_));
   const int64_t start = map_lead(width, map.pixel) + padding_ / 2;
   map.data = static_cast<char*>(buffer.data_ptr()) + start * buffer.element_size();
-  clear_rim(map, channels, type_);
+  clear_halo(map, channels, type_);
   return buffer;
 }
 
-at::Tensor RimConv::inside(const Map& map, int64_t channels) const {
+at::Tensor HaloConv::inside(const Map& map, int64_t channels) const {
   return at::from_blob(map.data, {map.n, channels, map.height, map.width}, {map.image(), 1, map.row(), map.pixel},
                        at::TensorOptions().dtype(dtype_));
 }
 
-void RimConv::run() {
+void HaloConv::run() {
   at::parallel_for(0, conv_items(job_), 1, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) conv_item(job_, item);
     conv_release();
   });
 }
 
-at::Tensor RimConv::output() const {
+at::Tensor HaloConv::output() const {
   // A copy, always: a map of one pixel is contiguous as it lies.
   return inside(job_.out, out_channels_).clone(at::MemoryFormat::Contiguous);
 }
 
-bool RimConv::intact() const {
+bool HaloConv::intact() const {
   const Map& map = job_.out;
   const at::Tensor& buffer = buffers_[1];
   const int64_t lead = map_lead(map.width, map.pixel);
@@ -77,15 +77,15 @@ bool RimConv::intact() const {
   const at::Tensor images = buffer.narrow(0, lead, map.n * map.image())
                                 .view({map.n, map.height + 1, map.width + 1, map.pixel})
                                 .narrow(3, padding_ / 2, out_channels_);
-  const bool rim =
+  const bool halo =
       images.select(1, map.height).eq(0).all().item<bool>() && images.select(2, map.width).eq(0).all().item<bool>();
-  return rim && beside.isnan().all().item<bool>() && slack.isnan().all().item<bool>();
+  return halo && beside.isnan().all().item<bool>() && slack.isnan().all().item<bool>();
 }
 
-at::Tensor conv_rim(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                    const std::optional<at::Tensor>& residual, int64_t stride, at::IntArrayRef relu,
-                    int64_t padding_channels) {
-  RimConv conv(x, weight, bias, residual, stride, relu.vec(), padding_channels);
+at::Tensor conv_halo(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                     const std::optional<at::Tensor>& residual, int64_t stride, at::IntArrayRef relu,
+                     int64_t padding_channels) {
+  HaloConv conv(x, weight, bias, residual, stride, relu.vec(), padding_channels);
   conv.run();
   TORCH_CHECK(conv.intact(), "the convolution wrote outside of its output");
   return conv.output();

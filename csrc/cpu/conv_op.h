@@ -1,4 +1,4 @@
-// One convolution on tensors, through maps with rims: for tests and benchmarks. The engine lays its maps out once.
+// One convolution on tensors, through maps with halos: for tests and benchmarks. The engine lays its maps out once.
 
 #pragma once
 
@@ -17,15 +17,15 @@ namespace hrnet_fast::cpu {
 // float32 or bfloat16 [N, C, H, W] of any strides; weight [out, C, k, k], k 1 or 3; bias [out]; residual like the
 // output. `relu` is [begin, end) of output channels. With `padding_channels` every map is a slice of one wider by that
 // many. What the kernels must not depend on (beside slices, slack, outputs) holds NaN.
-class RimConv : public torch::CustomClassHolder {
+class HaloConv : public torch::CustomClassHolder {
  public:
-  RimConv(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-          const std::optional<at::Tensor>& residual, int64_t stride, std::vector<int64_t> relu,
-          int64_t padding_channels);
-  ~RimConv() override { free_conv(packed_); }
+  HaloConv(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+           const std::optional<at::Tensor>& residual, int64_t stride, std::vector<int64_t> relu,
+           int64_t padding_channels);
+  ~HaloConv() override { free_conv(packed_); }
   void run();
   at::Tensor output() const;
-  // What a kernel wrote where it must not: anything but zero in the output's rim, anything but NaN beside its slice.
+  // What a kernel wrote where it must not: anything but zero in the output's halo, anything but NaN beside its slice.
   bool intact() const;
   double macs() const { return conv_macs(job_); }
 
@@ -41,9 +41,9 @@ class RimConv : public torch::CustomClassHolder {
   ConvJob job_;
 };
 
-at::Tensor conv_rim(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                    const std::optional<at::Tensor>& residual, int64_t stride, at::IntArrayRef relu,
-                    int64_t padding_channels);
+at::Tensor conv_halo(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                     const std::optional<at::Tensor>& residual, int64_t stride, at::IntArrayRef relu,
+                     int64_t padding_channels);
 // Name of the kernel that `pack_conv` picks now.
 std::string conv_kernel_name(bool bfloat16);
 

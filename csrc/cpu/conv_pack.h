@@ -68,8 +68,8 @@ inline void run_offsets(const PackedConv& conv, const Map& in, int64_t offsets[9
 }
 
 // Positions that one register block computes, at equal distances in memory. At stride 1 they are pieces of the whole
-// map read as one sequence, rim included: nothing ends at a row's end, and what was computed for the rim is not stored.
-// At stride 2 they are pieces of an output row.
+// map read as one sequence, halo included: nothing ends at a row's end, and what was computed for the halo is not
+// stored. At stride 2 they are pieces of an output row.
 struct Strip {
   int64_t in, out, residual;  // where they start, in elements
   uint32_t stored;            // one bit for each position
@@ -118,7 +118,7 @@ class Strips {
     const int64_t height = job_.in.height, width = job_.in.width;
     uint32_t stored = bits(std::min(length_, total_ - first));
     const int64_t line = first / row_, x = first - line * row_, y = line % (height + 1);
-    for (int64_t rim = width - x; rim < length_; rim += row_) stored &= ~(uint32_t{1} << rim);
+    for (int64_t halo = width - x; halo < length_; halo += row_) stored &= ~(uint32_t{1} << halo);
     if (y + (x + length_) / row_ < height) return stored;
     for (int64_t i = 0; i < length_; ++i) {
       if ((y + (x + i) / row_) % (height + 1) == height) stored &= ~(uint32_t{1} << i);

@@ -6,7 +6,7 @@
 
 namespace hrnet_fast::cpu {
 
-// How positions follow each other: the whole map in one sequence, rim included (see Strips); pieces of output rows; or
+// How positions follow each other: the whole map in one sequence, halo included (see Strips); pieces of output rows; or
 // all positions inside, row after row, where no three of them part at a row's end.
 enum class Order : int { sequence, rows, threes };
 

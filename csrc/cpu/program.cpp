@@ -242,13 +242,13 @@ std::vector<Program::Job> Program::resolve(const std::vector<Given>& inputs, con
 }
 
 void Program::run_item(const Step& step, const Job& job, int64_t item) const {
-  // The arena is used again and again: whoever writes a map writes its rim as well.
+  // The arena is used again and again: whoever writes a map writes its halo as well.
   if (item == 0 && step.kind != Kind::output)
-    clear_rim(step.kind == Kind::conv   ? job.conv.out
-              : step.kind == Kind::sum  ? job.sum.out
-              : step.kind == Kind::pool ? job.pool.out
-                                        : job.import_.out,
-              step.channels, type_);
+    clear_halo(step.kind == Kind::conv   ? job.conv.out
+               : step.kind == Kind::sum  ? job.sum.out
+               : step.kind == Kind::pool ? job.pool.out
+                                         : job.import_.out,
+               step.channels, type_);
   if (step.kind == Kind::conv) return conv_item(job.conv, item);
   const Buffer& b = buffers_[step.kind == Kind::output ? step.in.buffer : step.out.buffer];
   const int64_t each = rows_per_item(step), begin = item * each, end = std::min(begin + each, b.n * b.height);

@@ -1,7 +1,7 @@
 // A network as one program: steps over maps in an arena, in waves whose steps do not depend on each other.
 //
-// Built once per input shape by the planner in Python (hrnet_fast/inference/execution/cpu.py), run many times, by
-// several threads at once if each brings its own arena.
+// Built once per input shape by the planner in Python (hrnet_fast/inference/execution/cpu_executor.py), run many times,
+// by several threads at once if each brings its own arena.
 
 #pragma once
 

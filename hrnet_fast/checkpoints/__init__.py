@@ -9,10 +9,10 @@ unwrapped (:mod:`wrappers`, :mod:`averages`), recognised (:mod:`recognition`, :m
 """
 
 from hrnet_fast.checkpoints.convert import convert_checkpoint
+from hrnet_fast.checkpoints.families import FAMILIES
 from hrnet_fast.checkpoints.files import save_checkpoint
 from hrnet_fast.checkpoints.load import load_backbone, load_checkpoint
 from hrnet_fast.checkpoints.parsing import Checkpoint, parse_checkpoint
-from hrnet_fast.checkpoints.registry import FAMILIES
 
 __all__ = [
     "FAMILIES",

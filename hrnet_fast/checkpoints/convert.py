@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from hrnet_fast.checkpoints.families import FAMILIES, get_family
 from hrnet_fast.checkpoints.family import ANY_TRUNK, Family, is_trunk
 from hrnet_fast.checkpoints.parsing import Checkpoint, Source, parse_checkpoint
-from hrnet_fast.checkpoints.registry import FAMILIES, get_family
 from hrnet_fast.checkpoints.trunk import BACKBONE, WHOLE, shown_tops
 from hrnet_fast.config import HeadConfig
 from hrnet_fast.errors import CheckpointError

@@ -6,9 +6,9 @@ import dataclasses
 
 from torch import Tensor
 
+from hrnet_fast.checkpoints.families import FAMILIES, detect_family, get_family
 from hrnet_fast.checkpoints.family import ANY_TRUNK, Family
 from hrnet_fast.checkpoints.openseg import uses_inplace_abn
-from hrnet_fast.checkpoints.registry import FAMILIES, detect_family, get_family
 from hrnet_fast.checkpoints.trunk import BACKBONE, find_trunk, no_trunk, shown_tops, trunk_prefixes
 from hrnet_fast.errors import CheckpointError
 

@@ -49,7 +49,7 @@ def bench() -> None:
 )
 def report(files: tuple[Path, ...], output: Path | None, force: bool, readme: Path | None, check: bool) -> None:
     """Write FILES (result files or folders of them; benchmarks/results by default) as Markdown, plots and HTML."""
-    from hrnet_fast.bench.files import RESULTS, read_runs
+    from hrnet_fast.bench.result_files import RESULTS, read_runs
 
     if check and (readme is None or output is not None):
         raise InputError("--check looks at a README and writes nothing: give it --readme, and no --output.")
@@ -88,7 +88,7 @@ def compare(before: str, after: str | None, threshold: str, fail: bool, as_json:
     Without AFTER a revision is compared with the working tree.
     """
     from hrnet_fast.bench import compare as comparing
-    from hrnet_fast.bench.files import match_sides
+    from hrnet_fast.bench.result_files import match_sides
 
     share = parse_share(threshold)
     matched, alone = match_sides(before, after)

@@ -178,7 +178,7 @@ def _network(model: HRNet, engine: str, dtype: str | None, impl: str, images: in
     """Return what is to answer: the model, or an engine where that was asked for or pays."""
     import torch
 
-    from hrnet_fast.tasks.engined import Engined
+    from hrnet_fast.tasks.engine_runner import Engined
 
     if engine == "off" and dtype is not None:
         raise InputError(f"--dtype {dtype} is the engine's; leave out --engine off.")
@@ -192,7 +192,7 @@ def _network(model: HRNet, engine: str, dtype: str | None, impl: str, images: in
 
 
 def _ran(network: Network, impl: str) -> str:
-    from hrnet_fast.tasks.engined import Engined
+    from hrnet_fast.tasks.engine_runner import Engined
 
     return network.describe() if isinstance(network, Engined) else f"model, impl={impl!r}"
 

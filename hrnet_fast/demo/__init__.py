@@ -1,6 +1,6 @@
 """The demonstration: upstream checkpoints on a real photograph, every way of executing them that this machine has."""
 
+from hrnet_fast.demo.measurement import DEMO_TASKS, run_demo
 from hrnet_fast.demo.report import write_report
-from hrnet_fast.demo.run import DEMO_TASKS, run_demo
 
 __all__ = ["DEMO_TASKS", "run_demo", "write_report"]

@@ -13,7 +13,7 @@ from torch.nn import Module
 from hrnet_fast.implementations import NAMES, describe, resolve
 from hrnet_fast.inference import optimize_for_inference
 from hrnet_fast.models import HRNet
-from hrnet_fast.nn import accelerate, restore
+from hrnet_fast.training import accelerate, restore
 
 Call = Callable[[], Any]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from hrnet_fast.demo.contenders import absent
-from hrnet_fast.demo.run import TaskResult
+from hrnet_fast.demo.measurement import TaskResult
 from hrnet_fast.errors import InputError
 
 COLUMNS = (

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hrnet_fast.errors import InputError
-from hrnet_fast.inference.plan import Call, Import, Plan, Slot, slot_leaves
-from hrnet_fast.inference.planning.recording import Named, OwnDevice, OwnDtype
+from hrnet_fast.inference.plan import CallStep, ImportStep, Plan, Slot, slot_leaves
+from hrnet_fast.inference.planning.tracer import Named, OwnDevice, OwnDtype
 
 
 def named_leaves(tree: Any) -> list[Named]:
@@ -26,7 +26,7 @@ def own_copy(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor
 
 def calls_read_input(plan: Plan) -> bool:
     """Whether a function is called on the network's input itself, or it is returned."""
-    calls = [(s.args, s.kwargs) for s in plan.steps if isinstance(s, Call)]
+    calls = [(s.args, s.kwargs) for s in plan.steps if isinstance(s, CallStep)]
     return any(leaf.index == 0 for leaf in slot_leaves([*calls, plan.output]))
 
 
@@ -38,7 +38,7 @@ def as_calls_read_it(plan: Plan, x: Tensor, dtype: torch.dtype) -> Tensor:
     """
     if x.dtype != torch.uint8:
         return x.to(dtype)
-    step = next((s for s in plan.steps if isinstance(s, Import) and s.slot == 0), None)
+    step = next((s for s in plan.steps if isinstance(s, ImportStep) and s.slot == 0), None)
     if step is None or step.scale is None:
         raise InputError("Engine: normalize needs a network that begins with a 1x1 or 3x3 convolution.")
     scale, shift = (torch.tensor(v, dtype=dtype, device=x.device) for v in (step.scale, step.shift))

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from hrnet_fast.errors import HRNetFastError, InputError, shown
 from hrnet_fast.inference.folded import FoldedNetwork, Resample
-from hrnet_fast.inference.plan import Call, Plan
+from hrnet_fast.inference.plan import CallStep, Plan
 
 AXES = ("batch", "height", "width")
 Shape = tuple[int, ...]
@@ -161,6 +161,6 @@ def _compare(program: torch.export.ExportedProgram, reference: FoldedNetwork, ba
 
 def _calls(plan: Plan) -> str:
     """Name the functions that the model's forward calls, whose arguments may hold sizes."""
-    functions = [getattr(s.function, "function", s.function) for s in plan.steps if isinstance(s, Call)]
+    functions = [getattr(s.function, "function", s.function) for s in plan.steps if isinstance(s, CallStep)]
     names = dict.fromkeys(str(getattr(function, "__name__", function)) for function in functions)
     return f" Its forward calls {', '.join(names)}, which may be given sizes as numbers." if names else ""

@@ -21,15 +21,15 @@ from hrnet_fast.checks import (
 )
 from hrnet_fast.errors import InputError, shown
 from hrnet_fast.inference.dynamic import checked_axes, export_dynamic
+from hrnet_fast.inference.engine_file import load, save
 from hrnet_fast.inference.execution.executors import Executor, Executors
 from hrnet_fast.inference.folded import FoldedNetwork, write_onnx
-from hrnet_fast.inference.gate import Gate
 from hrnet_fast.inference.normalize import Normalize, checked_normalize
 from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.profile import Profile, profile
-from hrnet_fast.inference.sources import Living, Saved
-from hrnet_fast.inference.storage import load, save
+from hrnet_fast.inference.rwlock import RWLock
 from hrnet_fast.inference.verification import verify as compare_with
+from hrnet_fast.inference.weight_source import Living, Saved
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -86,7 +86,7 @@ def optimize_for_inference(
 
 
 class Engine:
-    """A network prepared for inference. Call it as the model: ``engine(x)``.
+    """A network prepared for inference. CallStep it as the model: ``engine(x)``.
 
     Several threads may call one engine. Results are new tensors unless ``copy=False`` allows them to be overwritten by
     the next call. An input that does not fit raises :class:`~hrnet_fast.errors.InputError` and leaves the engine as
@@ -111,7 +111,7 @@ class Engine:
         self._executors: OrderedDict[tuple[int, ...], Executor] = OrderedDict()
         self._making = Executors(dtype, outer, device, source.tensors())
         self._building = threading.RLock()
-        self._gate = Gate()
+        self._lock_of_weights = RWLock()
 
     def __call__(self, x: Tensor, *, copy: bool = True) -> Any:
         """Return what the model returns for `x`.
@@ -121,7 +121,7 @@ class Engine:
             copy: False may return tensors that the next call overwrites.
         """
         shape = self.check(x)
-        with self._gate.using(), self._plainly():
+        with self._lock_of_weights.using(), self._plainly():
             return self._executor(shape)(x, copy)
 
     @property
@@ -135,7 +135,7 @@ class Engine:
         A shape that comes without this is answered at once; on a CUDA device, in single steps: what is fastest is
         measured and captured when it comes a second time.
         """
-        with self._gate.using():
+        with self._lock_of_weights.using():
             for shape in [check_shape("Engine.prepare", shape) for shape in shapes]:
                 self._executor(shape).ready()
 
@@ -150,7 +150,7 @@ class Engine:
         """Take over the source model's present weights. Waits for running calls; shapes stay prepared."""
         if isinstance(self._source, Saved):
             raise InputError("Engine.refresh: this engine was loaded from a file and has no model to read from.")
-        with self._gate.alone(), self._building:
+        with self._lock_of_weights.alone(), self._building:
             self._making.refresh(self._source.tensors())
             for executor in self._executors.values():
                 executor.refresh(self._making.tensors)
@@ -178,7 +178,7 @@ class Engine:
         """Time every step by itself on `x`; beside it what the device could do (measured now)."""
         check_integer("Engine.profile", "rounds", rounds)
         shape = self.check(x)
-        with self._gate.using(), self._plainly():
+        with self._lock_of_weights.using(), self._plainly():
             return profile(self._executor(shape), x, rounds)
 
     def save(self, path: Any, shapes: Sequence[Sequence[int]] = ()) -> None:

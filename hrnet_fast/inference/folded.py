@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_map
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference.arguments import as_calls_read_it, calls_read_input, fill_in, named_leaves, own_copy
-from hrnet_fast.inference.execution.interpreter import Resizing, compute
-from hrnet_fast.inference.plan import Call, Export, Plan, Sum, SumTerm, View
-from hrnet_fast.inference.storage import whole_file
+from hrnet_fast.inference.engine_file import whole_file
+from hrnet_fast.inference.execution.evaluator import Resizing, compute
+from hrnet_fast.inference.plan import CallStep, ExportStep, Plan, SumStep, SumTerm, View
 
 Resample = Literal["literal", "target", "factor"]
 Size = tuple[int, int]
@@ -45,7 +45,7 @@ class FoldedNetwork(nn.Module):
             weight, bias = spec.make(tensors)
             self.register_buffer(f"weight{k}", weight.to(plan.dtype, copy=True))
             self.register_buffer(f"bias{k}", bias.to(plan.dtype, copy=True))
-        calls = [(step.args, step.kwargs) for step in plan.steps if isinstance(step, Call)]
+        calls = [(step.args, step.kwargs) for step in plan.steps if isinstance(step, CallStep)]
         names = dict.fromkeys(leaf.name for leaf in named_leaves([*calls, plan.output]))
         self._names = {name: f"tensor{k}" for k, name in enumerate(names)}
         for name, buffer in self._names.items():
@@ -65,7 +65,7 @@ class FoldedNetwork(nn.Module):
 
     def _resizing(self, step: Any, present: Mapping[Size, Size]) -> Resizing | None:
         """How a sum's terms come to its size; None as the plan has it."""
-        if self.resample == "literal" or not isinstance(step, Sum):
+        if self.resample == "literal" or not isinstance(step, SumStep):
             return None
         size = self.plan.shape(step.out)[2:]
 
@@ -103,9 +103,9 @@ class FoldedNetwork(nn.Module):
             made: list[tuple[View, Tensor]] = []
             for i in wave:
                 step = plan.steps[i]
-                if isinstance(step, Export):
+                if isinstance(step, ExportStep):
                     slots[step.slot] = read(step.source).to(self.outer).contiguous()
-                elif isinstance(step, Call):
+                elif isinstance(step, CallStep):
                     args, kwargs = (
                         fill_in(part, [given, *slots[1:]], named, self.outer) for part in (step.args, step.kwargs)
                     )

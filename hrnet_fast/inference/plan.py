@@ -1,6 +1,6 @@
 """The plan: a network as a list of steps over named buffers, as data. It knows shapes and weights' recipes, no device.
 
-Executors carry it out; :mod:`hrnet_fast.inference.execution.interpreter` does so in plain PyTorch and is their oracle.
+Executors carry it out; :mod:`hrnet_fast.inference.execution.evaluator` does so in plain PyTorch and is their oracle.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from hrnet_fast.errors import InputError
-from hrnet_fast.inference.memory import Interval, pack
+from hrnet_fast.inference.buffer_assignment import Interval, assign_offsets
 from hrnet_fast.inference.weights import WeightSpec
 
 
@@ -51,7 +51,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Import:
+class ImportStep:
     """Tensor to map; images [N, H, W, C] of bytes become scale * x + shift, channel by channel."""
 
     slot: int
@@ -61,7 +61,7 @@ class Import:
 
 
 @dataclass(frozen=True)
-class Export:
+class ExportStep:
     """Map to tensor."""
 
     source: View
@@ -69,7 +69,7 @@ class Export:
 
 
 @dataclass(frozen=True)
-class Conv:
+class ConvStep:
     """1x1 (padding 0) or 3x3 (padding 1) convolution, bias, residual, and ReLU on channels relu[0] .. relu[1]."""
 
     weight: int
@@ -89,7 +89,7 @@ class SumTerm:
 
 
 @dataclass(frozen=True)
-class Sum:
+class SumStep:
     """Sum of terms, each resampled to the output's size; ReLU on all channels or none."""
 
     terms: tuple[SumTerm, ...]
@@ -98,7 +98,7 @@ class Sum:
 
 
 @dataclass(frozen=True)
-class Pool:
+class PoolStep:
     """Mean over size x size windows."""
 
     source: View
@@ -107,7 +107,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Call:
+class CallStep:
     """A function on tensors; arguments hold :class:`Slot`, and names of the model's tensors."""
 
     function: Callable[..., Any]
@@ -117,7 +117,7 @@ class Call:
     shape: tuple[int, ...]
 
 
-Step = Import | Export | Conv | Sum | Pool | Call
+Step = ImportStep | ExportStep | ConvStep | SumStep | PoolStep | CallStep
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,10 @@ class Plan:
         Raises:
             InputError: the network does not begin with a convolution of the plan's own.
         """
-        if not any(isinstance(s, Import) and s.slot == 0 for s in self.steps):
+        if not any(isinstance(s, ImportStep) and s.slot == 0 for s in self.steps):
             raise InputError("Engine: normalize needs a network that begins with a 1x1 or 3x3 convolution.")
         steps = [
-            replace(s, scale=scale, shift=shift) if isinstance(s, Import) and s.slot == 0 else s for s in self.steps
+            replace(s, scale=scale, shift=shift) if isinstance(s, ImportStep) and s.slot == 0 else s for s in self.steps
         ]
         return replace(self, steps=tuple(steps))
 
@@ -179,10 +179,10 @@ class Plan:
     def peak_memory(self) -> int:
         """Bytes of the arena that holds all buffers, each as long as it is needed."""
         size = self.dtype.itemsize
-        return pack([Interval(b.elements * size, b.first, b.last) for b in self.buffers])[1]
+        return assign_offsets([Interval(b.elements * size, b.first, b.last) for b in self.buffers])[1]
 
     def step_flops(self, step: Step) -> int:
-        if not isinstance(step, Conv):
+        if not isinstance(step, ConvStep):
             return 0
         out, into, *kernel = self.weights[step.weight].shape
         return 2 * out * into * kernel[0] * kernel[1] * self._pixels(step.out)
@@ -190,7 +190,7 @@ class Plan:
     def step_bytes(self, step: Step) -> int:
         maps = [v for v in (*reads(step), writes(step)) if v is not None]
         moved = sum(v.channels * self._pixels(v) for v in maps)
-        if isinstance(step, Conv):
+        if isinstance(step, ConvStep):
             out, into, *kernel = self.weights[step.weight].shape
             moved += out * into * kernel[0] * kernel[1]
         return moved * self.dtype.itemsize
@@ -207,24 +207,24 @@ class Plan:
         """One line about a step."""
         out = writes(step)
         made = "x".join(map(str, self.shape(out)[1:])) if out else ""
-        if isinstance(step, Conv):
+        if isinstance(step, ConvStep):
             extra = " + residual" * (step.residual is not None) + f" relu[{step.relu[0]}:{step.relu[1]}]" * any(
                 step.relu
             )
             taken = "x".join(map(str, self.shape(step.source)[1:]))
             return f"conv{step.kernel}x{step.kernel}/{step.stride} {taken} -> {made}{extra}"
-        if isinstance(step, Sum):
+        if isinstance(step, SumStep):
             terms = (f"{t.mode} {'x'.join(map(str, self.shape(t.source)[1:]))}" for t in step.terms)
             return f"sum({', '.join(terms)}) -> {made}{' relu' * step.relu}"
-        if isinstance(step, Pool):
+        if isinstance(step, PoolStep):
             return f"mean {step.size}x{step.size} -> {made}"
-        if isinstance(step, Call):
+        if isinstance(step, CallStep):
             function = getattr(step.function, "function", step.function)  # of a part, or on a copy
             return f"call {getattr(function, '__name__', function)} -> {'x'.join(map(str, step.shape))}"
-        return f"{'import' if isinstance(step, Import) else 'export'} slot {step.slot} {made}".rstrip()
+        return f"{'import' if isinstance(step, ImportStep) else 'export'} slot {step.slot} {made}".rstrip()
 
     def __str__(self) -> str:
-        kinds = Counter(type(step).__name__.lower() for step in self.steps)
+        kinds = Counter(type(step).__name__.removesuffix("Step").lower() for step in self.steps)
         lines = [
             f"{len(self.steps)} steps in {len(self.waves)} waves ({', '.join(f'{n} {k}' for k, n in kinds.items())}), "
             f"{self.launches(grouped=True)} launches with grouped branches; input {list(self.input_shape)}",
@@ -259,7 +259,7 @@ class Plan:
                 target = writes(step)
                 if target is not None:
                     made.append((i, target))
-                if isinstance(step, (Export, Call)):
+                if isinstance(step, (ExportStep, CallStep)):
                     slots[step.slot] = i
             for i, view in made:
                 writers |= {(view.buffer, c): i for c in range(view.offset, view.offset + view.channels)}
@@ -267,30 +267,30 @@ class Plan:
 
 
 def groupable(step: Step) -> bool:
-    return isinstance(step, Conv) and (step.kernel, step.stride) == (3, 1)
+    return isinstance(step, ConvStep) and (step.kernel, step.stride) == (3, 1)
 
 
 def reads(step: Step) -> list[View]:
     """The maps that a step reads."""
-    if isinstance(step, Conv):
+    if isinstance(step, ConvStep):
         return [step.source, *([step.residual] if step.residual else [])]
-    if isinstance(step, Sum):
+    if isinstance(step, SumStep):
         return [t.source for t in step.terms]
-    if isinstance(step, (Pool, Export)):
+    if isinstance(step, (PoolStep, ExportStep)):
         return [step.source]
     return []
 
 
 def writes(step: Step) -> View | None:
     """The map that a step writes."""
-    return None if isinstance(step, (Export, Call)) else step.out
+    return None if isinstance(step, (ExportStep, CallStep)) else step.out
 
 
 def slot_reads(step: Step) -> list[int]:
     """The tensors that a step reads."""
-    if isinstance(step, Import):
+    if isinstance(step, ImportStep):
         return [step.slot]
-    if isinstance(step, Call):
+    if isinstance(step, CallStep):
         return [leaf.index for leaf in slot_leaves((step.args, step.kwargs))]
     return []
 

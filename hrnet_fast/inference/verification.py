@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from hrnet_fast.errors import HRNetFastError, InputError
-from hrnet_fast.inference.execution.interpreter import interpret
-from hrnet_fast.inference.planning.lower import make_plan
-from hrnet_fast.inference.sources import Living
-from hrnet_fast.nn.probe import without_onednn
+from hrnet_fast.inference.execution.evaluator import interpret
+from hrnet_fast.inference.planning.lowering import make_plan
+from hrnet_fast.inference.weight_source import Living
+from hrnet_fast.training.equivalence_check import onednn_disabled
 
 _TRIAL = (64, 96)  # height and width: divisible by 32, and quick
 _TOLERANCE = 1e-3  # relative; plans differ from models by rounding, 1e-6
@@ -24,7 +24,7 @@ def verify(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> None
         HRNetFastError: they differ.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with torch.no_grad(), without_onednn(), torch.autocast(device.type, enabled=False):
+    with torch.no_grad(), onednn_disabled(), torch.autocast(device.type, enabled=False):
         for trial in dict.fromkeys([(1, shape[1], *_TRIAL), (1, *shape[1:])]):
             random = torch.Generator().manual_seed(0)
             x = torch.randn(trial, generator=random).to(device, dtype)

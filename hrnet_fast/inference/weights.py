@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Norm:
+class NormNames:
     """A batch normalisation in evaluation mode, by the names of its tensors."""
 
     mean: str
@@ -26,12 +26,12 @@ class Source:
 
     weight: str
     bias: str | None
-    norms: tuple[Norm, ...] = ()
+    norms: tuple[NormNames, ...] = ()
     begin: int = 0
     end: int | None = None
     with_bias: bool = True
 
-    def normalised(self, norm: Norm) -> Source:
+    def normalised(self, norm: NormNames) -> Source:
         return replace(self, norms=(*self.norms, norm))
 
 

@@ -12,14 +12,19 @@ from hrnet_fast.errors import ConfigError, shown
 from hrnet_fast.implementations import resolve
 from hrnet_fast.keypoints.methods import METHOD_OF_HEAD, NO_HEATMAPS
 from hrnet_fast.models.upstream import Source, read_configuration
-from hrnet_fast.nn.accelerate import accelerate_blocks
-from hrnet_fast.nn.mixing import mixing_fault, run_mixing
-from hrnet_fast.nn.modules import Settings
-from hrnet_fast.nn.units import call_fault, read_row, row_fault, run_units
 from hrnet_fast.reference.heads import Output
 from hrnet_fast.reference.heads.dense import V2Head
-from hrnet_fast.reference.network import HRNetReference
+from hrnet_fast.reference.hrnet import HRNetReference
 from hrnet_fast.reference.norm import NormFactory
+from hrnet_fast.training.accelerate import accelerate_blocks
+from hrnet_fast.training.fused_modules import Settings
+from hrnet_fast.training.matching import (
+    call_unsupported_reason,
+    conv_norm_relu_unsupported_reason,
+    read_conv_norm_relu,
+    run_units,
+)
+from hrnet_fast.training.v2_head import run_v2_head, v2_head_unsupported_reason
 
 logger = logging.getLogger("hrnet_fast.models")
 
@@ -48,7 +53,7 @@ class HRNet(HRNetReference):
     # to set; "none" where the head's maps are no heatmaps; None where it has none, or that is not known.
     keypoints: str | None
     # Set by `accelerate`: how the stem and the head execute, which have no module of their own.
-    fast_settings: Settings | None = None
+    fused_settings: Settings | None = None
 
     def __init__(
         self,
@@ -81,19 +86,21 @@ class HRNet(HRNetReference):
 
     def _stem(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
         rows = ((self.conv1, self.bn1, self.relu), (self.conv2, self.bn2, self.relu))
-        settings = self.fast_settings
+        settings = self.fused_settings
         if settings is None or self._head.needs_stem:  # the first map would be kept for the head anyway
             return super()._stem(x)
-        note = call_fault(x, settings.impl) or next((r for row in rows if (r := row_fault(*row))), None)
-        done = note or run_units([read_row(*row[:2]) for row in rows], x, settings.impl, settings.minimal)
+        note = call_unsupported_reason(x, settings.impl) or next(
+            (r for row in rows if (r := conv_norm_relu_unsupported_reason(*row))), None
+        )
+        done = note or run_units([read_conv_norm_relu(*row[:2]) for row in rows], x, settings.impl, settings.minimal)
         return (None, done) if isinstance(done, Tensor) else super()._stem(x)
 
     def _apply_head(self, features: list[Tensor], size: tuple[int, int]) -> Output:
-        settings, head = self.fast_settings, self._head
+        settings, head = self.fused_settings, self._head
         if settings is not None and isinstance(head, V2Head):
             layers = self.get_submodule(head.name)
-            if mixing_fault(layers, features, settings.impl) is None:
-                logits = run_mixing(layers, features, self.config.align_corners, settings.impl)
+            if v2_head_unsupported_reason(layers, features, settings.impl) is None:
+                logits = run_v2_head(layers, features, self.config.align_corners, settings.impl)
                 return head.finish(logits, size)
         return super()._apply_head(features, size)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hrnet_fast.checks import check_bool, check_number, check_tensor, check_text
 from hrnet_fast.errors import InputError, shown
-from hrnet_fast.ops.bn_pieces import pieces
+from hrnet_fast.ops.bn_act_primitives import bn_act_primitives
 from hrnet_fast.ops.common import check_dtype
 from hrnet_fast.reference.bn_act import Norm, math_dtype
 
@@ -174,7 +174,7 @@ def _batch_affine(
     if x.numel() == 0:
         return torch.zeros(4, x.shape[1], dtype=math_dtype(x.dtype), device=x.device)
     norm = Norm(x.shape[1], weight, bias, running_mean, running_var, momentum, eps)
-    affine: Tensor = pieces(impl, x).batch_affine([x], [norm])[0]
+    affine: Tensor = bn_act_primitives(impl, x).batch_affine([x], [norm])[0]
     return affine
 
 
@@ -195,7 +195,7 @@ def _running_affine(
 ) -> Tensor:
     """[4, C] of given statistics; of x only dtype and device matter."""
     norm = Norm(x.shape[1], weight, bias, running_mean, running_var, 0.0, eps)
-    affine: Tensor = pieces(impl, x).running_affine([norm], math_dtype(x.dtype))
+    affine: Tensor = bn_act_primitives(impl, x).running_affine([norm], math_dtype(x.dtype))
     return affine
 
 
@@ -219,7 +219,7 @@ def _bn_act(
 
     ``batch`` tells backward whether `affine` holds x's own statistics, through which its gradient then goes as well.
     """
-    out: Tensor = pieces(impl, x).bn_act(x, affine, residual, relu)
+    out: Tensor = bn_act_primitives(impl, x).bn_act(x, affine, residual, relu)
     # In the layout that the fake promises.
     return out.contiguous(memory_format=_layout(x))
 
@@ -246,7 +246,7 @@ def _bn_act_backward(
 
     ``out`` is the activation where x and `affine` alone do not tell its sign: behind a residual.
     """
-    parts = pieces(impl, x)
+    parts = bn_act_primitives(impl, x)
     masked, grad_x = grad.new_empty(0), grad.new_empty(0)
     sums = affine.new_empty(0)
     keep = out is not None and (want_x or want_masked)

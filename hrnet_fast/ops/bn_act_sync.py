@@ -10,7 +10,7 @@ from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 
 from hrnet_fast.errors import InputError
-from hrnet_fast.ops.bn_pieces import Pieces, pieces
+from hrnet_fast.ops.bn_act_primitives import BnActPrimitives, bn_act_primitives
 from hrnet_fast.reference.bn_act import Norm, math_dtype
 
 
@@ -25,13 +25,13 @@ def synchronised(
         InputError: one value per channel over all processes.
     """
     with torch.no_grad():
-        affine, total = joint_affine(pieces(impl, x), x, [norm], group)
+        affine, total = joint_affine(bn_act_primitives(impl, x), x, [norm], group)
     apply: Callable[..., Tensor] = _Synchronised.apply
     return apply(x, norm.weight, norm.bias, residual, affine, total, relu, group, impl)
 
 
 def joint_affine(
-    parts: Pieces, x: Tensor, norms: Sequence[Norm], group: distributed.ProcessGroup | None
+    parts: BnActPrimitives, x: Tensor, norms: Sequence[Norm], group: distributed.ProcessGroup | None
 ) -> tuple[Tensor, Tensor]:
     """[4, C] of the joint batch, and its number of values per channel as a tensor; moves the running statistics."""
     channels, count = x.shape[1], x.shape[0] * x.shape[2] * x.shape[3]
@@ -86,7 +86,7 @@ class _Synchronised(torch.autograd.Function):
         group: distributed.ProcessGroup | None,
         impl: str,
     ) -> Tensor:
-        out: Tensor = pieces(impl, x).bn_act(x, affine, residual, relu)
+        out: Tensor = bn_act_primitives(impl, x).bn_act(x, affine, residual, relu)
         ctx.relu, ctx.group, ctx.impl = relu, group, impl
         ctx.kept = residual is not None and relu
         ctx.dtypes = [None if t is None else t.dtype for t in (weight, bias)]
@@ -98,7 +98,7 @@ class _Synchronised(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, affine, total, *kept = ctx.saved_tensors
         want_x, want_weight, want_bias, want_residual = ctx.needs_input_grad[:4]
-        parts = pieces(ctx.impl, x)
+        parts = bn_act_primitives(ctx.impl, x)
         keep = ctx.kept and (want_x or want_residual)
         sums, masked = parts.backward_sums(grad, None, x, affine, kept[0] if kept else None, ctx.relu, keep)
         grad_x = None

@@ -53,7 +53,7 @@ def check_bias(operator: str, what: str, bias: Tensor | None, channels: int, dev
         )
 
 
-def layout_of(x: Tensor) -> torch.memory_format:
+def memory_format_of(x: Tensor) -> torch.memory_format:
     """The layout of a map, told by its strides: a slice of channels is contiguous in neither format, yet has one."""
     return torch.channels_last if x.stride(1) == 1 and x.stride(3) != 1 else torch.contiguous_format
 
@@ -83,7 +83,7 @@ def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     return [t.to(dtype) if t is not None and t.dtype in halves else t for t in tensors]
 
 
-def one_column(
+def wrong_in_bfloat16(
     x: Tensor, kernel: int, stride: int, padding: int | None = None, dilation: int = 1, width: int | None = None
 ) -> bool:
     """Whether oneDNN's bfloat16 convolution is wrong: strided, with one column of results (torch 2.13).
@@ -112,7 +112,7 @@ def convolution_gradients(
         assert not want_weight
         x = grad.new_empty(1).expand(*shape)
     pad = weight.shape[-1] // 2
-    if one_column(grad, weight.shape[-1], stride, pad, width=shape[-1]):
+    if wrong_in_bfloat16(grad, weight.shape[-1], stride, pad, width=shape[-1]):
         wide = (grad.float(), x.float(), shape, weight.float(), stride, want_x, want_weight)
         gradients = convolution_gradients(*wide)
         return tuple(None if g is None else g.to(grad.dtype) for g in gradients)  # type: ignore[return-value]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hrnet_fast.checks import check_bool, check_tensors, check_text
 from hrnet_fast.errors import InputError, shown
-from hrnet_fast.implementations import choose
+from hrnet_fast.implementations import select_implementation
 from hrnet_fast.ops.common import check_dtype, check_kin, pair_of
 
 MAX_TERMS = 8
@@ -124,7 +124,7 @@ def compute(
 ) -> Tensor:
     """The operator without its checks and autograd: what :func:`fuse_sum` registers, for callers with their own."""
     # Chosen here and not by the caller, so that a compiled graph need not trace how.
-    chosen = choose("fuse_sum", impl, xs[0])
+    chosen = select_implementation("fuse_sum", impl, xs[0])
     code = RESAMPLE[mode, align_corners]
     if chosen in ("cpu", "cuda"):
         compiled = getattr(torch.ops.hrnet_fast, f"fuse_sum_{chosen}")
@@ -178,7 +178,7 @@ def gradients(
 
     ``xs[k]`` is empty where only its shape, ``sizes[2k:2k+2]``, is needed. ``wanted`` flags xs, then affines.
     """
-    chosen = choose("fuse_sum", impl, grad)
+    chosen = select_implementation("fuse_sum", impl, grad)
     code = RESAMPLE[mode, align_corners]
     n = len(xs)
     if chosen in ("cpu", "cuda"):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hrnet_fast.checks import check_bool, check_tensors, check_text
 from hrnet_fast.errors import InputError
-from hrnet_fast.implementations import choose
+from hrnet_fast.implementations import select_implementation
 from hrnet_fast.kernels.packing import pack, unpack
 from hrnet_fast.ops.common import (
     autocast,
@@ -22,7 +22,7 @@ from hrnet_fast.ops.common import (
     check_kin,
     check_map,
     convolution_gradients,
-    layout_of,
+    memory_format_of,
     settled,
     weight_layout,
 )
@@ -134,7 +134,7 @@ def _forward(
     impl: str,
 ) -> list[Tensor]:
     # Chosen here and not by the caller, so that a compiled graph need not trace how.
-    if choose(NAME, impl, xs[0]) == "triton":
+    if select_implementation(NAME, impl, xs[0]) == "triton":
         from hrnet_fast.kernels.triton.grouped_conv3x3 import forward
 
         weight, bias = pack(weights, _present(biases, 1))
@@ -152,7 +152,7 @@ def _forward_packed(
     relu: bool,
     impl: str,
 ) -> list[Tensor]:
-    if choose(NAME, impl, xs[0]) == "triton":
+    if select_implementation(NAME, impl, xs[0]) == "triton":
         from hrnet_fast.kernels.triton.grouped_conv3x3 import forward
 
         return forward(xs, weight, bias, channels[::2], residuals, relu)
@@ -215,13 +215,13 @@ def _gradients(
                 masked, xs[k] if want_weight else None, shape, weight, 1, want_x, want_weight
             )
             if want_x and of_x is not None:
-                found[k] = settled(of_x, layout_of(grad), grads)
+                found[k] = settled(of_x, memory_format_of(grad), grads)
             if want_weight and of_weight is not None:
                 found[n + k] = of_weight.contiguous(memory_format=weight_layout(weight))
         if want_bias:
             found[2 * n + k] = bias_gradient(masked, biases[k])
         if want_residual:
-            found[3 * n + k] = settled(masked, layout_of(grad), grads)
+            found[3 * n + k] = settled(masked, memory_format_of(grad), grads)
     return found
 
 
@@ -233,13 +233,13 @@ def _gradients_fake(grads, outs, xs, weights, biases, shapes, wanted):  # type: 
         like = {"dtype": grad.dtype, "device": grad.device}
         if wanted[k]:
             shape = (grad.shape[0], *shapes[3 * k : 3 * k + 3])
-            found[k] = torch.empty(shape, memory_format=layout_of(grad), **like)
+            found[k] = torch.empty(shape, memory_format=memory_format_of(grad), **like)
         if wanted[n + k]:
             found[n + k] = torch.empty(weights[k].shape, memory_format=weight_layout(weights[k]), **like)
         if wanted[2 * n + k]:
             found[2 * n + k] = torch.empty_like(biases[k])
         if wanted[3 * n + k]:
-            found[3 * n + k] = torch.empty(grad.shape, memory_format=layout_of(grad), **like)
+            found[3 * n + k] = torch.empty(grad.shape, memory_format=memory_format_of(grad), **like)
     return found
 
 

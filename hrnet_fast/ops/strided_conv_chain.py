@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hrnet_fast.checks import check_tensor, check_tensors, check_text
 from hrnet_fast.errors import InputError, shown
-from hrnet_fast.implementations import choose
+from hrnet_fast.implementations import select_implementation
 from hrnet_fast.ops.common import (
     autocast,
     bias_gradient,
@@ -22,7 +22,7 @@ from hrnet_fast.ops.common import (
     check_kin,
     check_map,
     convolution_gradients,
-    layout_of,
+    memory_format_of,
     pair_of,
     settled,
     weight_layout,
@@ -115,7 +115,7 @@ def _shape(x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
 
 def _layout(xs: Sequence[Tensor]) -> torch.memory_format:
     """The layout of the input with the most channels: the one that a concatenation would cost most to copy."""
-    return layout_of(max(xs, key=lambda x: x.shape[1]))
+    return memory_format_of(max(xs, key=lambda x: x.shape[1]))
 
 
 @torch.library.custom_op(f"hrnet_fast::{NAME}", mutates_args=())
@@ -130,7 +130,7 @@ def _forward(
 ) -> Tensor:
     # Chosen here and not by the caller, so that a compiled graph need not trace how.
     layout = _layout(xs)
-    if choose(NAME, impl, xs[0]) == "triton":
+    if select_implementation(NAME, impl, xs[0]) == "triton":
         from hrnet_fast.kernels.triton.strided_conv_chain import forward
 
         return forward(xs, weight, bias, addend, (relu_begin, relu_end), layout is torch.channels_last)
@@ -175,11 +175,11 @@ def _gradients(
         if want_x and of_joined is not None:
             parts = torch.split_with_sizes(of_joined, list(channels), dim=1)
             for k in (k for k in range(n) if wanted[k]):
-                found[k] = settled(parts[k], layout_of(grad), [grad, *found[:k]])
+                found[k] = settled(parts[k], memory_format_of(grad), [grad, *found[:k]])
     if bias is not None and wanted[n + 1]:
         found[n + 1] = bias_gradient(masked, bias)
     if wanted[n + 2]:
-        found[n + 2] = settled(masked, layout_of(grad), [grad, *found[:n]])
+        found[n + 2] = settled(masked, memory_format_of(grad), [grad, *found[:n]])
     return found
 
 
@@ -190,7 +190,7 @@ def _masked(grad: Tensor, out: Tensor, begin: int, end: int) -> Tensor:
     if begin == 0 and end == grad.shape[1]:
         whole: Tensor = torch.ops.aten.threshold_backward(grad, out, 0)
         return whole
-    masked = grad.contiguous(memory_format=layout_of(grad)).clone()
+    masked = grad.contiguous(memory_format=memory_format_of(grad)).clone()
     masked[:, begin:end] = torch.ops.aten.threshold_backward(grad[:, begin:end], out[:, begin:end], 0)
     return masked
 
@@ -204,13 +204,13 @@ def _gradients_fake(grad, out, xs, weight, bias, shapes, relu_begin, relu_end, w
     for k in range(n):
         if wanted[k]:
             shape = (grad.shape[0], channels[k], height, width)
-            found[k] = torch.empty(shape, memory_format=layout_of(grad), **like)
+            found[k] = torch.empty(shape, memory_format=memory_format_of(grad), **like)
     if wanted[n]:
         found[n] = torch.empty(weight.shape, memory_format=weight_layout(weight), **like)
     if wanted[n + 1]:
         found[n + 1] = torch.empty_like(bias)
     if wanted[n + 2]:
-        found[n + 2] = torch.empty(grad.shape, memory_format=layout_of(grad), **like)
+        found[n + 2] = torch.empty(grad.shape, memory_format=memory_format_of(grad), **like)
     return found
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hrnet_fast.checks import check_bool, check_tensor, check_tensors, check_text
 from hrnet_fast.errors import InputError, shown
-from hrnet_fast.implementations import choose
+from hrnet_fast.implementations import select_implementation
 from hrnet_fast.ops.common import (
     autocast,
     bias_gradient,
@@ -21,7 +21,7 @@ from hrnet_fast.ops.common import (
     check_dtype,
     check_kin,
     convolution_gradients,
-    layout_of,
+    memory_format_of,
     pair_of,
     settled,
 )
@@ -142,7 +142,7 @@ def _size(xs: list[Tensor], size: tuple[int, int] | None) -> tuple[int, int]:
 
 def _layout(xs: Sequence[Tensor]) -> torch.memory_format:
     """The layout of the largest term: the one most likely to be the fusion's own."""
-    return layout_of(max(xs, key=lambda x: x.shape[-2] * x.shape[-1]))
+    return memory_format_of(max(xs, key=lambda x: x.shape[-2] * x.shape[-1]))
 
 
 def _channels(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> int:
@@ -162,7 +162,7 @@ def _forward(
 ) -> Tensor:
     # Chosen here and not by the caller, so that a compiled graph need not trace how.
     layout = _layout(xs)
-    if choose(NAME, impl, xs[0]) == "triton":
+    if select_implementation(NAME, impl, xs[0]) == "triton":
         from hrnet_fast.kernels.triton.upsample_conv1x1_sum import forward
 
         code = RESAMPLE[mode, align_corners]
@@ -199,7 +199,7 @@ def _gradients(
     """
     n = len(xs)
     value = out if relu else grad
-    layout = layout_of(value)
+    layout = memory_format_of(value)
     needed = [k for k in range(n) if wanted[k] or wanted[n + k]]
     small = _adjoints(grad, value, [(shapes[3 * k + 1], shapes[3 * k + 2]) for k in needed], bool(wanted[2 * n]),
                       mode, align_corners, relu, impl)  # fmt: skip
@@ -243,7 +243,7 @@ def _gradients_fake(grad, out, xs, weights, bias, shapes, mode, align_corners, r
     for k in range(n):
         if wanted[k]:
             shape = (grad.shape[0], *shapes[3 * k : 3 * k + 3])
-            layout = layout_of(out if relu else grad)
+            layout = memory_format_of(out if relu else grad)
             found[k] = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout)
         if wanted[n + k]:
             found[n + k] = grad.new_empty(weights[k].shape)

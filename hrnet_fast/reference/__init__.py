@@ -3,6 +3,6 @@
 Imports torch, the configuration and the errors only, and is imported by nothing that computes fast.
 """
 
-from hrnet_fast.reference.network import HRNetReference
+from hrnet_fast.reference.hrnet import HRNetReference
 
 __all__ = ["HRNetReference"]

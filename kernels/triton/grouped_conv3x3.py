@@ -177,7 +177,7 @@ class Map(NamedTuple):
     stride: tuple[int, ...]
 
 
-class Plan(NamedTuple):
+class LaunchPlan(NamedTuple):
     """Everything of a launch but its tensors.
 
     Attributes:
@@ -225,10 +225,10 @@ def _slots(device: torch.device) -> int:
 
 # Planning takes longer than the kernel runs on small maps, and a network calls with the same sizes again and again.
 @functools.lru_cache(maxsize=1024)
-def plan(
+def launch_plan(
     xs: tuple[Map, ...], residuals: tuple[Map | None, ...], channels: tuple[int, ...], slots: int, itemsize: int,
     exact: bool,
-) -> Plan:  # fmt: skip
+) -> LaunchPlan:  # fmt: skip
     """Return how to launch the kernel; `exact` for products that tensor cores cannot do."""
     sizes, maps = [x.shape[1] for x in xs], [*xs, *(r for r in residuals if r is not None)]
     last = all(m.stride[1] == 1 or m.shape[1] == 1 for m in maps)
@@ -256,7 +256,7 @@ def plan(
         "BLOCK_I": block_i, "num_warps": warps,
     }  # fmt: skip
     branches = (tuple(unspecialised(number) for number in own) for own in numbers)
-    return Plan(tuple(order), min(first[-1], slots), (*branches, xs[0].shape[0], first[-1]), constants)
+    return LaunchPlan(tuple(order), min(first[-1], slots), (*branches, xs[0].shape[0], first[-1]), constants)
 
 
 def _map(tensor: Tensor) -> Map:
@@ -282,7 +282,7 @@ def forward(
         return outs
     exact = dtype == torch.float32 and not tf32()
     added = tuple(_map(r) if r.dim() == 4 else None for r in residuals)
-    how = plan(tuple(map(_map, xs)), added, tuple(channels), _slots(device), dtype.itemsize, exact)
+    how = launch_plan(tuple(map(_map, xs)), added, tuple(channels), _slots(device), dtype.itemsize, exact)
     grouped_conv3x3_kernel[(how.programs,)](
         tuple(outs[k] for k in how.order), tuple(xs[k] for k in how.order),
         tuple(outs[k] if added[k] is None else residuals[k] for k in how.order), weight, bias, *how.numbers,

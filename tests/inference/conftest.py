@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from hrnet_fast.inference.execution import choices
+from hrnet_fast.inference.execution import tuning_cache
 
 
 @pytest.fixture(autouse=True)
 def _no_cache_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(choices.ENV_VAR, str(tmp_path / "cache"))
+    monkeypatch.setenv(tuning_cache.ENV_VAR, str(tmp_path / "cache"))
 
 
 def _grouped_stand_in(xs: Any, weights: Any, *, biases: Any, residuals: Any, relu: bool) -> list[Tensor]:

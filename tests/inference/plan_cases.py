@@ -15,9 +15,9 @@ from tiny_networks import image, tiny
 from torch import Tensor, nn
 
 import hrnet_fast as hf
-from hrnet_fast.inference.execution.maps import Maps
+from hrnet_fast.inference.execution.arena import ArenaMaps
 from hrnet_fast.inference.plan import Plan, View, reads, slot_reads, writes
-from hrnet_fast.inference.planning.lower import make_plan
+from hrnet_fast.inference.planning.lowering import make_plan
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -44,7 +44,7 @@ def golden_case(name: str, dtype: torch.dtype) -> tuple[Plan, Any, Tensor]:
     return make_plan(model, tuple(x.shape), dtype), tensors_of(model), x
 
 
-def touched(plan: Plan, maps: Maps, unit: Sequence[int]) -> tuple[int, int]:
+def touched(plan: Plan, maps: ArenaMaps, unit: Sequence[int]) -> tuple[int, int]:
     """Return which elements a unit reads and writes, as bits: of the arena, then of the adopted buffers, then slots.
 
     Told from the views themselves, strides and all.
@@ -65,11 +65,11 @@ def touched(plan: Plan, maps: Maps, unit: Sequence[int]) -> tuple[int, int]:
     return read, written
 
 
-def _slots(plan: Plan, maps: Maps) -> int:
+def _slots(plan: Plan, maps: ArenaMaps) -> int:
     return maps.layout.bytes // plan.dtype.itemsize + len(plan.buffers) * 4096
 
 
-def _bits(plan: Plan, maps: Maps, view: View) -> int:
+def _bits(plan: Plan, maps: ArenaMaps, view: View) -> int:
     size = plan.dtype.itemsize
     if maps.adopts(view):  # channels of a tensor of its own
         at = maps.layout.bytes // size + view.buffer * 4096 + view.offset

@@ -20,21 +20,21 @@ from torch.nn import functional as F
 import hrnet_fast as hf
 from hrnet_fast.errors import HRNetFastError
 from hrnet_fast.inference import verification
-from hrnet_fast.inference.execution import cpu
-from hrnet_fast.inference.memory import Interval, pack
-from hrnet_fast.inference.plan import Call
-from hrnet_fast.inference.planning.lower import make_plan
+from hrnet_fast.inference.buffer_assignment import Interval, assign_offsets
+from hrnet_fast.inference.execution import cpu_executor
+from hrnet_fast.inference.plan import CallStep
+from hrnet_fast.inference.planning.lowering import make_plan
 from hrnet_fast.measure import operator_calls, peak_activations
-from hrnet_fast.nn.probe import without_onednn
+from hrnet_fast.training.equivalence_check import onednn_disabled
 
-native = pytest.mark.skipif(not cpu.available(), reason="the compiled extension is not there")
+native = pytest.mark.skipif(not cpu_executor.available(), reason="the compiled extension is not there")
 CPU_DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 # Of one sum, in the type; a network's error beside PyTorch's own may be twice that, and one rounding more.
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-11, torch.float64: 2.0**-53}
 
 
 def eager(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Any:
-    with torch.no_grad(), without_onednn(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+    with torch.no_grad(), onednn_disabled(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         return model(x.clone())
 
 
@@ -261,7 +261,7 @@ def test_the_executor_launches_what_the_plan_says(head: str) -> None:
     assert sorted(row.step for row in rows) == list(range(plan.launches()))
     # PyTorch computes the plan's calls and nothing beside them. Some are several operators, as a product with a
     # transposed matrix is; those of views are none.
-    calls = [step for step in plan.steps if isinstance(step, Call)]
+    calls = [step for step in plan.steps if isinstance(step, CallStep)]
     computing = sum(not getattr(step.function, "__name__", "").endswith(VIEWS) for step in calls)
     assert launched(engine, x) == plan.launches() - len(calls)
     torchs = operator_calls(lambda: engine(x))
@@ -277,7 +277,7 @@ def test_memory_of_the_segmentation_network(dtype: torch.dtype) -> None:
         model = hf.create_model("hrnetv2_w48_seg", impl="reference").eval().to(dtype)
     plan = make_plan(model, (1, 3, 512, 1024), dtype)
     sizes = [_C_bytes(dtype, b) for b in plan.buffers]
-    arena = pack([Interval(size, b.first, b.last) for size, b in zip(sizes, plan.buffers, strict=True)])[1]
+    arena = assign_offsets([Interval(size, b.first, b.last) for size, b in zip(sizes, plan.buffers, strict=True)])[1]
     x = torch.empty(1, 3, 512, 1024, dtype=dtype, device="meta")
     with torch.no_grad():
         usual = peak_activations(lambda: model(x))
@@ -288,4 +288,4 @@ def test_memory_of_the_segmentation_network(dtype: torch.dtype) -> None:
 def _C_bytes(dtype: torch.dtype, buffer: Any) -> int:
     from hrnet_fast import _C
 
-    return int(_C.map_bytes(cpu.DTYPES[dtype], buffer.n, buffer.height, buffer.width, buffer.channels))
+    return int(_C.map_bytes(cpu_executor.DTYPES[dtype], buffer.n, buffer.height, buffer.width, buffer.channels))

@@ -14,11 +14,11 @@ from torch import Tensor
 
 import hrnet_fast as hf
 from hrnet_fast.errors import InputError
-from hrnet_fast.inference import storage
-from hrnet_fast.inference.execution import cpu
-from hrnet_fast.inference.plan import Call
+from hrnet_fast.inference import engine_file
+from hrnet_fast.inference.execution import cpu_executor
+from hrnet_fast.inference.plan import CallStep
 
-native = pytest.mark.skipif(not cpu.available(), reason="the compiled extension is not there")
+native = pytest.mark.skipif(not cpu_executor.available(), reason="the compiled extension is not there")
 DTYPES = pytest.mark.parametrize(
     "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=native), torch.float64], ids=str
 )
@@ -128,7 +128,7 @@ def tampered(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
 def call_of(content: dict[str, Any]) -> dict[str, Any]:
     """The first call of the first plan, as it stands in the file."""
     steps = content["plans"][0]["fields"]["steps"]["items"]
-    found: dict[str, Any] = next(s["fields"] for s in steps if s["kind"] == "Call")
+    found: dict[str, Any] = next(s["fields"] for s in steps if s["kind"] == "CallStep")
     return found
 
 
@@ -164,7 +164,7 @@ def test_another_format(tmp_path: Path) -> None:
 def test_what_cannot_be_written(tmp_path: Path) -> None:
     engine = hf.optimize_for_inference(tiny("c"), image(32, 32))
     plan = engine.plan()
-    step = next(s for s in plan.steps if isinstance(s, Call))
+    step = next(s for s in plan.steps if isinstance(s, CallStep))
     object.__setattr__(step, "function", lambda x: x)
     with pytest.raises(InputError, match="cannot be written"):
         engine.save(tmp_path / "engine.pt")
@@ -172,7 +172,7 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_functions_of_files_read_no_files() -> None:
-    names = set(storage._functions())
+    names = set(engine_file._functions())
     assert "torch.nn.functional.linear" in names
     words = ("load", "save", "from_file", "open", "compile", "exec", "eval", "system", "import")
     assert not [name for name in names if name.rsplit(".")[-1].startswith(words)]

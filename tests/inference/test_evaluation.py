@@ -16,7 +16,7 @@ from hrnet_fast.errors import InputError
 
 
 def lopsided(x: Tensor) -> Tensor:
-    """Maps of half the size that tell channels, left from right and images apart."""
+    """ArenaMaps of half the size that tell channels, left from right and images apart."""
     weights = torch.linspace(-1.0, 2.0, 4 * x.shape[1] * 9).view(4, x.shape[1], 3, 3)
     return F.conv2d(x, weights, stride=2, padding=1)
 

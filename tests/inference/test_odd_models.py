@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 import hrnet_fast as hf
 from hrnet_fast.errors import InputError
-from hrnet_fast.inference.plan import Call
+from hrnet_fast.inference.plan import CallStep
 
 Forward = Callable[[Any, Tensor], Any]
 Pair = namedtuple("Pair", "first second")
@@ -177,7 +177,7 @@ def test_same_numbers_of_layers(name: str) -> None:
 def test_other_kernels_are_called() -> None:
     for model in (SEQUENCES["4x4 at stride 2"], SEQUENCES["2x2 at stride 2"]):
         plan = hf.optimize_for_inference(model.eval(), torch.randn(1, 4, 16, 24)).plan()
-        assert any(isinstance(s, Call) and s.function is torch.conv2d for s in plan.steps)
+        assert any(isinstance(s, CallStep) and s.function is torch.conv2d for s in plan.steps)
 
 
 def view_changed(m: Any, x: Tensor) -> Tensor:

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 import hrnet_fast as hf
 from hrnet_fast.errors import InputError
-from hrnet_fast.inference.execution.interpreter import interpret
+from hrnet_fast.inference.buffer_assignment import Interval, assign_offsets
+from hrnet_fast.inference.execution.evaluator import interpret
 from hrnet_fast.inference.folded import FoldedNetwork
-from hrnet_fast.inference.memory import Interval, pack
-from hrnet_fast.inference.plan import Call, Conv, Plan, reads, writes
-from hrnet_fast.inference.planning.lower import make_plan
+from hrnet_fast.inference.plan import CallStep, ConvStep, Plan, reads, writes
+from hrnet_fast.inference.planning.lowering import make_plan
 
 EXACT = 1e-10
 
@@ -46,7 +46,7 @@ def assert_exact(model: nn.Module, x: Tensor) -> Plan:
 def assert_no_collision(plan: Plan) -> None:
     """Every map is read between its writing and its buffer's end, and no two live buffers share memory."""
     sizes = [Interval(b.elements, b.first, b.last) for b in plan.buffers]
-    offsets, total = pack(sizes)
+    offsets, total = assign_offsets(sizes)
     for i, (a, p) in enumerate(zip(sizes, offsets, strict=True)):
         assert p + a.size <= total
         for b, q in zip(sizes[:i], offsets[:i], strict=True):
@@ -86,7 +86,7 @@ def test_golden(name: str) -> None:
     plan = make_plan(model, tuple(x.shape), torch.float64)
     for given, wanted in zip(maps(interpret(plan, tensors(model), x)), case.expected_outputs, strict=True):
         assert relative_l2(given, wanted) <= 1e-6
-    assert not {type(step) for step in plan.steps if isinstance(step, Call)} or case.family in (
+    assert not {type(step) for step in plan.steps if isinstance(step, CallStep)} or case.family in (
         "cls",
         "timm",
         "seg_ocr",
@@ -136,7 +136,11 @@ def test_code_bases(module: type[nn.Module], fast: bool) -> None:
 def test_timm(options: dict[str, bool]) -> None:
     model = enliven(import_timm().create_model("hrnet_w18_small", **options)).eval().double()
     plan = assert_exact(model, image(64, 64, dtype=torch.float64))
-    assert {s.function for s in plan.steps if isinstance(s, Call)} <= {F.adaptive_avg_pool2d, F.linear, Tensor.flatten}
+    assert {s.function for s in plan.steps if isinstance(s, CallStep)} <= {
+        F.adaptive_avg_pool2d,
+        F.linear,
+        Tensor.flatten,
+    }
 
 
 @pytest.mark.parametrize(
@@ -174,7 +178,7 @@ def test_mixing_costs_less_than_over_the_concatenation() -> None:
     with torch.device("meta"):
         model = hf.HRNet(config, impl="reference").eval()
     plan = make_plan(model, (1, 3, 64, 64), torch.float32)
-    mixed = [s for s in plan.steps if isinstance(s, Conv) and plan.weights[s.weight].shape[0] == 720]
+    mixed = [s for s in plan.steps if isinstance(s, ConvStep) and plan.weights[s.weight].shape[0] == 720]
     assert [plan.weights[s.weight].shape[1] for s in mixed] == [48, 96, 192, 384]
 
 

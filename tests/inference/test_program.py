@@ -16,16 +16,16 @@ from tiny_networks import relative_l2
 from torch import Tensor
 from torch.nn import functional as F
 
-from hrnet_fast.inference.execution import cpu
+from hrnet_fast.inference.execution import cpu_executor
 
-if not cpu.available():
+if not cpu_executor.available():
     pytest.skip("the compiled extension is not there", allow_module_level=True)
 
 from hrnet_fast import _C
 
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
 DTYPES = pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
-WAYS = [("nearest", False), ("bilinear", False), ("bilinear", True)]
+TACTICS = [("nearest", False), ("bilinear", False), ("bilinear", True)]
 
 
 class Builder:
@@ -33,11 +33,11 @@ class Builder:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype, self.bytes, self.wave = dtype, 0, 0
-        self.program = _C.Program(cpu.DTYPES[dtype])
+        self.program = _C.Program(cpu_executor.DTYPES[dtype])
 
     def buffer(self, n: int, channels: int, height: int, width: int, at: int | None = None) -> int:
         at = self.bytes if at is None else at
-        size = _C.map_bytes(cpu.DTYPES[self.dtype], n, height, width, channels)
+        size = _C.map_bytes(cpu_executor.DTYPES[self.dtype], n, height, width, channels)
         self.bytes = max(self.bytes, at + size)
         return int(self.program.buffer(at, n, height, width, channels))
 
@@ -143,7 +143,7 @@ RATIOS = [((5, 7), (17, 13)), ((5, 7), (65, 97)), ((17, 13), (5, 7)), ((8, 6), (
 
 @DTYPES
 @pytest.mark.parametrize(("size", "to"), [*RATIOS, ((6, 9), (1, 1))])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", TACTICS)
 def test_resampling(dtype: torch.dtype, size: tuple[int, int], to: tuple[int, int], way: tuple[str, bool]) -> None:
     for channels in (1, 3, 18, 48):
         x = drawn(dtype, 2, channels, *size)
@@ -158,7 +158,7 @@ def test_resampling(dtype: torch.dtype, size: tuple[int, int], to: tuple[int, in
 @pytest.mark.parametrize("terms", [1, 2, 3, 8])
 @pytest.mark.parametrize("relu", [False, True])
 def test_sums(dtype: torch.dtype, channels: int, terms: int, relu: bool) -> None:
-    ways = ([("identity", False), *WAYS] * 2)[:terms]
+    ways = ([("identity", False), *TACTICS] * 2)[:terms]
     xs = [
         drawn(dtype, 1, channels, *((9, 7) if mode == "identity" else (3, 2 + k))) for k, (mode, _) in enumerate(ways)
     ]
@@ -199,7 +199,9 @@ def chain(build: Builder, n: int = 2, size: tuple[int, int] = (19, 23)) -> Calla
     shapes = [(8, 3, 3, 3), (24, 8, 3, 3), (8, 24, 1, 1)]
     weights = [drawn(build.dtype, *s) / s[1] for s in shapes]
     settings = zip(weights, (1, 2, 1), ((0, 8), (4, 24), (0, 0)), strict=True)
-    packed = [_C.PackedConv(cpu.DTYPES[build.dtype], w, torch.ones(len(w)), *rest, False) for w, *rest in settings]
+    packed = [
+        _C.PackedConv(cpu_executor.DTYPES[build.dtype], w, torch.ones(len(w)), *rest, False) for w, *rest in settings
+    ]
     first = build.buffer(n, 16, *size)
     second = build.buffer(n, 8, *size)
     third = build.buffer(n, 24, *half, at=0)  # over the first, which is not read any more

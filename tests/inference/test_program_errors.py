@@ -11,9 +11,9 @@ from tiny_networks import relative_l2
 from torch import Tensor
 from torch.nn import functional as F
 
-from hrnet_fast.inference.execution import cpu
+from hrnet_fast.inference.execution import cpu_executor
 
-if not cpu.available():
+if not cpu_executor.available():
     pytest.skip("the compiled extension is not there", allow_module_level=True)
 
 from hrnet_fast import _C

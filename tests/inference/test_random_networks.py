@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hrnet_fast as hf
-from hrnet_fast.inference.execution.interpreter import interpret
+from hrnet_fast.inference.execution.evaluator import interpret
 from hrnet_fast.inference.folded import FoldedNetwork
 from hrnet_fast.inference.plan import Plan, View, reads, writes
-from hrnet_fast.inference.planning.lower import make_plan
+from hrnet_fast.inference.planning.lowering import make_plan
 
 Size = tuple[int, int]
 

@@ -10,7 +10,7 @@ import torch
 from tiny_networks import tiny
 
 import hrnet_fast as hf
-from hrnet_fast.demo.weights import random_state
+from hrnet_fast.demo.random_weights import random_state
 from hrnet_fast.errors import InputError
 from hrnet_fast.keypoints import METHODS
 

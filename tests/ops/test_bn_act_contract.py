@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hrnet_fast import ImplementationError, InputError
 from hrnet_fast.ops import bn_act
-from hrnet_fast.ops.bn_act import _batch_affine, _bn_act, _bn_act_backward, _running_affine, pieces
+from hrnet_fast.ops.bn_act import _batch_affine, _bn_act, _bn_act_backward, _running_affine, bn_act_primitives
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -172,8 +172,11 @@ def test_named_implementations_never_fall_back(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_pieces_come_from_one_place() -> None:
-    assert pieces("reference", X).__name__ == "hrnet_fast.reference.bn_act"
-    assert pieces("auto", X.double()).__name__ in ("hrnet_fast.reference.bn_act", "hrnet_fast.ops.bn_act_cpu")
+    assert bn_act_primitives("reference", X).__name__ == "hrnet_fast.reference.bn_act"
+    assert bn_act_primitives("auto", X.double()).__name__ in (
+        "hrnet_fast.reference.bn_act",
+        "hrnet_fast.ops.bn_act_cpu",
+    )
 
 
 def test_one_process_has_nothing_to_join() -> None:

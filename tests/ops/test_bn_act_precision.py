@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import batch_norm
 
 from hrnet_fast.implementations import describe
-from hrnet_fast.ops.bn_pieces import pieces
+from hrnet_fast.ops.bn_act_primitives import bn_act_primitives
 from hrnet_fast.reference.bn_act import Norm
 
 needs_cpu = pytest.param("cpu", marks=pytest.mark.skipif(not describe("cpu").usable, reason=describe("cpu").reason))
@@ -35,7 +35,7 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor) -> list[Tensor]
 
 
 def fused(impl: str, x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor) -> list[Tensor]:
-    p = pieces(impl, x)
+    p = bn_act_primitives(impl, x)
     mean, variance = torch.zeros_like(weight), torch.ones_like(weight)
     affine = p.batch_affine([x], [Norm(x.shape[1], weight, bias, mean, variance, 1.0, 1e-5)])[0]
     sums, _ = p.backward_sums(grad, None, x, affine, None, False, False)

@@ -351,7 +351,7 @@ test_packed_equals_unpacked("triton", torch.bfloat16)
 test_nan_and_infinity_go_where_the_reference_sends_them("triton")
 test_empty_batch("triton")
 kernel.far = lambda *_: True
-kernel.plan.cache_clear()
+kernel.launch_plan.cache_clear()
 within_budget(make_case(torch.float32, SMALL), "triton")
 print("parity held")
 """

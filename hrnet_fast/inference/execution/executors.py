@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.errors import InputError
-from hrnet_fast.inference.execution import cpu
-from hrnet_fast.inference.execution.capture import Pool, settle
-from hrnet_fast.inference.execution.chooser import Chooser
-from hrnet_fast.inference.execution.cuda import CudaExecutor
-from hrnet_fast.inference.execution.handed import Weights
-from hrnet_fast.inference.execution.library import LibraryExecutor
+from hrnet_fast.inference.execution import cpu_executor
+from hrnet_fast.inference.execution.autotuner import Autotuner
+from hrnet_fast.inference.execution.cuda_executor import CudaExecutor
+from hrnet_fast.inference.execution.cuda_graph import GraphPool, settle
+from hrnet_fast.inference.execution.torch_executor import TorchExecutor
+from hrnet_fast.inference.execution.weight_store import WeightStore
 from hrnet_fast.inference.plan import Plan
 
 SECONDS_OF_CHOOSING = 2.0  # an engine is to be ready in seconds; what was measured once is remembered
@@ -54,20 +54,22 @@ class Executors:
         self.dtype, self.outer, self.device = dtype, outer, device
         self.tensors = tensors
         self._state = _state(tensors)
-        self._packed = cpu.PackedWeights(dtype, tensors) if device.type == "cpu" and cpu.wins(dtype) else None
+        self._packed = (
+            cpu_executor.PackedWeights(dtype, tensors) if device.type == "cpu" and cpu_executor.wins(dtype) else None
+        )
         if self._packed is None:
-            self._weights = Weights(tensors, dtype, device)
-            self._chooser = Chooser(device, dtype, budget=SECONDS_OF_CHOOSING)
-            self._pool = Pool()
+            self._weights = WeightStore(tensors, dtype, device)
+            self._chooser = Autotuner(device, dtype, budget=SECONDS_OF_CHOOSING)
+            self._pool = GraphPool()
 
     def make(self, plan: Plan) -> Executor:
         """Return an executor for `plan`. Weights must be those that were read (:meth:`check_unchanged`)."""
         if self._packed is not None:
-            return cpu.CpuExecutor(plan, self._packed, self.outer)
+            return cpu_executor.CpuExecutor(plan, self._packed, self.outer)
         shared = {"outer": self.outer, "weights": self._weights, "chooser": self._chooser}
         if self.device.type == "cuda":
             return CudaExecutor(plan, self.tensors, self.device, pool=self._pool, ready=False, **shared)  # type: ignore[arg-type]
-        return LibraryExecutor(plan, self.tensors, self.device, **shared)  # type: ignore[arg-type]
+        return TorchExecutor(plan, self.tensors, self.device, **shared)  # type: ignore[arg-type]
 
     def retire(self, executor: Executor) -> None:
         """Let go of an executor: its memory goes to others when what other streams still do with it is over."""

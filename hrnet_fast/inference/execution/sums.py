@@ -8,22 +8,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hrnet_fast.implementations import choose
-from hrnet_fast.inference.plan import Sum
+from hrnet_fast.implementations import select_implementation
+from hrnet_fast.inference.plan import SumStep
 from hrnet_fast.ops.fuse_sum import RESAMPLE
 
 
-def fusible(step: Sum, like: Tensor) -> bool:
+def fusible(step: SumStep, like: Tensor) -> bool:
     """Whether a fast ``fuse_sum`` takes this sum on maps like `like`: it resamples all terms alike."""
-    return len(_modes(step)) <= 1 and choose("fuse_sum", "auto", like) != "reference"
+    return len(_modes(step)) <= 1 and select_implementation("fuse_sum", "auto", like) != "reference"
 
 
-def copies(step: Sum) -> bool:
+def copies(step: SumStep) -> bool:
     """Whether the sum is one map as it is."""
     return len(step.terms) == 1 and step.terms[0].mode == "identity" and not step.relu
 
 
-def fused(step: Sum, terms: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+def fused(step: SumStep, terms: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """Return the sum [N, C, *size] in new memory."""
     mode, align_corners = next(iter(_modes(step)), ("nearest", False))
     return fuse(terms, None, size, mode, align_corners, step.relu)
@@ -43,7 +43,7 @@ def fuse(
     """
     absent = xs[0].new_empty(0)
     scales, shifts = ([a, *[absent] * (len(xs) - 1)] for a in affine or (absent, absent))
-    chosen, code = choose("fuse_sum", "auto", xs[0]), RESAMPLE[mode, align_corners]
+    chosen, code = select_implementation("fuse_sum", "auto", xs[0]), RESAMPLE[mode, align_corners]
     if chosen == "triton":
         from hrnet_fast.kernels.triton.fuse_sum import forward
 
@@ -53,7 +53,7 @@ def fuse(
     return out
 
 
-def add_up(step: Sum, terms: Sequence[Tensor], size: tuple[int, int], target: Callable[[], Tensor]) -> None:
+def add_up(step: SumStep, terms: Sequence[Tensor], size: tuple[int, int], target: Callable[[], Tensor]) -> None:
     """Write the sum to ``target()``, which may be where an identity term is."""
     whole: list[Tensor] = []
     for term, x in zip(step.terms, terms, strict=True):
@@ -76,6 +76,6 @@ def add_up(step: Sum, terms: Sequence[Tensor], size: tuple[int, int], target: Ca
         out.copy_(total)
 
 
-def _modes(step: Sum) -> set[tuple[str, bool]]:
+def _modes(step: SumStep) -> set[tuple[str, bool]]:
     """How the terms that are no identities are resampled; nearest knows no corners."""
     return {(t.mode, t.align_corners and t.mode == "bilinear") for t in step.terms if t.mode != "identity"}

@@ -12,14 +12,14 @@ from typing import Any
 
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hrnet_fast.inference.planning.recording import Named, Ref
+from hrnet_fast.inference.planning.tracer import Named, Ref
 from hrnet_fast.inference.weights import WeightSpec
 
 MAX_TERMS = 8  # of one sum, as fuse_sum takes them
 
 
 @dataclass(frozen=True)
-class Term:
+class ResampledTerm:
     """One summand: a value, and how it comes to the sum's size."""
 
     value: int
@@ -46,12 +46,12 @@ class Node:
 
 
 @dataclass
-class Input(Node):
+class InputNode(Node):
     pass
 
 
 @dataclass
-class Conv(Node):
+class ConvNode(Node):
     """A 1x1 or 3x3 convolution (padding 0 or 1) over the concatenation of `inputs`, plus `residual`."""
 
     inputs: list[int] = field(default_factory=list)
@@ -73,18 +73,18 @@ class Conv(Node):
 
 
 @dataclass
-class Sum(Node):
-    terms: list[Term] = field(default_factory=list)
+class SumNode(Node):
+    terms: list[ResampledTerm] = field(default_factory=list)
 
     def reads(self) -> list[int]:
         return [t.value for t in self.terms]
 
     def rename(self, names: Callable[[int], int]) -> None:
-        self.terms = [Term(names(t.value), t.mode, t.align_corners) for t in self.terms]
+        self.terms = [ResampledTerm(names(t.value), t.mode, t.align_corners) for t in self.terms]
 
 
 @dataclass
-class Cat(Node):
+class CatNode(Node):
     """Concatenation over channels."""
 
     inputs: list[int] = field(default_factory=list)
@@ -97,7 +97,7 @@ class Cat(Node):
 
 
 @dataclass
-class Pool(Node):
+class PoolNode(Node):
     """Mean over k x k windows, k apart."""
 
     input: int = 0
@@ -111,7 +111,7 @@ class Pool(Node):
 
 
 @dataclass
-class Call(Node):
+class CallNode(Node):
     """Anything else, called on tensors as the model calls it."""
 
     function: Callable[..., Any] | None = None

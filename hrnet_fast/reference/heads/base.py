@@ -7,7 +7,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from hrnet_fast.config import HRNetConfig
-from hrnet_fast.reference.fusion import Size, resize
+from hrnet_fast.reference.modularized_block import Size, resize
 from hrnet_fast.reference.norm import NormFactory
 
 torch.fx.wrap("resize")

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from hrnet_fast.config import HRNetConfig
 from hrnet_fast.reference.blocks import Bottleneck, conv_norm
-from hrnet_fast.reference.fusion import Size
 from hrnet_fast.reference.heads.base import Head, Output
+from hrnet_fast.reference.modularized_block import Size
 from hrnet_fast.reference.norm import NormFactory
 
 FIRST_PLANES = 32  # bottleneck planes of the highest resolution: 4 x 32 = 128 channels, doubling per level

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from hrnet_fast.config import HRNetConfig
 from hrnet_fast.reference.blocks import conv_norm
-from hrnet_fast.reference.fusion import Size
 from hrnet_fast.reference.heads.base import Head, Output, output_conv
 from hrnet_fast.reference.heads.classification import widening_units
+from hrnet_fast.reference.modularized_block import Size
 from hrnet_fast.reference.norm import NormFactory
 
 

@@ -10,8 +10,8 @@ from torch.nn.functional import avg_pool2d, max_pool2d
 
 from hrnet_fast.config import HeadConfig
 from hrnet_fast.errors import InputError
-from hrnet_fast.reference.fusion import Size
 from hrnet_fast.reference.heads.base import Head, Output
+from hrnet_fast.reference.modularized_block import Size
 from hrnet_fast.reference.norm import NormFactory, norm_factory
 
 

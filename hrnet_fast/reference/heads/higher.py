@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from hrnet_fast.config import DeconvConfig
 from hrnet_fast.reference.blocks import BasicBlock
-from hrnet_fast.reference.fusion import Size
 from hrnet_fast.reference.heads.base import Head, Output
+from hrnet_fast.reference.modularized_block import Size
 from hrnet_fast.reference.norm import NormFactory
 
 # Padding and output padding that make a transposed convolution of stride 2 double its input, by kernel size.

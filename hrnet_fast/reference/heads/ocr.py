@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from hrnet_fast.reference.blocks import conv_norm
-from hrnet_fast.reference.fusion import Size
 from hrnet_fast.reference.heads.base import Head, Output
 from hrnet_fast.reference.heads.dense import mixing_layers
+from hrnet_fast.reference.modularized_block import Size
 from hrnet_fast.reference.norm import NormFactory
 
 

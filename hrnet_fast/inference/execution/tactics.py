@@ -1,0 +1,228 @@
+"""Ways to compute one convolution step with operators that exist: the library's, fused ones of cuDNN and oneDNN, ours.
+
+Which is fastest depends on the shape and the device; :mod:`hrnet_fast.inference.execution.autotuner` measures it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hrnet_fast.implementations import OPERATORS, select_implementation
+from hrnet_fast.inference.execution.sums import fuse
+from hrnet_fast.inference.execution.weight_store import FoldedWeight
+from hrnet_fast.inference.plan import ConvStep, Plan
+from hrnet_fast.ops.common import wrong_in_bfloat16
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What decides which way is fastest.
+
+    Attributes:
+        source, out: [N, C, H, W] of what is read and made.
+        pitches: channels from one pixel to the next in the source's and the result's buffers.
+        kernel, stride, relu: as in :class:`~hrnet_fast.inference.plan.Conv`.
+        residual: whether there is one.
+        over: whether the result lies where the residual did.
+        adoptable: whether the result may be a tensor of the library's own.
+    """
+
+    source: tuple[int, int, int, int]
+    out: tuple[int, int, int, int]
+    pitches: tuple[int, int]
+    kernel: int
+    stride: int
+    relu: tuple[int, int]
+    residual: bool
+    over: bool
+    adoptable: bool
+
+    @property
+    def whole(self) -> bool:
+        """Whether the ReLU is on all channels or none."""
+        return self.relu[0] >= self.relu[1] or self.relu == (0, self.out[1])
+
+    @property
+    def activated(self) -> bool:
+        return self.relu[0] < self.relu[1]
+
+    def __str__(self) -> str:
+        source, out = ("x".join(map(str, s)) for s in (self.source, self.out))
+        extras = f" relu[{self.relu[0]}:{self.relu[1]}]" * self.activated + " + residual" * self.residual
+        places = f" @{self.pitches[0]},{self.pitches[1]}" + " over" * self.over + " own" * self.adoptable
+        return f"conv{self.kernel}x{self.kernel}/{self.stride} {source} -> {out}{extras}{places}"
+
+
+def geometry(plan: Plan, step: ConvStep, adoptable: bool) -> Geometry:
+    """Return a convolution step's geometry."""
+    pitches = (plan.buffers[step.source.buffer].channels, plan.buffers[step.out.buffer].channels)
+    over = step.residual is not None and step.residual == step.out
+    return Geometry(
+        plan.shape(step.source), plan.shape(step.out), pitches, step.kernel, step.stride, step.relu,
+        step.residual is not None, over, adoptable,
+    )  # fmt: skip
+
+
+class Tactic:
+    """One way. `fresh` says that it returns new tensors, and would have to copy them into a given place."""
+
+    name: ClassVar[str]
+
+    def unsupported_reason(self, g: Geometry, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Return why it does not apply, or None."""
+        return None
+
+    def fresh(self, g: Geometry) -> bool:
+        return True
+
+    def run(self, g: Geometry, w: FoldedWeight, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
+        """Return the step's result: `out`, written to, or another tensor. `out` may be the residual."""
+        raise NotImplementedError
+
+
+class Library(Tactic):
+    """The library's convolution, then pointwise operations that write where the result belongs."""
+
+    name = "library"
+
+    def fresh(self, g: Geometry) -> bool:
+        return not g.activated and not g.residual
+
+    def run(self, g: Geometry, w: FoldedWeight, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
+        if wrong_in_bfloat16(x, g.kernel, g.stride):
+            made = F.conv2d(x.float(), w.weight.float(), w.shift, g.stride, g.kernel // 2).to(x.dtype)
+        else:
+            made = F.conv2d(x, w.weight, w.bias, g.stride, g.kernel // 2)
+        begin, end = g.relu
+        if residual is not None:
+            # Whether it is written over or not, every element is read before its place is written.
+            result = made.add_(residual) if out is None else torch.add(made, residual, out=out)
+            if g.activated:
+                result[:, begin:end].relu_()
+            return result
+        if out is None or not g.activated:
+            if g.activated:
+                made[:, begin:end].relu_()
+            return made
+        if begin > 0:
+            out[:, :begin].copy_(made[:, :begin])
+        if end < made.shape[1]:
+            out[:, end:].copy_(made[:, end:])
+        torch.clamp_min(made[:, begin:end], 0, out=out[:, begin:end])
+        return out
+
+
+class CudnnFused(Tactic):
+    """cuDNN's convolution with bias, residual and ReLU in its epilogue."""
+
+    name = "cudnn_fused"
+
+    def unsupported_reason(self, g: Geometry, device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type != "cuda" or dtype == torch.float64:
+            return "only on CUDA, not in float64"
+        return None if g.activated and g.whole else "its ReLU is on all channels"
+
+    def run(self, g: Geometry, w: FoldedWeight, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
+        stride, pad = [g.stride] * 2, [g.kernel // 2] * 2
+        if residual is None:
+            return torch.cudnn_convolution_relu(x, w.weight, w.bias, stride, pad, [1, 1], 1)
+        return torch.cudnn_convolution_add_relu(x, w.weight, residual, 1.0, w.bias, stride, pad, [1, 1], 1)
+
+
+class ThenSum(Tactic):
+    """The library's convolution without bias, then our sum: bias, residual and ReLU in one pass."""
+
+    name = "library_then_fuse_sum"
+
+    def unsupported_reason(self, g: Geometry, device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type != "cuda" or not g.whole:
+            return "only on CUDA, with a ReLU on all channels or none"
+        return operator_unsupported_reason("fuse_sum", device, dtype)
+
+    def run(self, g: Geometry, w: FoldedWeight, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
+        made = F.conv2d(x, w.weight, None, g.stride, g.kernel // 2)
+        xs = [made] if residual is None else [made, residual]
+        return fuse(xs, (w.one, w.shift), g.out[2:], "nearest", False, g.activated)
+
+
+class OneDnn(Tactic):
+    """oneDNN's convolution on CPUs, on a weight in its own layout, with the epilogue."""
+
+    name = "onednn"
+
+    def unsupported_reason(self, g: Geometry, device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+            return "only on CPUs, in float32 and bfloat16"
+        onednn: Any = torch.backends.mkldnn
+        if not onednn.is_available() or not onednn.enabled:
+            return "PyTorch has no oneDNN here"
+        if dtype == torch.bfloat16 and g.stride > 1 and g.out[-1] == 1:
+            return "in bfloat16 it is wrong over one column of results"
+        return "no empty maps" if 0 in g.source or 0 in g.out else None
+
+    def run(self, g: Geometry, w: FoldedWeight, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
+        ops = torch.ops.mkldnn
+        stride, pad = [g.stride] * 2, [g.kernel // 2] * 2
+        weight = w.reordered(g.source, g.stride)
+        attr = "relu" if g.activated and g.whole else None
+        if residual is None:
+            made: Tensor = ops._convolution_pointwise(x, weight, w.bias, pad, stride, [1, 1], 1, attr or "none", [], "")
+        else:
+            # In place only where the plan lets the result lie over the residual.
+            last = residual.is_contiguous(memory_format=torch.channels_last)
+            binary = ops._convolution_pointwise_.binary if g.over and last else ops._convolution_pointwise.binary
+            first = (residual, x) if g.over and last else (x, residual)
+            made = binary(*first, weight, w.bias, pad, stride, [1, 1], 1, "add", None, attr, [], "")
+            if g.over and last:
+                made = residual if out is None else out
+        if not g.whole:
+            made[:, g.relu[0] : g.relu[1]].relu_()
+        return made
+
+
+class Strided(Tactic):
+    """This project's kernel for 3x3 convolutions of stride 2."""
+
+    name = "strided_conv_chain"
+
+    def unsupported_reason(self, g: Geometry, device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type != "cuda" or (g.kernel, g.stride) != (3, 2):
+            return "only on CUDA, for 3x3 of stride 2"
+        return operator_unsupported_reason("strided_conv_chain", device, dtype)
+
+    def run(self, g: Geometry, w: FoldedWeight, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
+        from hrnet_fast.kernels.triton.strided_conv_chain import forward
+
+        relu = g.relu if g.activated else (0, 0)
+        return forward([x], w.weight, w.bias, residual, relu, True)
+
+
+class Grouped(Tactic):
+    """This project's kernel for the branches' 3x3 convolutions, with one branch."""
+
+    name = "grouped_conv3x3"
+
+    def unsupported_reason(self, g: Geometry, device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type != "cuda" or (g.kernel, g.stride) != (3, 1) or not g.whole:
+            return "only on CUDA, for 3x3 of stride 1 with a ReLU on all channels or none"
+        return operator_unsupported_reason("grouped_conv3x3", device, dtype)
+
+    def run(self, g: Geometry, w: FoldedWeight, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
+        return w.group()([x], [residual], g.activated)[0]
+
+
+TACTICS: dict[str, Tactic] = {w.name: w for w in (CudnnFused(), OneDnn(), Library(), ThenSum(), Strided(), Grouped())}
+
+
+def operator_unsupported_reason(operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why there is no fast implementation of an operator here, or None."""
+    if not any(operator in names for names in OPERATORS.values()):
+        return f"{operator} is not there"
+    if select_implementation(operator, "auto", torch.empty(0, dtype=dtype, device=device)) == "reference":
+        return f"no fast {operator} for {dtype} on {device}"
+    return None

@@ -1,0 +1,137 @@
+"""Weights as the operators of PyTorch and of this package take them: the one place where they are handed over.
+
+New values are written into the same storage, so that graphs which were captured with it stay valid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hrnet_fast.inference.execution.cuda_graph import settle
+from hrnet_fast.inference.weights import WeightSpec
+
+
+class FoldedWeight:
+    """A weight [O, C, k, k] and its bias, folded, on a device.
+
+    Attributes:
+        weight: channels-last, in the maps' dtype.
+        bias: [O] in the maps' dtype.
+        shift, one: [O] in float32 at least: the bias, and ones, as ``fuse_sum`` takes affines.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+        wide = torch.promote_types(dtype, torch.float32)
+        self.weight = weight.to(device, dtype, copy=True).contiguous(memory_format=torch.channels_last)
+        self.bias = bias.to(device, dtype, copy=True)
+        self.shift = bias.to(device, wide, copy=True)
+        self.one = torch.ones_like(self.shift)
+        self._reordered: dict[tuple[tuple[int, ...], int], Tensor] = {}
+        self._group: GroupedWeights | None = None
+
+    def set(self, weight: Tensor, bias: Tensor) -> None:
+        """Write new values in place of the old ones."""
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+        self.shift.copy_(bias)
+        # oneDNN's layouts are opaque; no captured graph refers to them.
+        for shape, stride in list(self._reordered):
+            del self._reordered[shape, stride]
+            self.reordered(shape, stride)
+        if self._group is not None:
+            self._group.refresh()
+
+    def reordered(self, shape: Sequence[int], stride: int) -> Tensor:
+        """Return the weight in oneDNN's layout for inputs of `shape`."""
+        key = (tuple(shape), stride)
+        if key not in self._reordered:
+            pad = [self.weight.shape[-1] // 2] * 2
+            self._reordered[key] = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight, pad, [stride] * 2, [1, 1], 1, list(shape)
+            )
+        return self._reordered[key]
+
+    def group(self) -> GroupedWeights:
+        """Return this weight alone as a group of one branch."""
+        if self._group is None:
+            self._group = GroupedWeights([self])
+        return self._group
+
+
+class GroupedWeights:
+    """Weights of the branches' convolutions that ``grouped_conv3x3`` computes in one launch, packed once if it can."""
+
+    def __init__(self, members: Sequence[FoldedWeight]) -> None:
+        self._members = list(members)
+        self._packed = self._pack()
+
+    def _pack(self) -> Any:
+        from hrnet_fast import ops
+
+        pack: Callable[..., Any] | None = getattr(ops, "pack_grouped_conv3x3", None)
+        weights, biases = [m.weight for m in self._members], [m.shift for m in self._members]
+        return None if pack is None else pack(weights, biases)
+
+    def refresh(self) -> None:
+        """Pack the members' present values in place of the old ones."""
+        if self._packed is not None:
+            new = self._pack()
+            self._packed.weight.copy_(new.weight)
+            self._packed.bias.copy_(new.bias)
+
+    def __call__(self, xs: Sequence[Tensor], residuals: Sequence[Tensor | None], relu: bool) -> list[Tensor]:
+        """Return act(conv3x3(x_k) + bias_k + residual_k) of every branch."""
+        from hrnet_fast.ops import grouped_conv3x3
+
+        added = list(residuals) if any(r is not None for r in residuals) else None
+        weights: Any = self._packed
+        biases = None
+        if weights is None:
+            weights, biases = [m.weight for m in self._members], [m.bias for m in self._members]
+        made: list[Tensor] = grouped_conv3x3(xs, weights, biases=biases, residuals=added, relu=relu)
+        return made
+
+
+class WeightStore:
+    """Folded weights by their recipe, shared by the executors of all input shapes.
+
+    Args:
+        tensors: the model's parameters and buffers by name.
+        dtype, device: of the maps.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device = dtype, device
+        self._tensors = tensors
+        self._folded: dict[WeightSpec, FoldedWeight] = {}
+        self._groups: dict[tuple[WeightSpec, ...], GroupedWeights] = {}
+
+    def get(self, spec: WeightSpec) -> FoldedWeight:
+        if spec not in self._folded:
+            self._folded[spec] = FoldedWeight(*spec.make(self._tensors), self.dtype, self.device)
+        return self._folded[spec]
+
+    def group(self, specs: Sequence[WeightSpec]) -> GroupedWeights:
+        key = tuple(specs)
+        if key not in self._groups:
+            self._groups[key] = GroupedWeights([self.get(spec) for spec in specs])
+        return self._groups[key]
+
+    def refresh(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write new values into the storage of the old ones. No call runs meanwhile."""
+        made = [(folded, spec.make(tensors)) for spec, folded in self._folded.items()]  # all of them, or none is set
+        self._tensors = tensors
+        self._settle()  # graphs that were launched before still read
+        for folded, values in made:
+            folded.set(*values)
+        for group in self._groups.values():
+            group.refresh()
+        self._settle()  # graphs that are launched next, on whatever stream, read the new values
+
+    def _settle(self) -> None:
+        if self.device.type == "cuda":
+            settle(self.device)

@@ -1,0 +1,289 @@
+"""From a recording to a graph: calls that are known become nodes of their kind, all others stay calls.
+
+What needs no thought is folded on the way: normalisations into convolutions, additions into sums, ReLUs into what they
+follow.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hrnet_fast.inference.planning.graph import (
+    MAX_TERMS,
+    CallNode,
+    CatNode,
+    ConvNode,
+    Graph,
+    InputNode,
+    Node,
+    PoolNode,
+    ResampledTerm,
+    SumNode,
+)
+from hrnet_fast.inference.planning.tracer import Named, OnCopy, OwnDtype, Recorded, Recording, Ref
+from hrnet_fast.inference.weights import NormNames, Piece, Source, WeightSpec
+
+_CONV = inspect.Signature(
+    [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
+        for name, default in (
+            ("input", inspect.Parameter.empty),
+            ("weight", inspect.Parameter.empty),
+            ("bias", None),
+            ("stride", 1),
+            ("padding", 0),
+            ("dilation", 1),
+            ("groups", 1),
+        )
+    ]
+)
+_ADDS = (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__)
+_RELUS = (F.relu, torch.relu, torch.relu_, F.relu_, Tensor.relu, Tensor.relu_)
+_CATS = (torch.cat, torch.concat, torch.concatenate)
+_DROPOUTS = (F.dropout, F.dropout2d)
+_ALIASES = (Tensor.contiguous, Tensor.detach, Tensor.float, Tensor.clone)
+
+
+def build(recording: Recording) -> Graph:
+    """Return the graph of a recording."""
+    graph = Graph({0: InputNode(recording.input_shape)}, recording.output, recording.named)
+    for call in recording.calls:
+        graph.nodes[call.out] = _node(graph, call)
+    for step in (_drop_aliases, _fold_norms, _fold_sums, _fold_relus):
+        step(graph)
+        graph.prune()
+    return graph
+
+
+@dataclass
+class _Alias(Node):
+    input: int = 0
+
+    def reads(self) -> list[int]:
+        return [self.input]
+
+    def rename(self, names: Callable[[int], int]) -> None:
+        self.input = names(self.input)
+
+
+@dataclass
+class _Affine(Node):
+    input: int = 0
+    norm: NormNames | None = None
+    call: CallNode | None = None
+
+    def reads(self) -> list[int]:
+        return [self.input]
+
+    def rename(self, names: Callable[[int], int]) -> None:
+        self.input = names(self.input)
+        if self.call is not None:
+            self.call.rename(names)
+
+
+@dataclass
+class _Relu(_Alias):
+    pass
+
+
+def _node(graph: Graph, call: Recorded) -> Node:
+    plain = _call(call)
+    # What a call in place makes is read as a value of its own; only as a call it needs the copy.
+    function = call.function.function if isinstance(call.function, OnCopy) else call.function
+    if function in _DROPOUTS:
+        return _read_dropout(graph, call) or plain
+    if len(call.shape) != 4 or not call.floating:
+        return plain
+    for functions, read in _READERS:
+        if function in functions:
+            return read(graph, call) or plain
+    return plain
+
+
+def _call(call: Recorded) -> CallNode:
+    return CallNode(call.shape, function=call.function, args=call.args, kwargs=call.kwargs, floating=call.floating)
+
+
+def _is_map(graph: Graph, value: Any) -> bool:
+    """Whether an argument is a value that can lie as a map: floating, of four dimensions."""
+    if not isinstance(value, Ref):
+        return False
+    node = graph.nodes[value.value]
+    return len(node.shape) == 4 and not (isinstance(node, CallNode) and not node.floating)
+
+
+def _read_conv(graph: Graph, call: Recorded) -> Node | None:
+    a = _CONV.bind(*call.args, **call.kwargs)
+    a.apply_defaults()
+    x, weight, bias, stride, padding, dilation, groups = a.arguments.values()
+    if not (_is_map(graph, x) and isinstance(weight, Named) and (bias is None or isinstance(bias, Named))):
+        return None
+    shape = graph.nodes[x.value].shape
+    out, into = call.shape[1], shape[1]
+    square = [_pair(v) for v in (stride, padding, dilation)]
+    if groups != 1 or any(v is None for v in square) or square[2] != 1:
+        return None
+    kernel = graph.parameters[weight.name][2]
+    if graph.parameters[weight.name] != (out, into, kernel, kernel) or kernel not in (1, 3):
+        return None
+    if square[1] != kernel // 2 or square[0] not in (1, 2):
+        return None
+    spec = WeightSpec(
+        (out, into, kernel, kernel), (Piece(Source(weight.name, None if bias is None else bias.name), 0, 0),)
+    )
+    return ConvNode(call.shape, inputs=[x.value], weight=spec, kernel=kernel, stride=square[0])
+
+
+def _pair(value: Any) -> Any:
+    """The one number of a setting for two dimensions, or None where they differ."""
+    values = {value} if isinstance(value, (int, str)) else set(value)
+    return values.pop() if len(values) == 1 and not isinstance(value, str) else None
+
+
+def _read_norm(graph: Graph, call: Recorded) -> Node | None:
+    a = inspect.signature(F.batch_norm).bind(*call.args, **call.kwargs)
+    a.apply_defaults()
+    x, mean, var, weight, bias, training, _, eps = a.arguments.values()
+    if training or not _is_map(graph, x) or not all(t is None or isinstance(t, Named) for t in (weight, bias)):
+        return None
+    if not (isinstance(mean, Named) and isinstance(var, Named)):
+        return None
+    norm = NormNames(mean.name, var.name, weight and weight.name, bias and bias.name, float(eps))
+    return _Affine(call.shape, input=x.value, norm=norm, call=_call(call))
+
+
+def _read_add(graph: Graph, call: Recorded) -> Node | None:
+    if call.kwargs or len(call.args) != 2 or not all(_is_map(graph, a) for a in call.args):
+        return None
+    if any(graph.nodes[a.value].shape != call.shape for a in call.args):
+        return None
+    return SumNode(call.shape, terms=[ResampledTerm(a.value) for a in call.args])
+
+
+def _read_relu(graph: Graph, call: Recorded) -> Node | None:
+    return _Relu(call.shape, input=call.args[0].value) if call.args and _is_map(graph, call.args[0]) else None
+
+
+def _read_resample(graph: Graph, call: Recorded) -> Node | None:
+    a = inspect.signature(F.interpolate).bind(*call.args, **call.kwargs)
+    a.apply_defaults()
+    given = a.arguments
+    x, mode = given["input"], given["mode"]
+    if not _is_map(graph, x) or mode not in ("nearest", "bilinear") or given["antialias"]:
+        return None
+    before, align = graph.nodes[x.value].shape[2:], bool(given["align_corners"])
+    factor = given["scale_factor"]
+    if factor is not None and not given["recompute_scale_factor"]:
+        factors = [factor] * 2 if isinstance(factor, (int, float)) else list(factor)
+        # By a factor, positions follow from the factor, elsewhere from the sizes: the same where these agree.
+        if not align and any(n * f != m for n, f, m in zip(before, factors, call.shape[2:], strict=True)):
+            return None
+    if before == call.shape[2:]:
+        return _Alias(call.shape, input=x.value)
+    return SumNode(call.shape, terms=[ResampledTerm(x.value, mode, align)])
+
+
+def _read_cat(graph: Graph, call: Recorded) -> Node | None:
+    parts: Any = call.args[0] if call.args else call.kwargs.get("tensors")
+    dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)
+    if dim not in (1, -3) or not set(call.kwargs) <= {"tensors", "dim"} or not all(_is_map(graph, p) for p in parts):
+        return None
+    return CatNode(call.shape, inputs=[p.value for p in parts])
+
+
+def _read_pool(graph: Graph, call: Recorded) -> Node | None:
+    if not call.args or not _is_map(graph, call.args[0]) or call.kwargs or len(call.args) not in (2, 3):
+        return None
+    sizes = [_pair(a) for a in call.args[1:] if a is not None]  # the distance of windows is their size, if not given
+    return PoolNode(call.shape, input=call.args[0].value, size=sizes[0]) if len(set(sizes)) == 1 and sizes[0] else None
+
+
+def _read_alias(graph: Graph, call: Recorded) -> Node | None:
+    """Maps have no layout, memory or dtype of their own. Tensors of calls have: of them, all that is done is done."""
+    if not call.args or not _is_map(graph, call.args[0]) or isinstance(graph.nodes[call.args[0].value], CallNode):
+        return None
+    return _Alias(call.shape, input=call.args[0].value)
+
+
+def _read_conversion(graph: Graph, call: Recorded) -> Node | None:
+    return _read_alias(graph, call) if call.args[1:] == (OwnDtype(),) and not call.kwargs else None
+
+
+def _read_dropout(graph: Graph, call: Recorded) -> Node | None:
+    training = call.args[2] if len(call.args) > 2 else call.kwargs.get("training", True)
+    return None if training or not isinstance(call.args[0], Ref) else _Alias(call.shape, input=call.args[0].value)
+
+
+_READERS: tuple[tuple[tuple[Any, ...], Callable[[Graph, Recorded], Node | None]], ...] = (
+    ((torch.conv2d,), _read_conv),
+    ((F.batch_norm,), _read_norm),
+    (_ADDS, _read_add),
+    (_RELUS, _read_relu),
+    ((F.interpolate,), _read_resample),
+    (_CATS, _read_cat),
+    ((F.avg_pool2d,), _read_pool),
+    (_ALIASES, _read_alias),
+    ((Tensor.to,), _read_conversion),
+)
+
+
+def _drop_aliases(graph: Graph) -> None:
+    graph.replace({value: node.input for value, node in graph.nodes.items() if type(node) is _Alias})
+
+
+def _fold_norms(graph: Graph) -> None:
+    """Normalisations behind a convolution that nothing else reads are part of it; others are calls."""
+    uses, news = graph.uses(), dict[int, int]()
+    for value, node in list(graph.nodes.items()):
+        if not isinstance(node, _Affine):
+            continue
+        assert node.norm is not None
+        assert node.call is not None
+        before = news.get(node.input, node.input)
+        conv = graph.nodes[before]
+        if isinstance(conv, ConvNode) and uses[node.input] == 1:
+            assert conv.weight is not None
+            (piece,) = conv.weight.pieces
+            conv.weight = WeightSpec(conv.weight.shape, (Piece(piece.source.normalised(node.norm), 0, 0),))
+            news[value] = before
+        else:
+            graph.nodes[value] = node.call
+    graph.replace(news)
+
+
+def _fold_sums(graph: Graph) -> None:
+    """A sum's terms that are sums themselves, read by nothing else, become its own, in their order."""
+    uses = graph.uses()
+    for node in graph.nodes.values():
+        if not isinstance(node, SumNode):
+            continue
+        terms: list[ResampledTerm] = []
+        for k, term in enumerate(node.terms):
+            inner, left = graph.nodes[term.value], len(node.terms) - k - 1
+            single = term.mode == "identity" and isinstance(inner, SumNode) and uses[term.value] == 1
+            if single and len(terms) + len(inner.terms) + left <= MAX_TERMS:  # type: ignore[attr-defined]
+                terms += inner.terms  # type: ignore[attr-defined]
+            else:
+                terms.append(term)
+        node.terms = terms
+
+
+def _fold_relus(graph: Graph) -> None:
+    uses, news = graph.uses(), dict[int, int]()
+    for value, node in list(graph.nodes.items()):
+        if type(node) is not _Relu:
+            continue
+        before = graph.nodes[node.input]
+        if isinstance(before, (ConvNode, SumNode)) and uses[node.input] == 1 and not before.activated:
+            before.relu = (0, before.shape[1])
+            news[value] = node.input
+        else:
+            graph.nodes[value] = SumNode(node.shape, (0, node.shape[1]), [ResampledTerm(node.input)])
+    graph.replace(news)

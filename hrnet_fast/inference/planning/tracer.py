@@ -1,0 +1,259 @@
+"""What a model computes, call by call: its forward on tensors without data, written down.
+
+The recording is of one input shape: models choose by shapes (whether to interpolate at all, for instance), and a record
+that pretended to hold for other shapes would change numbers in silence. Whatever code base the model is from, it says
+itself what it does; nothing is guessed from names.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from hrnet_fast.errors import InputError
+from hrnet_fast.inference.planning.shapes import IN_PLACE, result_without_running
+from hrnet_fast.training.matching import hooked
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A value that an earlier call made, or the input (0)."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class Named:
+    """A parameter or buffer of the model, by its name in the state_dict."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class OwnDevice:
+    """Stands where a forward used the device of a tensor: it is the engine's, not the one of recording."""
+
+
+@dataclass(frozen=True)
+class OwnDtype:
+    """Stands where a forward used the model's dtype: calls run in the engine's."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One call: what it is given (tensors as :class:`Ref` and :class:`Named`) and what it makes."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: int
+    shape: tuple[int, ...]
+    floating: bool
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A forward of the model on an input of `input_shape`; `output` is its result with tensors as :class:`Ref`.
+
+    `named` are the shapes of the model's parameters and buffers.
+    """
+
+    input_shape: tuple[int, ...]
+    calls: tuple[Recorded, ...]
+    output: Any
+    named: dict[str, tuple[int, ...]]
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self, names: dict[int, str], x: Tensor) -> None:
+        super().__init__()
+        self.calls: list[Recorded] = []
+        self._dtype = x.dtype
+        self._names = names
+        self._values = {id(x): 0}
+        self._alive: list[Tensor] = [x]  # ids are of living objects only
+        self._outdated: set[int] = set()
+
+    def reference(self, leaf: Any) -> Any:
+        if isinstance(leaf, torch.device) and leaf.type == "meta":
+            return OwnDevice()
+        if isinstance(leaf, torch.dtype) and leaf == self._dtype:
+            return OwnDtype()
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if id(leaf) in self._outdated:
+            raise InputError(
+                "optimize_for_inference: the model's forward changes part of a tensor in place, through a view, and "
+                "reads the whole afterwards, or the other way round; put the parts together with torch.cat."
+            )
+        if id(leaf) in self._values:
+            return Ref(self._values[id(leaf)])
+        if id(leaf) in self._names:
+            return Named(self._names[id(leaf)])
+        raise InputError(
+            "optimize_for_inference: the model's forward uses a tensor that is neither its input, a parameter nor a "
+            "buffer; register it as a buffer."
+        )
+
+    def returned(self, leaf: Any) -> Any:
+        """What the model returns; its own tensors and its input as copies, which are the caller's."""
+        found = self.reference(leaf)
+        if isinstance(found, Named) or found == Ref(0):
+            own = torch.empty(leaf.shape, dtype=leaf.dtype, device="meta")
+            self._add(torch.clone, (found,), {}, own)
+            return self.reference(own)
+        return found
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if not args and isinstance(kwargs.get("input"), Tensor):
+            args = (kwargs.pop("input"),)
+        given = {id(t): (t, t._version) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        out = result_without_running(func, args, kwargs)
+        if out is not None:
+            changed = [out] if func in IN_PLACE else []
+        else:
+            out = func(*args, **kwargs)
+            changed = [t for t, version in given.values() if t._version != version]
+        if changed:
+            self._check_change(func, changed, args, out)
+            self._record(OnCopy(func), args, kwargs, changed[0])
+            self._outdate(changed[0])
+            return out
+        parts = list(out) if isinstance(out, (list, tuple)) else [out]
+        if any(isinstance(part, Tensor) and id(part) not in self._names for part in parts):
+            self._record(func, args, kwargs, out)
+        return out
+
+    def _check_change(self, func: Any, changed: list[Tensor], args: Any, out: Any) -> None:
+        """Raise InputError for a call in place that has no equal without."""
+        name = getattr(func, "__name__", str(func))
+        if any(id(t) in self._names for t in changed):
+            raise InputError(
+                f"optimize_for_inference: the model's forward changes its own {self._names[id(changed[0])]!r} "
+                f"({name}); an engine has no state."
+            )
+        if len(changed) > 1 or not args or changed[0] is not args[0] or not (out is None or out is changed[0]):
+            raise InputError(
+                f"optimize_for_inference: {name} writes into a tensor that is not its first argument; use its result."
+            )
+
+    def _outdate(self, changed: Tensor) -> None:
+        """Remember that views of a changed tensor's memory, and what it is a view of, changed too, unrecorded."""
+        storage = changed.untyped_storage()._cdata
+        for other in self._alive:
+            if other is not changed and other.untyped_storage()._cdata == storage:
+                self._outdated.add(id(other))
+
+    def _record(self, function: Callable[..., Any], args: Any, kwargs: Any, out: Any) -> None:
+        dtype = _CONVERSIONS.get(function)
+        if dtype == self._dtype:
+            function, args = Tensor.to, (args[0], dtype)
+        # References first: a call in place gives its argument back, and from here on that object is the new value.
+        given, named = tree_map(self.reference, (tuple(args), kwargs))
+        if isinstance(out, Tensor):
+            self._add(function, given, named, out)
+            return
+        for k, part in enumerate(out):
+            if isinstance(part, Tensor):
+                self._add(Part(function, k), given, named, part)
+
+    def _add(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
+        value = len(self.calls) + 1
+        self.calls.append(Recorded(func, args, kwargs, value, tuple(out.shape), out.is_floating_point()))
+        self._values[id(out)] = value
+        self._outdated.discard(id(out))
+        self._alive.append(out)
+
+
+_CONVERSIONS = {
+    Tensor.float: torch.float32,
+    Tensor.double: torch.float64,
+    Tensor.half: torch.float16,
+    Tensor.bfloat16: torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several results of a function."""
+
+    function: Callable[..., Any]
+    index: int
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)[self.index]
+
+
+@dataclass(frozen=True)
+class OnCopy:
+    """A function that changes its first argument, applied to a copy of it, which it returns."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, first: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        own = first.clone()
+        self.function(own, *args, **kwargs)
+        return own
+
+
+def record(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Recording:
+    """Run `model` on an input without data and write down what it calls.
+
+    Raises:
+        InputError: the model is in training mode, has hooks (an engine would not call them), its forward depends on
+            the values of tensors, or it changes tensors in place in a way that has no equal without.
+    """
+    _check(model)
+    try:
+        # Tensors of inference mode have no versions, by which changes in place are seen.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+            twin = _without_data(model)
+            metas = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
+            x = torch.empty(shape, dtype=dtype, device="meta")
+            recorder = _Recorder({id(t): name for name, t in metas.items()}, x)
+            with recorder:
+                output = twin(x)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a foreign forward raises
+        raise InputError(
+            f"optimize_for_inference: the forward of {type(model).__name__} cannot be followed for an input of shape "
+            f"{tuple(shape)}: {str(error)[:300]}. It must take one tensor and not depend on tensors' values."
+        ) from error
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
+        raise InputError(
+            f"optimize_for_inference: {type(model).__name__} returned {type(output).__name__}, no tensors."
+        )
+    returned = tree_map(recorder.returned, output)
+    shapes = {name: tuple(t.shape) for name, t in metas.items()}
+    return Recording(tuple(shape), tuple(recorder.calls), returned, shapes)
+
+
+def _without_data(model: nn.Module) -> nn.Module:
+    """Return a copy of the model whose tensors have no data.
+
+    The model itself is not touched: other threads may be answering with it, or loading weights into it.
+    """
+    twins: dict[int, Any] = {id(t): t.detach().to("meta") for t in model.buffers()}
+    for p in model.parameters():
+        twins[id(p)] = nn.Parameter(p.detach().to("meta"), requires_grad=False)
+    return copy.deepcopy(model, twins)
+
+
+def _check(model: nn.Module) -> None:
+    training = [name for name, m in model.named_modules() if m.training]
+    if training:
+        raise InputError(
+            f"optimize_for_inference: {training[0] or type(model).__name__} is in training mode; call model.eval()."
+        )
+    reason = hooked(list(model.modules()))
+    if reason:
+        raise InputError(f"optimize_for_inference: {reason}, which an engine would not call; remove it first.")

@@ -1,0 +1,51 @@
+"""Where an engine's plans and weights come from: a living model or a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from hrnet_fast.errors import InputError
+from hrnet_fast.inference.plan import Plan
+from hrnet_fast.inference.planning.lowering import make_plan
+from hrnet_fast.keypoints.methods import named_method
+
+
+class Living:
+    """A model, which goes on living."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @property
+    def keypoints(self) -> str | None:
+        return named_method(self.model)
+
+    def plan(self, shape: tuple[int, ...], dtype: torch.dtype) -> Plan:
+        return make_plan(self.model, shape, dtype)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+
+
+class Saved:
+    """What a file held."""
+
+    def __init__(
+        self, plans: Mapping[tuple[int, ...], Plan], tensors: Mapping[str, Tensor], keypoints: str | None
+    ) -> None:
+        self.plans, self.kept, self.keypoints = dict(plans), dict(tensors), keypoints
+
+    def plan(self, shape: tuple[int, ...], dtype: torch.dtype) -> Plan:
+        if shape not in self.plans:
+            known = ", ".join(str(list(s)) for s in self.plans)
+            raise InputError(
+                f"Engine: input of shape {list(shape)} given; this engine was loaded from a file that holds {known}. "
+                "Save it with the shapes you need: engine.save(path, shapes=[...])."
+            )
+        return self.plans[shape]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self.kept)

@@ -1,5 +1,0 @@
-"""How networks execute fast: lean chains of units, stacked fusions, and ``accelerate`` for models that exist."""
-
-from hrnet_fast.nn.accelerate import Block, Report, accelerate, explain, restore
-
-__all__ = ["Block", "Report", "accelerate", "explain", "restore"]

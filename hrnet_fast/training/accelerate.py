@@ -1,0 +1,215 @@
+"""``accelerate``: any code base's HRNet, in place; ``restore`` undoes it and ``explain`` tells what runs how."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from hrnet_fast.checks import check_module
+from hrnet_fast.errors import InputError, shown
+from hrnet_fast.implementations import resolve
+from hrnet_fast.training.equivalence_check import check_equivalence, known_settings, signature
+from hrnet_fast.training.fused_fusion import FusedModularizedBlock
+from hrnet_fast.training.fused_modules import FusedModule, FusedSequence, FusedUnit, Settings, fused_class
+from hrnet_fast.training.matching import (
+    conv_norm_relu_unsupported_reason,
+    flat,
+    looks_like_unit,
+    unit_unsupported_reason,
+)
+from hrnet_fast.training.structure_cache import clear_cache
+
+MEMORY = ("lean", "min")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of a network in a :class:`Report`.
+
+    Attributes:
+        name: where it is in the model.
+        kind: ``"unit"``, ``"sequence"`` or ``"fusion"``.
+        fast: whether it takes the fused path, as it stands now.
+        reason: why it does not, or what of it does not.
+    """
+
+    name: str
+    kind: str
+    fast: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What of a model is accelerated: ``str(report)`` is for people."""
+
+    blocks: tuple[Block, ...]
+    impl: str
+
+    @property
+    def fast(self) -> int:
+        return sum(b.fast for b in self.blocks)
+
+    def __str__(self) -> str:
+        lines = [f"{self.fast} of {len(self.blocks)} blocks take the fused path (impl={self.impl!r})"]
+        lines += [f"  {b.name} ({b.kind}): {b.reason}" for b in self.blocks if b.reason]
+        return "\n".join(lines)
+
+
+def accelerate(model: nn.Module, *, impl: str = "auto", memory: str = "lean") -> nn.Module:
+    """Let an HRNet's residual units, branches and fusions execute fused, in training and evaluation, in place.
+
+    Recognises this package's networks, the authors' repositories', timm's and OpenMMLab's by the structure of their
+    modules. Parameters, keys, signatures, return types, hooks on the accelerated modules and ``isinstance`` stay as
+    they are; optimizers made before stay valid. A block that differs (another convolution or normalisation, hooks
+    inside, checkpointing flags) keeps its own forward; :func:`explain` lists it with the reason. What a block
+    computes is compared with its own forward before it is replaced.
+
+    Args:
+        model: the network, or any module that contains one.
+        impl: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``: of the elementwise passes and the
+            fusion's sums. Convolutions stay with the library.
+        memory: ``"lean"`` keeps convolution outputs only; ``"min"`` keeps the input of each branch only and runs its
+            convolutions once more in backward.
+
+    Returns:
+        `model` itself.
+
+    Raises:
+        InputError: no module of an HRNet was found, or an unknown `memory`.
+        ImplementationError: an unknown implementation, or one that cannot run here.
+    """
+    check_module("accelerate", model)
+    if not any(is_fusion(module) for module in model.modules()):
+        raise InputError(
+            f"accelerate: {type(model).__name__} has no module with `branches` and `fuse_layers`, as every HRNet has; "
+            "give the model itself, after it was built."
+        )
+    return accelerate_blocks(model, impl, memory)
+
+
+def accelerate_blocks(model: nn.Module, impl: str, memory: str) -> nn.Module:
+    """:func:`accelerate` for a module known to be of an HRNet: one of its stages, or a network without fusions."""
+    if not isinstance(memory, str) or memory not in MEMORY:
+        raise InputError(f"accelerate: memory={shown(memory)}; accepted are 'lean' and 'min'.")
+    resolve(impl)
+    restore(model)
+    candidates = list(_candidates(model))
+    verdicts: dict[object, Settings] = {}
+    for module in model.modules():
+        if hasattr(type(module), "fused_settings"):  # this package's network: its stem and head are no modules
+            vars(module)["fused_settings"] = Settings(impl, memory)
+    for module, kind in candidates:
+        if isinstance(module, FusedModule):
+            continue  # it stands in several places
+        units = [m for m in flat(module) if looks_like_unit(m)] if isinstance(module, nn.Sequential) else []
+        for unit in units:
+            found = _verdict(unit, FusedUnit, Settings(impl, memory), verdicts)
+            if isinstance(found, str):
+                vars(unit)["fused_unsupported_reason"] = found
+        verdict: Settings | str = Settings(impl, memory)
+        if kind is not FusedSequence:  # what a plain nn.Sequential does with its layers needs no comparison
+            verdict = _verdict(module, kind, Settings(impl, memory), verdicts)
+        if isinstance(verdict, str):
+            vars(module)["fused_unsupported_reason"] = verdict
+            continue
+        vars(module).update(fused_settings=verdict, last_call_reason=None)
+        module.__class__ = fused_class(kind, type(module))
+    return model
+
+
+def _verdict(
+    module: nn.Module, kind: type[FusedModule], settings: Settings, verdicts: dict[object, Settings]
+) -> Settings | str:
+    known = known_settings(module, settings)
+    if known is not None:
+        return known
+    key = signature(module)
+    if key not in verdicts:
+        reason = unit_unsupported_reason(module) if kind is FusedUnit else None
+        found = reason or check_equivalence(module, kind, settings)
+        if isinstance(found, str):
+            return found  # of this one: its like may lack the hook, or whatever stands in the way
+        verdicts[key] = found
+    return verdicts[key]
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Undo :func:`accelerate`, in place, and return the model.
+
+    Raises:
+        InputError: `model` is no module.
+    """
+    check_module("restore", model)
+    for module in model.modules():
+        for name in ("fused_settings", "last_call_reason", "fused_unsupported_reason"):
+            vars(module).pop(name, None)
+        clear_cache(module)
+        if isinstance(module, FusedModule):
+            module.__class__ = module.unfused_class  # type: ignore[assignment]
+    return model
+
+
+def explain(model: Any) -> Any:
+    """Say of every block of `model` whether it takes the fused path, as it stands now, and why not: a :class:`Report`.
+
+    Of an engine, what it prepared and chose (:meth:`hrnet_fast.Engine.explain`). A reason that only a call shows (an
+    input that is no batch of images, a compiler that traces) is told once the call was made.
+
+    Raises:
+        InputError: `model` is not accelerated, or neither a module nor an engine.
+    """
+    if callable(getattr(model, "explain", None)) and not isinstance(model, (nn.Module, type)):
+        return model.explain()
+    check_module("explain", model)
+    fast = [(name, m) for name, m in model.named_modules() if isinstance(m, FusedModule)]
+    plain = [(name, m) for name, m in model.named_modules() if getattr(m, "fused_unsupported_reason", None)]
+    if not fast and not plain:
+        raise InputError(f"explain: this {type(model).__name__} is not accelerated; call accelerate(model) first.")
+    blocks = [Block(name, _kind(m), False, str(m.fused_unsupported_reason)) for name, m in plain]
+    for name, m in fast:
+        why = m.unsupported_reasons()
+        last = (
+            [f"at the last call: {m.last_call_reason}"] if m.last_call_reason and m.last_call_reason not in why else []
+        )
+        # A sequence runs what it can, so a reason there is about a part.
+        blocks.append(
+            Block(name, _kind(m), not (why or last) or m.partly_fused(), "; ".join(dict.fromkeys(why + last)))
+        )
+    impl = fast[0][1].fused_settings.impl if fast else "auto"
+    return Report(tuple(sorted(blocks, key=lambda b: b.name)), impl)
+
+
+def _kind(module: nn.Module) -> str:
+    return "sequence" if isinstance(module, nn.Sequential) else "unit" if looks_like_unit(module) else "fusion"
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[nn.Module, type[FusedModule]]]:
+    """Modules to accelerate, outermost first; what is inside a sequence or a unit executes with it."""
+    if is_fusion(model):
+        yield model, FusedModularizedBlock
+        yield from _candidates(model.branches)  # type: ignore[arg-type]
+    elif _is_sequence(model):
+        yield model, FusedSequence
+    elif looks_like_unit(model):
+        yield model, FusedUnit
+    else:
+        for child in model.children():
+            yield from _candidates(child)
+
+
+def is_fusion(module: nn.Module) -> bool:
+    """Whether `module` has the attributes of a modularized block that fuses."""
+    layers, branches = getattr(module, "fuse_layers", None), getattr(module, "branches", None)
+    return isinstance(layers, nn.ModuleList) and isinstance(branches, nn.ModuleList) and len(branches) > 1
+
+
+def _is_sequence(module: nn.Module) -> bool:
+    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
+        return False
+    layers = list(flat(module))
+    rows = any(conv_norm_relu_unsupported_reason(*layers[k : k + 3]) is None for k in range(len(layers) - 2))
+    return rows or any(looks_like_unit(layer) for layer in layers)

@@ -1,0 +1,192 @@
+"""The layer on CUDA's graphs, streams and events, with stand-ins for them: what is called, in which order.
+
+What only a device can show is in test_cuda_executor.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from hrnet_fast.inference.execution import cuda_graph
+from hrnet_fast.inference.execution.cuda_graph import CudaDevice, graphed
+from hrnet_fast.inference.execution.stream_schedule import Schedule
+
+CPU = torch.device("cpu")
+
+
+class Runtime:
+    """As much of ``torch.cuda`` as the layer uses; work on streams is logged as (stream, what)."""
+
+    def __init__(self) -> None:
+        self.log: list[tuple[Any, Any]] = []
+        self.current: Any = self.new("user")
+        self.captures: list[Any] = []
+        self.fails = False
+
+    def new(self, name: str) -> Any:
+        stream = SimpleNamespace(name=name)
+        stream.wait_event = lambda event: self.log.append((stream, ("wait", event.name)))
+        stream.wait_stream = lambda other: self.log.append((stream, ("wait", other.name)))
+        return stream
+
+    def event(self) -> Any:
+        event = SimpleNamespace(name=object())
+        event.record = lambda stream: self.log.append((stream, ("record", event.name)))
+        return event
+
+    @contextlib.contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def graph(self) -> Any:
+        def begin(pool: Any, capture_error_mode: str) -> None:
+            assert not self.captures, "one at a time"
+            assert capture_error_mode == "thread_local"
+            assert pool == "memory"
+            self.captures.append(self.current)
+
+        def end() -> None:
+            assert self.captures.pop() is self.current
+            if self.fails:
+                raise RuntimeError("capture was invalidated")
+
+        return SimpleNamespace(capture_begin=begin, capture_end=end, replay=lambda: self.log.append((None, "replay")))
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    runtime = Runtime()
+    cuda_graph._lane_streams.cache_clear()
+    monkeypatch.setattr(cuda_graph, "_stream", lambda device: runtime.new("side"))
+    monkeypatch.setattr(cuda_graph, "_event", runtime.event)
+    for name, value in {
+        "stream": runtime.stream,
+        "device": lambda device: contextlib.nullcontext(),
+        "current_stream": lambda device: runtime.current,
+        "synchronize": lambda device: runtime.log.append((None, "synchronize")),
+        "CUDAGraph": runtime.graph,
+        "graph_pool_handle": lambda: "memory",
+        "is_current_stream_capturing": lambda: bool(runtime.captures),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    return runtime
+
+
+def test_lanes_fork_wait_and_join(cuda: Runtime) -> None:
+    """Units 0 and 2 on the current stream, 1 and 3 on another; 2 needs 1, 3 needs 2."""
+    made = Schedule((0, 1, 0, 1), ((), (0,), (1,), (2,)), frozenset({0, 1, 2, 3}), (3,))
+    lanes = CudaDevice(CPU).lanes(made)
+    for unit in range(4):
+        with lanes(unit):
+            cuda.log.append((cuda.current, unit))
+    lanes.join()
+    main = cuda.current
+    work = [(stream is main, what) for stream, what in cuda.log]
+    events = [what[1] for _, what in work if isinstance(what, tuple) and what[0] == "record"]
+    begin, *ends = events
+    assert work == [
+        (True, ("record", begin)), (False, ("wait", begin)),
+        (True, 0), (True, ("record", ends[0])),
+        (False, ("wait", ends[0])), (False, 1), (False, ("record", ends[1])),
+        (True, ("wait", ends[1])), (True, 2), (True, ("record", ends[2])),
+        (False, ("wait", ends[2])), (False, 3), (False, ("record", ends[3])),
+        (True, ("wait", ends[3])),
+    ]  # fmt: skip
+    assert CudaDevice(CPU).lanes(made)._streams[1] is lanes._streams[1]  # its memory is found again
+
+
+def test_a_lane_is_never_the_current_stream(cuda: Runtime) -> None:
+    made = Schedule((0, 1, 2), ((), (), ()), frozenset({1, 2}), (1, 2))
+    first = CudaDevice(CPU).lanes(made)
+    with cuda.stream(first._streams[1]):
+        again = CudaDevice(CPU).lanes(made)
+    assert len({id(stream) for stream in again._streams}) == 3
+
+
+def test_cuda_graph(cuda: Runtime) -> None:
+    device = CudaDevice(CPU)
+    user, pool = cuda.current, device.pool()
+    graph, made = device.capture(lambda: (cuda.current, device.capturing()), pool)
+    assert made == (pool[0], True)
+    assert cuda.current is user
+    assert not device.capturing()
+    graph.replay()
+    assert cuda.log[-1] == (None, "replay")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_failed_capture_leaves_no_trace(cuda: Runtime, fails: bool) -> None:
+    device, user = CudaDevice(CPU), cuda.current
+    cuda.fails = fails
+    with pytest.raises(ZeroDivisionError):  # the first reason, not what ending the capture says
+        device.capture(lambda: 1 / 0, device.pool())
+    assert cuda.current is user
+    cuda.fails = False
+    assert device.capture(lambda: 3, device.pool())[1] == 3
+
+
+def test_settings_are_the_users_again(cuda: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.use_deterministic_algorithms(False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    with contextlib.suppress(ZeroDivisionError), CudaDevice(CPU).settings():
+        assert torch.backends.cudnn.benchmark
+        raise ZeroDivisionError
+    assert not torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with CudaDevice(CPU).settings():  # whoever asks for deterministic results gets no search
+        assert not torch.backends.cudnn.benchmark
+
+
+def test_marks_and_warm_up(cuda: Runtime) -> None:
+    device, user, seen = CudaDevice(CPU), cuda.current, []
+    device.after(None)
+    device.after(device.mark())
+    assert [what[0] for _, what in cuda.log] == ["record", "wait"]
+    device.warm_up(lambda: seen.append(cuda.current))
+    assert len(seen) == cuda_graph.WARM_UPS
+    assert all(stream is not user for stream in seen)
+    assert cuda.log[-1] == (user, ("wait", "side"))
+
+
+def test_no_work_gets_on_lanes_that_somebody_captures(cuda: Runtime) -> None:
+    device, order = CudaDevice(CPU), []
+    other = threading.Thread(target=lambda: device.warm_up(lambda: order.append("warm-up")))
+
+    def captured() -> None:
+        other.start()
+        other.join(0.2)
+        order.append("captured")
+
+    device.capture(captured, device.pool())
+    other.join()
+    assert order == ["captured", *["warm-up"] * cuda_graph.WARM_UPS]
+
+
+def test_a_broken_capture_ends_for_the_allocator_too(cuda: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped: list[Any] = []
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *which: stopped.append(which), raising=False)
+    device = CudaDevice(CPU)
+    with pytest.raises(ZeroDivisionError):
+        device.capture(lambda: 1 / 0, device.pool())
+    assert stopped == [(CPU.index, "memory")]
+    device.capture(lambda: 1, device.pool())
+    assert len(stopped) == 1
+
+
+def test_what_is_timed_is_a_graph_of_several(cuda: Runtime) -> None:
+    calls: list[int] = []
+    replay = graphed(CPU, lambda: calls.append(1), 4)
+    assert len(calls) == cuda_graph.WARM_UPS + 4
+    replay()
+    assert len(calls) == cuda_graph.WARM_UPS + 4
