@@ -1,25 +1,25 @@
 """``bn_act`` against eager ``batch_norm``, addition and ReLU: the end of a residual unit of a W48's first branch.
 
-Takes what ``impl="auto"`` picks here, and says which: on a device that is Triton.
+Runs the implementation that ``impl="auto"`` selects, and shows its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
-from harness import Case, Session
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.nn.functional import batch_norm, relu_
 
+from benchmarks.harness import Case, Session
+from benchmarks.operators import DEVICE, backward_call, each_direction, each_dtype
 from hrnet_fast.implementations import select_implementation
-from hrnet_fast.measure import relative_error
+from hrnet_fast.measure import Call, relative_error
 from hrnet_fast.ops import bn_act
 
 CHANNELS = 48
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def running(dtype: torch.dtype) -> list[Tensor]:
@@ -27,7 +27,7 @@ def running(dtype: torch.dtype) -> list[Tensor]:
 
 
 def eager(leaves: list[Tensor], buffers: list[Tensor]) -> Tensor:
-    """What a residual unit runs today: normalise, add, ReLU in place."""
+    """The end of a plain residual unit: normalise, add, ReLU in place."""
     x, weight, bias, *residual = leaves
     y = batch_norm(x, buffers[0], buffers[1], weight, bias, training=True)
     return relu_(y + residual[0] if residual else y)
@@ -38,10 +38,10 @@ def fused(leaves: list[Tensor], buffers: list[Tensor]) -> Tensor:
     return bn_act(x, weight, bias, *buffers, residual=residual[0] if residual else None)
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward"])
+@each_direction
 @pytest.mark.parametrize("residual", [True, False], ids=["residual", "plain"])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["last", "contiguous"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@each_dtype
 def bench_bn_act(
     benchmark: BenchmarkFixture, session: Session, measuring: bool, dtype: torch.dtype, layout: torch.memory_format,
     residual: bool, direction: str,
@@ -56,37 +56,22 @@ def bench_bn_act(
     exact = eager(wide, running(torch.float64))
     grad = torch.randn_like(maps[0])
     exact_grads = torch.autograd.grad(exact, wide, grad.double())
-    calls: dict[str, Callable[[], object]] = {}
+    calls: dict[str, Call] = {}
     for name, compute in (("eager", eager), ("fused", fused)):
-        # Each its own: eager keeps them for backward, and would notice another's update.
+        # Each has its own: eager saves them for backward, which fails after an update by the other.
         buffers = running(torch.float32)
         out = compute(leaves, buffers)
         grads = torch.autograd.grad(out, leaves, grad, retain_graph=True)
-        # No time for a wrong result.
         assert relative_error(out.detach(), exact.detach()) < (1e-5 if dtype == torch.float32 else 1e-2)
         assert relative_error(grads, exact_grads) < (1e-3 if dtype == torch.float32 else 5e-2)
-        calls[name] = _forward(compute, leaves, buffers) if direction == "forward" else _backward(out, leaves, grad)
+        # Forward with gradients enabled, as in training: it includes the time to keep what backward needs.
+        forward = partial(compute, leaves, buffers)
+        calls[name] = forward if direction == "forward" else backward_call(out, leaves, grad)
     case = Case(
         "operators",
         f"bn_act {batch}x{CHANNELS}x{height}x{width} {str(layout)[6:]}{' residual' * residual}",
         direction,
         dtype,
     )
-    seconds = session.operator(case, calls, moving=leaves if direction == "forward" else [*leaves, grad])
     benchmark.extra_info["impl"] = select_implementation("bn_act", "auto", maps[0])
-    benchmark.extra_info.update({f"{name}_ms": round(value * 1e3, 3) for name, value in seconds.items()})
-    benchmark.extra_info["speed_up"] = round(seconds["eager"] / seconds["fused"], 2)
-    benchmark.pedantic(calls["fused"], rounds=7 if measuring else 1, warmup_rounds=1 if measuring else 0)
-    if measuring:
-        print(f"\n{direction} {dtype} {layout} residual={residual}: {benchmark.extra_info}")
-
-
-def _forward(
-    compute: Callable[[list[Tensor], list[Tensor]], Tensor], leaves: list[Tensor], buffers: list[Tensor]
-) -> Callable[[], object]:
-    # With gradients wanted: what training runs, with what it keeps.
-    return lambda: compute(leaves, buffers)
-
-
-def _backward(out: Tensor, leaves: list[Tensor], grad: Tensor) -> Callable[[], object]:
-    return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
+    session.time_operator(benchmark, case, calls, moving=leaves if direction == "forward" else [*leaves, grad])

@@ -1,16 +1,17 @@
-"""The inference engine's convolutions on rimmed maps against ``conv2d`` in channels-last: the shapes of HRNet-W32.
+"""The inference engine's convolutions on maps with a zero halo against ``conv2d`` in channels-last: W32's shapes.
 
-Both add a bias; maps are laid out and weights are packed outside of the time, as the engine does once. Random values.
+Both add a bias. Laying out maps and packing weights is not timed: the engine does it once. Values are random.
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
-from harness import Case, Session
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch.nn.functional import conv2d
 
+from benchmarks.harness import Case, Session
+from benchmarks.operators import each_dtype
 from hrnet_fast.implementations import describe
 from hrnet_fast.measure import relative_error
 
@@ -37,7 +38,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@each_dtype
 def bench_conv_halo(
     benchmark: BenchmarkFixture, session: Session, measuring: bool, dtype: torch.dtype, shape: str
 ) -> None:
@@ -51,17 +52,11 @@ def bench_conv_halo(
     halo = torch.classes.hrnet_fast.HaloConv(x, weight, bias, None, stride, [0, 0], padding)
     halo.run()
     exact = conv2d(x.double(), weight.double(), bias.double(), stride, k // 2)
-    # No time for a wrong result.
     assert relative_error(halo.output(), exact) < (1e-5 if dtype == torch.float32 else 1e-2)
     with torch.inference_mode():
         case = Case("operators", f"conv_halo {shape}", "forward", dtype)
         calls = {"conv2d": lambda: conv2d(x, weight, bias, stride, k // 2), "halo": halo.run}
         moved = (x.numel() + weight.numel() + exact.numel()) * dtype.itemsize
-        seconds = session.operator(case, calls, 51, cost=(2 * halo.macs(), moved))
-    benchmark.extra_info["kernel"] = torch.ops.hrnet_fast.conv_halo_kernel(dtype == torch.bfloat16)
-    benchmark.extra_info.update({f"{name}_us": round(value * 1e6, 1) for name, value in seconds.items()})
-    benchmark.extra_info["gmacs_per_second"] = round(halo.macs() / seconds["halo"] / 1e9, 1)
-    benchmark.extra_info["speed_up"] = round(seconds["conv2d"] / seconds["halo"], 2)
-    benchmark.pedantic(halo.run, rounds=7 if measuring else 1, warmup_rounds=1 if measuring else 0)
-    if measuring:
-        print(f"\n{shape} {dtype}: {benchmark.extra_info}")
+        benchmark.extra_info["kernel"] = torch.ops.hrnet_fast.conv_halo_kernel(dtype == torch.bfloat16)
+        medians = session.time_operator(benchmark, case, calls, 51, cost=(2 * halo.macs(), moved))
+    benchmark.extra_info["gmacs_per_second"] = round(halo.macs() / medians["halo"] / 1e9, 1)

@@ -5,24 +5,23 @@ Every implementation that runs here, each on its device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from harness import Case, Session
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.nn.functional import interpolate, relu_
 
+from benchmarks.harness import Case, Session
+from benchmarks.operators import backward_call, each_direction, each_dtype, forward_call
 from hrnet_fast.implementations import describe
-from hrnet_fast.measure import relative_error
+from hrnet_fast.measure import Call, relative_error
 from hrnet_fast.ops import fuse_sum
 
 CHANNELS = 48
 
 
 def eager(xs: list[Tensor], mode: str) -> Tensor:
-    """What a fusion unit runs today: upsample, add, upsample, add, ..., ReLU in place."""
+    """The sum of a plain fusion: upsample, add, upsample, add, ..., ReLU in place."""
     total = xs[0]
     for x in xs[1:]:
         total = total + interpolate(x, size=total.shape[-2:], mode=mode)
@@ -35,9 +34,9 @@ IMPLS = [
 ]
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward"])
+@each_direction
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@each_dtype
 @pytest.mark.parametrize("impl", IMPLS)
 def bench_fuse_sum(
     benchmark: BenchmarkFixture, session: Session, measuring: bool, impl: str, dtype: torch.dtype, mode: str,
@@ -53,31 +52,12 @@ def bench_fuse_sum(
     def fused(xs: list[Tensor], mode: str) -> Tensor:
         return fuse_sum(xs, mode=mode, impl=impl)
 
-    calls: dict[str, Callable[[], object]] = {}
+    calls: dict[str, Call] = {}
     for name, compute in (("eager", eager), ("fused", fused)):
         out = compute(xs, mode)
-        # No time for a wrong result.
         assert relative_error(out.detach(), exact) < (1e-5 if dtype == torch.float32 else 1e-2)
         grad = torch.randn_like(out)
-        calls[name] = (
-            _forward(compute, [x.detach() for x in xs], mode) if direction == "forward" else _backward(out, xs, grad)
-        )
+        forward = forward_call(compute, [x.detach() for x in xs], mode)
+        calls[name] = forward if direction == "forward" else backward_call(out, xs, grad)
     case = Case("operators", f"fuse_sum {impl} {mode} {CHANNELS}x{height}x{width}", direction, dtype)
-    seconds = session.operator(case, calls, moving=xs if direction == "forward" else [out, grad])
-    benchmark.extra_info.update({f"{name}_ms": round(value * 1e3, 3) for name, value in seconds.items()})
-    benchmark.extra_info["speed_up"] = round(seconds["eager"] / seconds["fused"], 2)
-    benchmark.pedantic(calls["fused"], rounds=7, warmup_rounds=1)
-    if measuring:
-        print(f"\n{impl} {direction} {mode} {dtype}: {benchmark.extra_info}")
-
-
-def _forward(compute: Callable[[list[Tensor], str], Tensor], xs: list[Tensor], mode: str) -> Callable[[], object]:
-    def call() -> object:
-        with torch.no_grad():
-            return compute(xs, mode)
-
-    return call
-
-
-def _backward(out: Tensor, xs: list[Tensor], grad: Tensor) -> Callable[[], object]:
-    return lambda: torch.autograd.grad(out, xs, grad, retain_graph=True)
+    session.time_operator(benchmark, case, calls, moving=xs if direction == "forward" else [out, grad])

@@ -1,21 +1,22 @@
-"""The engine against what users would run a network with instead, all in one run; and the memory of a call."""
+"""The engine against eager PyTorch, ``torch.compile``, timm, ONNX Runtime and OpenVINO; and the memory of a call."""
 
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import pytest
 import torch
-from contenders import INFERENCE, copies, timm_network
-from harness import Case, Entry, Session
-from networks import exact, images, network, work
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import hrnet_fast as hf
+from benchmarks.harness import Case, Entry, Session
+from benchmarks.networks import exact, images, network, work
+from benchmarks.peers import PEERS, copied_setup, timm_network
 from hrnet_fast.measure import peak_activations
 
-# What is asked most: a pose network, and the classification network that the others begin with.
+# A pose network, and the classification network from whose weights the others are trained.
 NETWORKS = {"hrnetv1_w32_pose": (256, 192), "hrnet_w18_c": (224, 224)}
 ON_CUDA = {"hrnetv1_w32_pose": (256, 192), "hrnetv1_w48_pose": (384, 288), "hrnetv2_w48_seg": (1024, 2048)}
 TIMM = {"hrnet_w18_c": "hrnet_w18", "hrnet_w18_small": "hrnet_w18_small"}
@@ -33,31 +34,27 @@ def bench_inference(benchmark: BenchmarkFixture, session: Session, name: str, ba
             pytest.skip("measured, not part of the smoke test")
         name, size = "hrnet_w18_small", (64, 64)
     model, x = network(name), images(batch, size, session.device)
-    truth = exact(copy.deepcopy(model), x)
-
-    def wanted() -> Any:
-        return truth
-
+    truth = functools.cache(functools.partial(exact, copy.deepcopy(model), x))
     model = model.to(session.device)
     for dtype in session.dtypes:
         cost = work(copy.deepcopy(model), x, dtype)
         entries = {}
-        for contender, c in (INFERENCE | ({"timm": timm_network(TIMM[name])} if name in TIMM else {})).items():
+        for contender, c in (PEERS | ({"timm": timm_network(TIMM[name])} if name in TIMM else {})).items():
             reason = c.unavailable(session.device.type, dtype, asked=session.contenders is not None)
             if reason is not None and reason.startswith("not in"):
-                continue  # no row for what there is no such thing as
+                continue  # the peer does not have this dtype: no record
             if not session.measuring and not contender.startswith(("eager", "timm", "hrnet_fast")):
                 continue
-            entries[contender] = Entry(copies(model, c.make, x, dtype), reason, exact=wanted, **cost)
+            entries[contender] = Entry(copied_setup(model, c.prepare, x, dtype), reason, exact=truth, **cost)
         case = Case("inference", f"{name} {size[0]}x{size[1]} batch {batch}", "inference", dtype)
         case.params.update(model=name, batch=batch, height=size[0], width=size[1])
         timed = benchmark if dtype == session.dtypes[0] else _Once()
         seconds = 6 if session.scale == "small" else 20
-        session.compare(timed, case, entries, seconds=seconds, baseline="eager channels-last")
+        session.time_networks(timed, case, entries, seconds=seconds, baseline="eager channels-last")
 
 
 class _Once:
-    """Stands in for pytest-benchmark's fixture from the second dtype on: it serves one measurement only."""
+    """Replaces pytest-benchmark's fixture from the second dtype on: the fixture measures once only."""
 
     extra_info: dict[str, Any]
 
@@ -72,7 +69,7 @@ class _Once:
 @pytest.mark.usefixtures("within_budget")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def bench_memory(benchmark: BenchmarkFixture, session: Session, dtype: str) -> None:
-    """ArenaMaps alive at once in a call: W48 segmentation, against eager in the same dtype."""
+    """Bytes of maps alive at once in a call of W48 segmentation, against eager in the same dtype."""
     if session.scale == "small" and dtype != str(session.dtypes[0])[6:]:
         pytest.skip("the share is that of the first dtype: not a case of this scale")
     precision, size = getattr(torch, dtype), ((512, 1024) if session.measuring else (64, 128))
@@ -89,7 +86,7 @@ def bench_memory(benchmark: BenchmarkFixture, session: Session, dtype: str) -> N
     benchmark.pedantic(lambda: engine(x), rounds=1)
     share = engine.memory() / eager
     case = Case("memory", f"{name} {size[0]}x{size[1]} batch 1", "inference memory", precision, {"model": name})
-    session.bytes(case, "eager channels-last", eager, "maps alive at once")
-    session.bytes(case, "hrnet_fast engine", engine.memory(), "maps alive at once")
+    session.add_bytes(case, "eager channels-last", eager, "maps alive at once")
+    session.add_bytes(case, "hrnet_fast engine", engine.memory(), "maps alive at once")
     benchmark.extra_info["share"] = round(share, 3)
     assert share < 0.75 or not session.measuring

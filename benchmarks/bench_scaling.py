@@ -1,4 +1,4 @@
-"""How time and memory grow with the batch, the resolution and the width: HRNetV1 for pose, eager and the engine."""
+"""Time and memory by batch, resolution and width: HRNetV1 for pose, eager and the engine."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from contenders import INFERENCE, copies, engine_of
-from harness import Case, Entry, Session
-from networks import exact, images, work
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import hrnet_fast as hf
-from hrnet_fast.bench.records import Record
+from benchmarks.harness import Case, Entry, Session
+from benchmarks.networks import exact, images, work
+from benchmarks.peers import PEERS, copied_setup
+from benchmarks.reports.records import Record
+from hrnet_fast.demo.contenders import engine_of
 from hrnet_fast.measure import peak_activations
 
-# Axis: values at the paper's scale, and those that a CPU does in seconds. The others stay at 32, 256x192 and 1.
+# Axis: values at the paper's scale, and at the small scale. The other axes stay at width 32, 256x192 and batch 1.
 AXES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "batch": ((1, 2, 4, 8, 16, 32, 64), (1, 2, 4)),
     "resolution": ((128, 256, 512, 1024, 2048), (128, 256, 384)),
@@ -47,7 +48,7 @@ def bench_scaling(
     if not session.measuring:
         size = (64, 64)
     point = (width, size, batch)
-    if point in measured:  # axes cross there
+    if point in measured:  # the axes have it in common
         session.add(*(dataclasses.replace(r, suite=f"scaling {axis}") for r in measured[point]))
         pytest.skip("measured on another axis")
     before = len(session.run.records)
@@ -68,19 +69,19 @@ def bench_scaling(
     }
     entries = {}
     for name in CONTENDERS:
-        reason = INFERENCE[name].unavailable(session.device.type, dtype, session.contenders is not None)
-        if reason is None:
-            entries[name] = Entry(copies(model, INFERENCE[name].make, x, dtype), exact=truth, params=params, **cost)
+        peer = PEERS[name]
+        if peer.unavailable(session.device.type, dtype, session.contenders is not None) is None:
+            entries[name] = Entry(copied_setup(model, peer.prepare, x, dtype), exact=truth, params=params, **cost)
     what = f"HRNetV1-W{width} {size[0]}x{size[1]} batch {batch}"
     case = Case(f"scaling {axis}", what, "inference", dtype)
-    session.compare(benchmark, case, entries, seconds=2, rounds=(3, 11))
+    session.time_networks(benchmark, case, entries, seconds=2, rounds=(3, 11))
     if session.measuring and session.device.type == "cpu":
         memory = Case(case.suite, what, "inference memory", dtype)
         plain = copy.deepcopy(model).to(dtype)
         with torch.inference_mode():
             eager = peak_activations(lambda: plain(x.to(dtype)))
         engine = engine_of(session.calls.get("hrnet_fast engine"))
-        session.bytes(memory, "eager channels-last", eager, "maps alive at once", params=params)
+        session.add_bytes(memory, "eager channels-last", eager, "maps alive at once", params=params)
         if engine is not None:
-            session.bytes(memory, "hrnet_fast engine", engine.memory(), "maps alive at once", params=params)
+            session.add_bytes(memory, "hrnet_fast engine", engine.memory(), "maps alive at once", params=params)
     measured[point] = session.run.records[before:]

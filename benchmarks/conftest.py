@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from harness import Session
 
-# What users ask first, then what is quick: what fits the time budget is measured.
+from benchmarks.harness import Session
+
+# The most important first, then the quick ones: the time budget may not suffice for all.
 ORDER = (
     "bench_inference", "bench_fuse_sum", "bench_bn_act", "bench_conv_halo", "bench_upsample_conv1x1_sum",
     "bench_strided_conv_chain", "bench_grouped_conv3x3", "bench_scaling", "bench_accelerate", "bench_paper_tables",
@@ -63,18 +64,18 @@ def _options(config: pytest.Config) -> dict[str, Any]:
 
 @pytest.fixture
 def measuring(request: pytest.FixtureRequest) -> bool:
-    """Whether times are wanted: smoke tests may then take smaller inputs."""
+    """Whether to measure; smoke tests take smaller inputs."""
     return bool(request.config.getoption("--benchmark"))
 
 
 @pytest.fixture
 def within_budget(session: Session) -> None:
-    """For benchmarks that do not record by themselves that their turn came too late."""
+    """Skip a benchmark when the time budget is spent, for those that write no record of it."""
     if session.measuring and session.left() < 0:
         pytest.skip("the time budget is spent")
 
 
 @pytest.fixture(scope="session")
 def session(request: pytest.FixtureRequest) -> Session:
-    """What this run measures with and where its figures go."""
+    """The run: its options, device and result file."""
     return Session(_options(request.config), bool(request.config.getoption("--benchmark")))

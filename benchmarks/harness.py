@@ -1,7 +1,7 @@
-"""One benchmark run: contenders are prepared, checked against the exact answer, timed in turns, and recorded.
+"""One benchmark run: checks contenders against float64, times them in interleaved rounds, and records the figures.
 
-Nobody gets a time for a wrong answer; whoever cannot take part, or does not fit the time that is left, is recorded with
-the reason. Records are flushed to the result file as they are made.
+A contender whose error exceeds its limit gets no time. One that cannot run, fails or does not fit the time budget gets
+a record with the reason. The result file is written after each record.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from hrnet_fast.bench.machine import machine, versions
-from hrnet_fast.bench.records import Record, Run
+from benchmarks.reports.machine import machine, versions
+from benchmarks.reports.records import Record, Run
 from hrnet_fast.inference.profile import ceilings
-from hrnet_fast.measure import relative_error
+from hrnet_fast.measure import Call, InterleavedTimer, error_limit, relative_error
 
-Call = Callable[[], Any]
 ROOT = Path(__file__).parents[1]
-# Bytes that are written before every timed call on a GPU, whose cache would else hold what a pipeline brings anew.
-COLD_BYTES = 256 << 20
-WARM_UPS = 3  # of operators
-SECONDS_OF_OPERATOR = 8.0  # after which no further turn begins
+WARM_UPS = 3  # rounds of operators that are not recorded
+SECONDS_OF_OPERATOR = 8.0  # after which no further round begins
+SPENT = "the time budget was spent before its turn"
 
 
 @dataclass
@@ -39,12 +38,12 @@ class Entry:
     """A contender of one case.
 
     Attributes:
-        prepare: returns the call that is timed; its own seconds, with the first answer, are the set-up.
-        unavailable: why it cannot take part, if so.
-        case, contender: of its record, where cases of several networks are timed in one run; None are the case's, and
-            the entry's own name.
-        params, flops, bytes, paper: of its record, besides the case's.
-        exact: returns the answer in float64 that its own is held to; None: there is nothing to compare with.
+        prepare: returns the call that is timed. The set-up time is that of `prepare` and of the first call.
+        unavailable: the reason why it cannot run, or None.
+        case, contender: names in its record, where one run times cases of several networks; None means the case's name
+            and the entry's key.
+        params, flops, bytes, paper: of its record, in addition to the case's.
+        exact: returns the float64 result, and keeps it for the next call; without it the result is not checked.
     """
 
     prepare: Callable[[], Call]
@@ -60,7 +59,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Case:
-    """What is computed and how its records are called; see Record."""
+    """The computation that contenders share; see Record."""
 
     suite: str
     name: str
@@ -70,7 +69,11 @@ class Case:
 
 
 class Session:
-    """The run of one ``pytest benchmarks/``."""
+    """The run of one ``pytest benchmarks/``.
+
+    Attributes:
+        calls: of the last case, the measured calls by name.
+    """
 
     def __init__(self, options: Mapping[str, Any], measuring: bool) -> None:
         self.measuring = measuring
@@ -78,19 +81,19 @@ class Session:
         self.scale = options["scale"]
         self.dtypes = options["dtypes"]
         self.contenders = options["contenders"]
-        self.deadline = time.monotonic() + 60 * options["budget"]
+        self.deadline: float = time.monotonic() + 60 * options["budget"]
         self.path: Path | None = options["results"]
-        self.calls: dict[str, Call] = {}  # of the last case, by name: those that were measured
+        self.calls: dict[str, Call] = {}
         now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
         shown = {k: str(v) for k, v in options.items() if k != "results"}
         self.run = Run(now.isoformat(), revision(), machine(self.device), versions(), shown)
         if self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True  # for all contenders: some set it by themselves
+            torch.backends.cudnn.benchmark = True  # for all contenders: some set it themselves
         if measuring:
             self._measure_ceilings()
 
     def wants(self, contender: str) -> bool:
-        """Whether ``--contenders`` asks for one; without the option, for all that are quick to set up."""
+        """Whether ``--contenders`` selects a contender; without the option, all are selected."""
         return self.contenders is None or any(part.lower() in contender.lower() for part in self.contenders)
 
     def left(self) -> float:
@@ -98,11 +101,12 @@ class Session:
         return self.deadline - time.monotonic()
 
     def add(self, *records: Record) -> None:
+        """Append records and write the result file."""
         self.run.records += records
         if self.path is not None:
             self.run.save(self.path)
 
-    def compare(
+    def time_networks(
         self,
         benchmark: Any,
         case: Case,
@@ -112,56 +116,52 @@ class Session:
         rounds: tuple[int, int] = (3, 15),
         baseline: str | None = None,
     ) -> dict[str, float]:
-        """Time `entries` in turns and record all; return the medians of those that were measured.
+        """Check and time `entries` in interleaved rounds and record all; return the medians of the measured ones.
 
         Args:
-            benchmark: pytest-benchmark's fixture: it carries the rounds, one of which calls every contender once.
-            seconds: what the rounds may take, between `rounds` (fewest, most) of them.
-            baseline: the contender twice whose error, plus a rounding, is the limit of all; None is the first.
+            benchmark: pytest-benchmark's fixture; it runs the rounds.
+            seconds: the time for all rounds, of which there are at least `rounds[0]` and at most `rounds[1]`.
+            baseline: the contender whose error determines the limit of all; None is the first of equal `exact`.
         """
         wanted = {name: entry for name, entry in entries.items() if self.wants(entry.contender or name)}
+        fields = {name: self._record_fields(case, entry, name) for name, entry in wanted.items()}
         ready: dict[str, Call] = {}
+        errors: dict[str, float] = {}
         self.calls = ready
-        answers: dict[str, Any] = {}
-        about: dict[str, dict[str, Any]] = {name: self._about(case, entry, name) for name, entry in wanted.items()}
         for name, entry in wanted.items():
             if entry.unavailable is not None:
-                self._give_up(about[name], "unavailable", entry.unavailable)
+                self._add_missing(fields[name], "unavailable", entry.unavailable)
             elif self.measuring and self.left() < 0:
-                self._give_up(about[name], "out of time", "the time budget was spent before its turn")
+                self._add_missing(fields[name], "out of time", SPENT)
             else:
-                self._prepare(name, entry, about[name], ready, answers)
-        self._check(case, wanted, about, ready, answers, baseline)
+                result = self._prepare(name, entry, fields[name], ready)
+                if entry.exact is not None and name in ready:
+                    errors[name] = relative_error(result, entry.exact())
+        for name, error in errors.items():
+            alike = (other for other in errors if wanted[other].exact is wanted[name].exact)
+            reference = baseline if baseline is not None and baseline in errors else next(alike)
+            limit = error_limit(errors[reference], case.dtype)
+            fields[name] |= {"error": error, "limit": limit}
+            if not error <= limit:
+                self._add_missing(fields[name], "wrong", f"error {error:.1e}, allowed is {limit:.1e}")
+                del ready[name]
         if not ready:
             return {}
-        # The first round tells how many fit. All have answered once before.
-        start = time.perf_counter()
-        times = {name: [self._timed(call)] for name, call in ready.items()}
-        whole = max(time.perf_counter() - start, 1e-6)
+        timer = InterleavedTimer(ready, self.device)
+        timer.round()  # its time determines the number of rounds; all calls were warmed up by their check
+        whole = max(sum(times[0] for times in timer.times.values()), 1e-6)
         fewest, most = rounds
         budget = min(seconds, max(0.0, self.left()))
         count = min(most, max(fewest, int(budget / whole))) if self.measuring else 2
-
-        def turn() -> None:  # nobody always follows the same one
-            order = list(ready)
-            k = len(times[order[0]]) % len(order)
-            for name in order[k:] + order[:k]:
-                times[name].append(self._timed(ready[name]))
-
-        benchmark.pedantic(turn, rounds=count - 1, warmup_rounds=0)
-        medians: dict[str, float] = {}
-        for name in ready:
-            low, median, high = quartiles(times[name])
-            medians[name] = median
-            self.add(Record(**about[name], value=median, low=low, high=high, rounds=len(times[name])))
+        benchmark.pedantic(timer.round, rounds=count - 1, warmup_rounds=0)
+        medians = self._add_times(timer.times, fields)
         benchmark.extra_info.update({f"{name}_ms": round(s * 1e3, 3) for name, s in medians.items()})
-        if self.measuring:
-            shown = ", ".join(f"{name} {s * 1e3:.2f}" for name, s in medians.items())
-            print(f"\n{case.suite}: {case.name}, {case.quantity}, {str(case.dtype)[6:]}: {shown} ms")
+        self._print(case, ", ".join(f"{name} {s * 1e3:.2f}" for name, s in medians.items()) + " ms")
         return medians
 
-    def operator(
+    def time_operator(
         self,
+        benchmark: Any,
         case: Case,
         calls: Mapping[str, Call],
         rounds: int = 15,
@@ -169,52 +169,63 @@ class Session:
         moving: Sequence[Tensor] = (),
         cost: tuple[float, float] | None = None,
     ) -> dict[str, float]:
-        """Time an operator's implementations in turns, whose answers the caller has checked; return the medians.
+        """Time implementations of an operator in interleaved rounds and record all; return the medians.
+
+        The caller has checked the results. pytest-benchmark's table shows the second implementation, with its speed-up
+        over the first.
 
         Args:
-            moving: tensors that any implementation has to read. With what the first call returns, and its FLOPs, they
-                make the device's limit.
-            cost: FLOPs and bytes, where no call of PyTorch's tells them.
+            moving: tensors that every implementation has to read. They, the first call's result and its FLOPs determine
+                the device's limit.
+            cost: FLOPs and bytes, where they cannot be counted so.
         """
         if cost is None and moving:
             with FlopCounterMode(display=False) as counter:
                 made = next(iter(calls.values()))()
-            alive = [*moving, *(t for t in tree_leaves(made) if isinstance(t, Tensor))]
-            cost = float(counter.get_total_flops()), float(sum(t.numel() * t.element_size() for t in alive))
+            tensors = [*moving, *(t for t in tree_leaves(made) if isinstance(t, Tensor))]
+            cost = float(counter.get_total_flops()), float(sum(t.numel() * t.element_size() for t in tensors))
         flops, moved = cost or (None, None)
+        fields = {
+            name: self._record_fields(case, Entry(partial(calls.__getitem__, name), flops=flops, bytes=moved), name)
+            for name in calls
+        }
         if self.measuring and self.left() < 0:
-            for name in calls:
-                about = self._about(case, Entry(lambda: lambda: None), name)
-                self._give_up(about, "out of time", "the time budget was spent before its turn")
+            for about in fields.values():
+                self._add_missing(about, "out of time", SPENT)
             pytest.skip("the time budget is spent")
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        start = time.perf_counter()
-        for turn in range(rounds + WARM_UPS if self.measuring else 1):
+        timer = InterleavedTimer(calls, self.device)
+        warm, start = 0, time.perf_counter()
+        for done in range(rounds + WARM_UPS if self.measuring else 1):
             spent = time.perf_counter() - start
-            # What takes seconds, as steps of training, is warm after one turn, and measured thrice at least.
-            if spent > SECONDS_OF_OPERATOR and len(times[next(iter(calls))]) >= 3:
+            if spent > SECONDS_OF_OPERATOR and done - warm >= 3:
                 break
-            for name, call in calls.items():
-                seconds = self._timed(call)
-                if turn >= WARM_UPS or spent > 1.0 or not self.measuring:
-                    times[name].append(seconds)
-        medians: dict[str, float] = {}
-        for name, values in times.items():
-            low, medians[name], high = quartiles(values)
-            about = self._about(case, Entry(lambda: lambda: None, flops=flops, bytes=moved), name)
-            self.add(Record(**about, value=medians[name], low=low, high=high, rounds=len(values)))
+            timer.round()
+            if self.measuring and done < WARM_UPS and spent <= 1.0:  # what takes a second is warm after one round
+                warm = done + 1
+        medians = self._add_times({name: times[warm:] for name, times in timer.times.items()}, fields)
+        first, second = list(medians)[:2]
+        benchmark.extra_info.update({f"{name}_ms": round(value * 1e3, 4) for name, value in medians.items()})
+        benchmark.extra_info["speed_up"] = round(medians[first] / medians[second], 3)
+        benchmark.pedantic(calls[second], rounds=7 if self.measuring and medians[second] < 0.1 else 1, warmup_rounds=0)
+        self._print(case, str(benchmark.extra_info))
         return medians
 
-    def bytes(self, case: Case, contender: str, value: float, note: str = "", **more: Any) -> None:
-        """Record an amount of memory."""
+    def add_bytes(self, case: Case, contender: str, value: float, note: str = "", **more: Any) -> None:
+        """Record an amount of memory; `more` are attributes of an `Entry`."""
         if self.wants(contender):
-            about = self._about(case, Entry(lambda: lambda: None, **more), contender)
-            about |= {"note": note, "unit": "byte"}
-            self.add(Record(**about, value=value, low=value, high=value, rounds=1))
+            fields = self._record_fields(case, Entry(lambda: lambda: None, **more), contender)
+            self.add(Record(**fields, note=note, unit="byte", value=value, low=value, high=value, rounds=1))
 
-    def _about(self, case: Case, entry: Entry, name: str) -> dict[str, Any]:
+    def limit(self, entry: Entry, dtype: str) -> float | None:
+        """Return the least seconds that the measured copy and matrix product of this device allow."""
+        top = self.run.ceilings
+        if f"matmul {dtype}" not in top or entry.flops is None or entry.bytes is None:
+            return None
+        return max(entry.flops / top[f"matmul {dtype}"], entry.bytes / top["copy"])
+
+    def _record_fields(self, case: Case, entry: Entry, name: str) -> dict[str, Any]:
         dtype = str(case.dtype).removeprefix("torch.")
-        about: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "suite": case.suite,
             "case": entry.case or case.name,
             "contender": entry.contender or name,
@@ -224,91 +235,42 @@ class Session:
             "paper": entry.paper,
         }
         if entry.flops is not None and entry.bytes is not None:
-            about |= {"flops": entry.flops, "bytes": entry.bytes, "limit_s": self.limit(entry, dtype)}
-        return about
+            fields |= {"flops": entry.flops, "bytes": entry.bytes, "limit_s": self.limit(entry, dtype)}
+        return fields
 
-    def limit(self, entry: Entry, dtype: str) -> float | None:
-        """The least seconds that this device's measured copy and matrix product allow."""
-        top = self.run.ceilings
-        if f"matmul {dtype}" not in top or entry.flops is None or entry.bytes is None:
-            return None
-        return max(entry.flops / top[f"matmul {dtype}"], entry.bytes / top["copy"])
-
-    def _prepare(
-        self, name: str, entry: Entry, about: dict[str, Any], ready: dict[str, Call], answers: dict[str, Any]
-    ) -> None:
+    def _prepare(self, name: str, entry: Entry, fields: dict[str, Any], ready: dict[str, Call]) -> list[Tensor]:
         start = time.perf_counter()
         try:
             call = entry.prepare()
-            answer = call()
-            self._synchronize()
-        except Exception as error:  # whatever a contender raises is its own record
+            result = call()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        except Exception as error:  # recorded, whatever a contender raises
             if not self.measuring:
                 raise
-            self._give_up(about, "failed", f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
-            return
-        about["setup_s"] = time.perf_counter() - start
-        ready[name], answers[name] = call, [t.cpu() for t in tree_leaves(answer) if isinstance(t, Tensor)]
+            self._add_missing(fields, "failed", f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
+            return []
+        fields["setup_s"] = time.perf_counter() - start
+        ready[name] = call
+        return [t.cpu() for t in tree_leaves(result) if isinstance(t, Tensor)]
 
-    def _check(
-        self,
-        case: Case,
-        entries: Mapping[str, Entry],
-        about: dict[str, dict[str, Any]],
-        ready: dict[str, Call],
-        answers: dict[str, Any],
-        baseline: str | None,
-    ) -> None:
-        """Drop contenders whose answer is outside of the error budget."""
-        half = case.dtype in (torch.float16, torch.bfloat16)
-        rounding = 2.0**-8 if half else 2.0**-22
-        exacts: dict[int, Any] = {}
-        errors: dict[str, float] = {}
-        for name in list(ready):
-            exact = entries[name].exact
-            if exact is None:
-                continue
-            wanted = exacts.setdefault(id(exact), exact())
-            errors[name] = relative_error(answers[name], wanted)
-        for name, error in errors.items():
-            peer = self._peer(name, errors, entries, baseline)
-            limit = 2 * errors[peer] + rounding
-            about[name] |= {"error": error, "limit": limit}
-            if not error <= limit:
-                self._give_up(about[name], "wrong", f"error {error:.1e}, allowed is {limit:.1e}")
-                del ready[name]
+    def _add_times(self, times: Mapping[str, list[float]], fields: Mapping[str, dict[str, Any]]) -> dict[str, float]:
+        medians: dict[str, float] = {}
+        for name, values in times.items():
+            low, medians[name], high = quartiles(values)
+            self.add(Record(**fields[name], value=medians[name], low=low, high=high, rounds=len(values)))
+        return medians
 
-    @staticmethod
-    def _peer(name: str, errors: Mapping[str, float], entries: Mapping[str, Entry], baseline: str | None) -> str:
-        """Whose error limits a contender's: the baseline, or the first that computes the same."""
-        if baseline is not None and baseline in errors:
-            return baseline
-        return next(other for other in errors if entries[other].exact is entries[name].exact)
-
-    def _give_up(self, about: dict[str, Any], status: str, note: str) -> None:
-        self.add(Record(**about, status=status, note=note))
+    def _add_missing(self, fields: dict[str, Any], status: str, note: str) -> None:
+        self.add(Record(**fields, status=status, note=note))
         if self.measuring and status != "unavailable":
-            print(f"\n{about['suite']}: {about['case']}, {about['quantity']}: {about['contender']} {status}: {note}")
+            print(
+                f"\n{fields['suite']}: {fields['case']}, {fields['quantity']}: {fields['contender']} {status}: {note}"
+            )
 
-    def _timed(self, call: Call) -> float:
-        if self.device.type != "cuda":
-            start = time.perf_counter()
-            call()
-            return time.perf_counter() - start
-        if not hasattr(self, "_cold"):
-            self._cold = torch.empty(COLD_BYTES, dtype=torch.uint8, device=self.device)
-        self._cold.zero_()
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize(self.device)
-        begin.record()
-        call()
-        end.record()
-        torch.cuda.synchronize(self.device)
-        return begin.elapsed_time(end) / 1e3
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+    def _print(self, case: Case, text: str) -> None:
+        if self.measuring:
+            print(f"\n{case.suite}: {case.name}, {case.quantity}, {str(case.dtype)[6:]}: {text}")
 
     def _measure_ceilings(self) -> None:
         kinds = (torch.float32, torch.bfloat16, *((torch.float16,) if self.device.type == "cuda" else ()))
@@ -327,7 +289,7 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def revision() -> str:
-    """Return the sources' git revision, with "-dirty" behind it where they were changed; "unknown" without git."""
+    """Return the git revision of the sources, with "-dirty" appended if they were changed; "unknown" without git."""
     try:
         git = ["git", "-C", str(ROOT)]
         found = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""What benchmarks compute on: networks with random weights, and a real photograph."""
+"""Networks with random weights, the input image, float64 results and costs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def network(name: str) -> nn.Module:
-    """Return one of this package's networks as the reference executes it, with random weights, in evaluation mode."""
+    """Return a named network of this package, ``impl="reference"``, with random weights, in evaluation mode."""
     torch.manual_seed(0)
     return hf.create_model(name, impl="reference").eval()
 
@@ -50,13 +50,13 @@ def exact(model: nn.Module, x: Tensor) -> list[Tensor]:
 def work(model: nn.Module, x: Tensor, dtype: torch.dtype) -> dict[str, float]:
     """Return FLOPs of a call (two per multiply-add), and the least bytes it moves: weights, input and outputs, once.
 
-    The model is used up.
+    Changes the model.
     """
     meta = model.to("meta")
     weights = sum(p.numel() for p in meta.parameters())
     for parent in list(meta.modules()):
         for name, layer in parent.named_children():
-            # They count for nothing, and take most of the time without data.
+            # Their FLOPs are not counted, and they take most of the time on the meta device.
             if isinstance(layer, (nn.BatchNorm2d, nn.ReLU)):
                 setattr(parent, name, nn.Identity())
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

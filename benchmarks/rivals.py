@@ -1,10 +1,10 @@
-"""The networks that the paper's timing tables compare HRNet with, as plain modules with random weights.
+"""Networks that the paper's timing tables compare with HRNet, as plain modules with random weights.
 
-Of Faster R-CNN only what differs from row to row is here, backbone and pyramid: region proposals and box heads are the
-same for all. ResNets have the stride in the 3x3 convolution, but for those of Faster R-CNN: the paper's GFLOPs fit
-ResNet-50 and 101 with it in the 1x1 (He et al.'s own), and ResNeXt with it in the 3x3. Stems of the segmentation
-networks are those with which parameters and GFLOPs come out as printed; PSPNet's come out 0.3 % and 3.4 % lower with
-either.
+Of Faster R-CNN, backbone and pyramid are here: region proposals and box heads are the same in all rows. ResNets have
+the stride in the 3x3 convolution, except those of Faster R-CNN, which have it in the 1x1 as He et al.'s: so the paper's
+GFLOPs fit ResNet-50 and 101, and ResNeXt fits with the other. Stems of the segmentation networks are those that give
+the printed parameters and GFLOPs; PSPNet's are 0.3 % and 3.4 % lower with either stem.
+
 Sources: He et al. 2016; Xie et al. 2017 (ResNeXt); Xiao et al. 2018 (SimpleBaseline); Zhao et al. 2017 (PSPNet); Chen
 et al. 2017 (DeepLabV3); Lin et al. 2017 (FPN).
 """
@@ -44,8 +44,12 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ArenaMaps of strides 4, 8, 16, 32. With `dilated`, the last two stages keep stride 8; a `deep` stem is three 3x3
-    convolutions; `early` strides are those of the 1x1 convolutions.
+    """Returns maps of strides 4, 8, 16, 32.
+
+    Args:
+        dilated: the last two stages keep stride 8.
+        deep: the stem is three 3x3 convolutions.
+        early: strides are those of the 1x1 convolutions.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The paper's parameters and GFLOPs beside ours (Tables 1, 3, 15, 16 and Appendix D)."""
+"""Parameters and GFLOPs of a network, beside the paper's (Tables 1, 3, 15, 16 and Appendix D)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,24 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from hrnet_fast.measure import complexity
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from hrnet_fast.config import HRNetConfig
 from hrnet_fast.models import get_config, list_models
+from hrnet_fast.reference import HRNetReference
+
+
+def network_complexity(config: HRNetConfig, input_size: tuple[int, int]) -> tuple[int, float]:
+    """Return (parameters, GFLOPs) of a network for one image of (H, W), without allocating it.
+
+    GFLOPs are the paper's: multiply-adds of convolutions, linear layers and matrix products, divided by 2^30.
+    """
+    with torch.device("meta"), torch.no_grad():
+        model = HRNetReference(config).eval()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, config.in_channels, *input_size))
+    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 2 / 2**30
 
 
 @dataclass(frozen=True)
@@ -16,12 +32,12 @@ class ComplexityRow:
     """One network of the paper.
 
     Attributes:
-        table: where the paper has it.
-        model: its name here.
+        table: of the paper.
+        model: name in this package.
         input_size: (H, W).
         paper_params, paper_gflops: as printed; millions, and multiply-adds / 2^30.
         params, gflops: ours, in the same units.
-        exact: whether the paper's network is known to be this one, so that the digits must agree.
+        exact: whether the paper's network is known to be the same, so that the digits must agree.
         note: why they differ, where they do.
     """
 
@@ -59,15 +75,15 @@ def paper_tables() -> dict[str, Any]:
 
 
 def complexity_entries() -> list[dict[str, Any]]:
-    """Return the complexity rows of the paper that are HRNets; its rivals are left out."""
+    """Return the complexity rows of the paper's HRNets, without those of other networks."""
     known = set(list_models())
     return [row for row in paper_tables()["complexity"] if row["model"] in known]
 
 
 def complexity_row(entry: dict[str, Any]) -> ComplexityRow:
-    """Count the network of one entry, and return it beside the paper's figures. About two seconds."""
+    """Return the figures of one entry's network beside the paper's. Takes about two seconds."""
     height, width = entry["input"]
-    params, gflops = complexity(get_config(entry["model"]), (height, width))
+    params, gflops = network_complexity(get_config(entry["model"]), (height, width))
     return ComplexityRow(
         table=entry["table"],
         model=entry["model"],

@@ -1,4 +1,4 @@
-"""What this machine has and which implementations can run on it: the content of ``hrnet-fast doctor``."""
+"""Reports versions, devices and usable implementations of this machine (``hrnet-fast doctor``)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,29 +21,46 @@ from hrnet_fast.models import HRNet
 _PACKAGES = ("torch", "triton", "numpy", "safetensors", "timm", "torchvision", "onnxruntime", "openvino")
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Return the version of an installed package, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
+def processor_name() -> str:
+    """Return the model name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a device; of a CPU also its instruction set and the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+
+
 def _tool(name: str) -> str | None:
-    """Return a compiler's own version line, or None where it is not on the path."""
+    """Return a tool's version line, or None where it is not on the path."""
     path = shutil.which(name)
     if path is None:
         return None
     try:
         out = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
-        return f"{path} (does not answer)"
+        return f"{path} (does not run)"
     lines = [line for line in out.splitlines() if line.strip()]
     return next((line for line in lines if "release" in line), lines[0] if lines else path).strip()
 
 
 def _devices() -> list[str]:
-    threads = f"{torch.get_num_threads()} threads"
-    found = [f"cpu: {platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {threads}"]
+    found = [f"cpu: {device_name(torch.device('cpu'))}"]
     for i in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(i)
         found.append(f"cuda:{i}: {p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB")
@@ -50,7 +68,7 @@ def _devices() -> list[str]:
 
 
 def engine_check() -> list[str]:
-    """Prepare a small network for inference in every precision and compare; one line each, with what carries it out."""
+    """Compare an engine of a small network with the reference in two dtypes; return a line each, with its executor."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = HRNet(width=8, head="v1", num_outputs=2, num_blocks=1, num_modules=(1, 1, 1), impl="reference").eval()
@@ -65,7 +83,7 @@ def engine_check() -> list[str]:
             error = ((engine(x) - wanted).norm() / wanted.norm()).item()
             how = engine.explain().splitlines()[2].strip()
             lines.append(f"{name}: {'works' if error <= limit else f'WRONG by {error:.1e}'}; {how}")
-        except Exception as error:  # a report of what is broken must not break
+        except Exception as error:  # the report lists what fails, whatever the failure
             lines.append(f"{name}: fails: {str(error)[:200]}")
     return lines
 
@@ -78,12 +96,12 @@ def _auto() -> str:
 
 
 def examine() -> dict[str, Any]:
-    """Return versions, devices, tools and implementations of this machine, as plain data."""
+    """Return versions, devices, tools and implementations of this machine as JSON data."""
     return {
         "hrnet_fast": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: package_version(name) for name in _PACKAGES},
         "devices": _devices(),
         "tools": {name: _tool(name) for name in ("c++", "nvcc", "ninja")},
         "extension": build_info(),

@@ -1,8 +1,7 @@
-"""What a call costs: multiply-adds, operator calls, live memory and time. Shared by tables, demo and benchmarks."""
+"""Measures a call: seconds in interleaved rounds, operator calls, live memory, and the error of its result."""
 
 from __future__ import annotations
 
-import statistics
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -12,29 +11,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
-from hrnet_fast.config import HRNetConfig
-from hrnet_fast.reference import HRNetReference
-
-
-def complexity(config: HRNetConfig, input_size: tuple[int, int]) -> tuple[int, float]:
-    """Return (parameters, GFLOPs) of a network for one image of (H, W), without allocating it.
-
-    GFLOPs are the paper's: multiply-adds of convolutions, linear layers and matrix products, divided by 2^30.
-    """
-    with torch.device("meta"), torch.no_grad():
-        model = HRNetReference(config).eval()
-        with FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, config.in_channels, *input_size))
-    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() / 2 / 2**30
+Call = Callable[[], Any]
+# Bytes written before a timed call on a GPU, so that its cache holds nothing of the call before.
+CACHE_BYTES = 256 << 20
 
 
 class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts operators that compute (views and allocations do not) and follows the storages they make.
+    """Counts operators that compute (views and allocations do not) and tracks the storages that they allocate.
 
-    An operator's result is new unless it shares an argument's storage: a view of a weight and a buffer changed in place
-    were there before the call.
+    A result is new unless it shares an argument's storage, as a view of a weight and a buffer changed in place do.
     """
 
     FREE = ("aten.empty", "aten.detach", "aten.view", "aten.alias")
@@ -47,7 +33,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # A constant's storage is made for the call, and reaches the dispatcher as this operator's argument.
+        # The storage of a constant is made for the call, although the dispatcher sees it as an argument.
         given = () if str(func).startswith("aten.lift") else tree_leaves((args, kwargs))
         old = {leaf.untyped_storage()._cdata for leaf in given if isinstance(leaf, Tensor)}
         out = func(*args, **(kwargs or {}))
@@ -55,10 +41,10 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.calls += 1
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
-                self._follow(leaf, old)
+                self._track(leaf, old)
         return out
 
-    def _follow(self, tensor: Tensor, old: set[int]) -> None:
+    def _track(self, tensor: Tensor, old: set[int]) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in old or key in self._seen:
@@ -73,7 +59,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live -= size
 
 
-def operator_calls(call: Callable[[], Any]) -> int:
+def operator_calls(call: Call) -> int:
     """Return how many computing operators `call` dispatches: on a GPU, about as many kernel launches."""
     watcher = _Watcher()
     with watcher:
@@ -81,7 +67,7 @@ def operator_calls(call: Callable[[], Any]) -> int:
     return watcher.calls
 
 
-def peak_activations(call: Callable[[], Any]) -> int:
+def peak_activations(call: Call) -> int:
     """Return the most bytes of tensors made by `call` that were alive at once (weights and workspaces left out)."""
     watcher = _Watcher()
     with watcher:
@@ -89,13 +75,13 @@ def peak_activations(call: Callable[[], Any]) -> int:
     return watcher.peak
 
 
-def saved_bytes(call: Callable[[], Any], parameters: Iterable[Tensor] = ()) -> int:
+def saved_bytes(call: Call, parameters: Iterable[Tensor] = ()) -> int:
     """Return how many bytes of tensors the graph that `call` returns keeps for its backward, each storage once.
 
-    Weights are no activations: those in `parameters` are left out. Copies of them in another dtype count.
+    Weights are no activations: those in `parameters` are left out. Copies in another dtype count.
     """
     weights = {p.untyped_storage().data_ptr() for p in parameters}
-    kept: dict[int, Tensor] = {}  # the tensors too, so that no address is used twice
+    kept: dict[int, Tensor] = {}  # holds the tensors, so that no address is reused
 
     def pack(tensor: Tensor) -> Tensor:
         if tensor.untyped_storage().data_ptr() not in weights:
@@ -108,26 +94,59 @@ def saved_bytes(call: Callable[[], Any], parameters: Iterable[Tensor] = ()) -> i
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 
-def interleaved_seconds(calls: Mapping[str, Callable[[], Any]], rounds: int = 5, warmup: int = 1) -> dict[str, float]:
-    """Return each call's median wall-clock seconds over rounds in which all take turns.
+def wall_seconds(call: Call, device: torch.device) -> float:
+    """Return the wall-clock seconds of a call, with the device's pending work done before and after."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
-    Taking turns lets a machine whose speed drifts slow all of them alike.
+
+class InterleavedTimer:
+    """Times calls in rounds, each of which runs every call once.
+
+    A machine whose speed drifts then slows all calls alike. Each round starts with the next call, so that none always
+    follows the same other. CUDA devices are timed by events, with a cold cache.
+
+    Attributes:
+        times: seconds of each call, one per round.
     """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(warmup + rounds):
-        for name, call in calls.items():
-            _synchronize()
-            start = time.perf_counter()
-            call()
-            _synchronize()
-            if turn >= warmup:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+
+    def __init__(self, calls: Mapping[str, Call], device: torch.device) -> None:
+        self.times: dict[str, list[float]] = {name: [] for name in calls}
+        self._calls = dict(calls)
+        self._device = device
+        self._rounds = 0
+        if device.type == "cuda":
+            self._cache = torch.empty(CACHE_BYTES, dtype=torch.uint8, device=device)
+
+    def round(self) -> None:
+        """Run and time every call once."""
+        names = list(self._calls)
+        first = self._rounds % len(names)
+        for name in names[first:] + names[:first]:
+            self.times[name].append(self._seconds(self._calls[name]))
+        self._rounds += 1
+
+    def _seconds(self, call: Call) -> float:
+        if self._device.type != "cuda":
+            return wall_seconds(call, self._device)
+        self._cache.zero_()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize(self._device)
+        begin.record()
+        call()
+        end.record()
+        torch.cuda.synchronize(self._device)
+        return float(begin.elapsed_time(end)) / 1e3
 
 
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def error_limit(reference_error: float, dtype: torch.dtype) -> float:
+    """Return the largest relative error that is accepted: twice the reference's in the same dtype, and a rounding."""
+    return 2 * reference_error + 2.0 ** (-8 if dtype in (torch.float16, torch.bfloat16) else -22)
 
 
 def relative_error(output: Any, exact: Any) -> float:

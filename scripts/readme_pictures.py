@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from hrnet_fast.bench.figures import baseline_of
-from hrnet_fast.bench.plots import colours_of
-from hrnet_fast.bench.records import Record, by_case, load_run
+from benchmarks.reports.figures import baseline_of
+from benchmarks.reports.plots import colours_of
+from benchmarks.reports.records import Record, by_case, load_run
 
 ROOT = Path(__file__).parents[1]
 PEERS = ("eager channels-last", "ONNX Runtime", "OpenVINO", "hrnet_fast engine")

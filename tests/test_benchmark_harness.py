@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +12,9 @@ import torch
 from simulated_time import simulate_time
 from torch import Tensor
 
-from hrnet_fast.bench.compare import compare
-from hrnet_fast.bench.records import Record, load_run
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from harness import Case, Entry, Session, quartiles, revision
+from benchmarks.harness import Case, Entry, Session, quartiles, revision
+from benchmarks.reports.changes import find_changes
+from benchmarks.reports.records import Record, load_run
 
 X = torch.linspace(-1, 1, 4096, dtype=torch.float64)
 CASE = Case("inference", "a network batch 1", "inference", torch.float32, {"batch": 1})
@@ -67,7 +64,7 @@ def test_a_wrong_contender_gets_no_time(tmp_path: Path) -> None:
         "not a number": Entry(answer(float("nan"), 0.0), exact=exact),
         "right": Entry(answer(), exact=exact),
     }
-    medians = session(tmp_path).compare(Rounds(), CASE, entries, seconds=0.1, baseline="eager")
+    medians = session(tmp_path).time_networks(Rounds(), CASE, entries, seconds=0.1, baseline="eager")
     found = by_contender(tmp_path)
     assert set(medians) == {"eager", "right"}
     for name in ("fast and wrong", "not a number"):
@@ -88,7 +85,7 @@ def test_whoever_cannot_take_part_says_why(tmp_path: Path) -> None:
         "absent": Entry(answer(), "onnx is not installed"),
         "broken": Entry(fails, exact=exact),
     }
-    session(tmp_path).compare(Rounds(), CASE, entries, seconds=0.05)
+    session(tmp_path).time_networks(Rounds(), CASE, entries, seconds=0.05)
     found = by_contender(tmp_path)
     assert (found["absent"].status, found["absent"].note) == ("unavailable", "onnx is not installed")
     assert (found["broken"].status, found["broken"].note) == ("failed", "RuntimeError: no such kernel")
@@ -97,21 +94,21 @@ def test_whoever_cannot_take_part_says_why(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_the_budget_is_named(tmp_path: Path) -> None:
     spent = session(tmp_path, budget=-1.0)
-    assert spent.compare(Rounds(), CASE, {"eager": Entry(answer(), exact=exact)}) == {}
+    assert spent.time_networks(Rounds(), CASE, {"eager": Entry(answer(), exact=exact)}) == {}
     assert by_contender(tmp_path)["eager"].status == "out of time"
 
 
 def test_contenders_asked_for(tmp_path: Path) -> None:
     asked = session(tmp_path, contenders=["engine"])
     entries = {name: Entry(answer()) for name in ("eager", "hrnet_fast engine")}
-    assert set(asked.compare(Rounds(), CASE, entries, seconds=0.05)) == {"hrnet_fast engine"}
+    assert set(asked.time_networks(Rounds(), CASE, entries, seconds=0.05)) == {"hrnet_fast engine"}
 
 
 def test_records_are_flushed_one_by_one(tmp_path: Path) -> None:
     running = session(tmp_path)
-    running.bytes(CASE, "eager", 4096)
+    running.add_bytes(CASE, "eager", 4096)
     assert [r.value for r in load_run(tmp_path / "run.json").records] == [4096]
-    running.operator(CASE, {"eager": answer()(), "fused": answer()()}, rounds=3)
+    running.time_operator(Rounds(), CASE, {"eager": answer()(), "fused": answer()()}, rounds=3)
     assert len(load_run(tmp_path / "run.json").records) == 3
 
 
@@ -119,12 +116,12 @@ def test_a_slowed_operator_is_caught(tmp_path: Path) -> None:
     runs = []
     for name, seconds in (("before", 0.004), ("again", 0.004), ("after", 0.006)):
         running = session(tmp_path, results=tmp_path / f"{name}.json")
-        running.operator(CASE, {"eager": answer()(), "fused": answer(seconds=seconds)()}, rounds=15)
+        running.time_operator(Rounds(), CASE, {"eager": answer()(), "fused": answer(seconds=seconds)()}, rounds=15)
         runs.append(load_run(tmp_path / f"{name}.json"))
     before, again, after = runs
 
     def slower(a: Any, b: Any) -> list[str]:
-        return [c.key[-1] for c in compare(a, b) if c.kind == "slower"]
+        return [c.key[-1] for c in find_changes(a, b) if c.kind == "slower"]
 
     assert slower(before, after) == ["fused"]
     assert "fused" not in slower(before, again)
@@ -138,7 +135,7 @@ def test_limits_are_the_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert top["matmul float32"] > 1e9
     cost = {"flops": 2 * top["matmul float32"], "bytes": top["copy"]}
     assert running.limit(Entry(answer(), **cost), "float32") == pytest.approx(2.0)
-    running.compare(Rounds(), CASE, {"eager": Entry(answer(), **cost)}, seconds=0.05)
+    running.time_networks(Rounds(), CASE, {"eager": Entry(answer(), **cost)}, seconds=0.05)
     assert by_contender(tmp_path)["eager"].limit_s == pytest.approx(2.0)
 
 

@@ -87,7 +87,7 @@ def test_checkpoints_of_other_heads_are_refused(
     def measured(*_: object) -> None:
         raise AssertionError("measured before the checkpoints were looked at")
 
-    monkeypatch.setattr(hrnet_fast.demo.measurement, "_compete", measured)
+    monkeypatch.setattr(hrnet_fast.demo.measurement, "_measure_contenders", measured)
     head = "features" if task == "detection" else "v2p"
     weights = tmp_path / "other.pth"
     torch.save(tiny(head).state_dict(), weights)

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from timm_helper import import_timm
 
 import hrnet_fast as hf
-from hrnet_fast.bench.readme import update_readme
-from hrnet_fast.bench.records import load_run
+from benchmarks.reports.page import write_page
+from benchmarks.reports.records import load_run
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -52,7 +52,7 @@ def test_pages_of_figures_are_those_of_the_result_files(results: Path) -> None:
     run = load_run(results)
     assert not run.revision.endswith("-dirty")
     page = ROOT / "docs" / "benchmarks" / f"{results.stem}.md"
-    assert not update_readme(page, [run], check=True), f"run: hrnet-fast bench report {results} --readme {page}"
+    assert not write_page(run, page, check=True), "run: python -m benchmarks page"
 
 
 def test_the_pictures_are_drawn_from_a_result_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,21 +13,18 @@ import pytest
 import hrnet_fast
 
 PACKAGE = Path(hrnet_fast.__file__).parent
-READERS = ("records", "figures", "tables", "summary", "plots", "report", "readme", "result_files", "compare")
-READER_NAMES = tuple(f"hrnet_fast.bench.{part}" for part in READERS)
+REPORTS = PACKAGE.parent / "benchmarks" / "reports"
 # What a part may import of this package and of others; a part not listed is free.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "errors": (),
     "config": ("hrnet_fast.errors", "hrnet_fast.config"),
-    # Result files are read, drawn and compared without torch: a measurement is not to be repeated to be looked at.
-    **{f"bench/{part}": ("hrnet_fast.errors", "matplotlib", "jinja2", *READER_NAMES) for part in READERS},
     # Coordinates are used by evaluation and by training alike, and know no network.
     "checks": ("torch", "hrnet_fast.errors"),
     "keypoints": ("torch", "hrnet_fast.checks", "hrnet_fast.errors", "hrnet_fast.keypoints"),
     "reference": ("torch", "hrnet_fast.config", "hrnet_fast.errors", "hrnet_fast.reference"),
 }
-# Imports go one way: cli, bench, demo and tasks above checkpoints and models, these above the operators.
-ABOVE = tuple(f"hrnet_fast.{part}" for part in ("cli", "bench", "demo", "tasks", "doctor", "complexity", "launches"))
+# Imports go one way: cli, demo and tasks above checkpoints and models, these above the operators.
+ABOVE = tuple(f"hrnet_fast.{part}" for part in ("cli", "demo", "tasks", "doctor", "complexity", "launches"))
 FORBIDDEN: dict[str, tuple[str, ...]] = {
     "implementations": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.reference"),
     "ops": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.inference"),
@@ -36,9 +33,8 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "inference": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.reference"),
     "inference/planning": ("hrnet_fast.inference.execution", "hrnet_fast.inference.engine", "hrnet_fast.ops"),
     "checkpoints": ABOVE,
-    "tasks": ("hrnet_fast.cli", "hrnet_fast.bench", "hrnet_fast.demo"),
-    "demo": ("hrnet_fast.cli", "hrnet_fast.bench"),
-    "bench": ("hrnet_fast.cli",),
+    "tasks": ("hrnet_fast.cli", "hrnet_fast.demo"),
+    "demo": ("hrnet_fast.cli",),
 }
 
 
@@ -76,6 +72,22 @@ def test_leaves_import_nothing_else(part: str) -> None:
 def test_arrows_go_one_way(part: str) -> None:
     for path in sources(part):
         assert {n for n in imported(path) if within(n, FORBIDDEN[part])} == set(), path
+
+
+def test_the_package_knows_no_benchmarks() -> None:
+    """The benchmarks are not installed with it."""
+    assert all(not within(name, ("benchmarks",)) for path in PACKAGE.rglob("*.py") for name in imported(path))
+
+
+def test_result_files_are_read_without_torch() -> None:
+    """They are read, drawn and compared on machines that measure nothing."""
+    known = ("hrnet_fast.errors", "hrnet_fast.html_report", "matplotlib", "benchmarks.reports")
+    paths = [path for path in REPORTS.glob("*.py") if path.stem != "machine"]
+    assert len(paths) > 5
+    for path in paths:
+        others = {n for n in imported(path) if n.split(".")[0] not in sys.stdlib_module_names}
+        assert {n for n in others if not within(n, known)} == set(), path
+        assert not {n for n in others if within(n, ("benchmarks.reports.machine",))}, path
 
 
 def test_device_code_knows_no_framework() -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from simulated_time import simulate_time
 
-from hrnet_fast.complexity import complexity_entries, complexity_row, paper_tables
+from hrnet_fast.complexity import complexity_entries, complexity_row, network_complexity, paper_tables
 from hrnet_fast.config import HRNetConfig
-from hrnet_fast.measure import complexity, interleaved_seconds, operator_calls, peak_activations, relative_error
+from hrnet_fast.measure import InterleavedTimer, error_limit, operator_calls, peak_activations, relative_error
 from hrnet_fast.models import create_model
 
 
@@ -64,8 +64,26 @@ def test_a_classification_forward_is_the_known_number_of_operators() -> None:
 
 def test_interleaved_rounds_tell_slow_from_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     simulate_time(monkeypatch)
-    seconds = interleaved_seconds({"slow": lambda: time.sleep(0.02), "fast": lambda: time.sleep(0.001)}, rounds=3)
-    assert seconds == pytest.approx({"slow": 0.02, "fast": 0.001}, rel=0.01)
+    order: list[str] = []
+
+    def call(name: str, seconds: float) -> None:
+        order.append(name)
+        time.sleep(seconds)
+
+    calls = {"slow": lambda: call("slow", 0.02), "fast": lambda: call("fast", 0.001)}
+    timer = InterleavedTimer(calls, torch.device("cpu"))
+    for _ in range(3):
+        timer.round()
+    assert timer.times == {
+        "slow": pytest.approx([0.02] * 3, rel=0.01),
+        "fast": pytest.approx([0.001] * 3, rel=0.01),
+    }
+    assert order == ["slow", "fast", "fast", "slow", "slow", "fast"]  # each round starts with the next call
+
+
+def test_error_limit_is_twice_the_references_error_and_a_rounding() -> None:
+    assert error_limit(0.0, torch.float32) == 2.0**-22
+    assert error_limit(0.5, torch.bfloat16) == error_limit(0.5, torch.float16) == 1.0 + 2.0**-8
 
 
 def test_relative_error_takes_the_worst_output() -> None:
@@ -78,8 +96,8 @@ def test_relative_error_takes_the_worst_output() -> None:
 
 def test_complexity_counts_by_hand() -> None:
     config = HRNetConfig.make(width=4, head="features", num_blocks=1, num_modules=(1, 1, 1))
-    params, gflops = complexity(config, (64, 64))
-    twice, more = complexity(config, (128, 64))
+    params, gflops = network_complexity(config, (64, 64))
+    twice, more = network_complexity(config, (128, 64))
     assert params == twice
     assert more == pytest.approx(2 * gflops)
     stem = (3 * 9 * 64 * 32 * 32 + 64 * 9 * 64 * 16 * 16) / 2**30

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.rivals import RIVALS, rival
 from hrnet_fast.complexity import paper_tables
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from rivals import RIVALS, rival
 
 ROWS = {
     k: v for t in ("17_pose", "18_segmentation", "19_detection") for k, v in paper_tables()["timing"][t]["rows"].items()

@@ -1,4 +1,4 @@
-"""The command ``hrnet-fast``. One file per group of commands; :func:`main` turns every error into one line."""
+"""The command ``hrnet-fast``. One file per group of commands; :func:`main` prints every error as one line."""
 
 from hrnet_fast.cli.app import main
 

@@ -26,7 +26,7 @@ from hrnet_fast.cli.console import json_option, print_json, print_table, show_no
 def info(what: str, family: str, part: str, input_size: str | None, weights: str, torch04: bool, as_json: bool) -> None:
     """Describe WHAT: a named network, or a checkpoint file."""
     from hrnet_fast.cli.parsing import parse_size
-    from hrnet_fast.measure import complexity
+    from hrnet_fast.complexity import network_complexity
     from hrnet_fast.models.registry import get_variant, list_models
 
     size = parse_size(input_size) if input_size else None
@@ -54,7 +54,7 @@ def info(what: str, family: str, part: str, input_size: str | None, weights: str
     else:
         get_variant(what)  # raises, and offers near names
         return
-    params, gflops = complexity(config, size)
+    params, gflops = network_complexity(config, size)
     about |= {"input": list(size), "parameters": params, "gflops": round(gflops, 3), "config": config.to_dict()}
     if as_json:
         print_json(about)

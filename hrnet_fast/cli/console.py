@@ -1,13 +1,16 @@
-"""What the commands share: options, tables, progress bars, JSON."""
+"""Shared by the commands: options, tables, progress bars, JSON, errors and exit codes."""
 
 from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
+
+from hrnet_fast.errors import HRNetFastError
 
 T = TypeVar("T")
 
@@ -65,3 +68,25 @@ def show_notes() -> None:
     logger = logging.getLogger("hrnet_fast")
     logger.handlers = [handler]
     logger.propagate = False
+
+
+def run_app(app: click.Group, name: str, argv: Sequence[str] | None) -> NoReturn:
+    """Run a group of commands and exit.
+
+    Codes are 0 on success, a command's own, 2 on bad input (one line on standard error), 130 on Ctrl-C.
+    """
+    try:
+        # The exit code of a command is returned here; commands themselves return None.
+        code = app.main(args=list(argv) if argv is not None else None, prog_name=name, standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("stopped.", err=True)
+        code = 130
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        code = 2
+    except (click.ClickException, HRNetFastError) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        lines = [line.strip() for line in message.splitlines() if line.strip()]
+        click.echo(f"{name}: {'; '.join(lines)}", err=True)
+        code = 2
+    sys.exit(code)

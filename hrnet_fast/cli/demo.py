@@ -1,19 +1,18 @@
-"""``demo``: the main job on a real photograph."""
+"""``demo``: networks of four tasks on a photograph."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import click
 
-from hrnet_fast.cli.console import json_option, print_json, print_table, show_notes
+from hrnet_fast.cli.console import json_option, print_json, print_table, progress, show_notes
 from hrnet_fast.errors import InputError
 
 
 @click.command()
 @click.option("--output", "-o", default=Path("demo_output"), show_default=True, type=click.Path(path_type=Path))
-@click.option("--image", type=click.Path(path_type=Path), help="Another photograph than the one that comes along.")
+@click.option("--image", type=click.Path(path_type=Path), help="A photograph; by default the one in the package.")
 @click.option(
     "--checkpoint", "-c", "checkpoints", multiple=True, help="TASK=FILE: trained weights for pose, segmentation, "
     "classification or detection; may be repeated. Tasks without one run on random weights.",
@@ -32,15 +31,13 @@ def demo(
     as_json: bool,
 ) -> None:
     """Run four networks on a photograph; report agreement, latency, operator calls and memory."""
-    absent = [name for name in ("matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
-    if absent:
-        raise InputError(f"the report needs {' and '.join(absent)}: pip install 'hrnet-fast[demo]'.")
-    from hrnet_fast.cli.console import progress
-    from hrnet_fast.demo import DEMO_TASKS, run_demo, write_report
-    from hrnet_fast.demo.report import table_rows
+    from hrnet_fast.demo.measurement import DEMO_TASKS, run_demo
+    from hrnet_fast.demo.report import table_rows, write_demo_report
+    from hrnet_fast.html_report import check_packages
 
+    check_packages("demo")
     show_notes()
-    given = dict(_pair(c, tuple(DEMO_TASKS)) for c in checkpoints)
+    given = dict(_parse_checkpoint(c, tuple(DEMO_TASKS)) for c in checkpoints)
     if len(given) < len(checkpoints):
         raise InputError(f"--checkpoint {checkpoints[-1]}: give one file a task.")
     unknown = sorted(set(tasks) - set(DEMO_TASKS))
@@ -56,7 +53,7 @@ def demo(
         raise InputError(f"--checkpoint {idle[0]}={given[idle[0]]}: --task leaves {idle[0]} out; drop one of the two.")
     steps = progress(run_demo(chosen, image=image, checkpoints=given, rounds=rounds), len(chosen), "demo")
     results = list(steps)
-    pages = write_report(results, output)
+    pages = write_demo_report(results, output)
     if as_json:
         print_json([r.to_dict() for r in results])
         return
@@ -64,11 +61,11 @@ def demo(
     print_table(columns, rows, title=f"HRNet on {results[0].image_name}")
     for r in results:
         if r.random_weights:
-            click.echo(f"{r.task}: the weights are RANDOM (no checkpoint given); its picture shows no skill.")
+            click.echo(f"{r.task}: the weights are RANDOM (no checkpoint given); its picture means nothing.")
     click.echo("written: " + ", ".join(str(p) for p in pages))
 
 
-def _pair(text: str, tasks: tuple[str, ...]) -> tuple[str, Path]:
+def _parse_checkpoint(text: str, tasks: tuple[str, ...]) -> tuple[str, Path]:
     task, _, path = text.partition("=")
     if task not in tasks or not path:
         raise InputError(f"--checkpoint {text}: give TASK=FILE with a task of {', '.join(tasks)}.")

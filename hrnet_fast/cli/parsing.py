@@ -35,18 +35,3 @@ def parse_box(text: str) -> Box:
     if not all(map(math.isfinite, (left, top, width, height))):
         raise click.BadParameter(f"{text!r} is no box; left,top,width,height must be finite.")
     return left, top, width, height
-
-
-def parse_share(text: str) -> float:
-    """Return "5%" or "0.05" as 0.05.
-
-    Raises:
-        click.BadParameter: anything else, and what is not within 0 and 1.
-    """
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share < 1:
-        raise click.BadParameter(f"{text!r} is no share below one; give one such as 5% or 0.05.")
-    return share

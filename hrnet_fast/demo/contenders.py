@@ -1,124 +1,94 @@
-"""Ways of executing one network on this machine. A faster path joins the demonstration in :func:`contenders`."""
+"""Executions of one network that are compared: eager PyTorch, ``accelerate`` and the inference engine."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
 from hrnet_fast.implementations import NAMES, describe, resolve
-from hrnet_fast.inference import optimize_for_inference
-from hrnet_fast.models import HRNet
+from hrnet_fast.inference import Engine, optimize_for_inference
+from hrnet_fast.measure import Call
 from hrnet_fast.training import accelerate, restore
 
-Call = Callable[[], Any]
+# From a model in evaluation mode, an input and a dtype to a call. The model is float32 on the input's device; it may be
+# changed.
+Prepare = Callable[[Module, Tensor, torch.dtype], Call]
 
 
-@dataclass(frozen=True)
-class Ready:
-    """A contender that can answer.
+def eager(model: Module, x: Tensor, dtype: torch.dtype) -> Call:
+    """Execute the model as it is, with weights and input in `dtype`."""
+    model, x = model.to(dtype), x.to(dtype)
+    return torch.inference_mode()(lambda: model(x))
 
-    Attributes:
-        call: answers.
-        launches, peak_bytes: steps of a call and bytes of its maps, where the contender knows them better than an
-            onlooker: an engine's run unseen by PyTorch.
-    """
 
-    call: Call
-    launches: int | None = None
-    peak_bytes: int | None = None
+def channels_last(model: Module, x: Tensor, dtype: torch.dtype) -> Call:
+    """Execute the model with weights and input in `dtype`, channels-last."""
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return eager(model, x.contiguous(memory_format=torch.channels_last), dtype)
+
+
+def autocast(model: Module, x: Tensor, dtype: torch.dtype) -> Call:
+    """Execute the model with float32 weights under autocast to `dtype`, channels-last."""
+    call: Call = torch.autocast(x.device.type, dtype)(channels_last(model, x, torch.float32))
+    return call
+
+
+def engine(model: Module, x: Tensor, dtype: torch.dtype) -> Call:
+    """Execute an inference engine of the model; :func:`engine_of` returns the engine of the call."""
+    return functools.partial(optimize_for_inference(model, x, dtype=dtype), x)
+
+
+def engine_of(call: Call | None) -> Engine | None:
+    """Return the engine that a call of :func:`engine` executes, None for other calls."""
+    found = call.func if isinstance(call, functools.partial) else None
+    return found if isinstance(found, Engine) else None
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One way of executing.
+    """One execution of the demonstration.
 
     Attributes:
         name: short, for tables and charts.
-        implementation: which implementation computes it.
-        dtype: what it computes in.
-        prepare: takes the model and an image; the model is in evaluation mode, and is the contender's own to change.
+        implementation: of the operators: "reference", that of ``impl="auto"``, or "engine".
+        dtype: of the computation.
+        prepare: makes the call.
     """
 
     name: str
     implementation: str
-    dtype: str
-    prepare: Callable[[HRNet, Tensor], Ready]
-
-
-def _plain(model: HRNet, x: Tensor) -> Ready:
-    restore(model)
-    return Ready(lambda: model(x))
-
-
-def _channels_last(model: HRNet, x: Tensor) -> Ready:
-    return _in_channels_last(restore(model), x)
-
-
-def _fused(model: HRNet, x: Tensor) -> Ready:
-    return _in_channels_last(accelerate(model), x)
-
-
-def _in_channels_last(model: Module, x: Tensor) -> Ready:
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = x.contiguous(memory_format=torch.channels_last)
-    return Ready(lambda: model(x))
-
-
-def _engine(dtype: torch.dtype) -> Callable[[HRNet, Tensor], Ready]:
-    def prepared(model: HRNet, x: Tensor) -> Ready:
-        engine = optimize_for_inference(model, x, dtype=dtype)
-        return Ready(lambda: engine(x), engine.plan().launches(), engine.memory())
-
-    return prepared
-
-
-def _bfloat16(prepare: Callable[[HRNet, Tensor], Ready]) -> Callable[[HRNet, Tensor], Ready]:
-    """`prepare`, under autocast."""
-
-    def prepared(model: HRNet, x: Tensor) -> Ready:
-        call = prepare(model, x).call
-
-        def run() -> Any:
-            with torch.autocast(x.device.type, torch.bfloat16):
-                return call()
-
-        return Ready(run)
-
-    return prepared
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    dtype: torch.dtype
+    prepare: Prepare
 
 
 def contenders(device: torch.device) -> list[Contender]:
-    """Return every way of executing that this machine has; the first is what the others are compared with."""
+    """Return every execution that can run on `device`; the first is the baseline."""
+    single, half = torch.float32, torch.bfloat16
+    has_half = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
     found = [
-        Contender("reference", "reference", "float32", _plain),
-        Contender("reference, channels-last", "reference", "float32", _channels_last),
+        Contender("reference", "reference", single, _of(restore, eager)),
+        Contender("reference, channels-last", "reference", single, _of(restore, channels_last)),
+        Contender("reference, bf16 autocast", "reference", half, _of(restore, autocast)),
     ]
-    half = _has_bfloat16(device)
-    if half:
-        found.append(Contender("reference, bf16 autocast", "reference", "bfloat16", _bfloat16(_channels_last)))
-    chosen = resolve()
-    if chosen != "reference":
-        found.append(Contender("accelerated", chosen, "float32", _fused))
-        if half:
-            found.append(Contender("accelerated, bf16 autocast", chosen, "bfloat16", _bfloat16(_fused)))
-    found.append(Contender("engine", "engine", "float32", _engine(torch.float32)))
-    if half:
-        found.append(Contender("engine, bf16", "engine", "bfloat16", _engine(torch.bfloat16)))
-    return found
+    if resolve() != "reference":  # else `accelerate` changes nothing
+        found += [
+            Contender("accelerated", resolve(), single, _of(accelerate, channels_last)),
+            Contender("accelerated, bf16 autocast", resolve(), half, _of(accelerate, autocast)),
+        ]
+    found += [Contender("engine", "engine", single, engine), Contender("engine, bf16", "engine", half, engine)]
+    return [c for c in found if has_half or c.dtype != half]
 
 
-def absent() -> dict[str, str]:
-    """Return the implementations that cannot run here, each with its reason, so that none is missing silently."""
+def _of(change: Callable[[Module], Module], prepare: Prepare) -> Prepare:
+    return lambda model, x, dtype: prepare(change(model), x, dtype)
+
+
+def unusable() -> dict[str, str]:
+    """Return the implementations that cannot run here, with the reasons."""
     found = {name: describe(name) for name in NAMES}
     return {name: f.reason for name, f in found.items() if not f.usable}

@@ -1,9 +1,10 @@
-"""Measure every contender on every task's network."""
+"""Measures every contender on the network of every task."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from hrnet_fast.checkpoints import load_checkpoint
-from hrnet_fast.demo.contenders import contenders
+from hrnet_fast.demo.contenders import contenders, engine_of
 from hrnet_fast.demo.pictures import picture_of
 from hrnet_fast.demo.random_weights import random_state
+from hrnet_fast.doctor import device_name
 from hrnet_fast.errors import HRNetFastError
 from hrnet_fast.keypoints import fit_box
-from hrnet_fast.measure import interleaved_seconds, operator_calls, peak_activations, relative_error
+from hrnet_fast.measure import InterleavedTimer, error_limit, operator_calls, peak_activations, relative_error
 from hrnet_fast.models import HRNet, get_config
 from hrnet_fast.tasks import TASKS
 from hrnet_fast.tasks.images import crop, read_image, to_tensor
@@ -30,7 +32,7 @@ from hrnet_fast.tasks.prediction import check_head
 
 @dataclass(frozen=True)
 class DemoTask:
-    """One of the demonstration's networks: its name here, the upstream whose names its weights come in, its input."""
+    """A network of the demonstration, the family of its checkpoint, and its input's (H, W)."""
 
     model: str
     family: str
@@ -54,7 +56,7 @@ class Measurement:
         seconds: median latency of the interleaved rounds.
         launches: operators dispatched in one call; of an engine, its steps.
         peak_bytes: most bytes of activations alive at once.
-        setup_seconds: what it took to get ready, a copy of the weights included.
+        setup_seconds: seconds of preparation, a copy of the weights included.
     """
 
     contender: str
@@ -91,7 +93,7 @@ class TaskResult:
 
 
 def demo_image(path: Path | None) -> tuple[Image.Image, str]:
-    """Return the photograph and its name: the given one, or NASA's portrait of Eileen Collins, in the public domain."""
+    """Return the photograph and its name; without `path` NASA's portrait of Eileen Collins, in the public domain."""
     if path is not None:
         return read_image(path), path.name
     with resources.as_file(resources.files("hrnet_fast").joinpath("data/astronaut.jpg")) as file:
@@ -105,10 +107,10 @@ def run_demo(
 
     Args:
         tasks: names in :data:`DEMO_TASKS`.
-        image: a photograph, or None for the one that comes along.
-        checkpoints: trained weights by task, read before the first task is measured; a task without runs on random
-            weights and says so.
-        rounds: timed rounds in which the contenders take turns.
+        image: a photograph, or None for the one in the package.
+        checkpoints: trained weights by task, read before the first task is measured. Tasks without one run on random
+            weights, which is reported.
+        rounds: timed rounds, in each of which every contender runs once.
 
     Raises:
         InputError: an unreadable image, or a checkpoint whose head cannot do its task.
@@ -119,9 +121,9 @@ def run_demo(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for task in tasks:
         if task in trained:
-            yield _measure(task, photo, name, trained[task], checkpoints[task].name, rounds, device)
+            yield _measure_task(task, photo, name, trained[task], checkpoints[task].name, rounds, device)
         else:
-            yield _measure(task, photo, name, _random(task), None, rounds, device)
+            yield _measure_task(task, photo, name, _random(task), None, rounds, device)
 
 
 def _trained(task: str, checkpoint: Path) -> HRNet:
@@ -136,7 +138,7 @@ def _random(task: str) -> HRNet:
     return load_checkpoint(random_state(get_config(entry.model), entry.family))
 
 
-def _measure(
+def _measure_task(
     task: str,
     photo: Image.Image,
     image_name: str,
@@ -146,11 +148,11 @@ def _measure(
     device: torch.device,
 ) -> TaskResult:
     entry = DEMO_TASKS[task]
-    model = model.to(device)  # moved once; contenders get copies
+    model = model.to(device)  # contenders get copies
     x = _input(photo, entry.input_size).to(device)
     with torch.inference_mode():
         exact = copy.deepcopy(model).double()(x.double())
-        measurements = _compete(model, x, exact, rounds)
+        measurements = _measure_contenders(model, x, exact, rounds)
         picture = picture_of(task, model, photo)
     return TaskResult(
         task=task,
@@ -161,51 +163,48 @@ def _measure(
         image_name=image_name,
         input_size=entry.input_size,
         parameters=sum(p.numel() for p in model.parameters()),
-        device=_device_name(device),
+        device=device_name(device),
         rounds=rounds,
         measurements=measurements,
         picture=picture,
     )
 
 
-def _compete(model: HRNet, x: Tensor, exact: Any, rounds: int) -> tuple[Measurement, ...]:
-    entered = contenders(x.device)
-    ready, setup = {}, {}
-    for c in entered:
+def _measure_contenders(model: HRNet, x: Tensor, exact: Any, rounds: int) -> tuple[Measurement, ...]:
+    chosen = contenders(x.device)
+    calls, setup = {}, {}
+    for c in chosen:
         start = time.perf_counter()
-        ready[c.name] = c.prepare(copy.deepcopy(model), x)
+        calls[c.name] = c.prepare(copy.deepcopy(model), x, c.dtype)
         setup[c.name] = time.perf_counter() - start
-    calls = {name: r.call for name, r in ready.items()}
     errors = {name: relative_error(call(), exact) for name, call in calls.items()}
-    # No time for a wrong result: twice what the reference errs in the same dtype, and a rounding.
-    for c in entered:
-        own = next((errors[r.name] for r in entered if r.implementation == "reference" and r.dtype == c.dtype), 0.0)
-        if not errors[c.name] <= 2 * own + (2.0**-7 if c.dtype == "bfloat16" else 2.0**-21):
+    for c in chosen:  # a wrong result gets no time
+        own = next(errors[r.name] for r in chosen if r.implementation == "reference" and r.dtype == c.dtype)
+        if not errors[c.name] <= error_limit(own, c.dtype):
             raise HRNetFastError(
-                f"{c.name} errs by {errors[c.name]:.1e}, the reference by {own:.1e}: please report this."
+                f"the error of {c.name} is {errors[c.name]:.1e}, that of the reference {own:.1e}: please report this."
             )
-    seconds = interleaved_seconds(calls, rounds=rounds)
-    return tuple(
-        Measurement(
-            contender=c.name,
-            implementation=c.implementation,
-            dtype=c.dtype,
-            error=errors[c.name],
-            seconds=seconds[c.name],
-            launches=ready[c.name].launches or operator_calls(calls[c.name]),
-            peak_bytes=ready[c.name].peak_bytes or peak_activations(calls[c.name]),
-            setup_seconds=setup[c.name],
+    timer = InterleavedTimer(calls, x.device)
+    for _ in range(1 + rounds):
+        timer.round()
+    measurements = []
+    for c in chosen:
+        engine = engine_of(calls[c.name])
+        measurements.append(
+            Measurement(
+                contender=c.name,
+                implementation=c.implementation,
+                dtype=str(c.dtype).removeprefix("torch."),
+                error=errors[c.name],
+                seconds=statistics.median(timer.times[c.name][1:]),
+                launches=engine.plan().launches() if engine else operator_calls(calls[c.name]),
+                peak_bytes=engine.memory() if engine else peak_activations(calls[c.name]),
+                setup_seconds=setup[c.name],
+            )
         )
-        for c in entered
-    )
+    return tuple(measurements)
 
 
 def _input(photo: Image.Image, size: tuple[int, int]) -> Tensor:
     whole = fit_box((0.0, 0.0, float(photo.width), float(photo.height)), size, 1.0)
     return to_tensor(crop(photo, whole, size))
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"

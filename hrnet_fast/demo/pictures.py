@@ -1,4 +1,4 @@
-"""What each task's network sees in the photograph."""
+"""Draws each task's result on the photograph."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from hrnet_fast.tasks.images import to_tensor
 
 
 def picture_of(task: str, model: HRNet, photo: Image.Image) -> Image.Image:
-    """Return the photograph with the task's answer drawn on it."""
+    """Return the photograph with the task's result drawn on it."""
     model = model.cpu()
     if task in TASKS:
-        # Every keypoint is drawn, however unsure: the picture is to show what the network says.
+        # Every keypoint is drawn, whatever its confidence.
         return TASKS[task].predict(model, photo, Options(threshold=float("-inf"))).picture
     return _pyramid(model, photo)
 
 
 def _pyramid(model: HRNet, photo: Image.Image) -> Image.Image:
-    """The levels of a detection pyramid side by side: mean magnitude over channels, each from black to white."""
+    """Return the levels of a detection pyramid side by side: mean magnitude over channels, each scaled to [0, 255]."""
     width, height = (max(32, side // 32 * 32) for side in photo.size)
     levels = model(to_tensor(photo.resize((width, height))))
     side = Image.new("L", (0, height))

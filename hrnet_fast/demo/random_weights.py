@@ -1,4 +1,4 @@
-"""Random weights in an upstream's names, for where no trained checkpoint is given."""
+"""Random weights under the names of a checkpoint family, used where no trained checkpoint is given."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hrnet_fast.config import HRNetConfig
 def random_state(config: HRNetConfig, family: str, seed: int = 0) -> dict[str, Tensor]:
     """Return a state_dict of `config` under `family`'s names, the same for the same seed.
 
-    Scales are such that signals neither die nor explode through the network, and running statistics differ from
-    their initial values: a path that ignored them would be seen to disagree.
+    Scales keep the magnitude of activations through the network. Running statistics differ from their initial values,
+    so that an execution that ignored them would give other results.
     """
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor] = {}

@@ -1,8 +1,7 @@
-"""The demonstration's results as table rows, a PNG chart, JSON and one self-contained HTML page."""
+"""Writes the demonstration's results: table rows, a PNG chart, JSON and one self-contained HTML page."""
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 from collections.abc import Sequence
@@ -11,9 +10,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from hrnet_fast.demo.contenders import absent
+from hrnet_fast.demo.contenders import unusable
 from hrnet_fast.demo.measurement import TaskResult
 from hrnet_fast.errors import InputError
+from hrnet_fast.html_report import render_html
 
 COLUMNS = (
     "task",
@@ -48,7 +48,7 @@ def table_rows(results: Sequence[TaskResult]) -> tuple[tuple[str, ...], list[tup
     return COLUMNS, rows
 
 
-def write_report(results: Sequence[TaskResult], output: Path) -> list[Path]:
+def write_demo_report(results: Sequence[TaskResult], output: Path) -> list[Path]:
     """Write ``report.html``, ``chart.png``, ``results.json`` and a picture per task into the folder; return the paths.
 
     Raises:
@@ -57,11 +57,11 @@ def write_report(results: Sequence[TaskResult], output: Path) -> list[Path]:
     try:
         output.mkdir(parents=True, exist_ok=True)
         paths = [output / "results.json", output / "chart.png", output / "report.html"]
-        data = {"results": [r.to_dict() for r in results], "not_run": absent()}
+        data = {"results": [r.to_dict() for r in results], "not_run": unusable()}
         paths[0].write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
         chart = draw_chart(results)
-        chart.save(paths[1])
-        paths[2].write_text(_page(results, chart), encoding="utf-8")
+        paths[1].write_bytes(chart)
+        paths[2].write_text(_demo_page(results, chart), encoding="utf-8")
         for r in results:
             r.picture.save(output / f"{r.task}.png")
             paths.append(output / f"{r.task}.png")
@@ -70,8 +70,8 @@ def write_report(results: Sequence[TaskResult], output: Path) -> list[Path]:
     return paths
 
 
-def draw_chart(results: Sequence[TaskResult]) -> Image.Image:
-    """Return bars of latency and of peak activation memory, by task and contender."""
+def draw_chart(results: Sequence[TaskResult]) -> bytes:
+    """Return a PNG with bars of latency and of peak activation memory, by task and contender."""
     import matplotlib
 
     matplotlib.use("Agg")  # no screen is needed
@@ -99,28 +99,25 @@ def draw_chart(results: Sequence[TaskResult]) -> Image.Image:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     pyplot.close(figure)
-    buffer.seek(0)
-    return Image.open(buffer)
+    return buffer.getvalue()
 
 
-def _page(results: Sequence[TaskResult], chart: Image.Image) -> str:
-    import jinja2
-
+def _demo_page(results: Sequence[TaskResult], chart: bytes) -> str:
     text = resources.files("hrnet_fast").joinpath("data/demo_report.html").read_text(encoding="utf-8")
     columns, rows = table_rows(results)
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(text)
-    return template.render(
+    return render_html(
+        text,
         results=results,
         columns=[(c.removesuffix(">"), c.endswith(">")) for c in columns],
         rows=rows,
-        chart=_data_url(chart),
-        pictures={r.task: _data_url(r.picture) for r in results},
-        absent=absent(),
+        chart=chart,
+        pictures={r.task: _png(r.picture) for r in results},
+        unusable=unusable(),
         random=[r.task for r in results if r.random_weights],
     )
 
 
-def _data_url(image: Image.Image) -> str:
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()

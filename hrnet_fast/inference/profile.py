@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from hrnet_fast.measure import wall_seconds
 
 if TYPE_CHECKING:
     from hrnet_fast.inference.execution.executors import Executor
@@ -67,7 +68,7 @@ def profile(executor: Executor, x: Tensor, rounds: int) -> Profile:
     plan = executor.plan
     executor(x)  # whatever is made at the first call is made now
     runs = [executor.profile(x) for _ in range(rounds)]
-    wholes = [_seconds(lambda: executor(x), x.device) for _ in range(rounds)]
+    wholes = [wall_seconds(lambda: executor(x), x.device) for _ in range(rounds)]
     steps = []
     for times in zip(*runs, strict=True):
         step = plan.steps[times[0][0]]
@@ -80,18 +81,7 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     """Measure a copy of 128 MiB and a matrix product of 2048 x 2048 on `device`, best of five."""
     source = torch.ones(2**27, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    copied = min(_seconds(lambda: target.copy_(source), device) for _ in range(5))
+    copied = min(wall_seconds(lambda: target.copy_(source), device) for _ in range(5))
     a = torch.ones(2048, 2048, dtype=dtype, device=device)
-    multiplied = min(_seconds(lambda: a @ a, device) for _ in range(5))
+    multiplied = min(wall_seconds(lambda: a @ a, device) for _ in range(5))
     return Ceilings(2 * source.numel() / copied, 2 * 2048**3 / multiplied)
-
-
-def _seconds(call: object, device: torch.device) -> float:
-    assert callable(call)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hrnet_fast.bench.records import Record, Run
+from benchmarks.reports.records import Record, Run
 
 MACHINE = {"device": "Test CPU 3000", "kind": "cpu", "threads": 4}
 VERSIONS = {"torch": "2.10.0", "hrnet_fast": "0.1.0"}

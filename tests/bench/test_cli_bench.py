@@ -1,4 +1,4 @@
-"""``hrnet-fast bench``: what it prints and writes, how it exits, what it refuses in one line."""
+"""``python -m benchmarks``: output, exit codes, and errors in one line."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from typing import Any
 import pytest
 from made_runs import WRONG, full_run, measured, run_of, slowed
 
-from hrnet_fast.bench.readme import END, START
-from hrnet_fast.bench.records import Run
-from hrnet_fast.cli import main
+from benchmarks.__main__ import main
+from benchmarks.reports.records import Run
 
 Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run ``bench`` with arguments; return exit code, standard output and standard error."""
+    """Run the command with arguments; return exit code, standard output and standard error."""
 
     def run(*argv: object) -> tuple[int, str, str]:
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
-            main(["bench", *map(str, argv)])
+            main(list(map(str, argv)))
         out, err = capsys.readouterr()
         return int(stop.value.code or 0), out, err
 
@@ -35,12 +34,12 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 
 @pytest.fixture
 def refused(call: Call) -> Callable[..., str]:
-    """Run ``bench`` on bad input: one line on standard error, nothing else, exit code 2."""
+    """Run the command on bad input: one line on standard error, nothing else, exit code 2."""
 
     def run(*argv: object) -> str:
         code, out, err = call(*argv)
         assert (code, out) == (2, ""), err
-        assert err.startswith("hrnet-fast: ")
+        assert err.startswith("python -m benchmarks: ")
         assert err.count("\n") == 1
         return err
 
@@ -106,13 +105,6 @@ def test_report_refuses_what_cannot_be(refused: Callable[..., str], tmp_path: Pa
     (tmp_path / "empty").mkdir()
     assert "holds no result files" in refused("report", tmp_path / "empty")
     assert "cannot be written" in refused("report", good, "-o", good / "below")
-    assert "give it --readme" in refused("report", good, "--check")
-    assert "no --output" in refused("report", good, "--check", "--readme", good, "-o", tmp_path / "out")
-    assert "leave it out" in refused("report", good, "--force", "--readme", good)
-    readme = tmp_path / "README.md"
-    assert "cannot be brought up to date" in refused("report", good, "--readme", readme)
-    readme.write_text("no marks")
-    assert "no place for the figures" in refused("report", good, "--readme", readme)
 
 
 def field(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -169,22 +161,26 @@ def test_what_is_no_json_is_refused(refused: Callable[..., str], tmp_path: Path,
     assert "result file" in refused("compare", path, path)
 
 
-def test_readme_is_updated_and_checked(call: Call, tmp_path: Path) -> None:
-    results, readme = saved(tmp_path / "a.json", full_run()), tmp_path / "README.md"
-    readme.write_text(f"# Title\n\n{START}\n{END}\n")
-    before = readme.read_bytes()
-    code, out, err = call("report", results, "--readme", readme, "--check")
-    assert code == 1
-    assert (out + err).count("\n") == 1
-    assert readme.read_bytes() == before
-    assert call("report", results, "--readme", readme)[0] == 0
-    assert "40.0 ms" in readme.read_text()
-    assert call("report", results, "--readme", readme, "--check") == (0, f"{readme}: up to date\n", "")
+def test_pages_are_written_and_checked(call: Call, refused: Callable[..., str], tmp_path: Path) -> None:
+    results, folder = saved(tmp_path / "a.json", full_run()), tmp_path / "docs"
+    page = folder / "a.md"
+    check = ("page", results, "-o", folder, "--check")
+    stale = (1, f"{page}: has other figures than the result file\n", "")
+    assert call(*check) == stale
+    assert not folder.exists()
+    assert call("page", results, "-o", folder) == (0, f"{page}: written\n", "")
+    assert "40.0 ms" in page.read_text(encoding="utf-8")
+    assert call(*check) == (0, f"{page}: up to date\n", "")
     saved(results, slowed(full_run(), 2.0))
-    assert call("report", results, "--readme", readme, "--check")[0] == 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "a.json"]  # and no report
-    assert call("report", results, "--readme", readme, "-o", tmp_path / "out")[0] == 0
-    assert (tmp_path / "out" / "report.html").exists()
+    before = page.read_bytes()
+    assert call(*check) == stale
+    assert page.read_bytes() == before
+    assert call("page", results, "-o", folder)[0] == 0
+    assert page.read_bytes() != before
+    assert sorted(p.name for p in folder.iterdir()) == ["a.md"]
+    page.write_bytes(b"\xff")
+    assert "cannot be brought up to date" in refused("page", results, "-o", folder)
+    assert "cannot be brought up to date" in refused("page", results, "-o", results)
 
 
 def test_compare_of_files(call: Call, tmp_path: Path) -> None:
@@ -302,8 +298,7 @@ def test_compare_refuses_what_cannot_be(
     assert "git cannot be run" in refused("compare", "HEAD")
 
 
-def test_help_names_both(call: Call) -> None:
+def test_help_names_all(call: Call) -> None:
     code, out, _ = call("--help")
     assert code == 0
-    assert "report" in out
-    assert "compare" in out
+    assert all(name in out for name in ("report", "page", "compare"))

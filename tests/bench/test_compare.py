@@ -10,27 +10,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_runs import WRONG, full_run, measured, missing, run_of, sampled, slowed
 
-from hrnet_fast.bench.compare import KINDS, Change, compare, compared, differences, failing
-from hrnet_fast.bench.records import Record
+from benchmarks.reports.changes import KINDS, Change, count_compared, differences, failing, find_changes
+from benchmarks.reports.records import Record
 
 
 def kinds(before: Record | None, after: Record | None, threshold: float = 0.05) -> list[str]:
     runs = (run_of([r] if r else []) for r in (before, after))
-    return [c.kind for c in compare(*runs, threshold)]
+    return [c.kind for c in find_changes(*runs, threshold)]
 
 
 def test_a_slowed_operator_is_found() -> None:
     run = full_run()
-    (change,) = compare(run, slowed(run, 1.3))
+    (change,) = find_changes(run, slowed(run, 1.3))
     assert change.kind == "slower"
     assert change.key == ("operators", "fuse_sum 4 branches", "forward", "float32", "fused cpu")
     assert change.ratio == pytest.approx(1.3)
     assert change.noise is not None
     assert change.noise < 0.1
     assert change.fails
-    assert compare(run, slowed(run, 1.04)) == []
-    assert compare(run, run) == []
-    (change,) = compare(slowed(run, 1.3), run)
+    assert find_changes(run, slowed(run, 1.04)) == []
+    assert find_changes(run, run) == []
+    (change,) = find_changes(slowed(run, 1.3), run)
     assert change.kind == "faster"
     assert not failing([change])
 
@@ -45,7 +45,7 @@ def test_noise_hides_what_it_explains() -> None:
     noisy = [measured("eager", 1.0, 0.2, case=f"case {i}") for i in range(5)]
     calm = measured("engine", 1.0, 0.0)
     moved = dataclasses.replace(calm, value=1.2, low=1.2, high=1.2)
-    assert compare(run_of([*noisy, calm]), run_of([*noisy, moved])) == []
+    assert find_changes(run_of([*noisy, calm]), run_of([*noisy, moved])) == []
     assert kinds(calm, moved) == ["slower"]
     assert kinds(calm, moved, threshold=0.25) == []
 
@@ -68,7 +68,7 @@ def test_bytes_have_no_noise_and_rates_fall() -> None:
     assert kinds(measured("engine", 100.0, **given_bytes), measured("engine", 110.0, **given_bytes)) == ["larger"]
     assert kinds(measured("engine", 100.0, **given_bytes), measured("engine", 90.0, **given_bytes)) == ["smaller"]
     assert kinds(measured("engine", 100.0, **given_bytes), measured("engine", 104.0, **given_bytes)) == []
-    (change,) = compare(run_of([measured("a", 0.0, **given_bytes)]), run_of([measured("a", 8.0, **given_bytes)]))
+    (change,) = find_changes(run_of([measured("a", 0.0, **given_bytes)]), run_of([measured("a", 8.0, **given_bytes)]))
     assert (change.kind, change.ratio) == ("larger", None)
     assert kinds(measured("a", 0.0, **given_bytes), measured("a", 0.0, **given_bytes)) == []
     assert kinds(measured("a", 2e9, unit="byte/s"), measured("a", 1e9, unit="byte/s")) == ["slower"]
@@ -107,7 +107,7 @@ def test_changes_of_status(before: str | None, after: str | None, kind: str | No
 def test_the_worst_comes_first() -> None:
     good = [measured(name, 1.0) for name in ("a", "b", "c", "compiled", "gone")]
     bad = [measured("a", 1.3), measured("b", 0.5), measured("c", 3.0), WRONG, measured("new", 1.0)]
-    found = compare(run_of(good), run_of(bad))
+    found = find_changes(run_of(good), run_of(bad))
     assert [(c.kind, c.key[-1]) for c in found] == [
         ("wrong", "compiled"),
         ("slower", "c"),
@@ -117,12 +117,12 @@ def test_the_worst_comes_first() -> None:
         ("only after", "new"),
     ]
     assert {c.kind for c in found} <= set(KINDS)
-    assert compared(run_of(good), run_of(bad)) == 3
+    assert count_compared(run_of(good), run_of(bad)) == 3
 
 
 def test_of_repeated_records_the_last_counts() -> None:
     first, again = measured("engine", 9.0), measured("engine", 1.0)
-    assert compare(run_of([again]), run_of([first, again])) == []
+    assert find_changes(run_of([again]), run_of([first, again])) == []
 
 
 def test_differences_of_machines() -> None:
@@ -155,7 +155,7 @@ def test_runs_of_one_distribution_are_equal(name: str, rounds: int, seed: int, s
         run_of([sampled(scale * DISTRIBUTIONS[name](generator, rounds), case=f"case {i}") for i in range(CASES)])
         for _ in range(2)
     ]
-    assert compare(*runs) == []
+    assert find_changes(*runs) == []
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -164,9 +164,9 @@ def test_slowdowns_beyond_noise_are_found(rounds: int, spread: float, factor: fl
     """However the rounds fell: within `spread` of the median, every one of them slower by `factor`."""
     seconds = np.random.default_rng(seed).uniform(1 - spread / 2, 1 + spread / 2, rounds)
     run = run_of([sampled(seconds)])
-    (change,) = compare(run, slowed(run, factor, "engine"))
+    (change,) = find_changes(run, slowed(run, factor, "engine"))
     assert change.kind == "slower"
-    (change,) = compare(slowed(run, factor, "engine"), run)
+    (change,) = find_changes(slowed(run, factor, "engine"), run)
     assert change.kind == "faster"
 
 

@@ -1,4 +1,4 @@
-"""Reports and the README's part: complete, readable, and without a time for what is wrong."""
+"""Reports and the documentation's page: complete, readable, and without a time for a wrong result."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 from made_runs import full_run, measured, missing, run_of
 from PIL import Image
 
-from hrnet_fast.bench.plots import colours_of, scaling_lines, suite_plots
-from hrnet_fast.bench.readme import END, START, performance_section, replace_section, update_readme
-from hrnet_fast.bench.records import Record
-from hrnet_fast.bench.report import write_report
+from benchmarks.reports.page import render_page
+from benchmarks.reports.plots import colours_of, scaling_lines, suite_plots
+from benchmarks.reports.records import Record
+from benchmarks.reports.report import write_report
 from hrnet_fast.errors import InputError
 
 # The quartiles and the set-up time that the wrong contender's record holds, in every unit they could be shown in.
@@ -135,57 +135,16 @@ def test_scaling_suites_become_lines() -> None:
     assert bars.name == "scaling-width-inference"
 
 
-def test_readme_section() -> None:
-    section = performance_section([full_run()])
-    assert section.startswith(START)
-    assert section.endswith(END)
-    assert section.count(START) == section.count(END) == 1
-    assert not FORBIDDEN.search(section)
-    (row,) = [line for line in section.splitlines() if "| 40.0 ms |" in line and "100 ms" in line and "wrong" in line]
+def test_page() -> None:
+    page = render_page(full_run())
+    assert page.startswith("# Benchmarks: Test CPU 3000\n")
+    assert not FORBIDDEN.search(page)
+    (row,) = [line for line in page.splitlines() if "| 40.0 ms |" in line and "100 ms" in line and "wrong" in line]
     assert row.endswith("| 100 ms | 40.0 ms | wrong | failed | out of time | 2.50x |")
-    assert "Took no part: openvino (openvino is not installed)." in section
-    for words in (
-        "**Test CPU 3000** (cpu; 4 threads;",
-        "torch 2.10.0",
-        "revision abc1234; 2026-03-04",
-        "1.90x | 1.20x",
-    ):
-        assert words in section
-    noisy = performance_section([run_of([measured("eager", 0.1, spread=0.3)])])
+    assert "Not run: openvino (openvino is not installed)." in page
+    for words in ("cpu; 4 threads;", "torch 2.10.0", "revision abc1234; 2026-03-04", "1.90x | 1.20x"):
+        assert words in page
+    noisy = render_page(run_of([measured("eager", 0.1, spread=0.3)]))
     assert "100 ms (±15%)" in noisy
-    long = performance_section([run_of([measured("eager", 0.1, case=f"case {i}") for i in range(13)])])
+    long = render_page(run_of([measured("eager", 0.1, case=f"case {i}") for i in range(13)]))
     assert "<summary>inference, float32 (13 rows)</summary>" in long
-
-
-def test_readme_is_replaced_between_its_marks() -> None:
-    section = performance_section([full_run()])
-    text = f"before\n{START}\nold\n{END}\nafter\n"
-    assert replace_section(text, section) == f"before\n{section}\nafter\n"
-    assert replace_section(replace_section(text, section), section) == replace_section(text, section)
-    windows = replace_section(text.replace("\n", "\r\n"), section)
-    assert windows.count("\r\n") == windows.count("\n")
-    for broken in ("no marks", START, END, f"{END}\n{START}", f"{START}{START}{END}"):
-        with pytest.raises(InputError, match="no place for the figures"):
-            replace_section(broken, section)
-
-
-def test_readme_file(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"Grüße\n{START}\n{END}\n", encoding="utf-8")
-    readme.chmod(0o640)
-    link = tmp_path / "link.md"
-    link.symlink_to(readme)
-    before = readme.read_bytes()
-    assert update_readme(link, [full_run()], check=True)
-    assert readme.read_bytes() == before
-    assert update_readme(link, [full_run()])
-    assert not update_readme(link, [full_run()], check=True)
-    assert readme.read_text(encoding="utf-8").startswith("Grüße\n")
-    assert link.is_symlink()
-    assert readme.stat().st_mode & 0o777 == 0o640
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "link.md"]
-    readme.write_bytes(b"\xff")
-    with pytest.raises(InputError, match="cannot be brought up to date"):
-        update_readme(readme, [full_run()])
-    with pytest.raises(InputError, match="cannot be brought up to date"):
-        update_readme(tmp_path / "none.md", [full_run()])

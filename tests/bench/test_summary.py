@@ -6,10 +6,10 @@ from pathlib import Path
 
 from made_runs import measured, missing, run_of
 
-from hrnet_fast.bench.readme import performance_section
-from hrnet_fast.bench.records import Record
-from hrnet_fast.bench.report import write_report
-from hrnet_fast.bench.summary import summary_table
+from benchmarks.reports.page import render_page
+from benchmarks.reports.records import Record
+from benchmarks.reports.report import write_report
+from benchmarks.reports.summary import summary_table
 
 HRNET, RIVAL = "hrnetv1_w48_pose", "simplebaseline_r152"
 
@@ -57,9 +57,9 @@ def test_nothing_of_the_kind() -> None:
     assert summary_table([measured("eager", 1.0), row(HRNET, "inference", "eager channels-last", 0.3, 0.058)]) is None
 
 
-def test_it_stands_in_reports_and_readmes(tmp_path: Path) -> None:
+def test_it_is_in_reports_and_pages(tmp_path: Path) -> None:
     run = run_of(RECORDS)
-    assert performance_section([run]).count("Table 13: HRNet / rival") == 1
+    assert render_page(run).count("Table 13: HRNet / rival") == 1
     write_report([run], tmp_path / "report")
     for name in ("report.md", "report.html"):
         text = (tmp_path / "report" / name).read_text(encoding="utf-8")

@@ -5,8 +5,17 @@ from __future__ import annotations
 import pytest
 from made_runs import CASE, WRONG, full_run, measured, missing, paper_records, run_of
 
-from hrnet_fast.bench.figures import baseline_of, is_ours, markdown_text, number, ours_of, ratio, reason, scale_of
-from hrnet_fast.bench.tables import Table, paper_table, run_facts, suite_table, suite_tables
+from benchmarks.reports.figures import (
+    baseline_of,
+    is_ours,
+    markdown_text,
+    ours_of,
+    ratio,
+    reason,
+    scale_of,
+    three_digits,
+)
+from benchmarks.reports.tables import Table, paper_table, run_facts, suite_table, suite_tables
 
 
 def cells(table: Table, **named: str) -> dict[str, str]:
@@ -30,7 +39,7 @@ def cells(table: Table, **named: str) -> dict[str, str]:
     ],
 )
 def test_figures_have_three_digits(value: float, text: str) -> None:
-    assert number(value) == text
+    assert three_digits(value) == text
 
 
 def test_one_unit_for_what_is_compared() -> None:

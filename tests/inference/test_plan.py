@@ -161,13 +161,13 @@ def test_launches(name: str, size: tuple[int, int], ungrouped: int, grouped: int
 
 
 def test_flops_are_the_networks_without_what_the_order_saves() -> None:
-    from hrnet_fast.measure import complexity
+    from hrnet_fast.complexity import network_complexity
 
     config = hf.get_config("hrnetv1_w32_pose")
     with torch.device("meta"):
         model = hf.HRNet(config, impl="reference").eval()
     plan = make_plan(model, (1, 3, 256, 192), torch.float32)
-    assert plan.flops / 2 / 2**30 == pytest.approx(complexity(config, (256, 192))[1], rel=1e-6)
+    assert plan.flops / 2 / 2**30 == pytest.approx(network_complexity(config, (256, 192))[1], rel=1e-6)
     assert 0 < plan.peak_memory < plan.bytes
     half = make_plan(model, (1, 3, 256, 192), torch.bfloat16)
     assert (half.bytes, half.peak_memory) == (plan.bytes // 2, plan.peak_memory // 2)

@@ -1,15 +1,15 @@
-"""The paper's Table 13 from records of tables 17 to 19: HRNet's memory and time against a rival of like accuracy."""
+"""The paper's Table 13, made of records of tables 17 to 19: memory and time of HRNet relative to a rival."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hrnet_fast.bench.figures import is_ours, ratio
-from hrnet_fast.bench.records import Record
-from hrnet_fast.bench.tables import Cells, Table, paper_value
+from benchmarks.reports.figures import is_ours, ratio
+from benchmarks.reports.records import Record
+from benchmarks.reports.tables import Cells, Table, paper_value
 
 QUANTITIES = ("training memory", "inference memory", "training step", "inference")
-# Those that stand beside one another in Table 13: HRNet, rival.
+# HRNet and rival, as paired in Table 13.
 PAIRS = (
     ("hrnetv1_w48_pose", "simplebaseline_r152"),
     ("hrnetv2_w48_seg", "pspnet_r101"),
@@ -26,14 +26,14 @@ NOTE = (
 
 
 def summary_table(records: Sequence[Record]) -> Table | None:
-    """Return HRNet / rival of every quantity, in the paper and here; None where no such records are."""
+    """Return the table of HRNet / rival of every quantity, in the paper and here; None without such records."""
     found = {key: r for r in records if (key := _key(r)) is not None}
     rows: list[Cells] = []
     marks: list[str] = []
     for hrnet, rival in PAIRS:
         for ours in (False, True):
             pairs = [(found.get((q, hrnet, ours)), found.get((q, rival, False))) for q in QUANTITIES]
-            cells = [cell for pair in pairs for cell in _cells(*pair)]
+            cells = [cell for pair in pairs for cell in _ratio_cells(*pair)]
             if any(cells[1::2]):
                 rows.append((hrnet, rival, "hrnet_fast" if ours else "eager", *cells))
                 marks.append("ours" if ours else "")
@@ -50,7 +50,7 @@ def _key(record: Record) -> tuple[str, str, bool] | None:
     return (record.quantity, str(row), own) if own or record.contender.startswith("eager") else None
 
 
-def _cells(hrnet: Record | None, rival: Record | None) -> tuple[str, str]:
+def _ratio_cells(hrnet: Record | None, rival: Record | None) -> tuple[str, str]:
     if hrnet is None or rival is None:
         return "", ""
     return ratio(paper_value(hrnet), paper_value(rival)), ratio(hrnet.value, rival.value)

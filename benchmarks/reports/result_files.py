@@ -1,33 +1,16 @@
-"""Reading result files: from paths and folders, and from a revision of the repository."""
+"""Reads result files from paths, folders and git revisions, and pairs them for a comparison."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import subprocess
-import types
-import typing
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from hrnet_fast.bench.records import Record, Run, parse_run
+from benchmarks.reports.records import Run, load_run, parse_run
 from hrnet_fast.errors import InputError
 
-# Where the project keeps the result files that its README speaks of; a folder of the repository's root.
+# The folder of committed result files, from the root of the repository.
 RESULTS = "benchmarks/results"
-
-
-def read_run(path: Path) -> Run:
-    """Read one result file.
-
-    Raises:
-        InputError: it cannot be read, or a field of it is not of the schema's type.
-    """
-    try:
-        return _parse(path.read_bytes(), str(path))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read as a result file: {error.strerror or error}.") from error
 
 
 def read_runs(paths: Iterable[Path]) -> dict[str, Run]:
@@ -47,28 +30,28 @@ def read_runs(paths: Iterable[Path]) -> dict[str, Run]:
             found.add(path)
         else:
             raise InputError(f"{path}: no such file or folder.")
-    return {str(path): read_run(path) for path in sorted(found)}
+    return {str(path): load_run(path) for path in sorted(found)}
 
 
 def match_sides(before: str, after: str | None) -> tuple[dict[str, tuple[Run, Run]], list[str]]:
-    """Read what a comparison names, see `read_side`; return pairs of runs by file name, and what has no namesake.
+    """Read both sides of a comparison; return pairs of runs by file name, and a line for each file without a partner.
 
-    Two single files are compared whatever they are called. Without `after` a revision meets the working tree.
+    A side is what `read_side` accepts. Two single files are a pair whatever their names. Without `after` a revision is
+    compared with the working tree.
 
     Raises:
-        InputError: a side cannot be read, or nothing of one has a namesake in the other.
+        InputError: a side cannot be read, or the sides have no file name in common.
     """
     if after is None and Path(before).exists():
         raise InputError(f"{before}: what is it to be compared with? Only a git revision may stand alone.")
     if after is not None and Path(before).is_file() and Path(after).is_file():
-        return {Path(after).name: (read_run(Path(before)), read_run(Path(after)))}, []
+        return {Path(after).name: (load_run(Path(before)), load_run(Path(after)))}, []
     old = read_side(before)
     new = read_side(after) if after is not None else working_runs()
     other = after or "the working tree"
     alone = []
-    if not (
-        Path(before).is_file() or (after is not None and Path(after).is_file())
-    ):  # a file asks for its namesake only
+    # A single file is compared with the file of its name, and the others are of no interest.
+    if not (Path(before).is_file() or (after is not None and Path(after).is_file())):
         alone = [f"{name}: only {before} has it." for name in old if name not in new]
         alone += [f"{name}: only {other} has it." for name in new if name not in old]
     matched = {name: (old[name], new[name]) for name in old if name in new}
@@ -78,7 +61,7 @@ def match_sides(before: str, after: str | None) -> tuple[dict[str, tuple[Run, Ru
 
 
 def read_side(name: str) -> dict[str, Run]:
-    """Read what one side of a comparison names: a result file, a folder of them, or a git revision; by file name.
+    """Read one side of a comparison, a result file, a folder of them or a git revision; return runs by file name.
 
     Raises:
         InputError: it is none of these.
@@ -87,7 +70,7 @@ def read_side(name: str) -> dict[str, Run]:
     if path.exists():
         return {Path(p).name: run for p, run in read_runs([path]).items()}
     if path.suffix == ".json":
-        raise InputError(f"{name}: no such file.")  # nobody calls a revision so
+        raise InputError(f"{name}: no such file.")  # no revision has such a name
     return revision_runs(name)
 
 
@@ -116,7 +99,7 @@ def revision_runs(revision: str) -> dict[str, Run]:
     paths = [path for path in listed if path.endswith(".json")]
     if not paths:
         raise InputError(f"{revision}: has no result files under {RESULTS}/.")
-    return {Path(p).name: _parse(_git("show", f"{commit}:{p}"), f"{revision}:{p}") for p in paths}
+    return {Path(p).name: parse_run(_git("show", f"{commit}:{p}"), f"{revision}:{p}") for p in paths}
 
 
 def _git(*arguments: str, what: str = "git") -> bytes:
@@ -128,37 +111,3 @@ def _git(*arguments: str, what: str = "git") -> bytes:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise InputError(f"{what} ({said[0]})." if said else f"{what}.")
     return done.stdout
-
-
-def _parse(content: bytes, source: str) -> Run:
-    try:
-        data = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{source} cannot be read as a result file: {error}") from error
-    run = parse_run(data, source)
-    _check(run, source)
-    for i, record in enumerate(run.records):
-        _check(record, f"{source}: record {i}")
-    return run
-
-
-def _check(made: Run | Record, source: str) -> None:
-    """Hold what a file says against the types of the schema: dataclasses take anything, and tables would trip later."""
-    hints = typing.get_type_hints(type(made))
-    for field in dataclasses.fields(made):
-        value = getattr(made, field.name)
-        if not _fits(value, hints[field.name]):
-            raise InputError(f"{source} is no valid result file: {field.name} is {value!r}.")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any or origin is list:
-        return True
-    if origin is types.UnionType:
-        return any(_fits(value, h) for h in arguments)
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(v, arguments[1]) for v in value.values())
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, hint) and not isinstance(value, bool)

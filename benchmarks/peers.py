@@ -1,13 +1,12 @@
-"""Who executes a network: this package, and what users would pick instead, each in its best mode.
+"""Peers of the inference benchmarks: this package and its alternatives, each with its best settings.
 
-A contender is a function from (model, input, dtype) to a call. Whatever it needs before it can answer is its set-up,
-and timed. Models come in evaluation mode on the input's device, in float32, and are the contender's own to change.
+Setting a peer up includes everything before its first result, and is timed. Models are in evaluation mode, in float32
+and on the input's device; a peer may change its model.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 import importlib.util
 import sys
 import tempfile
@@ -20,25 +19,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import hrnet_fast as hf
+from hrnet_fast.demo.contenders import Prepare, autocast, channels_last, eager, engine
+from hrnet_fast.measure import Call
 
-Call = Callable[[], Any]
-Make = Callable[[nn.Module, Tensor, torch.dtype], Call]
 SINGLE, HALF = (torch.float32,), (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
-class Contender:
-    """Attributes: what it takes part in, and `slow` if it compiles for minutes (then it must be asked for)."""
+class Peer:
+    """One execution of a network, and where it can run.
 
-    make: Make
+    Attributes:
+        prepare: from a model, an input and a dtype to a call.
+        dtypes, devices: those that it supports.
+        slow: devices on which it compiles for minutes; there it runs on request only.
+        needs: packages that it imports.
+    """
+
+    prepare: Prepare
     dtypes: tuple[torch.dtype, ...] = SINGLE + HALF
     devices: tuple[str, ...] = ("cpu", "cuda")
-    slow: tuple[str, ...] = ()  # on these devices
+    slow: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
 
     def unavailable(self, device: str, dtype: torch.dtype, asked: bool) -> str | None:
-        """Return why it cannot take part, or None."""
+        """Return why it cannot run, or None."""
         missing = [package for package in self.needs if importlib.util.find_spec(package) is None]
         if missing:
             return f"{', '.join(missing)} is not installed"
@@ -51,32 +56,11 @@ class Contender:
         return None
 
 
-def _plain(model: nn.Module, x: Tensor) -> Call:
-    def call() -> Any:
-        with torch.inference_mode():
-            return model(x)
-
-    return call
-
-
-def eager(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
-    """As the model comes: NCHW, weights and input in `dtype`."""
-    return _plain(model.to(dtype), x.to(dtype))
-
-
-def channels_last(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
-    """Weights and input in `dtype`, channels-last."""
-    model = model.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return _plain(model, x.to(dtype=dtype, memory_format=torch.channels_last))
-
-
-def timm_network(name: str) -> Contender:
-    """timm's own network of the same weights, which it has under the same names: weights and input in `dtype`,
-    channels-last.
-    """
+def timm_network(name: str) -> Peer:
+    """timm's network with the same weights, channels-last; timm has the authors' parameter names."""
 
     def make(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
-        # The tests' way to import it, which does without torchvision: no build of that fits a torch without CUDA.
+        # The tests' helper imports timm without torchvision, which has no build for every torch.
         sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
         from timm_helper import import_timm
 
@@ -85,22 +69,10 @@ def timm_network(name: str) -> Contender:
         theirs.load_state_dict(model.state_dict())
         return channels_last(theirs.to(x.device), x, dtype)
 
-    return Contender(make, needs=("timm",))
+    return Peer(make, needs=("timm",))
 
 
-def amp(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
-    """Weights in float32 under autocast, channels-last."""
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = x.to(memory_format=torch.channels_last)
-
-    def call() -> Any:
-        with torch.inference_mode(), torch.autocast(x.device.type, dtype):
-            return model(x)
-
-    return call
-
-
-def compiled(mode: str | None, freezing: bool = False) -> Make:
+def compiled(mode: str | None, freezing: bool = False) -> Prepare:
     """``torch.compile``, channels-last, weights in `dtype`."""
 
     def make(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
@@ -124,13 +96,11 @@ _EXPORTED: dict[str, Path] = {}
 
 
 def onnx_file(model: nn.Module, x: Tensor) -> Path:
-    """Export once for all batch sizes of a network and image size, by tracing: the newer exporter takes ten times as
-    long, and the files run alike.
-    """
+    """Export a network once for all batch sizes. Traced: the newer exporter takes ten times as long for equal speed."""
     key = f"{hash(tuple(p.double().sum().item() for p in model.parameters()))} {tuple(x.shape[1:])}"
     if key not in _EXPORTED:
         path = Path(tempfile.mkdtemp(prefix="hrnet_fast_")) / "network.onnx"
-        with warnings.catch_warnings():  # of the exporter's age, and of sizes that are traced as constants
+        with warnings.catch_warnings():  # deprecation of the exporter, sizes traced as constants
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 model, (x[:1],), str(path), input_names=["image"], dynamic_axes={"image": {0: "batch"}}, dynamo=False
@@ -171,35 +141,24 @@ def openvino(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
     return call
 
 
-def engine(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
-    """``hrnet_fast.optimize_for_inference``; :func:`engine_of` finds the engine in the call."""
-    return functools.partial(hf.optimize_for_inference(model, x, dtype=dtype), x)
-
-
-def engine_of(call: Call | None) -> hf.Engine | None:
-    """Return the engine that a call uses, if it does."""
-    found = call.func if isinstance(call, functools.partial) else None
-    return found if isinstance(found, hf.Engine) else None
-
-
 # The first is the baseline of errors and of ratios.
-INFERENCE: dict[str, Contender] = {
-    "eager channels-last": Contender(channels_last),
-    "eager": Contender(eager),
-    "eager AMP": Contender(amp, HALF),
-    "compile": Contender(compiled(None), slow=("cpu",)),
-    "compile reduce-overhead": Contender(compiled("reduce-overhead"), devices=("cuda",)),
-    "compile max-autotune": Contender(compiled("max-autotune"), devices=("cuda",), slow=("cuda",)),
-    "compile freezing": Contender(compiled(None, freezing=True), devices=("cpu",), slow=("cpu",)),
-    "ONNX Runtime": Contender(onnx_runtime, SINGLE, ("cpu",), needs=("onnx", "onnxruntime")),
-    "OpenVINO": Contender(
+PEERS: dict[str, Peer] = {
+    "eager channels-last": Peer(channels_last),
+    "eager": Peer(eager),
+    "eager AMP": Peer(autocast, HALF),
+    "compile": Peer(compiled(None), slow=("cpu",)),
+    "compile reduce-overhead": Peer(compiled("reduce-overhead"), devices=("cuda",)),
+    "compile max-autotune": Peer(compiled("max-autotune"), devices=("cuda",), slow=("cuda",)),
+    "compile freezing": Peer(compiled(None, freezing=True), devices=("cpu",), slow=("cpu",)),
+    "ONNX Runtime": Peer(onnx_runtime, SINGLE, ("cpu",), needs=("onnx", "onnxruntime")),
+    "OpenVINO": Peer(
         openvino, (*SINGLE, torch.bfloat16), ("cpu",), needs=("onnx", "openvino")
     ),
-    "hrnet_fast engine": Contender(engine),
+    "hrnet_fast engine": Peer(engine),
 }  # fmt: skip
 
 
-def copies(model: nn.Module, make: Make, x: Tensor, dtype: torch.dtype) -> Callable[[], Call]:
-    """A contender's set-up on a copy of the model; the copy is not part of it."""
+def copied_setup(model: nn.Module, prepare: Prepare, x: Tensor, dtype: torch.dtype) -> Callable[[], Call]:
+    """Return a peer's set-up on a copy of the model; the time of copying is not part of it."""
     own = copy.deepcopy(model)
-    return lambda: make(own, x, dtype)
+    return lambda: prepare(own, x, dtype)

@@ -1,4 +1,4 @@
-"""Two result files: what got slower, faster, larger or wrong."""
+"""Compares two result files: finds what got slower, faster, larger or wrong."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hrnet_fast.bench.figures import larger_is_better, quartiles
-from hrnet_fast.bench.records import Record, Run
+from benchmarks.reports.figures import larger_is_better
+from benchmarks.reports.records import Record, Run
 
 # Worst first. The first four are what a comparison fails for.
 KINDS = (
@@ -16,7 +16,7 @@ KINDS = (
     "lost",  # measured before; failed or out of time now
     "slower",
     "larger",
-    "unavailable",  # measured before, cannot run here
+    "unavailable",  # measured before, cannot run now
     "other",  # another reason for no figure, or another unit
     "repaired",  # no figure before, one now
     "faster",
@@ -25,7 +25,7 @@ KINDS = (
     "only after",
 )
 FAILING = KINDS[:4]
-# A time of one or two rounds, or without quartiles, shows no spread of its own: it is taken to be this wide.
+# Relative spread that is assumed for a time of one or two rounds or without quartiles.
 UNKNOWN_SPREAD = 0.1
 
 
@@ -59,24 +59,23 @@ class Change:
         return self.kind in FAILING
 
 
-def compare(before: Run, after: Run, threshold: float = 0.05) -> list[Change]:
-    """Return what changed from one run to another, worst first.
+def find_changes(before: Run, after: Run, threshold: float = 0.05) -> list[Change]:
+    """Return the changes from one run to another, worst first.
 
-    Figures are matched by `Record.key` (of repeated records the last counts). Two medians count as different only if
+    Figures are matched by `Record.key`; of repeated records the last counts. Two medians count as different only if
 
     - the larger is more than (1 + threshold) times the smaller, and
-    - they are further apart than noise explains: than the root sum of squares of both runs' spreads; and further than
-      the two facing half-ranges together, so that interquartile ranges which overlap never count.
+    - their difference exceeds the root sum of squares of both runs' spreads, and
+    - their difference exceeds the sum of the two facing half-ranges, so that overlapping interquartile ranges never
+      count.
 
-    A record's spread is its interquartile range, or that of its suite's median record (in proportion) where that is
-    larger, as quartiles of few rounds may lie close together by chance; it is widened by 1 + 8 / rounds, as few rounds
-    show too little. With this, about one record in 100000 of a suite of many is taken for changed where nothing did
-    (simulated: 3 rounds and more, 5 % of standard deviation, normal and skewed). What quartiles cannot tell: five
-    rounds that all happened to meet the slower of a machine's two speeds. The spread is not divided by the square root
-    of the rounds, as the error of a median would be: two runs also differ by how warm and how busy the machine was,
-    which no number of rounds within one run shows.
+    A record's spread is the larger of its interquartile range and its suite's median relative range, since quartiles of
+    few rounds may lie close together by chance. It is widened by 1 + 8 / rounds. The spread is not divided by the root
+    of the rounds, as the error of a median would be: two runs also differ by the temperature and load of the machine,
+    which no number of rounds within one run shows. In simulations (3 rounds and more, 5 % standard deviation, normal
+    and skewed) about one of 100000 equal records was reported as changed.
 
-    A time of fewer than three rounds or without quartiles is taken to have a range of 10 %; bytes have none unless
+    A time of fewer than three rounds or without quartiles is assumed to have a range of 10 %; bytes have none unless
     given. Set-up times are single samples and are not compared, nor are errors within their limit.
     """
     old, new = ({r.key: r for r in run.records} for run in (before, after))
@@ -85,17 +84,17 @@ def compare(before: Run, after: Run, threshold: float = 0.05) -> list[Change]:
     return sorted((c for c in changes if c is not None), key=_badness)
 
 
-def compared(before: Run, after: Run) -> int:
+def count_compared(before: Run, after: Run) -> int:
     """Return how many figures both runs have."""
     old = {r.key for r in before.records if r.value is not None}
     return len(old & {r.key for r in after.records if r.value is not None})
 
 
 def differences(before: Run, after: Run) -> list[str]:
-    """Return what sets the two runs' machines apart, so that their times say little about the software."""
+    """Return how the runs' machines differ, one text each; with any, times say little about the software."""
     pairs = [(k, before.machine.get(k), after.machine.get(k)) for k in ("device", "kind", "threads")]
     pairs.append(("torch", before.versions.get("torch"), after.versions.get("torch")))
-    return [f"{name} {_told(old)} before, {_told(new)} after" for name, old, new in pairs if old != new]
+    return [f"{name} {_known(old)} before, {_known(new)} after" for name, old, new in pairs if old != new]
 
 
 def failing(changes: Sequence[Change]) -> bool:
@@ -103,7 +102,7 @@ def failing(changes: Sequence[Change]) -> bool:
     return any(c.fails for c in changes)
 
 
-def _told(value: object) -> str:
+def _known(value: object) -> str:
     return "unknown" if value is None else str(value)
 
 
@@ -169,7 +168,7 @@ def _noise(
 
 
 def _range(record: Record, value: float) -> tuple[float, float]:
-    found = quartiles(record)
+    found = record.interquartile_range
     if record.unit == "byte":
         return found or (value, value)
     if found is None or record.rounds < 3:

@@ -1,4 +1,4 @@
-"""Result files as tables: per suite what was measured, and beside the paper's figures where it has some."""
+"""Tables of a result file: each suite's figures, and the paper's figures beside them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hrnet_fast.bench.figures import (
+from benchmarks.reports.figures import (
     Scale,
     baseline_of,
     is_ours,
     markdown_text,
-    number,
     ours_of,
     plain,
-    quartiles,
     ratio,
     reason,
     scale_of,
+    three_digits,
 )
-from hrnet_fast.bench.records import STATUSES, Record, Run, by_case
+from benchmarks.reports.records import STATUSES, Record, Run, by_case, by_suite
 
 SUITE_COLUMNS = (
     "case",
@@ -38,8 +37,9 @@ SUITE_COLUMNS = (
     "note",
 )
 HOW_TO_READ = (
-    "Ratios divide a row's figure by the baseline's (eager where that took part, else the first contender) and by that "
-    "of the first of ours. Errors are relative L2 distances to the float64 answer; what exceeds its limit has no time. "
+    "Ratios divide a row's figure by the baseline's (eager, or the first contender without eager) and by that of this "
+    "package's first contender. Errors are relative L2 distances to the float64 result; a contender that "
+    "exceeds its limit has no time. "
     '"Of the limit" is the least time that the device\'s measured ceilings allow, divided by the time taken.'
 )
 PAPER_COLUMNS = (
@@ -58,8 +58,8 @@ PAPER_COLUMNS = (
     "HRNet / rival, here>",
 )
 PAPER_NOTE = (
-    "The paper's figures are of other hardware; what carries over is the ratio HRNet / rival, both on one device and "
-    "run the same way (or as named: HRNet's way / the rival's way)."
+    "The paper's figures are of other hardware. The ratio HRNet / rival carries over: both are measured on one device, "
+    "by the same contender or by the two that are named (HRNet's / the rival's)."
 )
 Cells = tuple[str, ...]
 
@@ -69,11 +69,11 @@ class Table:
     """Columns and rows of text.
 
     Attributes:
-        title: what stands above it.
-        columns: names; a ``>`` behind one sets it flush right.
+        title: the heading.
+        columns: names; a trailing ``>`` aligns the column right.
         rows: one text per column.
         marks: per row "ours", "baseline", "missing" (no figure) or "".
-        keys: how many leading columns name a group of rows; a reader need not see them repeated.
+        keys: number of leading columns that name a group of rows; repeated cells are left blank.
         note: how to read it.
     """
 
@@ -85,11 +85,11 @@ class Table:
     note: str = ""
 
     def headers(self) -> list[tuple[str, bool]]:
-        """Return (name, flush right) per column."""
+        """Return (name, aligned right) per column."""
         return [(c.removesuffix(">"), c.endswith(">")) for c in self.columns]
 
     def shown_rows(self) -> list[Cells]:
-        """Return the rows with the leading cells blanked that repeat those of the row above."""
+        """Return the rows without the leading cells that repeat those of the row above."""
         shown: list[Cells] = []
         for i, row in enumerate(self.rows):
             same = 0
@@ -118,16 +118,8 @@ class Table:
         return "\n".join(lines)
 
 
-def by_suite(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Group records by suite, in order."""
-    suites: dict[str, list[Record]] = {}
-    for record in records:
-        suites.setdefault(record.suite, []).append(record)
-    return suites
-
-
 def suite_tables(run: Run) -> dict[str, list[Table]]:
-    """Return each suite's tables: what was measured and, where records have a paper's figure, both side by side."""
+    """Return each suite's tables: its figures and, where records have the paper's, both side by side."""
     tables: dict[str, list[Table]] = {}
     for suite, records in by_suite(run.records).items():
         beside = paper_table(records)
@@ -142,7 +134,7 @@ def group_scale(group: Sequence[Record]) -> Scale:
 
 
 def suite_table(records: Sequence[Record]) -> Table:
-    """Return one row per case, quantity, dtype and contender; columns that nobody fills are left out."""
+    """Return one row per case, quantity, dtype and contender; empty columns are left out."""
     rows: list[Cells] = []
     marks: list[str] = []
     for group in by_case(records).values():
@@ -162,13 +154,13 @@ def _suite_row(record: Record, group: Sequence[Record], baseline: Record) -> Cel
     if error and record.limit is not None:
         error += f" ({record.limit:.1e})"
     if record.value is None:
-        # No time of any kind: not the quartiles and not the set-up that a file may still hold.
+        # Neither the quartiles nor the set-up time that the file may hold.
         note = plain(record.note) if record.status == "wrong" else ""
         return (*named, reason(record), "", "", "", "", error, "", "", "", note)
     same_unit = [r for r in group if r.unit == record.unit]
     scale = group_scale(same_unit)
     ours = ours_of(same_unit)
-    spread = quartiles(record)
+    spread = record.interquartile_range
     timed = record.unit == "s" and record.value > 0
     return (
         *named,
@@ -176,7 +168,7 @@ def _suite_row(record: Record, group: Sequence[Record], baseline: Record) -> Cel
         f"{scale.text(spread[0])} - {scale.text(spread[1])}" if spread and spread[0] < spread[1] else "",
         ratio(record.value, baseline.value) if baseline.unit == record.unit else "",
         ratio(record.value, ours.value) if ours else "",
-        number(record.setup_s) if record.setup_s is not None else "",
+        three_digits(record.setup_s) if record.setup_s is not None else "",
         error,
         _rate(record.flops, record.value, "FLOP/s") if timed else "",
         _rate(record.bytes, record.value, "byte/s") if timed else "",
@@ -194,8 +186,8 @@ def _rate(amount: float | None, seconds: float, unit: str) -> str:
 def paper_table(records: Sequence[Record]) -> Table | None:
     """Return the paper's figures beside ours, one row per HRNet and rival; None where no record has the paper's figure.
 
-    HRNet and rival are compared within one table, quantity, batch size and dtype, and run by the same contender; a
-    rival that this one does not run is taken as its baseline runs it, which the row says.
+    HRNet and rival are compared within one table, quantity, batch size and dtype. A rival that the contender does not
+    run is represented by its baseline, and the row names both contenders.
     """
     if not any(r.paper for r in records):
         return None
@@ -212,11 +204,11 @@ def paper_table(records: Sequence[Record]) -> Table | None:
             if _role(record) != "hrnet":
                 rivals.setdefault(_origin(record, "row"), []).append(record)
         for hrnet in hrnets:
-            rows += [(*names, *_pair(hrnet, _opponent(hrnet, runs))) for runs in rivals.values()]
+            rows += [(*names, *_paper_cells(hrnet, _opponent(hrnet, runs))) for runs in rivals.values()]
             if not rivals:
-                rows.append((*names, *_pair(hrnet, None)))
+                rows.append((*names, *_paper_cells(hrnet, None)))
         if not hrnets:
-            rows += [(*names, *_pair(None, record)) for runs in rivals.values() for record in runs]
+            rows += [(*names, *_paper_cells(None, record)) for runs in rivals.values() for record in runs]
     marks = tuple("ours" if is_ours(row[4]) else "" for row in rows)
     return Table("Beside the paper", PAPER_COLUMNS, tuple(rows), marks, keys=4, note=PAPER_NOTE)
 
@@ -234,7 +226,7 @@ def _opponent(hrnet: Record, runs: Sequence[Record]) -> Record:
     return next((r for r in runs if r.contender == hrnet.contender), baseline_of(runs))
 
 
-def _pair(hrnet: Record | None, rival: Record | None) -> Cells:
+def _paper_cells(hrnet: Record | None, rival: Record | None) -> Cells:
     pair = [r for r in (hrnet, rival) if r is not None]
     values = [v for r in pair for v in (r.value, paper_value(r)) if v is not None]
     scale = scale_of(values, next((r.unit for r in pair if r.value is not None), pair[0].unit))
@@ -264,7 +256,7 @@ def paper_value(record: Record) -> float | None:
 
 
 def run_facts(run: Run) -> list[tuple[str, str]]:
-    """Return what a run was made of and on: device, versions, revision, date, options, ceilings, how it went."""
+    """Return (name, text) of a run's device, machine, versions, revision, date, options, ceilings and record counts."""
     rest = {k: v for k, v in run.machine.items() if k != "device"}
     counts = {s: sum(r.status == s for r in run.records) for s in STATUSES}
     facts = [

@@ -1,15 +1,14 @@
-"""Records as words: figures in readable units, why there is none, and whom a figure is compared with."""
+"""Formats figures of records, and chooses the contenders that a figure is compared with."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from hrnet_fast.bench.records import Record
+from benchmarks.reports.records import Record
 
-# First words of contenders that are this package.
+# First words of the names of contenders that are this package.
 OURS = ("engine", "hrnet_fast", "fused")
 BASELINE = "eager"
 _SCALES: dict[str, tuple[tuple[float, str], ...]] = {
@@ -18,7 +17,6 @@ _SCALES: dict[str, tuple[tuple[float, str], ...]] = {
     "FLOP/s": ((1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1e6, "MFLOP/s")),
     "byte/s": ((1e12, "TB/s"), (1e9, "GB/s"), (1e6, "MB/s")),
 }
-_LONGEST = 200
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Scale:
 
     def text(self, value: float) -> str:
         """Return a figure without its unit."""
-        return number(value / self.factor)
+        return three_digits(value / self.factor)
 
     def full(self, value: float) -> str:
         """Return a figure with its unit."""
@@ -38,14 +36,14 @@ class Scale:
 
 
 def scale_of(values: Iterable[float], unit: str) -> Scale:
-    """Choose one unit for figures that are read together: the largest that the smallest of them fills."""
+    """Choose one unit for figures of one table or axis: the largest in which the smallest figure is at least 1."""
     smallest = min((v for v in values if v > 0), default=0.0)
     found = next((s for s in _SCALES[unit] if smallest >= s[0]), _SCALES[unit][-1])
     return Scale(*found)
 
 
-def number(value: float) -> str:
-    """Return three significant digits, without an exponent where that stays readable."""
+def three_digits(value: float) -> str:
+    """Return a figure with three significant digits, without an exponent from 1e-4 on."""
     size = abs(value)
     if size >= 99.95:
         return f"{value:.0f}"
@@ -58,36 +56,26 @@ def ratio(value: float | None, other: float | None) -> str:
     """Return `value` / `other` as text, empty where there is none."""
     if value is None or other is None or other <= 0:
         return ""
-    return f"{number(value / other)}x"
-
-
-def quartiles(record: Record) -> tuple[float, float] | None:
-    """Return a measured record's first and third quartile, or None where the file has none."""
-    if record.value is None or record.low is None or record.high is None:
-        return None
-    if not (math.isfinite(record.low) and math.isfinite(record.high)):
-        return None
-    # The median lies between them whatever way they were interpolated.
-    return min(record.low, record.high, record.value), max(record.low, record.high, record.value)
+    return f"{three_digits(value / other)}x"
 
 
 def reason(record: Record) -> str:
-    """Say why a record has no value: its status, and what is known of it."""
+    """Return why a record has no value: its status and note."""
     if record.status == "wrong" and record.error is not None and record.limit is not None:
-        sign = ">" if record.error > record.limit else "against"  # an error of NaN is not larger than anything
+        sign = ">" if record.error > record.limit else "against"  # NaN is not larger than the limit
         return f"wrong: error {record.error:.1e} {sign} limit {record.limit:.1e}"
     note = plain(record.note)
     return f"{record.status}: {note}" if note else record.status
 
 
 def plain(text: str) -> str:
-    """Return a text as one line of bearable length."""
+    """Return a text as one line of at most 200 characters."""
     line = " ".join(text.split())
-    return line if len(line) <= _LONGEST else line[: _LONGEST - 3].rstrip() + "..."
+    return line if len(line) <= 200 else line[:197].rstrip() + "..."
 
 
 def markdown_text(text: str) -> str:
-    """Return a text as Markdown for one line or table cell: it ends neither of these nor a comment, and is no HTML."""
+    """Return a text as Markdown for one line or table cell, with the characters escaped that have a meaning there."""
     line = " ".join(text.split()).replace("&", "&amp;")
     for sign in "<|*`\\":
         line = line.replace(sign, f"&#{ord(sign)};")
@@ -100,14 +88,14 @@ def is_ours(contender: str) -> bool:
 
 
 def baseline_of(group: Sequence[Record]) -> Record:
-    """Return whom a comparison is against: 'eager', else what begins with that word, else the first contender."""
+    """Return the baseline: 'eager', else what begins with that word, else the first contender."""
     named = [r for r in group if r.contender == BASELINE]
     near = [r for r in group if re.split(r"[^\w]", r.contender, maxsplit=1)[0] == BASELINE]
     return (named or near or list(group))[0]
 
 
 def ours_of(group: Sequence[Record]) -> Record | None:
-    """Return the first of ours that was measured, or None."""
+    """Return the first measured record of this package, or None."""
     return next((r for r in group if is_ours(r.contender) and r.value is not None), None)
 
 

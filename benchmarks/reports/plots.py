@@ -1,4 +1,4 @@
-"""Suites as PNG pictures: bars by case and contender, lines where a suite scales something."""
+"""Draws suites as PNG images: bars by case and contender, or lines for suites that scale a parameter."""
 
 from __future__ import annotations
 
@@ -7,28 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hrnet_fast.bench.figures import baseline_of, is_ours, quartiles, scale_of, slug
-from hrnet_fast.bench.records import Record, by_case
+from benchmarks.reports.figures import baseline_of, is_ours, scale_of, slug
+from benchmarks.reports.records import Record, by_case
 
 _OURS = ("#d55e00", "#f2a065", "#8f3f00")
 _BASELINE = "#8a8a8a"
-_OTHERS = (
-    "#0072b2",
-    "#009e73",
-    "#56b4e9",
-    "#cc79a7",
-    "#b59b00",
-    "#5a4fa2",
-    "#333333",
-)  # told apart by the colour blind
-# Groups of bars in one picture: more would not be read.
-_GROUPS = 20
+# Distinct for colour-blind readers.
+_OTHERS = ("#0072b2", "#009e73", "#56b4e9", "#cc79a7", "#b59b00", "#5a4fa2", "#333333")
+_GROUPS = 20  # of bars in one image
 _SCALING = "scaling"
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture: the last part of its file name, what it shows, and its PNG bytes."""
+    """An image: its file name without suffix, its title and its PNG bytes."""
 
     name: str
     title: str
@@ -36,10 +28,10 @@ class Plot:
 
 
 def suite_plots(suite: str, records: Sequence[Record]) -> list[Plot]:
-    """Return a suite's pictures, one per quantity and, where there are many cases, several."""
+    """Return a suite's images: one per quantity and 20 cases."""
     import matplotlib
 
-    with matplotlib.rc_context({"text.parse_math": False}):  # a dollar in a name is a dollar
+    with matplotlib.rc_context({"text.parse_math": False}):  # a dollar sign in a name starts no formula
         return _suite_plots(suite, records)
 
 
@@ -53,7 +45,7 @@ def _suite_plots(suite: str, records: Sequence[Record]) -> list[Plot]:
         if not any(r.value is not None for r in chosen):
             continue
         title = ": ".join(dict.fromkeys((suite, quantity)))
-        # Two units of one quantity would else share a name.
+        # The unit is part of the name where a quantity has two.
         name = slug(title if sum(q == quantity for q, _ in quantities) == 1 else f"{title} {unit}")
         lines = scaling_lines(suite, chosen)
         if lines:
@@ -68,7 +60,7 @@ def _suite_plots(suite: str, records: Sequence[Record]) -> list[Plot]:
 
 
 def colours_of(records: Sequence[Record]) -> dict[str, str]:
-    """Return a colour per contender: grey for the baseline, warm for ours."""
+    """Return a colour per contender: grey for the baseline, orange for this package."""
     names = list(dict.fromkeys(r.contender for r in records))
     base = baseline_of(records).contender
     ours = [n for n in names if is_ours(n) and n != base]
@@ -79,9 +71,9 @@ def colours_of(records: Sequence[Record]) -> dict[str, str]:
 
 
 def scaling_lines(suite: str, records: Sequence[Record]) -> dict[str, dict[str, list[tuple[float, Record]]]]:
-    """Return panels (by model and dtype) of lines (by contender) of points, sorted by what the suite's last word names.
+    """Return panels (by model and dtype) of lines (by contender) of points, sorted by the scaled parameter.
 
-    Empty where the suite is none that scales, or a record lacks that number.
+    The suite's last word names the parameter. Empty where the suite scales none, or a record lacks its value.
     """
     if not suite.startswith(_SCALING):
         return {}
@@ -92,7 +84,7 @@ def scaling_lines(suite: str, records: Sequence[Record]) -> dict[str, dict[str, 
             return {}
         panel = " ".join(str(p) for p in (record.params.get("model", ""), record.dtype) if p)
         points = panels.setdefault(panel, {}).setdefault(record.contender, [])
-        if record.value:  # a logarithmic axis has no place for 0
+        if record.value:  # a logarithmic axis has no 0
             points.append((float(x), record))
     for lines in panels.values():
         for points in lines.values():
@@ -101,7 +93,7 @@ def scaling_lines(suite: str, records: Sequence[Record]) -> dict[str, dict[str, 
 
 
 def _draw_bars(title: str, groups: Sequence[Sequence[Record]], colours: dict[str, str]) -> bytes:
-    from matplotlib.figure import Figure  # not pyplot: no screen, and no state that the caller's plots share
+    from matplotlib.figure import Figure  # pyplot would need a screen and share state
 
     bars = sum(len(group) for group in groups)
     figure = Figure(figsize=(9, 1.3 + 0.2 * bars + 0.16 * len(groups)), layout="constrained")
@@ -132,10 +124,10 @@ def _draw_bars(title: str, groups: Sequence[Sequence[Record]], colours: dict[str
 
 def _draw_bar(axis: Any, y: float, record: Record, factor: float, text: str, colour: str) -> None:
     if record.value is None:
-        # Beside the axis, which may be logarithmic and have no zero.
+        # In axis coordinates: a logarithmic axis has no zero.
         axis.text(0.01, y, record.status, transform=axis.get_yaxis_transform(), va="center", fontsize=7, color=colour)
         return
-    spread = quartiles(record)
+    spread = record.interquartile_range
     ends = [[(record.value - spread[0]) / factor], [(spread[1] - record.value) / factor]] if spread else None
     axis.barh(y, record.value / factor, height=0.85, color=colour, xerr=ends, error_kw={"lw": 1, "ecolor": "#222222"})
     end = (spread[1] if spread else record.value) / factor
@@ -159,7 +151,7 @@ def _draw_lines(
             xs = [x for x, _ in points]
             ys = [(r.value or 0) / scale.factor for _, r in points]
             axis.plot(xs, ys, marker="o", ms=4, lw=1.6, color=colours[contender])
-            ends = [quartiles(r) or (r.value or 0, r.value or 0) for _, r in points]
+            ends = [r.interquartile_range or (r.value or 0, r.value or 0) for _, r in points]
             low, high = ([end[i] / scale.factor for end in ends] for i in (0, 1))
             axis.fill_between(xs, low, high, color=colours[contender], alpha=0.2, lw=0)
         axis.set_xscale("log")
@@ -193,6 +185,6 @@ def _finish(figure: Any, axes: Sequence[Any], title: str, names: dict[str, str])
 
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
-    # Without matplotlib's version in it, so that the same figures are the same file.
+    # Without matplotlib's version, so that equal figures make equal files.
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()

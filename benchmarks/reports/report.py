@@ -1,25 +1,25 @@
-"""A report of result files: Markdown, PNG plots and one self-contained HTML page."""
+"""Writes a report of result files: Markdown, PNG plots and one self-contained HTML page."""
 
 from __future__ import annotations
 
-import base64
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 
-from hrnet_fast.bench.figures import markdown_text, slug
-from hrnet_fast.bench.plots import Plot, suite_plots
-from hrnet_fast.bench.records import Run, file_stem
-from hrnet_fast.bench.summary import summary_table
-from hrnet_fast.bench.tables import HOW_TO_READ, Table, by_suite, run_facts, suite_tables
+from benchmarks.reports.figures import markdown_text, slug
+from benchmarks.reports.plots import Plot, suite_plots
+from benchmarks.reports.records import Run, by_suite
+from benchmarks.reports.summary import summary_table
+from benchmarks.reports.tables import HOW_TO_READ, Table, run_facts, suite_tables
 from hrnet_fast.errors import InputError
+from hrnet_fast.html_report import check_packages, render_html
+
+TEMPLATE = Path(__file__).with_name("report.html")
 
 
 @dataclass(frozen=True)
 class SuiteSection:
-    """What a report shows of one suite."""
+    """The part of a report on one suite."""
 
     name: str
     anchor: str
@@ -29,7 +29,7 @@ class SuiteSection:
 
 @dataclass(frozen=True)
 class RunSection:
-    """What a report shows of one run."""
+    """The part of a report on one run."""
 
     title: str
     facts: list[tuple[str, str]]
@@ -41,14 +41,12 @@ def write_report(runs: Sequence[Run], output_folder: str | Path, force: bool = F
 
     Raises:
         InputError: no runs, matplotlib or jinja2 is missing, the folder holds such files already and `force` is not
-            given, or it cannot be made or written.
+            given, or it cannot be created or written.
     """
     output = Path(output_folder)
     if not runs:
         raise InputError("a report needs at least one result file.")
-    absent = [name for name in ("matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
-    if absent:
-        raise InputError(f"the report needs {' and '.join(absent)}: pip install 'hrnet-fast[bench]'.")
+    check_packages("bench")
     pages = (output / "report.md", output / "report.html")
     if not force and any(page.exists() for page in pages):
         raise InputError(f"{output}: holds a report already; give another --output, or --force to replace it.")
@@ -70,13 +68,14 @@ def write_report(runs: Sequence[Run], output_folder: str | Path, force: bool = F
 
 
 def report_sections(runs: Sequence[Run]) -> list[RunSection]:
-    """Return what a report shows of each run; plots carry the names of their files, without suffix."""
+    """Return the sections of each run; the names of plots and anchors are unique in the report."""
     sections: list[RunSection] = []
     stems: set[str] = set()
-    taken: set[str] = set()  # by files and anchors of all runs: words that differ may make the same name
+    taken: set[str] = set()  # names of files and anchors of all runs: different texts may give one slug
     for run in runs:
-        stem = _unused(file_stem(run) or "run", stems)
         tables = suite_tables(run)
+        device, scale = str(run.machine.get("device", "unknown device")), str(run.options.get("scale", ""))
+        stem = _unused(slug(f"{device} {scale}"), stems)
         suites = []
         summary = summary_table(run.records)
         if summary:
@@ -84,8 +83,7 @@ def report_sections(runs: Sequence[Run]) -> list[RunSection]:
         for suite, records in by_suite(run.records).items():
             plots = [replace(p, name=_unused(f"{stem}-{p.name}", taken)) for p in suite_plots(suite, records)]
             suites.append(SuiteSection(suite, _unused(slug(f"suite {stem} {suite}"), taken), tables[suite], plots))
-        words = (str(run.machine.get("device", "unknown device")), str(run.options.get("scale", "")))
-        sections.append(RunSection(", ".join(w for w in words if w), run_facts(run), suites))
+        sections.append(RunSection(", ".join(w for w in (device, scale) if w), run_facts(run), suites))
     return sections
 
 
@@ -99,7 +97,7 @@ def _unused(name: str, taken: set[str]) -> str:
 
 
 def markdown_page(sections: Sequence[RunSection]) -> str:
-    """Return the report as Markdown, with links to the pictures beside it."""
+    """Return the report as Markdown, with links to the images in its folder."""
     lines = ["# Benchmarks", "", HOW_TO_READ, ""]
     for section in sections:
         lines += [f"## {markdown_text(section.title)}", ""]
@@ -115,13 +113,5 @@ def markdown_page(sections: Sequence[RunSection]) -> str:
 
 
 def html_page(sections: Sequence[RunSection]) -> str:
-    """Return the report as one page that holds its pictures and asks no network."""
-    import jinja2
-
-    text = resources.files("hrnet_fast").joinpath("data/bench_report.html").read_text(encoding="utf-8")
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(text)
-    return template.render(sections=sections, how_to_read=HOW_TO_READ, data_url=_data_url)
-
-
-def _data_url(plot: Plot) -> str:
-    return "data:image/png;base64," + base64.b64encode(plot.png).decode("ascii")
+    """Return the report as one HTML page that contains its images and loads nothing."""
+    return render_html(TEMPLATE.read_text(encoding="utf-8"), sections=sections, how_to_read=HOW_TO_READ)

@@ -1,0 +1,1 @@
+"""Benchmarks: ``pytest benchmarks/ --benchmark`` measures, ``python -m benchmarks`` reads the results."""

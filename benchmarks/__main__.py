@@ -1,0 +1,160 @@
+"""``python -m benchmarks``: reports, pages and comparisons of result files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from benchmarks.reports.changes import Change, count_compared, differences, failing, find_changes
+from benchmarks.reports.figures import reason, scale_of, three_digits
+from benchmarks.reports.records import Record
+from benchmarks.reports.result_files import RESULTS, match_sides, read_runs
+from hrnet_fast.cli.console import json_option, print_json, print_table, run_app
+
+COLUMNS = (
+    "change", "suite", "case", "quantity", "dtype", "contender", "before>", "after>", "after / before>", "noise>",
+)  # fmt: skip
+files_argument = click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def app() -> None:
+    """Read result files of the benchmarks; `pytest benchmarks/ --benchmark --results FILE` writes one."""
+
+
+@app.command()
+@files_argument
+@click.option(
+    "--output", "-o", default=Path("bench_report"), show_default=True, type=click.Path(path_type=Path),
+    help="Folder of the report.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace an earlier report in the output folder.")
+def report(files: tuple[Path, ...], output: Path, force: bool) -> None:
+    """Write FILES (result files or folders of them; benchmarks/results by default) as Markdown, plots and HTML."""
+    from benchmarks.reports.report import write_report
+
+    paths = write_report(list(read_runs(files or (Path(RESULTS),)).values()), output, force)
+    click.echo("written: " + ", ".join(str(p) for p in paths))
+
+
+@app.command()
+@files_argument
+@click.option(
+    "--output", "-o", default=Path("docs/benchmarks"), show_default=True, type=click.Path(path_type=Path),
+    help="Folder of the pages.",
+)  # fmt: skip
+@click.option("--check", is_flag=True, help="Write nothing; exit with 1 if a page has other figures.")
+def page(files: tuple[Path, ...], output: Path, check: bool) -> None:
+    """Write the Markdown page NAME.md of each of FILES (benchmarks/results by default), NAME.json."""
+    from benchmarks.reports.page import write_page
+
+    old = False
+    for source, run in read_runs(files or (Path(RESULTS),)).items():
+        path = output / f"{Path(source).stem}.md"
+        stale = write_page(run, path, check)
+        old |= stale
+        done = "written" if not check else "has other figures than the result file"
+        click.echo(f"{path}: {done if stale else 'up to date'}")
+    if old and check:
+        raise click.exceptions.Exit(1)
+
+
+@app.command()
+@click.argument("before")
+@click.argument("after", required=False)
+@click.option("--threshold", default="5%", show_default=True, help="Smaller differences do not count: 5% or 0.05.")
+@click.option("--fail/--no-fail", default=True, show_default=True, help="Exit with 1 if something got slower or wrong.")
+@json_option
+def compare(before: str, after: str | None, threshold: str, fail: bool, as_json: bool) -> None:
+    """Show what got slower, faster, larger or wrong from BEFORE to AFTER.
+
+    Each is a result file, a folder of them, or a git revision, whose committed files under benchmarks/results count.
+    Without AFTER a revision is compared with the working tree.
+    """
+    share = parse_share(threshold)
+    matched, alone = match_sides(before, after)
+    answers: list[dict[str, Any]] = []
+    bad = False
+    for name, (old, new) in matched.items():
+        changes = find_changes(old, new, share)
+        bad |= failing(changes)
+        answer = {
+            "file": name,
+            "compared": count_compared(old, new),
+            "differences": differences(old, new),
+            "changes": [_to_dict(change) for change in changes],
+        }
+        if not as_json:
+            _show(name, answer, changes, threshold)
+        answers.append(answer)
+    if as_json:
+        print_json({"threshold": share, "worse": bad, "files": answers, "unmatched": alone})
+    for line in alone:
+        click.echo(f"note: {line}", err=True)
+    if bad and fail:
+        raise click.exceptions.Exit(1)
+
+
+def _show(name: str, answer: dict[str, Any], changes: list[Change], threshold: str) -> None:
+    if answer["differences"]:
+        what = "; ".join(answer["differences"])
+        click.echo(f"warning: {name}: times of different machines say little ({what}).", err=True)
+    figures = f"{answer['compared']} figures that both have"
+    if changes:
+        print_table(COLUMNS, [_change_row(change) for change in changes], title=f"{name}: {figures}; changed are")
+    else:
+        click.echo(f"{name}: of {figures} none differs by more than {threshold} and noise.")
+
+
+def _change_row(change: Change) -> tuple[str, ...]:
+    suite, case, quantity, dtype, contender = change.key
+    before, after = _figure_cell(change.before), _figure_cell(change.after)
+    ratio = f"{three_digits(change.ratio)}x" if change.ratio is not None else ""
+    noise = f"{change.noise:.1%}" if change.noise is not None else ""
+    return change.kind, suite, case, quantity, dtype, contender, before, after, ratio, noise
+
+
+def _figure_cell(record: Record | None) -> str:
+    if record is None:
+        return ""
+    return reason(record) if record.value is None else scale_of([record.value], record.unit).full(record.value)
+
+
+def _to_dict(change: Change) -> dict[str, Any]:
+    names = ("suite", "case", "quantity", "dtype", "contender")
+    sides = {
+        name: None
+        if record is None
+        else {"status": record.status, "value": record.value, "unit": record.unit}
+        | ({"reason": reason(record)} if record.value is None else {})
+        for name, record in (("before", change.before), ("after", change.after))
+    }
+    about = {"kind": change.kind, "worse": change.fails, "ratio": change.ratio, "noise": change.noise}
+    return {**about, **dict(zip(names, change.key, strict=True)), **sides}
+
+
+def parse_share(text: str) -> float:
+    """Return "5%" or "0.05" as 0.05.
+
+    Raises:
+        click.BadParameter: anything else, and what is not within 0 and 1.
+    """
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise click.BadParameter(f"{text!r} is no share below one; give one such as 5% or 0.05.")
+    return share
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit; see :func:`hrnet_fast.cli.console.run_app`."""
+    run_app(app, "python -m benchmarks", argv)
+
+
+if __name__ == "__main__":
+    main()

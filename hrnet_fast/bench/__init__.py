@@ -1,1 +1,0 @@
-"""Benchmark results: what was measured, on what, and what a reader makes of it."""
