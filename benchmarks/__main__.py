@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: reports, pages and comparisons of result files."""
+"""``python -m benchmarks``: reports, pages, pictures and comparisons of result files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from benchmarks.reports.changes import Change, count_compared, differences, failing, find_changes
 from benchmarks.reports.figures import reason, scale_of, three_digits
-from benchmarks.reports.records import Record
+from benchmarks.reports.records import Record, load_run
 from benchmarks.reports.result_files import RESULTS, match_sides, read_runs
 from hrnet_fast.cli.console import json_option, print_json, print_table, run_app
 
@@ -60,6 +60,20 @@ def page(files: tuple[Path, ...], output: Path, check: bool) -> None:
         click.echo(f"{path}: {done if stale else 'up to date'}")
     if old and check:
         raise click.exceptions.Exit(1)
+
+
+@app.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--output", "-o", default=Path("docs/images"), show_default=True, type=click.Path(path_type=Path),
+    help="Folder of the pictures.",
+)  # fmt: skip
+def pictures(file: Path, output: Path) -> None:
+    """Draw README's latency.png and training.png from FILE, a result file."""
+    from benchmarks.reports.readme_pictures import draw_pictures
+
+    paths = draw_pictures(load_run(file), output)
+    click.echo("written: " + ", ".join(str(p) for p in paths))
 
 
 @app.command()

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from timm_helper import import_timm
 
 import hrnet_fast as hf
 from benchmarks.reports.page import write_page
+from benchmarks.reports.readme_pictures import draw_pictures
 from benchmarks.reports.records import load_run
 
 ROOT = Path(__file__).parents[1]
@@ -55,15 +54,11 @@ def test_pages_of_figures_are_those_of_the_result_files(results: Path) -> None:
     assert not write_page(run, page, check=True), "run: python -m benchmarks page"
 
 
-def test_the_pictures_are_drawn_from_a_result_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    main = importlib.import_module("readme_pictures").main
+def test_the_pictures_are_drawn_from_a_result_file(tmp_path: Path) -> None:
     results = next((ROOT / "benchmarks" / "results").glob("*.json"))
-    done = CliRunner().invoke(main, [str(results), "-o", str(tmp_path)])
-    assert done.exit_code == 0, done.output
-    for name in ("latency.png", "training.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-        assert (ROOT / "docs" / "images" / name).is_file()
+    for path in draw_pictures(load_run(results), tmp_path):
+        assert path.read_bytes().startswith(b"\x89PNG")
+        assert (ROOT / "docs" / "images" / path.name).is_file()
 
 
 def test_the_table_of_families_is_complete() -> None:

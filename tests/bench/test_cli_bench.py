@@ -161,6 +161,12 @@ def test_what_is_no_json_is_refused(refused: Callable[..., str], tmp_path: Path,
     assert "result file" in refused("compare", path, path)
 
 
+def test_pictures_need_figures_of_training(refused: Callable[..., str], tmp_path: Path) -> None:
+    results = saved(tmp_path / "a.json", full_run())
+    assert "no figures of training" in refused("pictures", results, "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_pages_are_written_and_checked(call: Call, refused: Callable[..., str], tmp_path: Path) -> None:
     results, folder = saved(tmp_path / "a.json", full_run()), tmp_path / "docs"
     page = folder / "a.md"
@@ -301,4 +307,4 @@ def test_compare_refuses_what_cannot_be(
 def test_help_names_all(call: Call) -> None:
     code, out, _ = call("--help")
     assert code == 0
-    assert all(name in out for name in ("report", "page", "compare"))
+    assert all(name in out for name in ("report", "page", "pictures", "compare"))

@@ -1,4 +1,4 @@
-"""The README's two pictures, drawn from a benchmark result file: latency, and training memory and step."""
+"""Draws the README's pictures from a result file: latency, and memory and time of training."""
 
 from __future__ import annotations
 
@@ -6,51 +6,59 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
 from benchmarks.reports.figures import baseline_of
 from benchmarks.reports.plots import colours_of
-from benchmarks.reports.records import Record, by_case, load_run
+from benchmarks.reports.records import Record, Run, by_case
+from hrnet_fast.errors import InputError
+from hrnet_fast.html_report import check_packages
 
-ROOT = Path(__file__).parents[1]
-PEERS = ("eager channels-last", "ONNX Runtime", "OpenVINO", "hrnet_fast engine")
-# What the suites call `accelerate` at its default and at its least memory.
+SHOWN_PEERS = ("eager channels-last", "ONNX Runtime", "OpenVINO", "hrnet_fast engine")
+# Contenders that are `accelerate` with the default memory level or with "min".
 LEVELS = {"hrnet_fast": "accelerate", "hrnet_fast accelerate": "accelerate", "hrnet_fast memory=min": 'memory="min"'}
 Groups = dict[str, dict[str, float]]
 
 
-@click.command()
-@click.argument("results", type=click.Path(path_type=Path))
-@click.option("--output", "-o", default=ROOT / "docs" / "images", type=click.Path(path_type=Path), help="A folder.")
-def main(results: Path, output: Path) -> None:
-    """Write latency.png and training.png, drawn from RESULTS."""
+def draw_pictures(run: Run, output: Path) -> list[Path]:
+    """Write latency.png and training.png into a folder, and return their paths.
+
+    Raises:
+        InputError: matplotlib is missing, the run has no figures of inference or of training, or the folder cannot be
+            created or written.
+    """
+    check_packages("bench")
+    absent = sorted({"inference", "training"} - {r.suite for r in run.records if r.value is not None})
+    if absent:
+        raise InputError(f"the result file has no figures of {' and '.join(absent)}; give one of a complete run.")
     import matplotlib as mpl
 
     mpl.use("Agg")
-    run = load_run(results)
-    output.mkdir(parents=True, exist_ok=True)
-    below = (
-        f"{run.machine['device']}, {run.machine['threads']} threads; {run.created[:10]}, revision {run.revision[:12]}"
-    )
-    draw_latency(run.records, below, output / "latency.png")
-    draw_training(run.records, below, output / "training.png")
+    paths = [output / "latency.png", output / "training.png"]
+    device, threads = run.machine.get("device", "unknown device"), run.machine.get("threads", "unknown")
+    below = f"{device}, {threads} threads; {run.created[:10]}, revision {run.revision[:12]}"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        _draw_latency(run.records, below, paths[0])
+        _draw_training(run.records, below, paths[1])
+    except OSError as error:
+        raise InputError(f"{output}: the pictures cannot be written ({error}).") from error
+    return paths
 
 
-def draw_latency(records: Sequence[Record], below: str, path: Path) -> None:
+def _draw_latency(records: Sequence[Record], below: str, path: Path) -> None:
     """Draw milliseconds of one call by case and contender, a panel for each dtype."""
-    chosen = [r for r in records if r.suite == "inference" and r.contender in PEERS and r.value is not None]
+    chosen = [r for r in records if r.suite == "inference" and r.contender in SHOWN_PEERS and r.value is not None]
     panels: list[tuple[str, Groups]] = []
     for dtype in ("float32", "bfloat16"):
         groups: Groups = {}
         for group in by_case([r for r in chosen if r.dtype == dtype]).values():
             found = {r.contender: r.value * 1e3 for r in group if r.value is not None}
-            groups[group[0].case] = {peer: found[peer] for peer in PEERS if peer in found}
+            groups[group[0].case] = {peer: found[peer] for peer in SHOWN_PEERS if peer in found}
         panels.append((f"inference, {dtype} [ms]", groups))
     _draw(panels, colours_of(chosen), below, path, "{:.0f}")
 
 
-def draw_training(records: Sequence[Record], below: str, path: Path) -> None:
-    """Draw memory kept for backward and the time of a step, over those of eager execution, of every training case."""
+def _draw_training(records: Sequence[Record], below: str, path: Path) -> None:
+    """Draw memory kept for backward and the time of a step of every training case, relative to eager execution."""
     panels = [
         ("kept for backward / eager", _over_eager(records, "kept for backward")),
         ("training step / eager channels-last", _over_eager(records, "training step")),
@@ -102,7 +110,3 @@ def _draw(
     figure.tight_layout(rect=(0, 0.03, 1, 0.94))
     figure.savefig(path, dpi=100)
     plt.close(figure)
-
-
-if __name__ == "__main__":
-    main()
