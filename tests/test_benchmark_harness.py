@@ -1,4 +1,4 @@
-"""How benchmarks measure: parity first, reasons for what has no figure, results that survive a cut-off run."""
+"""The harness: results are checked before they are timed, missing figures have reasons, a cut-off run keeps figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _simulated_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Rounds:
-    """Stands in for pytest-benchmark's fixture."""
+    """Replaces pytest-benchmark's fixture."""
 
     def __init__(self) -> None:
         self.extra_info: dict[str, Any] = {}
@@ -76,7 +76,7 @@ def test_a_wrong_contender_gets_no_time(tmp_path: Path) -> None:
     assert found["right"].setup_s == pytest.approx(0.001, rel=0.01)
 
 
-def test_whoever_cannot_take_part_says_why(tmp_path: Path) -> None:
+def test_contenders_that_cannot_run_have_reasons(tmp_path: Path) -> None:
     def fails() -> Callable[[], Tensor]:
         raise RuntimeError("no such kernel\nand more")
 

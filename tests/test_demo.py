@@ -1,4 +1,4 @@
-"""The demonstration: real measurements, and plain words where the weights are random."""
+"""The demonstration: its measurements, its report, and warnings of random weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The networks that benchmarks time HRNet against are those of the paper: its parameter and GFLOP counts."""
+"""The rivals of the benchmarks have the parameters and GFLOPs of the paper's."""
 
 from __future__ import annotations
 

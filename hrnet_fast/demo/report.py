@@ -111,13 +111,13 @@ def _demo_page(results: Sequence[TaskResult], chart: bytes) -> str:
         columns=[(c.removesuffix(">"), c.endswith(">")) for c in columns],
         rows=rows,
         chart=chart,
-        pictures={r.task: _png(r.picture) for r in results},
+        pictures={r.task: _png_bytes(r.picture) for r in results},
         unusable=unusable(),
         random=[r.task for r in results if r.random_weights],
     )
 
 
-def _png(image: Image.Image) -> bytes:
+def _png_bytes(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

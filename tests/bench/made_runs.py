@@ -1,4 +1,4 @@
-"""Runs whose figures are made up: what reports and comparisons are tested on."""
+"""Runs with invented figures for tests of reports and comparisons."""
 
 from __future__ import annotations
 

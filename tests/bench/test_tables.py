@@ -1,4 +1,4 @@
-"""Records as tables: ratios against whom, roofline columns, words where there is no figure, the paper's side."""
+"""Tables of records: baselines of ratios, roofline columns, reasons for missing figures, the paper's figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comparisons of two runs: slowdowns are found, noise is not, and what turned wrong comes first."""
+"""Comparisons of two runs: slowdowns are found, noise is not, and wrong results come first."""
 
 from __future__ import annotations
 
