@@ -11,7 +11,7 @@ from hrnet_fast.config import HRNetConfig
 _BILINEAR_HEADS = ("v1h", "v2", "ocr", "face")
 
 
-def assumptions(
+def find_assumptions(
     family: Family, config: HRNetConfig, given: Mapping[str, Any], keys: Collection[str]
 ) -> tuple[str, ...]:
     """Return one line for each thing that was assumed; none where the caller gave it.

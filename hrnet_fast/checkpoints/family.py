@@ -69,7 +69,7 @@ class Family:
         """Whether a file with these keys is of this family."""
         return all(any(key.startswith(mark) for key in keys) for mark in self.marks)
 
-    def told_by(self, keys: Mapping[str, object], notes: list[str]) -> dict[str, Any]:
+    def defaults_for(self, keys: Mapping[str, object], notes: list[str]) -> dict[str, Any]:
         """Return the defaults for a file with these keys; what was concluded is said in `notes`."""
         told = dict(self.defaults)
         for prefix, fields, reason in self.signs:
@@ -99,7 +99,7 @@ class Family:
             )
         out: dict[str, Tensor] = {}
         for key, value in kept.items():
-            name = self._inward(key)
+            name = self._to_canonical_key(key)
             if name in out:
                 raise CheckpointError(
                     f"Two of the checkpoint's keys mean {name}; one is {key}. Remove the one that is not wanted.",
@@ -128,21 +128,21 @@ class Family:
 
     def from_canonical(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rename from the authors' names to this family's."""
-        return {self._outward(k): v for k, v in state.items()}
+        return {self._from_canonical_key(k): v for k, v in state.items()}
 
-    def _inward(self, key: str) -> str:
+    def _to_canonical_key(self, key: str) -> str:
         bare = key.removeprefix(self.trunk_prefix)
         if bare != key and is_trunk(bare):
             return bare
-        return _renamed(key, self.renames)
+        return _rename(key, self.renames)
 
-    def _outward(self, key: str) -> str:
+    def _from_canonical_key(self, key: str) -> str:
         if is_trunk(key):
             return self.trunk_prefix + key
-        return _renamed(key, tuple((canonical, own) for own, canonical in self.renames))
+        return _rename(key, tuple((canonical, own) for own, canonical in self.renames))
 
 
-def _renamed(key: str, rules: tuple[tuple[str, str], ...]) -> str:
+def _rename(key: str, rules: tuple[tuple[str, str], ...]) -> str:
     fitting = [rule for rule in rules if key.startswith(rule[0])]
     if not fitting:
         return key

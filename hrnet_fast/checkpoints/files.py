@@ -108,7 +108,7 @@ def save_checkpoint(state: Mapping[str, Tensor], path: str | os.PathLike[str], *
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
             temporary = handle.name
             if safetensors is not None:
-                handle.write(safetensors.save(_apart(state)))
+                handle.write(safetensors.save(_without_shared_memory(state)))
             else:
                 torch.save(dict(state), handle)
             handle.flush()
@@ -140,7 +140,7 @@ def _check_state(state: object) -> None:
         )
 
 
-def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _without_shared_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Dense CPU tensors of which no two share memory: safetensors writes only such."""
     out: dict[str, Tensor] = {}
     seen: set[int] = set()

@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 _POINTWISE_DOWN = re.compile(r"stage\d+\.\d+\.fuse_layers\.1\.0\.0\.weight$")
 
 
-class Shapes:
+class StateShapes:
     """Keys and shapes, with the look-ups that inference needs."""
 
     def __init__(self, shapes: Mapping[str, Shape]) -> None:
@@ -64,11 +64,11 @@ def infer_config(shapes: Mapping[str, Shape], **defaults: Any) -> HRNetConfig:
         CheckpointError: a key is missing that decides the network's shape.
         ConfigError: shapes that no network has.
     """
-    s = Shapes(shapes)
-    stages = [_first_stage(s)]
+    s = StateShapes(shapes)
+    stages = [_infer_first_stage(s)]
     k = 2
     while s.has(f"stage{k}"):
-        stages.append(_stage(s, f"stage{k}"))
+        stages.append(_infer_stage(s, f"stage{k}"))
         k += 1
     last = stages[-1]
     fuse = f"stage{k - 1}.{last.num_modules - 1}.fuse_layers"
@@ -76,7 +76,7 @@ def infer_config(shapes: Mapping[str, Shape], **defaults: Any) -> HRNetConfig:
         "in_channels": s.size("conv1.weight", 1, 4),
         "stem_channels": s.size("conv1.weight", 0, 4),
         "multiscale_output": last.num_branches == 1 or s.count(fuse) != 1,
-        "fusion_units": _fusion_units(s, stages),
+        "fusion_units": _infer_fusion_units(s, stages),
         "downsample": "bilinear" if any(_POINTWISE_DOWN.match(key) for key in s.shapes) else "strided",
     }
     if not any(key.endswith(".running_mean") and not key.startswith("neck.") for key in s.shapes):
@@ -84,12 +84,12 @@ def infer_config(shapes: Mapping[str, Shape], **defaults: Any) -> HRNetConfig:
     return HRNetConfig(tuple(stages), infer_head(s), **options).override(**defaults)
 
 
-def _first_stage(s: Shapes) -> StageConfig:
+def _infer_first_stage(s: StateShapes) -> StageConfig:
     block: BlockKind = "bottleneck" if s.has("layer1.0.conv3") else "basic"
     return StageConfig((s.size("layer1.0.conv1.weight", 0, 4),), (max(1, s.count("layer1")),), 1, block)
 
 
-def _stage(s: Shapes, name: str) -> StageConfig:
+def _infer_stage(s: StateShapes, name: str) -> StageConfig:
     branches = s.count(f"{name}.0.branches")
     first = [f"{name}.0.branches.{b}" for b in range(branches)]
     block: BlockKind = "bottleneck" if s.has(f"{name}.0.branches.0.0.conv3") else "basic"
@@ -101,7 +101,7 @@ def _stage(s: Shapes, name: str) -> StageConfig:
     )
 
 
-def _fusion_units(s: Shapes, stages: list[StageConfig]) -> str:
+def _infer_fusion_units(s: StateShapes, stages: list[StageConfig]) -> str:
     """Which modules fuse: all, the last of every stage, or the very last (Table 12)."""
 
     def fuses(k: int, module: int) -> bool:
@@ -121,14 +121,14 @@ def _fusion_units(s: Shapes, stages: list[StageConfig]) -> str:
     return "across" if within and not any(within) else "within"
 
 
-def _mixing(s: Shapes, name: str) -> dict[str, Any]:
+def _infer_mixing(s: StateShapes, name: str) -> dict[str, Any]:
     """The convolution over the concatenation: its kernel, and its outputs where they are not as many as its inputs."""
     weight = f"{name}.0.weight"
     width, inputs = s.size(weight, 0, 4), s.size(weight, 1, 4)
     return {"mixing_kernel": s.size(weight, 2, 4), "mixing_channels": 0 if width == inputs else width}
 
 
-def infer_head(s: Shapes) -> HeadConfig:
+def infer_head(s: StateShapes) -> HeadConfig:
     """Return the head that the keys outside the trunk belong to."""
 
     def dense(kind: Any, name: str) -> HeadConfig:
@@ -140,7 +140,7 @@ def infer_head(s: Shapes) -> HeadConfig:
             s.size(last, 2, 4) if outputs else 1,
             conv_bias=s.has(f"{name}.0.bias"),
             output_bias=not outputs or s.has(f"{name}.3.bias"),
-            **_mixing(s, name),
+            **_infer_mixing(s, name),
         )
 
     if s.has("ocr_distri_head"):
@@ -151,12 +151,12 @@ def infer_head(s: Shapes) -> HeadConfig:
             channels=s.size("conv3x3_ocr.0.weight", 0, 4),
             key_channels=s.size("ocr_distri_head.object_context_block.f_pixel.0.weight", 0, 4),
             attention_bias=s.has("ocr_distri_head.object_context_block.f_pixel.0.bias"),
-            **_mixing(s, "aux_head"),
+            **_infer_mixing(s, "aux_head"),
         )
     if s.has("neck"):
-        return _pyramid(s)
+        return _infer_pyramid(s)
     if s.has("final_layers"):
-        return _higher(s)
+        return _infer_higher_head(s)
     if s.has("last_layer"):
         return dense("v2", "last_layer")
     if s.has("head"):
@@ -179,7 +179,7 @@ def infer_head(s: Shapes) -> HeadConfig:
     return HeadConfig("features")
 
 
-def _pyramid(s: Shapes) -> HeadConfig:
+def _infer_pyramid(s: StateShapes) -> HeadConfig:
     """Stride and pooling of a neck are not in its keys."""
     norm = None
     for name, kind in (("gn", "gn"), ("bn", "bn")):
@@ -189,7 +189,7 @@ def _pyramid(s: Shapes) -> HeadConfig:
     return HeadConfig("v2p", channels=channels, num_levels=max(1, s.count("neck.fpn_convs")), pyramid_norm=norm)
 
 
-def _higher(s: Shapes) -> HeadConfig:
+def _infer_higher_head(s: StateShapes) -> HeadConfig:
     """Outputs with tags have more channels than those without, which have one per keypoint."""
     steps = s.count("deconv_layers")
     outputs = [s.size(f"final_layers.{i}.weight", 0, 4) for i in range(1 + steps)]

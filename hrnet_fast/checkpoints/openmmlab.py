@@ -21,7 +21,7 @@ _MM_OCR_BLOCK = "decode_head.1.object_context_block."
 _LANDMARKS = {"upsample": "bilinear"}
 
 
-def _projection(theirs: str, ours: str, convs: int) -> tuple[tuple[str, str], ...]:
+def _projection_renames(theirs: str, ours: str, convs: int) -> tuple[tuple[str, str], ...]:
     """One projection of the OCR attention; a single convolution module is not numbered."""
     rules = []
     for i in range(convs):
@@ -122,10 +122,10 @@ MMSEG_OCR = Family(
         ("decode_head.0.conv_seg.", "aux_head.3."),
         ("decode_head.1.bottleneck.conv.", "conv3x3_ocr.0."),
         ("decode_head.1.bottleneck.bn.", "conv3x3_ocr.1."),
-        *_projection("query_project", "f_pixel", 2),
-        *_projection("key_project", "f_object", 2),
-        *_projection("value_project", "f_down", 1),
-        *_projection("out_project", "f_up", 1),
+        *_projection_renames("query_project", "f_pixel", 2),
+        *_projection_renames("key_project", "f_object", 2),
+        *_projection_renames("value_project", "f_down", 1),
+        *_projection_renames("out_project", "f_up", 1),
         (f"{_MM_OCR_BLOCK}bottleneck.conv.", "ocr_distri_head.conv_bn_dropout.0."),
         (f"{_MM_OCR_BLOCK}bottleneck.bn.", "ocr_distri_head.conv_bn_dropout.1.0."),
         ("decode_head.1.conv_seg.", "cls_head."),

@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from hrnet_fast.checkpoints.assumptions import assumptions
+from hrnet_fast.checkpoints.assumptions import find_assumptions
 from hrnet_fast.checkpoints.channels import adapt_input
-from hrnet_fast.checkpoints.comparison import check_state, expected_shapes, odd_values
+from hrnet_fast.checkpoints.comparison import check_state, expected_shapes, suspicious_values
 from hrnet_fast.checkpoints.family import Family, is_trunk
 from hrnet_fast.checkpoints.files import read_file
-from hrnet_fast.checkpoints.heads import fit_head
 from hrnet_fast.checkpoints.infer import infer_config
 from hrnet_fast.checkpoints.openseg import uses_inplace_abn
+from hrnet_fast.checkpoints.partial_head import fit_head
 from hrnet_fast.checkpoints.recognition import as_backbone, recognise, recognise_trunk
 from hrnet_fast.checkpoints.trunk import WHOLE
 from hrnet_fast.checkpoints.wrappers import absolute_scales, unwrap
@@ -96,7 +96,7 @@ def parse_checkpoint(
     check_text("checkpoint", part=part, head=head, weights=weights)
     check_bool("checkpoint", torch04=torch04)
     notes: list[str] = []
-    data = source if isinstance(source, Mapping) else _read(source)
+    data = source if isinstance(source, Mapping) else _read_source(source)
     raw = unwrap(data, notes, weights)
     if part != WHOLE and head != "exact":
         raise ConfigError(f"head={head!r} is of whole checkpoints; part={part!r} takes a trunk, which has no head.")
@@ -120,7 +120,7 @@ def parse_checkpoint(
     whole = found
     if part != WHOLE:
         found = as_backbone(found)
-    config = _infer(state, found, found.told_by(named, notes), overrides)
+    config = _infer_network(state, found, found.defaults_for(named, notes), overrides)
     _check_decode(decode, config)
     state = adapt_input(state, config.in_channels, notes)
     state, drawn = fit_head(state, expected_shapes(config), head, notes)
@@ -136,9 +136,9 @@ def parse_checkpoint(
             f"the head's convolution has no bias, which files of family {found.name!r} have; nor has the network, then"
         )
     check_state(state, config, family=found.name, drawn=drawn)
-    notes += odd_values(state)
+    notes += suspicious_values(state)
     whole = whole if part == WHOLE else dataclasses.replace(whole, keypoints=None)
-    assumed = assumptions(whole, config, overrides | {"decode": decode}, named)
+    assumed = find_assumptions(whole, config, overrides | {"decode": decode}, named)
     return Checkpoint(state, found, config, tuple(notes), decode or found.keypoints, drawn, assumed)
 
 
@@ -149,7 +149,7 @@ def _check_decode(decode: str | None, config: HRNetConfig) -> None:
             raise InputError(f"load_checkpoint: decode={decode!r} given; a {config.head.kind} head has no heatmaps.")
 
 
-def _read(source: Any) -> Any:
+def _read_source(source: Any) -> Any:
     if not isinstance(source, (str, os.PathLike)):
         raise CheckpointError(
             f"A checkpoint is a path or a mapping; {type(source).__name__} given. For a module, pass its state_dict()."
@@ -157,7 +157,7 @@ def _read(source: Any) -> Any:
     return read_file(source)
 
 
-def _infer(
+def _infer_network(
     state: Mapping[str, Tensor], family: Family, defaults: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> HRNetConfig:
     shapes = {k: tuple(v.shape) for k, v in state.items() if is_trunk(k) or not family.bare}

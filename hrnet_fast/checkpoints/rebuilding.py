@@ -65,7 +65,7 @@ class Allowed:
     function: Callable[..., Any]
 
 
-def _sizes(values: Any) -> tuple[int, ...]:
+def _check_sizes(values: Any) -> tuple[int, ...]:
     if not isinstance(values, tuple) or len(values) > MOST_DIMENSIONS:
         refuse("a tensor's sizes and strides are no short tuples")
     if any(type(v) is not int or v < 0 for v in values):
@@ -93,12 +93,14 @@ def _check_extent(storage: Storage, numel: int, offset: int, size: tuple[int, ..
         refuse(f"a tensor's strides {list(stride)} do not fit its storage of {numel} elements")
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any, dtype: torch.dtype | None = None) -> Tensor:
+def _build_tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, *_: Any, dtype: torch.dtype | None = None
+) -> Tensor:
     """``_rebuild_tensor`` and ``_rebuild_tensor_v2``; what follows the strides (gradient, hooks) is left out."""
     if not isinstance(storage, Storage):
         refuse("a tensor without a storage")
-    size, stride = _sizes(size), _sizes(stride)
-    (offset,) = _sizes((offset,))
+    size, stride = _check_sizes(size), _check_sizes(stride)
+    (offset,) = _check_sizes((offset,))
     dtype = dtype or storage.dtype
     nbytes = storage.numel * storage.dtype.itemsize
     _check_extent(storage, nbytes // dtype.itemsize, offset, size, stride)
@@ -108,22 +110,24 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any, dtype: t
     return torch.empty(0, dtype=dtype).set_(storage.untyped, first + offset, size, stride)  # type: ignore[call-overload, no-any-return]
 
 
-def _tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any) -> Tensor:
+def _build_tensor_v3(
+    storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
+) -> Tensor:
     if not isinstance(dtype, torch.dtype):
         refuse("a tensor without a type")
-    return _tensor(storage, offset, size, stride, dtype=dtype)
+    return _build_tensor(storage, offset, size, stride, dtype=dtype)
 
 
-def _parameter(data: Any, *_: Any) -> Any:
+def _build_parameter(data: Any, *_: Any) -> Any:
     return data
 
 
-def _of_subclass(function: Any, _kind: Any, args: Any, _state: Any) -> Any:
+def _build_from_type(function: Any, _kind: Any, args: Any, _state: Any) -> Any:
     """``_rebuild_from_type_v2``: the tensor inside, without the attributes of its subclass."""
-    return call(function, args)
+    return call_allowed(function, args)
 
 
-def _ordered(items: Any = None) -> OrderedDict[Any, Any]:
+def _ordered_dict(items: Any = None) -> OrderedDict[Any, Any]:
     """An ``OrderedDict``, empty since Python 3; a list that it was made of is emptied, so that it fills one only."""
     out: OrderedDict[Any, Any] = OrderedDict()
     if items is not None:
@@ -137,14 +141,14 @@ def _ordered(items: Any = None) -> OrderedDict[Any, Any]:
 
 _UTILS = "torch._utils"
 ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): Allowed(_ordered),
-    ("torch", "Size"): Allowed(_sizes),
-    (_UTILS, "_rebuild_tensor"): Allowed(_tensor),
-    (_UTILS, "_rebuild_tensor_v2"): Allowed(_tensor),
-    (_UTILS, "_rebuild_tensor_v3"): Allowed(_tensor_v3),
-    (_UTILS, "_rebuild_parameter"): Allowed(_parameter),
-    (_UTILS, "_rebuild_parameter_with_state"): Allowed(_parameter),
-    ("torch._tensor", "_rebuild_from_type_v2"): Allowed(_of_subclass),
+    ("collections", "OrderedDict"): Allowed(_ordered_dict),
+    ("torch", "Size"): Allowed(_check_sizes),
+    (_UTILS, "_rebuild_tensor"): Allowed(_build_tensor),
+    (_UTILS, "_rebuild_tensor_v2"): Allowed(_build_tensor),
+    (_UTILS, "_rebuild_tensor_v3"): Allowed(_build_tensor_v3),
+    (_UTILS, "_rebuild_parameter"): Allowed(_build_parameter),
+    (_UTILS, "_rebuild_parameter_with_state"): Allowed(_build_parameter),
+    ("torch._tensor", "_rebuild_from_type_v2"): Allowed(_build_from_type),
     **{
         (module, name): StorageType(dtype)
         for module in ("torch", "torch.cuda", "torch.storage")
@@ -154,7 +158,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-def call(function: Any, args: Any) -> Any:
+def call_allowed(function: Any, args: Any) -> Any:
     """Call what is allowed; what is not becomes inert, with its arguments."""
     if not isinstance(args, tuple):
         refuse("arguments that are no tuple")

@@ -9,7 +9,7 @@ from torch import Tensor
 from hrnet_fast.checkpoints.families import FAMILIES, detect_family, get_family
 from hrnet_fast.checkpoints.family import ANY_TRUNK, Family
 from hrnet_fast.checkpoints.openseg import uses_inplace_abn
-from hrnet_fast.checkpoints.trunk import BACKBONE, find_trunk, no_trunk, shown_tops, trunk_prefixes
+from hrnet_fast.checkpoints.trunk import BACKBONE, find_trunk, no_trunk, top_level_names, trunk_prefixes
 from hrnet_fast.errors import CheckpointError
 
 
@@ -37,7 +37,7 @@ def recognise(raw: dict[str, Tensor], family: str) -> tuple[Family, dict[str, Te
         find_trunk(raw, BACKBONE)  # raises, and names them
     trunk = find_trunk(raw, BACKBONE)
     outside = [key for key in raw if not key.startswith(trunk.prefix)]
-    hint = f" Or remove {shown_tops(outside)} and pass the mapping, if the rest is one network." if outside else ""
+    hint = f" Or remove {top_level_names(outside)} and pass the mapping, if the rest is one network." if outside else ""
     raise CheckpointError(
         f"The checkpoint holds {trunk.describe()}, together no network that this package knows. part='backbone' loads "
         "the trunk alone, load_backbone(model, source) fills a model's, convert_checkpoint(source, to='backbone') "
@@ -51,7 +51,7 @@ def recognise_trunk(
     """Return the trunk in a checkpoint, and the family that it belongs to as far as its neighbours tell."""
     trunk = find_trunk(raw, part)
     if trunk.beside:
-        notes.append(f"left out {len(trunk.beside)} entries beside the trunk: {shown_tops(trunk.beside)}")
+        notes.append(f"left out {len(trunk.beside)} entries beside the trunk: {top_level_names(trunk.beside)}")
     if family != "auto":
         named = get_family(family)
         return named, named.without_buffers(trunk.state, notes)

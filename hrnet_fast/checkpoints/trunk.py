@@ -37,7 +37,7 @@ class Trunk:
         first = self.state[_mark("")]
         width = f" of width {first.shape[1]}" if first.dim() == 4 else ""
         where = f"under {self.prefix!r}" if self.prefix else "without a prefix"
-        return f"an HRNet trunk{width} {where}{f', beside {shown_tops(self.beside)}' if self.beside else ''}"
+        return f"an HRNet trunk{width} {where}{f', beside {top_level_names(self.beside)}' if self.beside else ''}"
 
 
 def _mark(prefix: str) -> str:
@@ -86,7 +86,7 @@ def no_trunk(keys: Mapping[str, Any]) -> CheckpointError:
     )
 
 
-def shown_tops(keys: Iterable[str], most: int = 6) -> str:
+def top_level_names(keys: Iterable[str], most: int = 6) -> str:
     """Name the first parts of keys, as ``decoder., fc.``."""
     tops = [f"{top}." for top in dict.fromkeys(key.split(".")[0] for key in keys)]
     return some_of(tops, most)

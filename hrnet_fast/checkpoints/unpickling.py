@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from hrnet_fast.checkpoints.inert import Inert, Name, refuse
-from hrnet_fast.checkpoints.rebuilding import ALLOWED, call, check_key, set_item
+from hrnet_fast.checkpoints.rebuilding import ALLOWED, call_allowed, check_key, set_item
 
 _PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
 
@@ -45,11 +45,11 @@ class Unpickler(_PythonUnpickler):  # type: ignore[misc]
         refuse(f"extension code {code}, which no checkpoint needs")
 
     def _instantiate(self, klass: Any, args: list[Any]) -> None:
-        self.append(call(klass, tuple(args)))
+        self.append(call_allowed(klass, tuple(args)))
 
     def load_reduce(self) -> None:
         args = self.stack.pop()
-        self.stack[-1] = call(self.stack[-1], args)
+        self.stack[-1] = call_allowed(self.stack[-1], args)
 
     def load_newobj_ex(self) -> None:
         keywords = self.stack.pop()

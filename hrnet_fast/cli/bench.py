@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hrnet_fast.cli.console import json_option, print_json, print_table
-from hrnet_fast.cli.parsing import parse_share
+from hrnet_fast.cli.option_values import parse_share
 from hrnet_fast.errors import InputError
 
 if TYPE_CHECKING:

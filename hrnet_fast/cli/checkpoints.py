@@ -25,7 +25,7 @@ from hrnet_fast.cli.console import json_option, print_json, print_table, show_no
 @json_option
 def info(what: str, family: str, part: str, input_size: str | None, weights: str, torch04: bool, as_json: bool) -> None:
     """Describe WHAT: a named network, or a checkpoint file."""
-    from hrnet_fast.cli.parsing import parse_size
+    from hrnet_fast.cli.option_values import parse_size
     from hrnet_fast.measure import complexity
     from hrnet_fast.models.registry import get_variant, list_models
 

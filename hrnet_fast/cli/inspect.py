@@ -97,7 +97,7 @@ def plan(model: str, size: str | None, batch: int, dtype: str, steps: bool, dot:
     """Show how an engine would execute a named MODEL; needs no weights."""
     import torch
 
-    from hrnet_fast.cli.parsing import parse_size
+    from hrnet_fast.cli.option_values import parse_size
     from hrnet_fast.inference.planning.lowering import make_plan
     from hrnet_fast.models import HRNet
     from hrnet_fast.models.registry import get_variant

@@ -20,7 +20,7 @@ from hrnet_fast.cli.console import (
     torch04_option,
     weights_option,
 )
-from hrnet_fast.cli.parsing import parse_box, parse_size
+from hrnet_fast.cli.option_values import parse_box, parse_size
 from hrnet_fast.errors import InputError
 from hrnet_fast.implementations import ENV_VAR
 
@@ -99,7 +99,7 @@ def run(
     """Run a checkpoint on IMAGES (a file or a folder); write NAME.json and NAME.png for each into the output folder."""
     from hrnet_fast.tasks import TASKS, Options
     from hrnet_fast.tasks.images import find_images, read_image
-    from hrnet_fast.tasks.prediction import assumptions
+    from hrnet_fast.tasks.prediction import all_assumptions
 
     show_notes()
     chosen = TASKS[task]
@@ -119,8 +119,8 @@ def run(
         endings = ("json", "png", *(f"{name}.png" for name in chosen.maps))
         _check_absent([output / f"{path.name}.{ending}" for path in paths for ending in endings])
     given = {"decode": decode, "align_corners": align_corners, "in_channels": in_channels and int(in_channels)}
-    model = _load(checkpoint, task, given, family=family, weights=weights, torch04=torch04, impl=impl)
-    network = _network(model, engine, dtype, impl, len(paths))
+    model = _load_model(checkpoint, task, given, family=family, weights=weights, torch04=torch04, impl=impl)
+    network = _make_network(model, engine, dtype, impl, len(paths))
     _make_folder(output)
     results: list[dict[str, Any]] = []
     failures: list[str] = []
@@ -138,7 +138,7 @@ def run(
             "image": str(path),
             "task": task,
             "family": model.family,
-            "ran": _ran(network, impl),
+            "ran": _describe_execution(network, impl),
             **prediction.data,
         }
         stem = output / path.name
@@ -151,18 +151,18 @@ def run(
         except (OSError, ValueError) as error:
             raise InputError(f"{stem}: the answer cannot be written ({error}).") from error
         results.append(result)
-    for line in assumptions(model):
+    for line in all_assumptions(model):
         click.echo(line, err=True)
     if as_json:
         print_json(results)
     else:
-        ran = _ran(network, impl)
+        ran = _describe_execution(network, impl)
         click.echo(f"{len(results)} of {len(paths)} images done ({ran}); JSON and pictures are in {output}/")
     if failures:
         raise InputError(f"{len(failures)} of {len(paths)} images failed: {'; '.join(failures[:5])}")
 
 
-def _load(checkpoint: Path, task: str, given: dict[str, Any], **how: Any) -> HRNet:
+def _load_model(checkpoint: Path, task: str, given: dict[str, Any], **how: Any) -> HRNet:
     """Return the checkpoint's network for `task`, with what was `given` of its configuration."""
     from hrnet_fast.checkpoints import load_checkpoint
     from hrnet_fast.tasks import TASKS
@@ -174,11 +174,11 @@ def _load(checkpoint: Path, task: str, given: dict[str, Any], **how: Any) -> HRN
     return model
 
 
-def _network(model: HRNet, engine: str, dtype: str | None, impl: str, images: int) -> Network:
+def _make_network(model: HRNet, engine: str, dtype: str | None, impl: str, images: int) -> Network:
     """Return what is to answer: the model, or an engine where that was asked for or pays."""
     import torch
 
-    from hrnet_fast.tasks.engine_runner import Engined
+    from hrnet_fast.tasks.engine_runner import EngineRunner
 
     if engine == "off" and dtype is not None:
         raise InputError(f"--dtype {dtype} is the engine's; leave out --engine off.")
@@ -188,13 +188,13 @@ def _network(model: HRNet, engine: str, dtype: str | None, impl: str, images: in
     named = impl != "auto" or os.environ.get(ENV_VAR, "auto") != "auto"  # of the model: it is to run so
     if not wanted and (engine == "off" or named or images < ENGINE_PAYS):
         return model
-    return Engined(model, getattr(torch, dtype or "float32"), or_model=not wanted)
+    return EngineRunner(model, getattr(torch, dtype or "float32"), or_model=not wanted)
 
 
-def _ran(network: Network, impl: str) -> str:
-    from hrnet_fast.tasks.engine_runner import Engined
+def _describe_execution(network: Network, impl: str) -> str:
+    from hrnet_fast.tasks.engine_runner import EngineRunner
 
-    return network.describe() if isinstance(network, Engined) else f"model, impl={impl!r}"
+    return network.describe() if isinstance(network, EngineRunner) else f"model, impl={impl!r}"
 
 
 def _check_options(task: str, heeded: tuple[str, ...], optional: tuple[str, ...]) -> None:

@@ -6,8 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from hrnet_fast.config.fields import HEAD_ALIASES, HeadKind, boolean, integer, listed, number, one_of, positive
-from hrnet_fast.config.parts import DeconvConfig, NormConfig, made_of, norm_of
+from hrnet_fast.config.fields import (
+    HEAD_ALIASES,
+    HeadKind,
+    as_tuple,
+    check_bools,
+    check_one_of,
+    check_positive,
+    is_int,
+    is_real,
+)
+from hrnet_fast.config.parts import DeconvConfig, NormConfig, as_norm, build_part
 from hrnet_fast.errors import ConfigError, shown
 
 
@@ -74,52 +83,52 @@ class HeadConfig:
     def __post_init__(self) -> None:
         if isinstance(self.kind, str):
             object.__setattr__(self, "kind", HEAD_ALIASES.get(self.kind, self.kind))
-        one_of("HeadConfig", "kind", self.kind, get_args(HeadKind))
-        one_of("HeadConfig", "kernel_size", self.kernel_size, (1, 3))
-        one_of("HeadConfig", "mixing_kernel", self.mixing_kernel, (1, 3))
-        one_of("HeadConfig", "feature_location", self.feature_location, ("", "incre"))
-        one_of("HeadConfig", "ocr_outputs", self.ocr_outputs, ("both", "tuple", "main"))
-        one_of("HeadConfig", "pyramid_pool", self.pyramid_pool, ("avg", "max"))
-        positive("HeadConfig", num_levels=self.num_levels, key_channels=self.key_channels)
-        positive("HeadConfig", pyramid_stride=self.pyramid_stride)
-        boolean("HeadConfig", conv_bias=self.conv_bias, upsample_logits=self.upsample_logits)
-        boolean("HeadConfig", output_bias=self.output_bias, attention_bias=self.attention_bias)
-        object.__setattr__(self, "pyramid_norm", norm_of(self.pyramid_norm))
+        check_one_of("HeadConfig", "kind", self.kind, get_args(HeadKind))
+        check_one_of("HeadConfig", "kernel_size", self.kernel_size, (1, 3))
+        check_one_of("HeadConfig", "mixing_kernel", self.mixing_kernel, (1, 3))
+        check_one_of("HeadConfig", "feature_location", self.feature_location, ("", "incre"))
+        check_one_of("HeadConfig", "ocr_outputs", self.ocr_outputs, ("both", "tuple", "main"))
+        check_one_of("HeadConfig", "pyramid_pool", self.pyramid_pool, ("avg", "max"))
+        check_positive("HeadConfig", num_levels=self.num_levels, key_channels=self.key_channels)
+        check_positive("HeadConfig", pyramid_stride=self.pyramid_stride)
+        check_bools("HeadConfig", conv_bias=self.conv_bias, upsample_logits=self.upsample_logits)
+        check_bools("HeadConfig", output_bias=self.output_bias, attention_bias=self.attention_bias)
+        object.__setattr__(self, "pyramid_norm", as_norm(self.pyramid_norm))
         if self.pyramid_norm is not None and not isinstance(self.pyramid_norm, NormConfig):
             raise ConfigError(
                 f"HeadConfig: pyramid_norm={shown(self.pyramid_norm)} must be a NormConfig, its kind or None."
             )
-        given = listed("HeadConfig", "deconvs", self.deconvs)
-        steps = tuple(made_of(DeconvConfig, step) if isinstance(step, Mapping) else step for step in given)
+        given = as_tuple("HeadConfig", "deconvs", self.deconvs)
+        steps = tuple(build_part(DeconvConfig, step) if isinstance(step, Mapping) else step for step in given)
         if not all(isinstance(step, DeconvConfig) for step in steps):
             raise ConfigError(f"HeadConfig: deconvs={shown(self.deconvs)} must be a sequence of DeconvConfig.")
         object.__setattr__(self, "deconvs", steps)
         self._check_tags()
-        if integer(self.channels) and self.channels == 0:
+        if is_int(self.channels) and self.channels == 0:
             object.__setattr__(self, "channels", 512 if self.kind == "ocr" else 256)
-        positive("HeadConfig", channels=self.channels)
-        if not integer(self.mixing_channels) or self.mixing_channels < 0:
+        check_positive("HeadConfig", channels=self.channels)
+        if not is_int(self.mixing_channels) or self.mixing_channels < 0:
             raise ConfigError(
                 f"HeadConfig: mixing_channels={shown(self.mixing_channels)} must be an integer of at least 0."
             )
         if self.out_indices is not None:
-            object.__setattr__(self, "out_indices", listed("HeadConfig", "out_indices", self.out_indices))
-        if not integer(self.num_outputs) or self.num_outputs < 0:
+            object.__setattr__(self, "out_indices", as_tuple("HeadConfig", "out_indices", self.out_indices))
+        if not is_int(self.num_outputs) or self.num_outputs < 0:
             raise ConfigError(f"HeadConfig: num_outputs={shown(self.num_outputs)} must be an integer of at least 0.")
         if self.num_outputs == 0 and self.kind in ("ocr", "face", "higher"):
             raise ConfigError(
                 f"HeadConfig: the {self.kind!r} head has no use without outputs; give num_outputs (classes, landmarks "
                 "or keypoints), or take head='v2' or 'features' for a representation."
             )
-        if not (number(self.dropout) and 0.0 <= self.dropout < 1.0):
+        if not (is_real(self.dropout) and 0.0 <= self.dropout < 1.0):
             raise ConfigError(f"HeadConfig: dropout={shown(self.dropout)} must lie in [0, 1).")
 
     def _check_tags(self) -> None:
         outputs = 1 + len(self.deconvs)
-        tags = listed("HeadConfig", "tags", self.tags)
+        tags = as_tuple("HeadConfig", "tags", self.tags)
         if self.kind == "higher":
             tags = tags or (0,) * outputs
-        if any(not integer(t) or t < 0 for t in tags) or (tags and len(tags) != outputs):
+        if any(not is_int(t) or t < 0 for t in tags) or (tags and len(tags) != outputs):
             raise ConfigError(
                 f"HeadConfig: tags={shown(self.tags)} must be {outputs} integers of at least 0, one for the first "
                 f"output and one for each of the {len(self.deconvs)} deconvs."

@@ -15,11 +15,11 @@ from hrnet_fast.config.fields import (
     BlockKind,
     UpsampleMode,
     UpsampleTo,
-    boolean,
-    integer,
-    listed,
-    one_of,
-    positive,
+    as_tuple,
+    check_bools,
+    check_one_of,
+    check_positive,
+    is_int,
 )
 from hrnet_fast.config.head import HeadConfig
 from hrnet_fast.config.parts import DeconvConfig, NormConfig, StageConfig
@@ -73,20 +73,20 @@ class HRNetConfig:
 
     def __post_init__(self) -> None:
         owner = "HRNetConfig"
-        object.__setattr__(self, "stages", listed(owner, "stages", self.stages))
+        object.__setattr__(self, "stages", as_tuple(owner, "stages", self.stages))
         parts = [("stages", StageConfig, one) for one in self.stages]
         for name, kind, part in (*parts, ("head", HeadConfig, self.head), ("norm", NormConfig, self.norm)):
             if not isinstance(part, kind):
                 raise ConfigError(f"{owner}: {name} has {shown(part)} where a {kind.__name__} belongs.")
         names = ("align_corners", "multiscale_output", "norm_eval", "zero_init_residual", "gradient_checkpointing")
-        boolean(owner, **{name: getattr(self, name) for name in names})
-        positive(owner, in_channels=self.in_channels, stem_channels=self.stem_channels)
-        one_of(owner, "upsample", self.upsample, get_args(UpsampleMode))
-        one_of(owner, "upsample_to", self.upsample_to, get_args(UpsampleTo))
-        one_of(owner, "fusion", self.fusion, ("sum", "product"))
-        one_of(owner, "fusion_units", self.fusion_units, ("final", "across", "within"))
-        one_of(owner, "downsample", self.downsample, ("strided", "bilinear"))
-        one_of(owner, "init", self.init, ("normal", "kaiming"))
+        check_bools(owner, **{name: getattr(self, name) for name in names})
+        check_positive(owner, in_channels=self.in_channels, stem_channels=self.stem_channels)
+        check_one_of(owner, "upsample", self.upsample, get_args(UpsampleMode))
+        check_one_of(owner, "upsample_to", self.upsample_to, get_args(UpsampleTo))
+        check_one_of(owner, "fusion", self.fusion, ("sum", "product"))
+        check_one_of(owner, "fusion_units", self.fusion_units, ("final", "across", "within"))
+        check_one_of(owner, "downsample", self.downsample, ("strided", "bilinear"))
+        check_one_of(owner, "init", self.init, ("normal", "kaiming"))
         if len(self.stages) < 2:
             raise ConfigError(f"{owner}: {len(self.stages)} stage(s) given; a network needs at least two.")
         if self.stages[0].num_branches != 1 or self.stages[0].num_modules != 1:
@@ -94,7 +94,7 @@ class HRNetConfig:
         branches = [stage.num_branches for stage in self.stages]
         if branches != sorted(branches):
             raise ConfigError(f"{owner}: branches per stage {branches} must not shrink.")
-        if not integer(self.frozen_stages) or not -1 <= self.frozen_stages <= len(self.stages):
+        if not is_int(self.frozen_stages) or not -1 <= self.frozen_stages <= len(self.stages):
             raise ConfigError(
                 f"{owner}: frozen_stages={shown(self.frozen_stages)} must be an integer between -1 (none) and "
                 f"{len(self.stages)}."
@@ -112,11 +112,7 @@ class HRNetConfig:
         if indices is None:
             return
         maps = (branches if self.multiscale_output else 1) + (self.head.feature_location == "incre")
-        if (
-            not indices
-            or any(not integer(i) or not 0 <= i < maps for i in indices)
-            or len(set(indices)) != len(indices)
-        ):
+        if not indices or any(not is_int(i) or not 0 <= i < maps for i in indices) or len(set(indices)) != len(indices):
             raise ConfigError(
                 f"HeadConfig: out_indices={indices} must be distinct indices from 0 to {maps - 1}, the maps that "
                 "this network makes."
@@ -167,20 +163,20 @@ class HRNetConfig:
         Raises:
             ConfigError: a value out of range, or an unknown field.
         """
-        positive("HRNetConfig.make", width=width, num_blocks=num_blocks, stage1_channels=stage1_channels)
-        one_of("HRNetConfig.make", "block", block, get_args(BlockKind))
+        check_positive("HRNetConfig.make", width=width, num_blocks=num_blocks, stage1_channels=stage1_channels)
+        check_one_of("HRNetConfig.make", "block", block, get_args(BlockKind))
         planes = width // EXPANSION[block]
-        positive("HRNetConfig.make", planes=planes)
+        check_positive("HRNetConfig.make", planes=planes)
         stages = [StageConfig((stage1_channels,), (stage1_blocks,), 1, "bottleneck")]
-        num_modules = listed("HRNetConfig.make", "num_modules", num_modules)  # type: ignore[assignment]
-        num_branches = listed("HRNetConfig.make", "num_branches", num_branches)  # type: ignore[assignment]
+        num_modules = as_tuple("HRNetConfig.make", "num_modules", num_modules)  # type: ignore[assignment]
+        num_branches = as_tuple("HRNetConfig.make", "num_branches", num_branches)  # type: ignore[assignment]
         if len(num_modules) != len(num_branches):
             raise ConfigError(
                 f"HRNetConfig.make: num_modules={num_modules} and num_branches={num_branches} must name equally "
                 "many stages."
             )
         for modules, branches in zip(num_modules, num_branches, strict=True):
-            positive("HRNetConfig.make", num_branches=branches)
+            check_positive("HRNetConfig.make", num_branches=branches)
             channels = tuple(planes * 2**i for i in range(branches))
             stages.append(StageConfig(channels, (num_blocks,) * branches, modules, block))
         config = cls(tuple(stages), **_head_defaults(head, num_outputs, width))

@@ -7,7 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from hrnet_fast.config.fields import EXPANSION, BlockKind, NormKind, boolean, integer, listed, number, one_of, positive
+from hrnet_fast.config.fields import (
+    EXPANSION,
+    BlockKind,
+    NormKind,
+    as_tuple,
+    check_bools,
+    check_one_of,
+    check_positive,
+    is_int,
+    is_real,
+)
 from hrnet_fast.errors import ConfigError, shown
 
 
@@ -30,16 +40,16 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         for name in ("channels", "num_blocks"):
-            object.__setattr__(self, name, listed("StageConfig", name, getattr(self, name)))
-        one_of("StageConfig", "block", self.block, get_args(BlockKind))
-        positive("StageConfig", num_modules=self.num_modules)
+            object.__setattr__(self, name, as_tuple("StageConfig", name, getattr(self, name)))
+        check_one_of("StageConfig", "block", self.block, get_args(BlockKind))
+        check_positive("StageConfig", num_modules=self.num_modules)
         if not self.channels or len(self.channels) != len(self.num_blocks):
             raise ConfigError(
                 f"StageConfig: channels={self.channels} and num_blocks={self.num_blocks} must name the same, "
                 "non-empty set of branches: give one entry per branch in each."
             )
         for i, (c, b) in enumerate(zip(self.channels, self.num_blocks, strict=True)):
-            positive("StageConfig", **{f"channels[{i}]": c, f"num_blocks[{i}]": b})
+            check_positive("StageConfig", **{f"channels[{i}]": c, f"num_blocks[{i}]": b})
 
     @property
     def num_branches(self) -> int:
@@ -69,13 +79,13 @@ class NormConfig:
     groups: int = 32
 
     def __post_init__(self) -> None:
-        one_of("NormConfig", "kind", self.kind, get_args(NormKind))
-        positive("NormConfig", groups=self.groups)
-        if self.momentum is not None and not (number(self.momentum) and 0.0 <= self.momentum <= 1.0):
+        check_one_of("NormConfig", "kind", self.kind, get_args(NormKind))
+        check_positive("NormConfig", groups=self.groups)
+        if self.momentum is not None and not (is_real(self.momentum) and 0.0 <= self.momentum <= 1.0):
             raise ConfigError(
                 f"NormConfig: momentum={shown(self.momentum)} must lie in [0, 1] or be None (cumulative)."
             )
-        if not (number(self.eps) and self.eps > 0.0):
+        if not (is_real(self.eps) and self.eps > 0.0):
             raise ConfigError(f"NormConfig: eps={shown(self.eps)} must be positive.")
 
 
@@ -96,14 +106,14 @@ class DeconvConfig:
     concat: bool = True
 
     def __post_init__(self) -> None:
-        positive("DeconvConfig", channels=self.channels)
-        one_of("DeconvConfig", "kernel_size", self.kernel_size, (2, 3, 4))
-        boolean("DeconvConfig", concat=self.concat)
-        if not integer(self.num_blocks) or self.num_blocks < 0:
+        check_positive("DeconvConfig", channels=self.channels)
+        check_one_of("DeconvConfig", "kernel_size", self.kernel_size, (2, 3, 4))
+        check_bools("DeconvConfig", concat=self.concat)
+        if not is_int(self.num_blocks) or self.num_blocks < 0:
             raise ConfigError(f"DeconvConfig: num_blocks={shown(self.num_blocks)} must be an integer of at least 0.")
 
 
-def made_of(kind: Any, fields: Mapping[str, Any]) -> Any:
+def build_part(kind: Any, fields: Mapping[str, Any]) -> Any:
     """A configuration of a mapping of its fields."""
     try:
         return kind(**fields)
@@ -112,9 +122,9 @@ def made_of(kind: Any, fields: Mapping[str, Any]) -> Any:
         raise ConfigError(f"{kind.__name__}: {shown(dict(fields))} given; its fields are {accepted}.") from None
 
 
-def norm_of(value: Any) -> NormConfig | None:
+def as_norm(value: Any) -> NormConfig | None:
     """A normalisation, given as such, by its kind or as :meth:`HRNetConfig.to_dict` has it."""
     if isinstance(value, str):
         return NormConfig(kind=value)  # type: ignore[arg-type]
-    made: NormConfig | None = made_of(NormConfig, value) if isinstance(value, Mapping) else value
+    made: NormConfig | None = build_part(NormConfig, value) if isinstance(value, Mapping) else value
     return made

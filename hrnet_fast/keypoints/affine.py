@@ -21,7 +21,7 @@ def fit_box(box: Box, size: Sequence[int], padding: float = 1.25) -> Box:
     Paper, section 4, "Training": the detection box is extended to a fixed aspect ratio before cropping; the authors'
     pose and face repositories and mmpose pad it by a quarter.
     """
-    left, top, width, height = _checked(box)
+    left, top, width, height = _check_box(box)
     rows, columns = check_size("fit_box", "size", size)
     check_number("fit_box", "padding", padding)
     if padding <= 0:
@@ -31,7 +31,7 @@ def fit_box(box: Box, size: Sequence[int], padding: float = 1.25) -> Box:
     return (left + width / 2 - w / 2, top + height / 2 - h / 2, w, h)
 
 
-def _checked(box: Box) -> Box:
+def _check_box(box: Box) -> Box:
     """Return a box (left, top, width, height) that has an area.
 
     Raises:
@@ -57,7 +57,7 @@ def to_image(points: Tensor, boxes: Tensor, input_size: Sequence[int]) -> Tensor
         input_size: (H, W).
     """
     height, width = check_size("to_image", "input_size", input_size)
-    points, corner, size = _corners("to_image", points, boxes)
+    points, corner, size = _box_corners("to_image", points, boxes)
     return torch.stack([points[..., 0] / width, points[..., 1] / height], dim=-1) * size + corner
 
 
@@ -72,7 +72,7 @@ def to_input(points: Tensor, boxes: Tensor, input_size: Sequence[int], method: s
     """
     check_method("to_input", method)
     height, width = check_size("to_input", "input_size", input_size)
-    points, corner, size = _corners("to_input", points, boxes)
+    points, corner, size = _box_corners("to_input", points, boxes)
     share, less = (points - corner) / size, int(method == "udp")
     return torch.stack([share[..., 0] * (width - less), share[..., 1] * (height - less)], dim=-1)
 
@@ -92,7 +92,7 @@ def warp_matrix(box: Box, input_size: Sequence[int], method: str = "msra", rotat
     check_method("warp_matrix", method)
     height, width = check_size("warp_matrix", "input_size", input_size)
     check_number("warp_matrix", "rotation", rotation)
-    left, top, box_width, box_height = _checked(box)
+    left, top, box_width, box_height = _check_box(box)
     udp = method == "udp"
     angle = math.radians(rotation if udp else -rotation)
     cos, sin = math.cos(angle), math.sin(angle)
@@ -107,7 +107,7 @@ def warp_matrix(box: Box, input_size: Sequence[int], method: str = "msra", rotat
     )
 
 
-def _corners(what: str, points: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _box_corners(what: str, points: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Points, corners and sizes of boxes, all in the points' dtype or, of integers and half precision, in float32."""
     check_tensor(what, "points", points)
     check_tensor(what, "boxes", boxes)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.errors import InputError
-from hrnet_fast.keypoints.methods import check_method, check_size, widest
+from hrnet_fast.keypoints.methods import check_method, check_size, widest_float
 
 # DARK's blur in mmpose: 11 taps, and OpenCV's standard deviation for so many.
 _TAPS = 11
@@ -45,14 +45,14 @@ def decode_keypoints(heatmaps: Tensor, input_size: Sequence[int], method: str = 
     """
     check_method("decode_keypoints", method)
     height, width = check_size("decode_keypoints", "input_size", input_size)
-    maps = _checked(heatmaps, least=2 if method == "udp" else 1)
+    maps = _check_heatmaps(heatmaps, least=2 if method == "udp" else 1)
     h, w = maps.shape[2:]
     values, index = maps.flatten(2).max(dim=2)  # of equal maxima the first; NaN before all
     x, y = index % w, index // w
     if method in ("msra", "face"):
-        dx, dy = _quarter(maps, x, y, first=2 if method == "msra" else 1)
+        dx, dy = _quarter_pixel_offset(maps, x, y, first=2 if method == "msra" else 1)
     else:
-        dx, dy = _summit(maps, values, x, y, udp=method == "udp")
+        dx, dy = _taylor_offset(maps, values, x, y, udp=method == "udp")
     half = 0.5 if method == "face" else 0.0
     less = 1 if method == "udp" else 0
     missing = values <= 0
@@ -62,7 +62,7 @@ def decode_keypoints(heatmaps: Tensor, input_size: Sequence[int], method: str = 
     return torch.where(values.isnan()[..., None], math.nan, points), values
 
 
-def _checked(heatmaps: Tensor, least: int) -> Tensor:
+def _check_heatmaps(heatmaps: Tensor, least: int) -> Tensor:
     if not isinstance(heatmaps, Tensor) or not heatmaps.is_floating_point() or heatmaps.dim() != 4:
         given = f"{heatmaps.dtype} {list(heatmaps.shape)}" if isinstance(heatmaps, Tensor) else type(heatmaps).__name__
         raise InputError(f"decode_keypoints: {given} given; accepted are floating heatmaps [N, K, h, w].")
@@ -74,31 +74,31 @@ def _checked(heatmaps: Tensor, least: int) -> Tensor:
     return maps if maps.dtype == torch.float64 else maps.float()
 
 
-def _at(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def _gather_pixels(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Values [N, K] of `maps` [N, K, h, w] at pixels [N, K]; beyond the border, those of the border."""
     h, w = maps.shape[2:]
     index = y.clamp(0, h - 1) * w + x.clamp(0, w - 1)
     return maps.flatten(2).gather(2, index[..., None])[..., 0]
 
 
-def _quarter(maps: Tensor, x: Tensor, y: Tensor, first: int) -> tuple[Tensor, Tensor]:
+def _quarter_pixel_offset(maps: Tensor, x: Tensor, y: Tensor, first: int) -> tuple[Tensor, Tensor]:
     """A quarter pixel towards the higher neighbour in each direction; `first` is the first row that is refined."""
     h, w = maps.shape[2:]
     inside = (x >= first) & (x < w - 1) & (y >= first) & (y < h - 1)
     step = inside * 0.25
-    dx = torch.sign(_at(maps, x + 1, y) - _at(maps, x - 1, y))
-    dy = torch.sign(_at(maps, x, y + 1) - _at(maps, x, y - 1))
+    dx = torch.sign(_gather_pixels(maps, x + 1, y) - _gather_pixels(maps, x - 1, y))
+    dy = torch.sign(_gather_pixels(maps, x, y + 1) - _gather_pixels(maps, x, y - 1))
     return dx * step, dy * step
 
 
-def _summit(maps: Tensor, values: Tensor, x: Tensor, y: Tensor, *, udp: bool) -> tuple[Tensor, Tensor]:
+def _taylor_offset(maps: Tensor, values: Tensor, x: Tensor, y: Tensor, *, udp: bool) -> tuple[Tensor, Tensor]:
     """From the maximum to the summit of the quadratic there (mmpose ``refine_keypoints_dark`` and ``_dark_udp``)."""
     h, w = maps.shape[2:]
-    blurred = _blur(maps)
+    blurred = _gaussian_blur(maps)
     factor = values / blurred.amax((2, 3))
 
     def at(dx: int, dy: int) -> Tensor:
-        value = _at(blurred, x + dx, y + dy) * factor
+        value = _gather_pixels(blurred, x + dx, y + dy) * factor
         return (value.clamp(1e-3, 50.0) if udp else value.clamp(min=1e-10)).log()
 
     here, right, left, below, above = at(0, 0), at(1, 0), at(-1, 0), at(0, 1), at(0, -1)
@@ -121,14 +121,14 @@ def _summit(maps: Tensor, values: Tensor, x: Tensor, y: Tensor, *, udp: bool) ->
     return dx, dy
 
 
-def _blur(maps: Tensor) -> Tensor:
+def _gaussian_blur(maps: Tensor) -> Tensor:
     """Gaussian blur with zeros around, as products with band matrices: float64's are not computed in TF32."""
-    wide = maps.to(widest(maps.device)).clamp(min=-1e30)  # 0 times -inf would be NaN
-    down, along = (_band(size, wide) for size in maps.shape[2:])
+    wide = maps.to(widest_float(maps.device)).clamp(min=-1e30)  # 0 times -inf would be NaN
+    down, along = (_blur_matrix(size, wide) for size in maps.shape[2:])
     return down @ wide @ along
 
 
-def _band(size: int, like: Tensor) -> Tensor:
+def _blur_matrix(size: int, like: Tensor) -> Tensor:
     """The blur along one side: [size, size], symmetrical."""
     place = torch.arange(size, device=like.device, dtype=like.dtype)
     apart = (place[:, None] - place).abs()

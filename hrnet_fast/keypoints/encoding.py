@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.errors import InputError, shown
-from hrnet_fast.keypoints.methods import as_float32, check_method, check_size, widest
+from hrnet_fast.keypoints.methods import as_float32, check_method, check_size, widest_float
 
-_IN_CACHE = 1 << 14  # values of a CPU's turn: thirty passes over a whole batch would each go to memory
+_CHUNK = 1 << 14  # values of a CPU's turn: thirty passes over a whole batch would each go to memory
 
 
 def encode_keypoints(
@@ -53,27 +53,27 @@ def encode_keypoints(
         raise InputError(f"{what}: sigma={shown(sigma)} must be a number of heatmap pixels, from 0.01 to 1000.")
     seen = _check_points(points, visible)
     x, y = (
-        _Axis(_position(points[..., i], whole, size, method), size, method, float(sigma))
+        _Axis(_to_heatmap_pixels(points[..., i], whole, size, method), size, method, float(sigma))
         for i, (whole, size) in enumerate(((width, w), (height, h)))
     )
     inside = x.inside & y.inside
     # The code bases differ in what exactly one half means.
     drawn = inside & ((seen > 0.5) if method in ("msra", "face") else (seen >= 0.5))
-    maps = {"dark": _whole, "udp": _curves}.get(method, _patches)(x, y, float(sigma))
+    maps = {"dark": _dark_heatmaps, "udp": _udp_heatmaps}.get(method, _msra_heatmaps)(x, y, float(sigma))
     return torch.where(drawn[..., None, None], maps, 0.0), seen * inside
 
 
-def _position(points: Tensor, whole: int, size: int, method: str) -> Tensor:
+def _to_heatmap_pixels(points: Tensor, whole: int, size: int, method: str) -> Tensor:
     """One coordinate [N, K] in heatmap pixels. mmpose has it in float32, its scale factor as well."""
-    exact = points.detach().to(widest(points.device))
+    exact = points.detach().to(widest_float(points.device))
     if method == "udp":
-        return _rounded(_rounded(exact) / as_float32((whole - 1) / (size - 1)))
+        return _round_to_float32(_round_to_float32(exact) / as_float32((whole - 1) / (size - 1)))
     if method == "dark":
-        return _rounded(_rounded(exact) / as_float32(whole / size))
+        return _round_to_float32(_round_to_float32(exact) / as_float32(whole / size))
     return exact / (whole / size)
 
 
-def _rounded(x: Tensor) -> Tensor:
+def _round_to_float32(x: Tensor) -> Tensor:
     """`x` with the values that float32 has."""
     return x.float().to(x.dtype)
 
@@ -107,45 +107,45 @@ class _Axis:
             self.inside = (position - reach < size) & (position + reach + 1 >= 0)
             return
         nearest = position if method == "face" else position + 0.5
-        self.pixel = torch.trunc(_rounded(nearest) if method == "udp" else nearest)
+        self.pixel = torch.trunc(_round_to_float32(nearest) if method == "udp" else nearest)
         # The upstreams truncate, also where a patch begins before the heatmap: there it stands a pixel to the right
         # if sigma is no whole number.
         first, last = torch.trunc(self.pixel - reach), torch.trunc(self.pixel + reach + 1)
         self.inside = (first < size) & (last >= 0)
         self.column = self.pixels - first[..., None]  # of the patch
-        self.covered = (self.column >= 0) & (self.column < _columns(sigma)) & (self.pixels < last[..., None])
+        self.covered = (self.column >= 0) & (self.column < _patch_size(sigma)) & (self.pixels < last[..., None])
 
 
-def _columns(sigma: float) -> int:
+def _patch_size(sigma: float) -> int:
     """How many columns the upstreams' patch of three standard deviations has."""
     return math.ceil(6 * sigma + 1)
 
 
-def _middle(sigma: float) -> float:
+def _patch_centre(sigma: float) -> float:
     """The column in which the patch is 1."""
     return (6 * sigma + 1) // 2
 
 
-def _curves(x: _Axis, y: _Axis, sigma: float) -> Tensor:
+def _udp_heatmaps(x: _Axis, y: _Axis, sigma: float) -> Tensor:
     """UDP: heatmaps [N, K, h, w] of patches about pixels, each with its summit at the point itself."""
 
     def curve(axis: _Axis) -> Tensor:
-        summit = _middle(sigma) + axis.position - axis.pixel
+        summit = _patch_centre(sigma) + axis.position - axis.pixel
         return torch.where(axis.covered, torch.exp(-((axis.column - summit[..., None]) ** 2) / (2 * sigma**2)), 0.0)
 
     return (curve(y)[..., :, None] * curve(x)[..., None, :]).float()
 
 
-def _whole(x: _Axis, y: _Axis, sigma: float) -> Tensor:
+def _dark_heatmaps(x: _Axis, y: _Axis, sigma: float) -> Tensor:
     """DARK: heatmaps [N, K, h, w] about the points themselves, computed in float32."""
-    dx, dy = (_rounded(_rounded(axis.pixels - axis.position[..., None]) ** 2) for axis in (x, y))
-    return _exp_float32(-_rounded(dx[..., None, :] + dy[..., :, None]) / as_float32(2 * sigma**2))
+    dx, dy = (_round_to_float32(_round_to_float32(axis.pixels - axis.position[..., None]) ** 2) for axis in (x, y))
+    return _exp_float32(-_round_to_float32(dx[..., None, :] + dy[..., :, None]) / as_float32(2 * sigma**2))
 
 
-def _patches(x: _Axis, y: _Axis, sigma: float) -> Tensor:
+def _msra_heatmaps(x: _Axis, y: _Axis, sigma: float) -> Tensor:
     """MSRA and face: heatmaps [N, K, h, w] of one patch about pixels, whose values are those of a table."""
-    place = torch.arange(_columns(sigma), device=x.column.device, dtype=x.column.dtype)
-    squares = (place - _middle(sigma)) ** 2
+    place = torch.arange(_patch_size(sigma), device=x.column.device, dtype=x.column.dtype)
+    squares = (place - _patch_centre(sigma)) ** 2
     table = _exp_float32(-(squares[:, None] + squares) / as_float32(2 * sigma**2)).to(x.column.dtype)
     # Products with ones and zeros pick rows and columns, and change no value in float64.
     rows, columns = (((axis.column[..., None] == place) & axis.covered[..., None]).to(table) for axis in (y, x))
@@ -161,8 +161,8 @@ def _exp_float32(z: Tensor) -> Tensor:
     """
     if z.dtype != torch.float64:
         return torch.exp(z).float()
-    if z.device.type == "cpu" and z.numel() > _IN_CACHE:
-        return torch.cat([_exp_float32(part) for part in torch.split(z.flatten(), _IN_CACHE)]).view(z.shape)
+    if z.device.type == "cpu" and z.numel() > _CHUNK:
+        return torch.cat([_exp_float32(part) for part in torch.split(z.flatten(), _CHUNK)]).view(z.shape)
 
     def fused(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:
         return (a * b + c).float().double()

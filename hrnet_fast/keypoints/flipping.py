@@ -34,23 +34,23 @@ def mirror_order(pairs: Pairs, channels: int) -> list[int]:
             raise InputError(f"pairs={pairs!r} are of {dataset.channels} keypoints; the network has {channels}.")
         pairs = dataset.pairs
     check_integer("mirror_order", "channels", channels, least=0)
-    given = _listed(pairs)
+    given = _as_list(pairs)
     if any(isinstance(item, bool) for item in given):
-        raise InputError(f"pairs={_short(pairs)} given; {_ACCEPTED}")
+        raise InputError(f"pairs={_shorten(pairs)} given; {_ACCEPTED}")
     if all(isinstance(item, int) for item in given):
         order = given or list(range(channels))
         if sorted(order) != list(range(channels)) or any(order[order[i]] != i for i in range(channels)):
             raise InputError(
-                f"pairs={_short(pairs)}: a list of indices names, for each of the network's {channels} channels, the "
+                f"pairs={_shorten(pairs)}: a list of indices names, for each of the network's {channels} channels, the "
                 "one that mirrors it."
             )
         return order
     order = list(range(channels))
-    for a, b in _pairs_of(pairs, given):
+    for a, b in _check_pairs(pairs, given):
         if not (0 <= a < channels and 0 <= b < channels):
-            raise InputError(f"pairs={_short(pairs)}: {(a, b)} given; the network has {channels} channels.")
+            raise InputError(f"pairs={_shorten(pairs)}: {(a, b)} given; the network has {channels} channels.")
         if order[a] != a or order[b] != b:
-            raise InputError(f"pairs={_short(pairs)} name a channel more than once; a mirror swaps it with one.")
+            raise InputError(f"pairs={_shorten(pairs)} name a channel more than once; a mirror swaps it with one.")
         order[a], order[b] = b, a
     return order
 
@@ -89,30 +89,30 @@ def flip_back(heatmaps: Tensor, pairs: Pairs, *, shift: bool) -> Tensor:
     return torch.cat([back[..., :1], back[..., :-1]], dim=3) if shift else back
 
 
-def _listed(pairs: Any) -> list[Any]:
+def _as_list(pairs: Any) -> list[Any]:
     """`pairs` as a list; tensors and arrays with what they hold, anything else refused."""
     if hasattr(pairs, "tolist"):
         pairs = pairs.tolist()
     if not isinstance(pairs, Iterable) or isinstance(pairs, (dict, bytes)):
-        raise InputError(f"pairs={_short(pairs)} given; {_ACCEPTED}")
-    return [_plain(item) for item in pairs]
+        raise InputError(f"pairs={_shorten(pairs)} given; {_ACCEPTED}")
+    return [_as_builtin(item) for item in pairs]
 
 
-def _plain(item: Any) -> Any:
+def _as_builtin(item: Any) -> Any:
     return item.tolist() if hasattr(item, "tolist") else item
 
 
-def _pairs_of(pairs: Any, given: list[Any]) -> list[tuple[int, int]]:
+def _check_pairs(pairs: Any, given: list[Any]) -> list[tuple[int, int]]:
     found = []
     for item in given:
-        pair = [_plain(i) for i in item] if isinstance(item, (tuple, list)) else []
+        pair = [_as_builtin(i) for i in item] if isinstance(item, (tuple, list)) else []
         if len(pair) != 2 or not all(isinstance(i, int) for i in pair) or pair[0] == pair[1]:
-            raise InputError(f"pairs={_short(pairs)} given; {_ACCEPTED}")
+            raise InputError(f"pairs={_shorten(pairs)} given; {_ACCEPTED}")
         found.append((pair[0], pair[1]))
     return found
 
 
-def _short(pairs: Any) -> str:
+def _shorten(pairs: Any) -> str:
     text = repr(pairs if isinstance(pairs, str) or not hasattr(pairs, "tolist") else pairs.tolist())
     text = " ".join(text.split())
     return text if len(text) <= 80 else f"{text[:77]}..."

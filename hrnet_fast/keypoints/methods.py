@@ -62,7 +62,7 @@ def check_size(what: str, name: str, size: Sequence[int], least: int = 1) -> tup
     return height, width
 
 
-def widest(device: torch.device) -> torch.dtype:
+def widest_float(device: torch.device) -> torch.dtype:
     """Return float64, or float32 on devices without it."""
     return torch.float32 if device.type == "mps" else torch.float64
 

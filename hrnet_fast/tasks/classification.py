@@ -9,7 +9,7 @@ from torch import Tensor
 from hrnet_fast.errors import InputError
 from hrnet_fast.tasks import draw
 from hrnet_fast.tasks.images import to_tensor
-from hrnet_fast.tasks.pixels import as_channels, by_bands
+from hrnet_fast.tasks.pixels import as_channels, per_band
 from hrnet_fast.tasks.prediction import Network, Options, Prediction
 
 CROP_RATIO = 0.875  # of the shorter side: 224 of 256, the paper's single-crop testing
@@ -44,6 +44,6 @@ def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     height, width = size
     scale = max(height / image.height, width / image.width) / CROP_RATIO
     whole = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-    resized = by_bands(image, lambda band: band.resize(whole, Image.Resampling.BILINEAR))
+    resized = per_band(image, lambda band: band.resize(whole, Image.Resampling.BILINEAR))
     left, top = (resized.width - width) // 2, (resized.height - height) // 2
     return resized.crop((left, top, left + width, top + height))

@@ -15,7 +15,7 @@ from hrnet_fast.models import HRNet
 logger = logging.getLogger(__name__)
 
 
-class Engined:
+class EngineRunner:
     """Answers as `model` does, by an engine that is made at the first call.
 
     With `or_model`, a model of which no engine can be made answers itself, and a note says why.

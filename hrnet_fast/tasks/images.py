@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.keypoints import Box, fit_box, warp_matrix
-from hrnet_fast.tasks.pixels import MEAN, STATISTICS, STD, by_bands, eight_bits
+from hrnet_fast.tasks.pixels import MEAN, STATISTICS, STD, per_band, to_8bit
 
 __all__ = ["MEAN", "STD", "SUFFIXES", "crop", "find_images", "fit_box", "read_image", "to_tensor"]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -25,11 +25,11 @@ def read_image(path: str | os.PathLike[str], channels: int = 3) -> Image.Image:
 
     Raises:
         InputError: no such file, one that is no image, or pixels that cannot be scaled
-            (:func:`~hrnet_fast.tasks.pixels.eight_bits`).
+            (:func:`~hrnet_fast.tasks.pixels.to_8bit`).
     """
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(eight_bits(image, str(path), channels))
+            return ImageOps.exif_transpose(to_8bit(image, str(path), channels))
     except InputError:
         raise
     except FileNotFoundError:
@@ -73,8 +73,8 @@ def crop(image: Image.Image, box: Box, size: tuple[int, int], method: str = "msr
     if method == "face":
         return _face_crop(image, box, size)
     matrix = warp_matrix(box, size, method)
-    columns, right = _taps(box[0], float(matrix[0, 0]), size[1], image.width)
-    rows, down = _taps(box[1], float(matrix[1, 1]), size[0], image.height)
+    columns, right = _bilinear_taps(box[0], float(matrix[0, 0]), size[1], image.width)
+    rows, down = _bilinear_taps(box[1], float(matrix[1, 1]), size[0], image.height)
     pixels = np.asarray(ImageOps.expand(image, 1))  # black around
     pixels = pixels.reshape(*pixels.shape[:2], -1)  # grey pixels have no bands
 
@@ -88,7 +88,7 @@ def crop(image: Image.Image, box: Box, size: tuple[int, int], method: str = "msr
     return Image.fromarray(cropped[..., 0] if cropped.shape[2] == 1 else cropped)
 
 
-def _taps(start: float, scale: float, count: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+def _bilinear_taps(start: float, scale: float, count: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """Pixels [2, count] on both sides of each sample, counted from 1, 0 and size + 1 outside; the second's weight."""
     position = start + np.arange(count) / scale
     first = np.floor(position)
@@ -102,7 +102,7 @@ def _face_crop(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Ima
         shrunk = (math.floor(image.width / factor), math.floor(image.height / factor))
         if max(shrunk) < 2 or min(shrunk) < 1:  # nothing of it is left
             return Image.new(image.mode, (size[1], size[0]))
-        image = by_bands(image, lambda band: band.resize(shrunk, Image.Resampling.BILINEAR))
+        image = per_band(image, lambda band: band.resize(shrunk, Image.Resampling.BILINEAR))
         box = (box[0] / factor, box[1] / factor, box[2] / factor, box[3] / factor)
     left, top, width, height = box
     step_x, step_y = width / size[1], height / size[0]
@@ -110,4 +110,4 @@ def _face_crop(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Ima
     corners = (left - step_x, top - step_y, left + width - step_x, top + height - step_y)
     first_x, first_y, last_x, last_y = (math.trunc(round(c, 9)) + 1 for c in corners)
     whole = image.crop((first_x, first_y, max(last_x, first_x + 1), max(last_y, first_y + 1)))
-    return by_bands(whole, lambda band: band.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    return per_band(whole, lambda band: band.resize((size[1], size[0]), Image.Resampling.BILINEAR))

@@ -23,7 +23,7 @@ STATISTICS = {1: ((0.449,), (0.226,)), 3: (MEAN, STD), 4: ((*MEAN, 0.0), (*STD, 
 _INTEGERS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
-def eight_bits(image: Image.Image, name: str, channels: int = 3) -> Image.Image:
+def to_8bit(image: Image.Image, name: str, channels: int = 3) -> Image.Image:
     """Return `image` with the channels that a network takes, 8 bits each.
 
     Integers of 16 bits are divided by 257, floating values in [0, 1] multiplied by 255, and both rounded; Pillow itself
@@ -43,15 +43,15 @@ def eight_bits(image: Image.Image, name: str, channels: int = 3) -> Image.Image:
     if frames > 1 and image.format != "MPO":  # cameras keep a preview or a depth map there
         logger.warning("%s: the first of %d frames is read; save others as files of their own.", name, frames)
     if image.mode in _INTEGERS:
-        image = _from_integers(image, name)
+        image = _integers_to_8bit(image, name)
     elif image.mode == "F":
-        image = _from_floats(image, name)
+        image = _floats_to_8bit(image, name)
     elif image.mode == "P":  # a palette may hold transparency
         image = image.convert("RGBA")
     return as_channels(image, channels)
 
 
-def _from_integers(image: Image.Image, name: str) -> Image.Image:
+def _integers_to_8bit(image: Image.Image, name: str) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     tags = getattr(image, "tag_v2", {})  # of TIFF: bits, what zero means, signed or not
     told = image.mode != "I" or image.format in (
@@ -65,10 +65,10 @@ def _from_integers(image: Image.Image, name: str) -> Image.Image:
             f"{name}: integer pixels from {values.min()} to {values.max()}, whose white is unknown; accepted are "
             "unsigned integers of 8 or 16 bits and floating values in [0, 1]: scale the picture and save it so."
         )
-    return _from_shares((white - values if zero_is_white else values) / white, image)
+    return _to_grey_8bit((white - values if zero_is_white else values) / white, image)
 
 
-def _from_floats(image: Image.Image, name: str) -> Image.Image:
+def _floats_to_8bit(image: Image.Image, name: str) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
     # Written so that it refuses NaN.
     if not (values.min() >= 0 and values.max() <= 1):
@@ -77,10 +77,10 @@ def _from_floats(image: Image.Image, name: str) -> Image.Image:
             "scale the picture to that range, or save it as integers of 8 or 16 bits."
         )
     zero_is_white = getattr(image, "tag_v2", {}).get(262) == 0
-    return _from_shares(1 - values if zero_is_white else values, image)
+    return _to_grey_8bit(1 - values if zero_is_white else values, image)
 
 
-def _from_shares(shares: NDArray[np.float64], image: Image.Image) -> Image.Image:
+def _to_grey_8bit(shares: NDArray[np.float64], image: Image.Image) -> Image.Image:
     """Grey of shares of white; the orientation stays with it."""
     grey = Image.fromarray(np.rint(shares * 255).astype(np.uint8))
     grey.info = dict(image.info)
@@ -105,11 +105,11 @@ def as_channels(image: Image.Image, channels: int) -> Image.Image:
     check_channels(channels)
     mode = MODES[channels]
     if image.mode in (*_INTEGERS, "F"):  # which Pillow's conversion clips
-        return eight_bits(image, "image", channels)
+        return to_8bit(image, "image", channels)
     return image if image.mode == mode else image.convert(mode)
 
 
-def by_bands(image: Image.Image, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
+def per_band(image: Image.Image, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """Apply `change` to each channel of RGBA by itself: Pillow's resampling would weigh colours by alpha."""
     if image.mode != "RGBA":
         return change(image)

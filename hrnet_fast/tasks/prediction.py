@@ -55,7 +55,7 @@ class Prediction:
 
 
 class Network(Protocol):
-    """What answers: a :class:`hrnet_fast.HRNet`, or an engine made of one (:class:`Engined`)."""
+    """What answers: a :class:`hrnet_fast.HRNet`, or an engine made of one (:class:`EngineRunner`)."""
 
     @property
     def config(self) -> HRNetConfig: ...
@@ -90,7 +90,7 @@ class Task:
     network: tuple[str, ...] = ()
 
 
-def assumptions(model: Network) -> tuple[str, ...]:
+def all_assumptions(model: Network) -> tuple[str, ...]:
     """Return what neither file nor caller told and a default decided: of the network, and of its input."""
     channels = model.config.in_channels
     if channels == 3:

@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 from hrnet_fast.errors import InputError
 from hrnet_fast.tasks import draw
 from hrnet_fast.tasks.images import to_tensor
-from hrnet_fast.tasks.pixels import as_channels, by_bands
+from hrnet_fast.tasks.pixels import as_channels, per_band
 from hrnet_fast.tasks.prediction import Network, Options, Prediction
 
 CITYSCAPES = (
@@ -37,13 +37,13 @@ def predict_segmentation(model: Network, image: Image.Image, options: Options) -
         )
     height, width = options.size or (image.height, image.width)
     given = as_channels(image, model.config.in_channels)
-    x = to_tensor(by_bands(given, lambda band: band.resize((width, height), Image.Resampling.BILINEAR)))
+    x = to_tensor(per_band(given, lambda band: band.resize((width, height), Image.Resampling.BILINEAR)))
     with torch.inference_mode():
-        logits = _main(model(x))
+        logits = _main_logits(model(x))
         if options.flip:
-            logits = (logits + _main(model(x.flip(-1))).flip(-1)) / 2
+            logits = (logits + _main_logits(model(x.flip(-1))).flip(-1)) / 2
         classes = logits.shape[1]
-        kind = _label_type(classes)
+        kind = _label_dtype(classes)
         logits = interpolate(
             logits.float(),
             size=(image.height, image.width),
@@ -66,7 +66,7 @@ def predict_segmentation(model: Network, image: Image.Image, options: Options) -
     return Prediction(data, draw.overlay(image, labels, classes), {"labels": Image.fromarray(labels)})
 
 
-def _label_type(classes: int) -> type[np.unsignedinteger[Any]]:
+def _label_dtype(classes: int) -> type[np.unsignedinteger[Any]]:
     """What holds every class's number in a grey PNG.
 
     Raises:
@@ -80,7 +80,7 @@ def _label_type(classes: int) -> type[np.unsignedinteger[Any]]:
     return np.uint8 if classes < 2**8 else np.uint16
 
 
-def _main(output: object) -> Tensor:
+def _main_logits(output: object) -> Tensor:
     """The logits that count: the last of OCR's two."""
     last = output[-1] if isinstance(output, (list, tuple)) else output
     if not isinstance(last, Tensor) or last.dim() != 4:

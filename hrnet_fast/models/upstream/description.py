@@ -50,13 +50,13 @@ def read_stages(extra: Section, *, first: bool = True) -> tuple[StageConfig, ...
         if k == 1 and not first:
             extra.no_effect(key)
         elif k == 1:
-            stages = [_stage(extra.section(key), upper)]
+            stages = [_read_stage(extra.section(key), upper)]
         else:
-            stages.append(_stage(extra.section(key), upper))
+            stages.append(_read_stage(extra.section(key), upper))
     return tuple(stages)
 
 
-def _stage(section: Section, upper: bool) -> StageConfig:
+def _read_stage(section: Section, upper: bool) -> StageConfig:
     def key(name: str) -> str:
         return name.upper() if upper else name
 
@@ -86,14 +86,14 @@ def _stage(section: Section, upper: bool) -> StageConfig:
     return stage
 
 
-def count(value: object, name: str) -> int:
+def check_int(value: object, name: str) -> int:
     """An integer of a configuration, such as a number of classes."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigError(f"from_config: the configuration mistypes {name}: {value!r} given; an integer belongs there.")
     return value
 
 
-def flag(value: object, name: str) -> bool:
+def check_flag(value: object, name: str) -> bool:
     """A boolean of a configuration; texts such as ``'False'``, numbers and null are none."""
     if not isinstance(value, bool):
         raise ConfigError(f"from_config: the configuration mistypes {name}: {value!r} given; a boolean belongs there.")

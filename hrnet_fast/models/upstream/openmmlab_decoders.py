@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hrnet_fast.models.upstream.description import flag
+from hrnet_fast.models.upstream.description import check_flag
 from hrnet_fast.models.upstream.openmmlab_parts import registered_name
 from hrnet_fast.models.upstream.section import Section
 
@@ -12,7 +12,7 @@ _TAPS = 11  # of the blur in ``hrnet_fast.keypoints``
 Decoding = tuple[str, tuple[str, ...]]
 
 
-def of_decoder(head: Section) -> Decoding:
+def read_decoder(head: Section) -> Decoding:
     """Return the method that mmpose 1.x's codec stands for, and notes (``mmpose/codecs``).
 
     Raises:
@@ -27,13 +27,13 @@ def of_decoder(head: Section) -> Decoding:
     if udp:
         codec.expect("heatmap_type", "gaussian")  # 'combined' has two offsets per keypoint beside its heatmap
         codec.no_effect("radius_factor")  # of combined heatmaps
-    method = "udp" if udp else "dark" if flag(codec.get("unbiased", False), codec.name("unbiased")) else "msra"
-    notes = _blur(codec, "blur_kernel_size", method)
+    method = "udp" if udp else "dark" if check_flag(codec.get("unbiased", False), codec.name("unbiased")) else "msra"
+    notes = _blur_note(codec, "blur_kernel_size", method)
     codec.close()
     return method, notes
 
 
-def of_test_cfg(model: Section) -> Decoding:
+def read_test_cfg(model: Section) -> Decoding:
     """Return the method that mmpose 0.x's settings for tests stand for, and notes.
 
     What they mean is in ``mmpose/core/evaluation/top_down_eval.py`` (``keypoints_from_heatmaps``).
@@ -43,17 +43,17 @@ def of_test_cfg(model: Section) -> Decoding:
     """
     test = Section(model.get("test_cfg", None) or {}, model.name("test_cfg"))
     test.expect("target_type", "GaussianHeatmap", "GaussianHeatMap")
-    if flag(test.get("use_udp", False), test.name("use_udp")):
+    if check_flag(test.get("use_udp", False), test.name("use_udp")):
         method = "udp"
     else:
-        unbiased = flag(test.get("unbiased_decoding", False), test.name("unbiased_decoding"))
+        unbiased = check_flag(test.get("unbiased_decoding", False), test.name("unbiased_decoding"))
         # True and unbiased_decoding are older spellings
         process = test.expect("post_process", "default", "unbiased", True)
         method = "dark" if unbiased or process == "unbiased" else "msra"
-    return method, _blur(test, "modulate_kernel", method)
+    return method, _blur_note(test, "modulate_kernel", method)
 
 
-def _blur(section: Section, key: str, method: str) -> tuple[str, ...]:
+def _blur_note(section: Section, key: str, method: str) -> tuple[str, ...]:
     taps = section.get(key, _TAPS)
     if method == "msra" or taps == _TAPS:
         return ()

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 from hrnet_fast.config import HeadConfig, HRNetConfig
 from hrnet_fast.errors import ConfigError
-from hrnet_fast.models.upstream.description import count
-from hrnet_fast.models.upstream.openmmlab_parts import NO_EFFECT, Found, check_channels, read_norm, registered_name
+from hrnet_fast.models.upstream.description import check_int
+from hrnet_fast.models.upstream.openmmlab_parts import NO_EFFECT, Found, check_head_channels, read_norm, registered_name
 from hrnet_fast.models.upstream.section import Section
 
 _RELU = {"type": "ReLU"}
 
 
-def decode_head(model: Section, config: HRNetConfig) -> Found:
+def read_decode_head(model: Section, config: HRNetConfig) -> Found:
     """mmsegmentation's: one FCN head, or FCN and OCR heads in a row."""
     given = model.get("decode_head")
     rows = [given] if isinstance(given, Mapping) else list(given)
@@ -28,9 +28,9 @@ def decode_head(model: Section, config: HRNetConfig) -> Found:
     for key, built, default in (("num_convs", 1, 2), ("concat_input", False, True), ("kernel_size", 1, 3)):
         fcn.expect(key, built, default=default)
     fcn.no_effect("dilation")  # of its 1x1 convolutions
-    check_channels(fcn, "channels", sum(fcn.get("in_channels", config.out_channels)))
-    dropout = [_dense_head(section, config, notes) for section in sections]
-    classes = [_classes(section) for section in sections]
+    check_head_channels(fcn, "channels", sum(fcn.get("in_channels", config.out_channels)))
+    dropout = [_check_dense_head(section, config, notes) for section in sections]
+    classes = [_logit_channels(section) for section in sections]
     if len(sections) == 1:
         fcn.close()
         return HeadConfig("v2", classes[0], conv_bias=False, dropout=dropout[0]), tuple(notes)
@@ -62,14 +62,14 @@ def decode_head(model: Section, config: HRNetConfig) -> Found:
     return head, tuple(notes)
 
 
-def _classes(head: Section) -> int:
+def _logit_channels(head: Section) -> int:
     """Channels of the logits: one for two classes if told so (``out_channels``)."""
-    classes = count(head.get("num_classes"), head.name("num_classes"))
+    classes = check_int(head.get("num_classes"), head.name("num_classes"))
     given = head.get("out_channels", None)
-    return classes if given is None else count(given, head.name("out_channels"))
+    return classes if given is None else check_int(given, head.name("out_channels"))
 
 
-def _dense_head(head: Section, config: HRNetConfig, notes: list[str]) -> float:
+def _check_dense_head(head: Section, config: HRNetConfig, notes: list[str]) -> float:
     """Check what all decode heads share; return the dropout."""
     head.no_effect(*NO_EFFECT, "loss_decode", "ignore_index", "sampler", "threshold")
     given = tuple(head.get("in_channels", config.out_channels))
@@ -99,7 +99,7 @@ def _dense_head(head: Section, config: HRNetConfig, notes: list[str]) -> float:
     return max(0.0, ratio)
 
 
-def pyramid(model: Section, config: HRNetConfig) -> Found:
+def read_pyramid(model: Section, config: HRNetConfig) -> Found:
     """mmdetection's HRFPN, and the older one of the authors' detection repository."""
     given = model.get("neck")
     if isinstance(given, (list, tuple)):
@@ -112,7 +112,7 @@ def pyramid(model: Section, config: HRNetConfig) -> Found:
     neck.expect("conv_cfg", None, {"type": "Conv2d"})
     neck.expect("share_conv", False)
     neck.expect("normalize", None)
-    check_channels(neck, "in_channels", config.out_channels)
+    check_head_channels(neck, "in_channels", config.out_channels)
     pooling = str(neck.expect("pooling_type", "AVG", "MAX", default=neck.expect("pooling", "AVG", "MAX")))
     norm = read_norm(neck)
     notes: tuple[str, ...] = ()

@@ -46,7 +46,7 @@ def registered_name(section: Section, *accepted: str) -> str:
     return name
 
 
-def check_channels(section: Section, key: str, needed: Any) -> None:
+def check_head_channels(section: Section, key: str, needed: Any) -> None:
     given = section.get(key, needed)
     given = tuple(given) if isinstance(given, (list, tuple)) else given
     if given not in (needed, sum(needed) if isinstance(needed, tuple) else needed):

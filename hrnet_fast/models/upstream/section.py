@@ -60,7 +60,7 @@ class Section:
         Raises:
             ConfigError: another value; the message names key, value and what is accepted.
         """
-        value = _plain(self.get(key, accepted[0] if default is _REQUIRED else default))
+        value = _lists_as_tuples(self.get(key, accepted[0] if default is _REQUIRED else default))
         if value not in accepted:
             given = repr(value) if key in self.values else f"{value!r}, its upstream's default"
             raise ConfigError(
@@ -86,6 +86,6 @@ class Section:
             )
 
 
-def _plain(value: Any) -> Any:
+def _lists_as_tuples(value: Any) -> Any:
     """Lists and tuples alike, so that yaml's and Python's compare."""
     return tuple(value) if isinstance(value, list) else value

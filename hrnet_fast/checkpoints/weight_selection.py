@@ -11,7 +11,7 @@ from torch import Tensor
 from hrnet_fast.checkpoints.inert import Inert, module_state
 from hrnet_fast.errors import CheckpointError
 
-Kind = Literal["raw", "ema"]
+WeightKind = Literal["raw", "ema"]
 WEIGHTS = ("auto", "raw", "ema")
 # Where the known training loops keep the weights inside what they save, in order of preference.
 RAW_KEYS = ("state_dict", "model", "model_state_dict", "model_state", "net", "best_state_dict")
@@ -36,7 +36,7 @@ _MMCV = "ema_"
 
 
 @dataclass(frozen=True)
-class Place:
+class StoredWeights:
     """Weights inside a file: where they are, the mapping that holds them, and the pickled module that they are of."""
 
     where: str
@@ -45,7 +45,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Choice:
+class WeightCandidates:
     """The weights found at one level of a file.
 
     Attributes:
@@ -55,62 +55,64 @@ class Choice:
         loader: that upstream.
     """
 
-    raw: Place | None = None
-    ema: Place | None = None
-    default: Kind = "raw"
+    raw: StoredWeights | None = None
+    ema: StoredWeights | None = None
+    default: WeightKind = "raw"
     loader: str = ""
 
 
-def opened(value: Any, where: str = "") -> Place | None:
+def stored_weights(value: Any, where: str = "") -> StoredWeights | None:
     """Return a mapping as it is, a pickled module as its state_dict, and None for anything else."""
     state = module_state(value) if isinstance(value, Inert) else None
     if state is not None:
-        return Place(where, state, repr(value))
-    return Place(where, value) if isinstance(value, Mapping) else None
+        return StoredWeights(where, state, repr(value))
+    return StoredWeights(where, value) if isinstance(value, Mapping) else None
 
 
-def _place(data: Mapping[Any, Any], keys: tuple[str, ...]) -> Place | None:
+def _first_stored(data: Mapping[Any, Any], keys: tuple[str, ...]) -> StoredWeights | None:
     """The first of `keys` that holds tensors by name, or holds a mapping that may."""
     for key in keys:
-        place = opened(data.get(key), repr(key))
+        place = stored_weights(data.get(key), repr(key))
         if place and any(isinstance(v, (Tensor, Mapping)) for v in place.state.values()):
             return place
     return None
 
 
-def _timm(data: Mapping[Any, Any]) -> Choice | None:
+def _timm_weights(data: Mapping[Any, Any]) -> WeightCandidates | None:
     """``timm.models.load_checkpoint`` takes ``state_dict_ema``, then ``model_ema``, before the others."""
-    ema = _place(data, ("state_dict_ema", "model_ema"))
+    ema = _first_stored(data, ("state_dict_ema", "model_ema"))
     if ema is None:
         return None
-    return Choice(_place(data, ("state_dict", "model")), ema, "ema", "timm")
+    return WeightCandidates(_first_stored(data, ("state_dict", "model")), ema, "ema", "timm")
 
 
-def _mmengine(data: Mapping[Any, Any]) -> Choice | None:
+def _mmengine_weights(data: Mapping[Any, Any]) -> WeightCandidates | None:
     """``mmengine.hooks.EMAHook`` saves the averages in ``state_dict`` and the trained weights in ``ema_state_dict``."""
-    state, other = _place(data, ("state_dict",)), _place(data, ("ema_state_dict",))
+    state, other = _first_stored(data, ("state_dict",)), _first_stored(data, ("ema_state_dict",))
     if state is None or other is None or "steps" not in other.state:
         return None
     named = {str(k): v for k, v in other.state.items()}
     trained = {k.removeprefix("module."): v for k, v in named.items() if k.startswith("module.")}
-    return Choice(Place(other.where, trained), state, "ema", "mmengine")
+    return WeightCandidates(StoredWeights(other.where, trained), state, "ema", "mmengine")
 
 
-def _lightning(data: Mapping[Any, Any]) -> Choice | None:
+def _lightning_weights(data: Mapping[Any, Any]) -> WeightCandidates | None:
     """Lightning's ``WeightAveraging`` saves the averages in ``state_dict``, the others in ``current_model_state``."""
-    state, current = _place(data, ("state_dict",)), _place(data, ("current_model_state",))
-    return Choice(current, state, "ema", "Lightning") if state and current else None
+    state, current = _first_stored(data, ("state_dict",)), _first_stored(data, ("current_model_state",))
+    return WeightCandidates(current, state, "ema", "Lightning") if state and current else None
 
 
-def _callbacks(data: Mapping[Any, Any]) -> Choice | None:
+def _callback_weights(data: Mapping[Any, Any]) -> WeightCandidates | None:
     """EMA callbacks keep a state_dict of their own, or, as NeMo's, a list of tensors in the order of the state_dict."""
-    state, callbacks = _place(data, ("state_dict",)), data.get("callbacks")
+    state, callbacks = _first_stored(data, ("state_dict",)), data.get("callbacks")
     for name, callback in callbacks.items() if state and isinstance(callbacks, Mapping) else ():
         if not isinstance(callback, Mapping):
             continue
-        place, averages = _place(callback, EMA_KEYS), callback.get("ema_weights")
+        place, averages = _first_stored(callback, EMA_KEYS), callback.get("ema_weights")
         if place is not None:
-            return Choice(state, Place(f"{place.where} of callback {name}", place.state), "raw", "Lightning")
+            return WeightCandidates(
+                state, StoredWeights(f"{place.where} of callback {name}", place.state), "raw", "Lightning"
+            )
         if not isinstance(averages, (list, tuple)) or not averages:
             continue
         named = [(k, v) for k, v in state.state.items() if isinstance(v, Tensor)]  # type: ignore[union-attr]
@@ -118,24 +120,30 @@ def _callbacks(data: Mapping[Any, Any]) -> Choice | None:
             isinstance(a, Tensor) and a.shape == v.shape for a, (_, v) in zip(averages, named, strict=True)
         ):
             ema = {k: a for a, (k, _) in zip(averages, named, strict=True)}
-            return Choice(state, Place(f"'ema_weights' of callback {name}", ema), "raw", "Lightning")
+            return WeightCandidates(state, StoredWeights(f"'ema_weights' of callback {name}", ema), "raw", "Lightning")
     return None
 
 
-def _any(data: Mapping[Any, Any]) -> Choice | None:
-    raw, ema = _place(data, RAW_KEYS), _place(data, EMA_KEYS)
-    return Choice(raw, ema) if raw or ema else None
+def _known_keys_weights(data: Mapping[Any, Any]) -> WeightCandidates | None:
+    raw, ema = _first_stored(data, RAW_KEYS), _first_stored(data, EMA_KEYS)
+    return WeightCandidates(raw, ema) if raw or ema else None
 
 
-_WRAPPED: tuple[Callable[[Mapping[Any, Any]], Choice | None], ...] = (_timm, _mmengine, _lightning, _callbacks, _any)
+_WRAPPED_RULES: tuple[Callable[[Mapping[Any, Any]], WeightCandidates | None], ...] = (
+    _timm_weights,
+    _mmengine_weights,
+    _lightning_weights,
+    _callback_weights,
+    _known_keys_weights,
+)
 
 
-def wrapped_choice(data: Mapping[Any, Any]) -> Choice | None:
+def find_wrapped_weights(data: Mapping[Any, Any]) -> WeightCandidates | None:
     """Return what a file's mapping wraps, or None where it wraps nothing."""
-    return next((choice for rule in _WRAPPED if (choice := rule(data))), None)
+    return next((candidates for rule in _WRAPPED_RULES if (candidates := rule(data))), None)
 
 
-def flat_choice(state: Mapping[str, Tensor]) -> Choice | None:
+def find_flat_weights(state: Mapping[str, Tensor]) -> WeightCandidates | None:
     """Return what a flat state_dict holds beside the trained weights, or None where it holds these alone.
 
     mmcv's ``EMAHook`` registers a buffer ``ema_NAME`` for each parameter, its dots written as underscores, and
@@ -145,27 +153,29 @@ def flat_choice(state: Mapping[str, Tensor]) -> Choice | None:
     names = {k: _MMCV + k.replace(".", "_") for k in state if k not in buffers}
     if buffers & set(names.values()):
         main = {k: state[k] for k in names}
-        averages = Place("the names without ema_", main)
+        averages = StoredWeights("the names without ema_", main)
         parameters = [k for k in names if k.endswith((".weight", ".bias"))]
         if buffers - set(names.values()) or any(names[k] not in buffers for k in parameters):
-            return Choice(None, Place("the names without ema_; the ema_ buffers beside them do not fit", main), "ema")
+            return WeightCandidates(
+                None, StoredWeights("the names without ema_; the ema_ buffers beside them do not fit", main), "ema"
+            )
         trained = {k: state[names[k]] if names[k] in buffers else v for k, v in main.items()}
-        raw = Place("the ema_ buffers, with which mmcv's EMAHook exchanges them before it saves", trained)
-        return Choice(raw, averages, "ema", "mmcv")
+        raw = StoredWeights("the ema_ buffers, with which mmcv's EMAHook exchanges them before it saves", trained)
+        return WeightCandidates(raw, averages, "ema", "mmcv")
     for prefix in EMA_PREFIXES:
         ema = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         ema = {k: v for k, v in ema.items() if k not in COUNTERS}
         if ema:
             rest = {k: v for k, v in state.items() if not k.startswith(prefix)}
-            beside = Place(f"the keys without {prefix}", rest) if len(rest) >= len(ema) // 2 else None
-            return Choice(beside, Place(f"the keys under {prefix}", ema), "raw")
+            beside = StoredWeights(f"the keys without {prefix}", rest) if len(rest) >= len(ema) // 2 else None
+            return WeightCandidates(beside, StoredWeights(f"the keys under {prefix}", ema), "raw")
     if AVERAGED_MODEL in state and any(k.startswith("module.") for k in state):
         ema = {k: v for k, v in state.items() if k != AVERAGED_MODEL}
-        return Choice(None, Place(f"an AveragedModel, with its counter {AVERAGED_MODEL}", ema), "ema")
+        return WeightCandidates(None, StoredWeights(f"an AveragedModel, with its counter {AVERAGED_MODEL}", ema), "ema")
     return None
 
 
-class Chooser:
+class WeightSelector:
     """Takes one kind of weights where a file has two, and remembers what was taken.
 
     Args:
@@ -181,55 +191,57 @@ class Chooser:
             raise CheckpointError(f"weights={weights!r} is not one of {', '.join(WEIGHTS)}.")
         self.weights = weights
         self.notes = notes
-        self.taken: Kind | None = None
+        self.selected: WeightKind | None = None
 
-    def take(self, choice: Choice) -> Mapping[Any, Any]:
+    def select(self, candidates: WeightCandidates) -> Mapping[Any, Any]:
         """Return the weights of the kind asked for.
 
         Raises:
             CheckpointError: they are not there.
         """
-        places: dict[Kind, Place | None] = {"raw": choice.raw, "ema": choice.ema}
+        places: dict[WeightKind, StoredWeights | None] = {"raw": candidates.raw, "ema": candidates.ema}
         found = {kind: place for kind, place in places.items() if place is not None}
-        if self.taken is not None or choice.ema is None:  # decided by what is around this, or nothing to decide
-            place = found.get(self.taken or "raw") or next(iter(found.values()))
+        if self.selected is not None or candidates.ema is None:  # decided by what is around this, or nothing to decide
+            place = found.get(self.selected or "raw") or next(iter(found.values()))
         else:
-            kind = self._kind(choice)
+            kind = self._kind(candidates)
             if kind not in found:
                 raise CheckpointError(
                     f"weights={kind!r} asks for what the checkpoint does not hold: it has averaged (EMA) weights alone "
-                    f"({choice.ema.where}). Leave weights at 'auto', or give 'ema'."
+                    f"({candidates.ema.where}). Leave weights at 'auto', or give 'ema'."
                 )
-            self.taken = kind
-            self._tell(choice, kind)
+            self.selected = kind
+            self._note_selection(candidates, kind)
             place = found[kind]
         self.note_module(place)
         return place.state
 
-    def note_module(self, place: Place) -> None:
+    def note_module(self, place: StoredWeights) -> None:
         """Tell that weights were those of a pickled module."""
         if place.module:
             self.notes.append(f"a whole pickled module ({place.module}): its state_dict was read, and no code run")
 
-    def _kind(self, choice: Choice) -> Kind:
+    def _kind(self, candidates: WeightCandidates) -> WeightKind:
         if self.weights == "raw":
             return "raw"
-        if self.weights == "ema" or choice.raw is None:
+        if self.weights == "ema" or candidates.raw is None:
             return "ema"
-        return choice.default
+        return candidates.default
 
-    def _tell(self, choice: Choice, kind: Kind) -> None:
-        names: dict[Kind, str] = {"raw": "the weights as trained", "ema": "the averaged (EMA) weights"}
-        if choice.raw is None or choice.ema is None:
-            where = choice.ema.where if choice.ema else ""
+    def _note_selection(self, candidates: WeightCandidates, kind: WeightKind) -> None:
+        names: dict[WeightKind, str] = {"raw": "the weights as trained", "ema": "the averaged (EMA) weights"}
+        if candidates.raw is None or candidates.ema is None:
+            where = candidates.ema.where if candidates.ema else ""
             self.notes.append(f"the checkpoint holds averaged (EMA) weights alone ({where}); they were taken")
             return
-        places: dict[Kind, Place] = {"raw": choice.raw, "ema": choice.ema}
-        other: Kind = "ema" if kind == "raw" else "raw"
+        places: dict[WeightKind, StoredWeights] = {"raw": candidates.raw, "ema": candidates.ema}
+        other: WeightKind = "ema" if kind == "raw" else "raw"
         why = "as asked for"
         if self.weights == "auto":
             why = (
-                f"as {choice.loader}'s own loader does" if choice.loader else "as no known upstream prefers the others"
+                f"as {candidates.loader}'s own loader does"
+                if candidates.loader
+                else "as no known upstream prefers the others"
             )
         self.notes.append(
             f"took {names[kind]} ({places[kind].where}), {why}; weights={other!r} takes {names[other]} "
@@ -242,7 +254,7 @@ class Chooser:
         Raises:
             CheckpointError: they were not.
         """
-        if self.weights == "ema" and self.taken != "ema":
+        if self.weights == "ema" and self.selected != "ema":
             raise CheckpointError(
                 "weights='ema' asks for what the checkpoint does not hold: it has one set of weights, as trained. "
                 "Leave weights at 'auto', or give 'raw'."

@@ -9,7 +9,7 @@ from torch import Tensor
 from hrnet_fast.checkpoints.family import is_trunk
 from hrnet_fast.errors import ConfigError, some_of
 
-CHOICES = ("exact", "keep", "drop")
+HEAD_MODES = ("exact", "keep", "drop")
 Shape = tuple[int, ...]
 
 
@@ -29,9 +29,9 @@ def fit_head(
     Raises:
         ConfigError: another value of `head`.
     """
-    if head not in CHOICES:
+    if head not in HEAD_MODES:
         raise ConfigError(
-            f"head={head!r} is not one of {', '.join(CHOICES)}. Another kind of head needs a network of its own: "
+            f"head={head!r} is not one of {', '.join(HEAD_MODES)}. Another kind of head needs a network of its own: "
             "build it with hf.HRNet(head=...) and fill its trunk with hf.load_backbone(model, source)."
         )
     if head == "exact":
@@ -43,9 +43,9 @@ def fit_head(
     drawn = tuple(k for k in wanted if k not in taken)
     left = [k for k in state if k not in taken]
     if drawn:
-        notes.append(f"head={head!r}: drawn at random: {_named(drawn)}")
+        notes.append(f"head={head!r}: drawn at random: {_layer_names(drawn)}")
     if left:
-        notes.append(f"head={head!r}: left out of the checkpoint: {_named(left)}")
+        notes.append(f"head={head!r}: left out of the checkpoint: {_layer_names(left)}")
     return taken, drawn
 
 
@@ -53,6 +53,6 @@ def _layer(key: str) -> str:
     return key.rpartition(".")[0]
 
 
-def _named(keys: tuple[str, ...] | list[str], most: int = 10) -> str:
+def _layer_names(keys: tuple[str, ...] | list[str], most: int = 10) -> str:
     layers = list(dict.fromkeys(map(_layer, keys)))
     return some_of(layers, most)
