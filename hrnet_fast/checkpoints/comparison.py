@@ -1,4 +1,4 @@
-"""A canonical state_dict against the network that it is to fill."""
+"""Strict comparison of a canonical state_dict with the network that loads it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ def expected_shapes(config: HRNetConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_state(state: Mapping[str, Tensor], config: HRNetConfig, *, family: str, drawn: Collection[str] = ()) -> None:
-    """Compare a canonical state_dict with the network it is to fill.
+    """Compare the keys, shapes and types of a canonical state_dict with those of a network.
 
-    Batch counters may be absent altogether (files older than PyTorch 0.4.1 have none), and so may `drawn`.
+    All batch counters may be absent together (files older than PyTorch 0.4.1 have none), and so may the keys in
+    `drawn`.
 
     Raises:
-        CheckpointError: anything missing, unexpected or mis-shaped.
+        CheckpointError: a key is missing, unexpected or mis-shaped, or an entry is no dense floating tensor.
     """
     odd = tuple(k for k, v in state.items() if not (_is_counter(v) if k.endswith(COUNTER) else _is_weight(v)))
     if odd:
@@ -73,12 +74,12 @@ def _is_weight(tensor: Tensor) -> bool:
 
 
 def _is_counter(tensor: Tensor) -> bool:
-    """A whole number; of another type only where a whole state_dict was converted."""
+    """Whether a counter is integral; it is a floating tensor after ``state_dict`` was converted to another dtype."""
     return _is_dense(tensor) and (not tensor.is_floating_point() or bool((tensor == tensor.round()).all()))
 
 
 def suspicious_values(state: Mapping[str, Tensor]) -> list[str]:
-    """Tell of values that no training leaves: not finite, or of two layers in one place (HRNet ties no weights)."""
+    """Return notes on non-finite values and on layers that share memory (HRNet ties no weights)."""
     odd = tuple(k for k, v in state.items() if v.is_floating_point() and not _finite(v))
     first: dict[int, str] = {}
     shared = tuple(k for k, v in state.items() if v.numel() and first.setdefault(v.data_ptr(), k) != k)

@@ -1,4 +1,4 @@
-"""What network a state_dict in the authors' names belongs to, from its keys and shapes alone."""
+"""Inference of a network's configuration from the keys and shapes of a canonical state_dict."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from hrnet_fast.errors import CheckpointError
 
 Shape = tuple[int, ...]
 
-# A strided chain has one more level of names here.
+# The 1x1 convolution after a bilinear reduction; the keys of a strided chain have one more number.
 _POINTWISE_DOWN = re.compile(r"stage\d+\.\d+\.fuse_layers\.1\.0\.0\.weight$")
 
 
 class StateShapes:
-    """Keys and shapes, with the look-ups that inference needs."""
+    """Keys and shapes of a state_dict, indexed by prefix."""
 
     def __init__(self, shapes: Mapping[str, Shape]) -> None:
         self.shapes = dict(shapes)
@@ -34,21 +34,25 @@ class StateShapes:
         return prefix in self._prefixes or prefix in self.shapes
 
     def count(self, prefix: str) -> int:
-        """Distinct numbered children. A stray index then shows as an unexpected key, not as a huge network."""
+        """Return the number of distinct numbered children, so that a stray index becomes an unexpected key."""
         return len(self._children.get(prefix, ()))
 
     def size(self, key: str, dim: int, rank: int) -> int:
-        """Return one dimension of a tensor that inference cannot do without."""
+        """Return one dimension of a required tensor.
+
+        Raises:
+            CheckpointError: the tensor is missing or has another rank.
+        """
         shape = self.shapes.get(key)
         if shape is None:
             raise CheckpointError(
-                f"The checkpoint lacks {key}, without which the network's shape is unknown: it is incomplete, or from "
-                "a code base other than those this package reads.",
+                f"The checkpoint lacks {key}, which determines the network's shape: the file is incomplete, or from a "
+                "code base that this package does not read.",
                 missing=(key,),
             )
         if len(shape) != rank or 0 in shape:
             raise CheckpointError(
-                f"{key} has shape {list(shape)}; a tensor of rank {rank} without empty dimensions belongs there.",
+                f"{key} has shape {list(shape)}; expected is a tensor of rank {rank} without empty dimensions.",
                 mismatched=((key, shape, (-1,) * rank),),
             )
         return shape[dim]
@@ -57,12 +61,14 @@ class StateShapes:
 def infer_config(shapes: Mapping[str, Shape], **defaults: Any) -> HRNetConfig:
     """Return the network whose canonical state_dict has these shapes.
 
-    What a state_dict does not tell (interpolation, momentum, dropout) comes from `defaults`, fields of
-    :class:`HRNetConfig` and :class:`HeadConfig`.
+    Args:
+        shapes: shape of each entry under its canonical name.
+        defaults: fields of :class:`HRNetConfig` and :class:`HeadConfig` that a state_dict does not contain
+            (interpolation, momentum, dropout).
 
     Raises:
-        CheckpointError: a key is missing that decides the network's shape.
-        ConfigError: shapes that no network has.
+        CheckpointError: a key that determines the network's shape is missing.
+        ConfigError: no network has these shapes.
     """
     s = StateShapes(shapes)
     stages = [_infer_first_stage(s)]
@@ -122,7 +128,7 @@ def _infer_fusion_units(s: StateShapes, stages: list[StageConfig]) -> str:
 
 
 def _infer_mixing(s: StateShapes, name: str) -> dict[str, Any]:
-    """The convolution over the concatenation: its kernel, and its outputs where they are not as many as its inputs."""
+    """Return kernel size and output channels (0: as many as inputs) of the convolution over the concatenation."""
     weight = f"{name}.0.weight"
     width, inputs = s.size(weight, 0, 4), s.size(weight, 1, 4)
     return {"mixing_kernel": s.size(weight, 2, 4), "mixing_channels": 0 if width == inputs else width}
@@ -180,7 +186,7 @@ def infer_head(s: StateShapes) -> HeadConfig:
 
 
 def _infer_pyramid(s: StateShapes) -> HeadConfig:
-    """Stride and pooling of a neck are not in its keys."""
+    """Return the head of a detection neck; its stride and pooling are not in its keys."""
     norm = None
     for name, kind in (("gn", "gn"), ("bn", "bn")):
         if s.has(f"neck.reduction_conv.{name}") or s.has(f"neck.fpn_convs.0.{name}"):
@@ -190,7 +196,7 @@ def _infer_pyramid(s: StateShapes) -> HeadConfig:
 
 
 def _infer_higher_head(s: StateShapes) -> HeadConfig:
-    """Outputs with tags have more channels than those without, which have one per keypoint."""
+    """Return HigherHRNet's head. An output without tags has one channel per keypoint; tags add channels."""
     steps = s.count("deconv_layers")
     outputs = [s.size(f"final_layers.{i}.weight", 0, 4) for i in range(1 + steps)]
     widths = [s.size(f"final_layers.{i}.weight", 1, 4) for i in range(1 + steps)]

@@ -1,16 +1,16 @@
-"""mmpose, mmsegmentation and mmdetection: ``backbone.`` before the authors' names, heads of their own."""
+"""Checkpoint families of mmpose, mmsegmentation and mmdetection: the authors' trunk names under ``backbone.``."""
 
 from hrnet_fast.checkpoints.family import Family
 
-# Beside the HRNet in the files of detectors, and what HRFPN's convolutions were called at first. The authors' detection
-# repository began as an mmdetection of that time.
+# Entries of detector heads, and the first names of HRFPN's convolutions. The authors' detection repository is based on
+# an mmdetection of that time.
 DETECTORS = ("rpn_head.", "bbox_head.", "mask_head.", "roi_head.", "semantic_head.", "mask_iou_head.")
 FPN_CONV = tuple((f"neck.fpn_conv.{i}.", f"neck.fpn_convs.{i}.conv.") for i in range(10))
 
-# What the heads of both over concatenated resolutions have in common.
+# Fields that all heads over concatenated resolutions share.
 MIXED_1X1 = {"mixing_kernel": 1, "mixing_channels": 0, "output_bias": True, "attention_bias": False}
 
-# A state_dict does not tell the stride of a neck's convolutions; all of mmdetection's FCOS configurations have 2.
+# A state_dict does not contain the stride of a neck's convolutions; all FCOS configurations of mmdetection have 2.
 _FCOS = (
     "bbox_head.conv_centerness.",
     {"pyramid_stride": 2},
@@ -22,7 +22,7 @@ _LANDMARKS = {"upsample": "bilinear"}
 
 
 def _projection_renames(theirs: str, ours: str, convs: int) -> tuple[tuple[str, str], ...]:
-    """One projection of the OCR attention; a single convolution module is not numbered."""
+    """Return the renames of one projection of the OCR attention; a single convolution has no number in its name."""
     rules = []
     for i in range(convs):
         own = f"{_MM_OCR_BLOCK}{theirs}." + (f"{i}." if convs > 1 else "")

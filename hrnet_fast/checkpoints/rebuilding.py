@@ -1,7 +1,7 @@
-"""The few functions that a pickle may call: those by which torch.save writes tensors and state_dicts.
+"""The functions that a pickle may call: those by which ``torch.save`` writes tensors and state_dicts.
 
-What they make takes time and memory in proportion to the instructions that ask for it, never to something that a file
-mentions again and again: a function that copies its argument (``bytes``, ``set``) is not among them.
+Their time and memory are proportional to the instructions of the file. A function that copies its argument (``bytes``,
+``set``) is not allowed: a file could reference one large object many times.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hrnet_fast.checkpoints.inert import Inert, Name, refuse
 
-# The types of the storages that torch.save names, in modules `torch`, `torch.cuda` and `torch.storage`.
+# Storage types that torch.save names, in the modules `torch`, `torch.cuda` and `torch.storage`.
 STORAGES: dict[str, torch.dtype] = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -33,10 +33,10 @@ STORAGES: dict[str, torch.dtype] = {
     "ComplexDoubleStorage": torch.complex128,
     "UntypedStorage": torch.uint8,
 }
-# Tuples as keys of dictionaries are hashed by recursion in C, every part as often as it occurs.
+# Hashing a tuple recurses in C and visits every part as often as it occurs.
 DEEPEST_KEY, MOST_IN_KEY = 20, 100
 MOST_DIMENSIONS = 64
-# Elements that a tensor may have without memory for each.
+# Largest number of elements of an expanded tensor, whose elements share memory.
 MOST_REPEATED = 1 << 24
 _KEYS = (str, bytes, int, float, complex, tuple, frozenset, type(None), torch.dtype, Tensor, Name, Inert)
 
@@ -50,7 +50,7 @@ class StorageType:
 
 @dataclass(frozen=True)
 class Storage:
-    """Memory of `numel` elements from byte `start` of `untyped`, which the file's content fills."""
+    """Memory of `numel` elements from byte `start` of `untyped`, filled from the file."""
 
     untyped: torch.UntypedStorage
     dtype: torch.dtype
@@ -60,7 +60,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Allowed:
-    """A function of this module that stands for what a pickle may call."""
+    """A function of this module that replaces a function which a pickle may call."""
 
     function: Callable[..., Any]
 
@@ -74,7 +74,7 @@ def _check_sizes(values: Any) -> tuple[int, ...]:
 
 
 def _check_extent(storage: Storage, numel: int, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
-    """A tensor lies within its storage, and no two of its elements share memory but in an expanded one."""
+    """Check that a tensor lies within its storage and that elements share memory only in an expanded tensor."""
     if len(size) != len(stride):
         refuse("a tensor has as many sizes as strides")
     if 0 in size:
@@ -96,7 +96,7 @@ def _check_extent(storage: Storage, numel: int, offset: int, size: tuple[int, ..
 def _build_tensor(
     storage: Any, offset: Any, size: Any, stride: Any, *_: Any, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """``_rebuild_tensor`` and ``_rebuild_tensor_v2``; what follows the strides (gradient, hooks) is left out."""
+    """Replace ``_rebuild_tensor`` and ``_rebuild_tensor_v2``; later arguments (gradient, hooks) are unused."""
     if not isinstance(storage, Storage):
         refuse("a tensor without a storage")
     size, stride = _check_sizes(size), _check_sizes(stride)
@@ -123,12 +123,12 @@ def _build_parameter(data: Any, *_: Any) -> Any:
 
 
 def _build_from_type(function: Any, _kind: Any, args: Any, _state: Any) -> Any:
-    """``_rebuild_from_type_v2``: the tensor inside, without the attributes of its subclass."""
+    """Replace ``_rebuild_from_type_v2``: return the tensor without the attributes of its subclass."""
     return call_allowed(function, args)
 
 
 def _ordered_dict(items: Any = None) -> OrderedDict[Any, Any]:
-    """An ``OrderedDict``, empty since Python 3; a list that it was made of is emptied, so that it fills one only."""
+    """Return an ``OrderedDict`` (Python 2 passes its items). The list is emptied, so it serves one call only."""
     out: OrderedDict[Any, Any] = OrderedDict()
     if items is not None:
         if not isinstance(items, list):
@@ -159,7 +159,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
 
 
 def call_allowed(function: Any, args: Any) -> Any:
-    """Call what is allowed; what is not becomes inert, with its arguments."""
+    """Call an allowed function; record the call of any other as an inert object with its arguments."""
     if not isinstance(args, tuple):
         refuse("arguments that are no tuple")
     if isinstance(function, Allowed):
@@ -170,7 +170,7 @@ def call_allowed(function: Any, args: Any) -> Any:
 
 
 def check_key(key: Any) -> None:
-    """Refuse what is not to be hashed, compared or shown: large numbers, large or deep tuples, other objects."""
+    """Refuse keys that are costly to hash, compare or show: large numbers, large or deep tuples, other objects."""
     pending, count = [(key, 0)], 0
     while pending:
         part, depth = pending.pop()
@@ -184,7 +184,7 @@ def check_key(key: Any) -> None:
 
 
 def set_item(mapping: Any, key: Any, value: Any) -> None:
-    """Put an entry into a dictionary that has none of its name."""
+    """Add an entry to a dictionary; refuse a key that it already has."""
     if not isinstance(mapping, dict):
         refuse(f"entries of {type(mapping).__name__}")
     if type(key) is not str:

@@ -1,4 +1,4 @@
-"""Where training loops keep the weights and their running averages (EMA, SWA), and which their own loaders take."""
+"""Selection between weights as trained and their running averages (EMA, SWA), as each upstream's own loader does it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hrnet_fast.errors import CheckpointError
 
 WeightKind = Literal["raw", "ema"]
 WEIGHTS = ("auto", "raw", "ema")
-# Where the known training loops keep the weights inside what they save, in order of preference.
+# Keys under which known training loops save the weights, in order of preference.
 RAW_KEYS = ("state_dict", "model", "model_state_dict", "model_state", "net", "best_state_dict")
 EMA_KEYS = (
     "state_dict_ema",
@@ -37,7 +37,7 @@ _MMCV = "ema_"
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """Weights inside a file: where they are, the mapping that holds them, and the pickled module that they are of."""
+    """Weights inside a file: their location for messages, their mapping, and their pickled module, if any."""
 
     where: str
     state: Mapping[Any, Any]
@@ -46,13 +46,13 @@ class StoredWeights:
 
 @dataclass(frozen=True)
 class WeightCandidates:
-    """The weights found at one level of a file.
+    """The sets of weights found at one level of a file.
 
     Attributes:
-        raw: as trained.
+        raw: weights as trained.
         ema: their running average.
-        default: what the file's own upstream loads where both are there.
-        loader: that upstream.
+        default: the kind that the file's upstream loads if both exist.
+        loader: name of that upstream; empty if unknown.
     """
 
     raw: StoredWeights | None = None
@@ -62,7 +62,7 @@ class WeightCandidates:
 
 
 def stored_weights(value: Any, where: str = "") -> StoredWeights | None:
-    """Return a mapping as it is, a pickled module as its state_dict, and None for anything else."""
+    """Return the weights of a mapping or of a pickled module (its state_dict), or None for another object."""
     state = module_state(value) if isinstance(value, Inert) else None
     if state is not None:
         return StoredWeights(where, state, repr(value))
@@ -70,7 +70,7 @@ def stored_weights(value: Any, where: str = "") -> StoredWeights | None:
 
 
 def _first_stored(data: Mapping[Any, Any], keys: tuple[str, ...]) -> StoredWeights | None:
-    """The first of `keys` that holds tensors by name, or holds a mapping that may."""
+    """Return the first of `keys` whose value contains tensors or mappings, or None."""
     for key in keys:
         place = stored_weights(data.get(key), repr(key))
         if place and any(isinstance(v, (Tensor, Mapping)) for v in place.state.values()):
@@ -139,15 +139,15 @@ _WRAPPED_RULES: tuple[Callable[[Mapping[Any, Any]], WeightCandidates | None], ..
 
 
 def find_wrapped_weights(data: Mapping[Any, Any]) -> WeightCandidates | None:
-    """Return what a file's mapping wraps, or None where it wraps nothing."""
+    """Return the weights under the keys of a known training loop, or None."""
     return next((candidates for rule in _WRAPPED_RULES if (candidates := rule(data))), None)
 
 
 def find_flat_weights(state: Mapping[str, Tensor]) -> WeightCandidates | None:
-    """Return what a flat state_dict holds beside the trained weights, or None where it holds these alone.
+    """Return the averages and trained weights of a flat state_dict, or None if it has no averages.
 
     mmcv's ``EMAHook`` registers a buffer ``ema_NAME`` for each parameter, its dots written as underscores, and
-    exchanges both at the end of an epoch: a file written then has the averages under the parameters' names.
+    swaps both at the end of an epoch, so a file written then has the averages under the parameters' names.
     """
     buffers = {k for k in state if k.startswith(_MMCV) and "." not in k}
     names = {k: _MMCV + k.replace(".", "_") for k in state if k not in buffers}
@@ -176,14 +176,14 @@ def find_flat_weights(state: Mapping[str, Tensor]) -> WeightCandidates | None:
 
 
 class WeightSelector:
-    """Takes one kind of weights where a file has two, and remembers what was taken.
+    """Selects one kind of weights, and keeps to that kind at all levels of a file.
 
     Args:
         weights: one of :data:`WEIGHTS`.
-        notes: where the choice is told.
+        notes: receives one line on the selection.
 
     Raises:
-        CheckpointError: another word.
+        CheckpointError: `weights` is another value.
     """
 
     def __init__(self, weights: str, notes: list[str]) -> None:
@@ -194,14 +194,14 @@ class WeightSelector:
         self.selected: WeightKind | None = None
 
     def select(self, candidates: WeightCandidates) -> Mapping[Any, Any]:
-        """Return the weights of the kind asked for.
+        """Return the weights of the requested kind.
 
         Raises:
-            CheckpointError: they are not there.
+            CheckpointError: the file lacks them.
         """
         places: dict[WeightKind, StoredWeights | None] = {"raw": candidates.raw, "ema": candidates.ema}
         found = {kind: place for kind, place in places.items() if place is not None}
-        if self.selected is not None or candidates.ema is None:  # decided by what is around this, or nothing to decide
+        if self.selected is not None or candidates.ema is None:  # an outer level decided, or there is one kind only
             place = found.get(self.selected or "raw") or next(iter(found.values()))
         else:
             kind = self._kind(candidates)
@@ -249,13 +249,13 @@ class WeightSelector:
         )
 
     def finish(self) -> None:
-        """Check that averaged weights were found, if they were asked for.
+        """Check that averaged weights were found if they were requested.
 
         Raises:
-            CheckpointError: they were not.
+            CheckpointError: they were not found.
         """
         if self.weights == "ema" and self.selected != "ema":
             raise CheckpointError(
-                "weights='ema' asks for what the checkpoint does not hold: it has one set of weights, as trained. "
+                "weights='ema': the checkpoint has no averaged weights, only those as trained. "
                 "Leave weights at 'auto', or give 'raw'."
             )
