@@ -40,7 +40,8 @@ def recognise(raw: dict[str, Tensor], family: str) -> tuple[Family, dict[str, Te
     hint = f" Or remove {top_level_names(outside)} and pass the mapping, if the rest is one network." if outside else ""
     raise CheckpointError(
         f"The checkpoint holds {trunk.describe()}; as a whole it is no network that this package knows. "
-        "part='backbone' loads the trunk alone, load_backbone(model, source) fills a model's, convert_checkpoint(source, to='backbone') "
+        "part='backbone' loads the trunk alone, load_backbone(model, source) fills a model's trunk, "
+        "convert_checkpoint(source, to='backbone') "
         f"writes it.{hint}"
     )
 

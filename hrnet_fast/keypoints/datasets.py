@@ -1,7 +1,7 @@
-"""Data sets of keypoints: which channels mirror each other, what they are called, which are connected.
+"""Keypoint data sets: mirror pairs, names and bones of their channels.
 
-Numbers as in the authors' repositories (``lib/dataset`` of pose, ``lib/utils/transforms.py`` of faces, there partly
-from 1) and in mmpose's ``configs/_base_/datasets``.
+Indices are those in the authors' repositories (``lib/dataset`` of pose, ``lib/utils/transforms.py`` of faces, there
+partly from 1) and in mmpose's ``configs/_base_/datasets``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ class Dataset:
     """Keypoints of one data set.
 
     Attributes:
-        name: what ``pairs=`` calls it.
-        channels: how many keypoints.
-        pairs: channels that a mirror swaps.
-        names: of the channels; their numbers where the data set has no names.
+        name: value of ``pairs=``.
+        channels: number of keypoints.
+        pairs: channels that mirroring swaps.
+        names: names of the channels; their indices if the data set has no names.
         bones: channels to connect in a drawing.
     """
 
@@ -32,7 +32,7 @@ class Dataset:
 
 
 def _mirrored_ranges(first: Iterable[int], last: int) -> tuple[tuple[int, int], ...]:
-    """Pairs of `first` counted up and `last` counted down."""
+    """Pair the indices of `first` in order with `last`, `last` - 1, ..."""
     return tuple((a, last - i) for i, a in enumerate(first))
 
 
@@ -103,7 +103,7 @@ DATASETS: dict[str, Dataset] = {d.name: d for d in (COCO, MPII, WFLW, FACE_300W,
 
 
 def dataset_of(channels: int) -> Dataset | None:
-    """Return the data set with that many keypoints, if it is known."""
+    """Return the data set with that number of keypoints, or None."""
     return next((d for d in DATASETS.values() if d.channels == channels), None)
 
 
@@ -111,7 +111,7 @@ def get_dataset(name: str) -> Dataset:
     """Return a data set by name.
 
     Raises:
-        InputError: an unknown name.
+        InputError: the name is unknown.
     """
     if name not in DATASETS:
         raise InputError(f"keypoints of {name!r} are not known; accepted are {', '.join(DATASETS)}.")

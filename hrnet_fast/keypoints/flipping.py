@@ -1,4 +1,4 @@
-"""Heatmaps of mirror images, brought back: which channels are swapped, and by how much the maps are moved."""
+"""Flip test: mapping the heatmaps of mirrored images back, by swapped channels and a shift."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ Pairs = str | Sequence[tuple[int, int]] | Sequence[int]
 
 
 def mirror_order(pairs: Pairs, channels: int) -> list[int]:
-    """Return, for each channel, the one that takes its place in a mirror.
+    """Return, for each channel, the index of its mirrored channel.
 
     Args:
         pairs: swapped channels ``[(1, 2), (3, 4)]``, mmpose's ``flip_indices`` of all channels ``[0, 2, 1, 4, 3]``, or
             the name of a data set: ``"coco"``, ``"mpii"``, ``"wflw"``, ``"300w"``, ``"cofw"`` or ``"aflw"``. Tensors
-            and arrays are read as lists. Nothing in it swaps nothing.
-        channels: how many there are.
+            and arrays are read as lists. An empty sequence swaps nothing.
+        channels: number of channels.
 
     Raises:
-        InputError: something else, a channel that is not there or stands in two pairs, or another number of channels.
+        InputError: `pairs` has another form, names a channel that does not exist or twice, or has another number of
+            channels.
     """
     if isinstance(pairs, str):
         dataset = get_dataset(pairs)
@@ -56,13 +57,16 @@ def mirror_order(pairs: Pairs, channels: int) -> list[int]:
 
 
 def needs_shift(method: str | None) -> bool:
-    """Whether maps of a mirror image are moved by one heatmap pixel to fit the image's.
+    """Whether the maps of a mirrored image need a shift by one heatmap pixel to align with the image's.
 
-    ``msra`` and ``dark``: yes; heatmap pixel p stands for input pixel 4p, and its mirror image, w - 1 - p, for one that
-    lies 3 input pixels beside the mirror image of 4p (authors' ``TEST.SHIFT_HEATMAP``, mmpose's ``shift_heatmap``).
-    ``udp``: no; both ends of a row meet. ``face``: no; the half pixel that is added after truncation leaves a quarter
-    heatmap pixel between the two, where a shift would leave five quarters. ``none``, of maps that are no heatmaps: no.
-    None, where nothing is known: yes.
+    ``msra`` and ``dark``: yes. Heatmap pixel p corresponds to input pixel 4p; the mirrored pixel w - 1 - p corresponds
+    to one 3 input pixels beside the mirror of 4p (authors' ``TEST.SHIFT_HEATMAP``, mmpose's ``shift_heatmap``).
+    ``udp``: no, the ends of a row coincide. ``face``: no, the half pixel that is added after truncation leaves an
+    offset of a quarter heatmap pixel, which a shift would increase to five quarters. ``none`` (no heatmaps): no.
+    None (unknown): yes.
+
+    Raises:
+        InputError: `method` is unknown.
     """
     if method in (None, NO_HEATMAPS):
         return method is None
@@ -71,12 +75,18 @@ def needs_shift(method: str | None) -> bool:
 
 
 def flip_back(heatmaps: Tensor, pairs: Pairs, *, shift: bool) -> Tensor:
-    """Return maps of mirror images as maps of the images themselves.
+    """Return the heatmaps of mirrored images as heatmaps of the images.
 
     Args:
-        heatmaps: [N, K, h, w].
+        heatmaps: [N, K, h, w] of the mirrored images.
         pairs: see :func:`mirror_order`.
-        shift: move the maps one pixel to the right; the first column stays (authors' ``lib/core/function.py``).
+        shift: shift the maps by one pixel to the right; the first column stays (authors' ``lib/core/function.py``).
+
+    Returns:
+        [N, K, h, w] in the dtype of `heatmaps`.
+
+    Raises:
+        InputError: an argument has an unsupported type or shape.
     """
     check_tensor("flip_back", "heatmaps", heatmaps)
     check_bool("flip_back", shift=shift)
@@ -90,7 +100,11 @@ def flip_back(heatmaps: Tensor, pairs: Pairs, *, shift: bool) -> Tensor:
 
 
 def _as_list(pairs: Any) -> list[Any]:
-    """`pairs` as a list; tensors and arrays with what they hold, anything else refused."""
+    """Return `pairs` as a list, with tensors and arrays converted.
+
+    Raises:
+        InputError: `pairs` is no sequence.
+    """
     if hasattr(pairs, "tolist"):
         pairs = pairs.tolist()
     if not isinstance(pairs, Iterable) or isinstance(pairs, (dict, bytes)):

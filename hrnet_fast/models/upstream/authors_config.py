@@ -1,7 +1,7 @@
-"""The authors' yaml files: pose, segmentation (all branches), classification, facial landmarks, HigherHRNet, DEKR.
+"""Reader of the authors' yaml files: pose, segmentation, classification, facial landmarks, HigherHRNet, DEKR.
 
-``MODEL.NAME`` says which repository a file belongs to, and with it which defaults apply. Only the segmentation
-repository has two codes of one name (:func:`_of_ocr_branch`).
+``MODEL.NAME`` identifies the repository and thereby the defaults. Only the segmentation repository has two versions of
+one name (:func:`_is_ocr_branch`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from hrnet_fast.errors import ConfigError
 from hrnet_fast.models.upstream.description import Description, check_flag, check_int, read_stages
 from hrnet_fast.models.upstream.section import Section
 
-# Weights to start from, the shapes of training targets, and entries of the common default.py that no network reads.
+# Initial weights, shapes of training targets, and entries of the common default.py that no network reads.
 _NO_EFFECT = ("NAME", "INIT_WEIGHTS", "PRETRAINED", "TARGET_TYPE", "IMAGE_SIZE", "HEATMAP_SIZE", "SIGMA")
-_NO_EFFECT_EXTRA = ("PRETRAINED_LAYERS", "STEM_INPLANES", "WITH_HEAD")  # the stem's width is a constant of the code
+_NO_EFFECT_EXTRA = ("PRETRAINED_LAYERS", "STEM_INPLANES", "WITH_HEAD")  # the stem's width is constant in their code
 _BILINEAR: dict[str, Any] = {"upsample": "bilinear", "upsample_to": "target"}
-# What only the HRNet-OCR branch of the segmentation repository has in its default.py.
+# Keys that exist only in the default.py of the segmentation repository's HRNet-OCR branch.
 _OCR_BRANCH = {
     "MODEL": ("ALIGN_CORNERS", "NUM_OUTPUTS", "OCR"),
     "LOSS": ("BALANCE_WEIGHTS",),
@@ -39,7 +39,7 @@ def read_authors_config(cfg: Section, part: str) -> Description:
     """Return the network of an authors' configuration.
 
     Raises:
-        ConfigError: another network than HRNet, a value that cannot be built, or a key that is not known.
+        ConfigError: the network is no HRNet, a value cannot be built, or a key is unknown.
     """
     model = cfg.section("MODEL")
     name = str(model.get("NAME", ""))
@@ -57,7 +57,7 @@ def read_authors_config(cfg: Section, part: str) -> Description:
 def _read_extra(
     model: Section, *, first_stage: bool, heads: tuple[str, ...] = ()
 ) -> tuple[Section, tuple[StageConfig, ...]]:
-    """EXTRA and its stages; `heads` are further keys that the caller reads."""
+    """Return EXTRA and its stages; `heads` are further keys, which the caller reads."""
     extra = model.section("EXTRA")
     extra.no_effect(*_NO_EFFECT_EXTRA)
     stages = read_stages(extra, first=first_stage)
@@ -76,7 +76,7 @@ def _read_pose(cfg: Section, model: Section) -> Description:
 
 def _read_face(cfg: Section, model: Section) -> Description:
     extra, stages = _read_extra(model, first_stage=False, heads=("FINAL_CONV_KERNEL",))
-    extra.expect("FINAL_CONV_KERNEL", 1)  # with 3, that code pads its 1x1 convolution and the maps grow
+    extra.expect("FINAL_CONV_KERNEL", 1)  # with 3, that code pads a 1x1 convolution, and the maps grow
     head = HeadConfig("face", check_int(model.get("NUM_JOINTS"), "MODEL.NUM_JOINTS"))
     return Description(HRNetConfig(stages, head, norm=NormConfig(momentum=0.01), **_BILINEAR), keypoints="face")
 
@@ -90,10 +90,10 @@ def _read_classification(cfg: Section, model: Section) -> Description:
 
 
 def _is_ocr_branch(cfg: Section) -> bool:
-    """Whether a segmentation file belongs to the HRNet-OCR branch, by keys that only its default.py knows.
+    """Whether a segmentation file belongs to the HRNet-OCR branch, by keys that exist only there.
 
-    That code aligns corners unless told otherwise and has a momentum of 0.1. The other branches (master, pytorch-v1.1)
-    have no ALIGN_CORNERS, never align, and have a momentum of 0.01.
+    That branch aligns corners by default and has a momentum of 0.1. The other branches (master, pytorch-v1.1) have no
+    ALIGN_CORNERS, never align, and have a momentum of 0.01.
     """
     return any(
         key in section for name, keys in _OCR_BRANCH.items() for key in keys if (section := cfg.get(name, {}) or {})
@@ -161,7 +161,7 @@ def _read_higher_hrnet(cfg: Section, model: Section) -> Description:
 
 
 def _read_dekr(cfg: Section, model: Section) -> Description:
-    """The trunk alone: DEKR's heads regress offsets by adaptive convolutions, which are no part of an HRNet."""
+    """Return DEKR's trunk. Its heads regress offsets by adaptive convolutions, which this package does not have."""
     model.no_effect("NUM_JOINTS")
     spec = model.section("SPEC")
     spec.no_effect("PRETRAINED_LAYERS", "FINAL_CONV_KERNEL", "HEAD_HEATMAP", "HEAD_OFFSET")

@@ -1,4 +1,4 @@
-"""From what an upstream's configuration comes as to plain mappings: yaml and Python files, objects, mappings."""
+"""Reading of configurations (yaml and Python files, mmengine and yacs objects, mappings) as plain dictionaries."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def read_source(cfg: Source) -> dict[str, Any]:
             mapping.
 
     Raises:
-        ConfigError: a file that cannot be read, a ``.py`` without mmengine, or something else than these.
+        ConfigError: a file cannot be read, a ``.py`` file is given without mmengine, or `cfg` has another type.
     """
     if isinstance(cfg, (str, os.PathLike)):
         path = Path(cfg)
         cfg = _read_python(path) if path.suffix == ".py" else _read_yaml(path)
-    elif not isinstance(cfg, Mapping) and hasattr(cfg, "_cfg_dict"):  # mmengine's Config, known by what it has
+    elif not isinstance(cfg, Mapping) and hasattr(cfg, "_cfg_dict"):  # mmengine's Config, without importing mmengine
         cfg = _mmengine_dict(cfg)
     if not isinstance(cfg, Mapping):
         raise ConfigError(
@@ -36,7 +36,7 @@ def read_source(cfg: Source) -> dict[str, Any]:
 
 
 def _mmengine_dict(config: Any) -> Any:
-    """mmengine's own conversion turns classes of its newer Python files into their names."""
+    """Return the dictionary of an mmengine ``Config``; ``to_dict`` replaces classes in newer Python files by names."""
     convert = getattr(config, "to_dict", None)
     return convert() if callable(convert) else config._cfg_dict
 
@@ -62,7 +62,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
 
 
 def _read_python(path: Path) -> Any:
-    """mmengine runs the file and those it is based on; nothing here runs code of a configuration."""
+    """Read a Python file by mmengine, which runs the file and its bases; this package runs no configuration code."""
     try:
         from mmengine.config import Config  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:

@@ -1,7 +1,7 @@
-"""OpenMMLab's mappings: mmpose (0.x and 1.x), mmsegmentation, mmdetection, and the authors' detection repository.
+"""Reader of OpenMMLab's mappings: mmpose (0.x, 1.x), mmsegmentation, mmdetection, the authors' detection repository.
 
-The three packages have an HRNet of their own each, with defaults of its own (:data:`_DEFAULTS`), under one name.
-:func:`_identify` finds out whose a mapping is.
+The three packages have different HRNets under one name, with different defaults (:data:`_DEFAULTS`).
+:func:`_identify_upstream` finds the package of a mapping.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hrnet_fast.models.upstream.openmmlab_heads import read_heatmap_head
 from hrnet_fast.models.upstream.openmmlab_parts import read_norm
 from hrnet_fast.models.upstream.section import Section
 
-# What each package's backbone does where its configuration says nothing. `norm_eval`: its constructor's default.
+# Defaults of each package's backbone. `norm_eval` is the default of its constructor.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "mmpose": {"upsample": "nearest", "norm_eval": False},
     "mmseg": {"upsample": "bilinear", "upsample_to": "scale_then_target", "norm_eval": False},
@@ -26,7 +26,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "unknown": {"upsample": "nearest", "norm_eval": False},
 }
 _BACKBONES = {"HRNet": None, "HighResolutionNet": "bn", "SyncHighResolutionNet": "syncbn"}
-# Parts of whole models that no output of an HRNet needs.
+# Entries of whole models that do not change the output of an HRNet.
 _NO_EFFECT = (
     *("type", "data_preprocessor", "train_cfg", "test_cfg", "init_cfg", "pretrained", "metainfo", "_scope_"),
     *("loss_pose", "num_stages"),
@@ -35,7 +35,7 @@ _OTHERS = (
     *("rpn_head", "roi_head", "bbox_head", "mask_head", "bbox_roi_extractor", "mask_roi_extractor"),
     *("semantic_roi_extractor", "semantic_head", "shared_head", "auxiliary_head"),
 )
-_UPSTREAM_HINT = "Give upstream='mmpose', 'mmseg' or 'mmdet' where that is wrong"
+_UPSTREAM_HINT = "Give upstream='mmpose', 'mmseg' or 'mmdet' if that is wrong"
 _HEADS = ("decode_head", "head", "keypoint_head", "neck")
 
 
@@ -44,11 +44,11 @@ def read_openmmlab_config(cfg: Section, upstream: str | None, part: str) -> Desc
 
     Args:
         cfg: the mapping.
-        upstream: whose it is; ``None`` finds out.
+        upstream: the package; ``None`` identifies it.
         part: ``"backbone"`` reads no head.
 
     Raises:
-        ConfigError: another network than HRNet, a value that cannot be built, or a key that is not known.
+        ConfigError: the network is no HRNet, a value cannot be built, or a key is unknown.
     """
     scope = cfg.values.get("default_scope")
     model = cfg.section("model") if "model" in cfg else cfg
@@ -71,7 +71,7 @@ def read_openmmlab_config(cfg: Section, upstream: str | None, part: str) -> Desc
 
 
 def _registered_type(section: Section, default: str) -> tuple[str, str | None]:
-    """A registered name and its scope: of ``mmpose.HRNet``, of a class, or of the path that mmengine writes for one."""
+    """Return a registered name and its scope, from ``mmpose.HRNet``, a class, or an import path as mmengine writes."""
     given = section.get("type", default)
     if isinstance(given, type):
         given = f"{given.__module__}.{given.__qualname__}"
@@ -82,7 +82,7 @@ def _registered_type(section: Section, default: str) -> tuple[str, str | None]:
 def _identify_upstream(
     model: Section | None, backbone: Section, extra: Section, upstream: str | None, default_scope: Any
 ) -> tuple[str, tuple[str, ...]]:
-    """Whose mapping this is, and a note where nothing says so for certain."""
+    """Return the package of a mapping, and a note if it is a guess."""
     name, scope = _registered_type(backbone, "HRNet")
     if name not in _BACKBONES:
         raise ConfigError(
@@ -110,10 +110,10 @@ def _identify_upstream(
 
 
 def _guess_upstream(backbone: Section) -> tuple[str, tuple[str, ...]]:
-    """Whose a bare backbone probably is, by how the packages' own configurations look.
+    """Return the probable package of a bare backbone, by the keys of the packages' own configurations.
 
-    All of mmpose's give ``in_channels``, all of mmsegmentation's a SyncBN and ``norm_eval``, and none of the other
-    packages' does.
+    All configurations of mmpose have ``in_channels``, all of mmsegmentation SyncBN and ``norm_eval``; those of the
+    other packages do not.
     """
     norm = backbone.values.get("norm_cfg")
     if isinstance(norm, dict) and norm.get("type") == "SyncBN" and "norm_eval" in backbone:
@@ -124,9 +124,9 @@ def _guess_upstream(backbone: Section) -> tuple[str, tuple[str, ...]]:
         whose, reason = "mmdet", "having neither in_channels nor norm_eval: all branches, nearest fusions, norm_eval"
     else:
         return "unknown", (
-            f"whose HRNet this is cannot be told; all branches, nearest fusions assumed. {_UPSTREAM_HINT}",
+            f"the package of this HRNet is unknown; all branches and nearest fusions are assumed. {_UPSTREAM_HINT}",
         )
-    return whose, (f"whose HRNet this is was not said; {whose}'s assumed, by {reason}. {_UPSTREAM_HINT}",)
+    return whose, (f"the package of this HRNet is not given; {whose} is assumed, by {reason}. {_UPSTREAM_HINT}",)
 
 
 def _read_backbone(backbone: Section, extra: Section, upstream: str) -> HRNetConfig:
@@ -140,7 +140,7 @@ def _read_backbone(backbone: Section, extra: Section, upstream: str) -> HRNetCon
     norm = NormConfig(kind) if kind else read_norm(backbone, {"type": "BN"})  # type: ignore[arg-type]
     assert norm is not None
     if norm.kind == "gn":
-        options["norm_eval"] = False  # it has no statistics to keep
+        options["norm_eval"] = False  # group normalisation has no running statistics
     options |= {
         "in_channels": backbone.get("in_channels", 3),
         "norm": norm,
@@ -156,7 +156,7 @@ def _read_backbone(backbone: Section, extra: Section, upstream: str) -> HRNetCon
 
 
 def _read_upsampling(extra: Section, upstream: str, options: dict[str, Any]) -> dict[str, Any]:
-    """mmpose's ``extra.upsample``; the other packages read past it."""
+    """Return the settings of mmpose's ``extra.upsample``, which the other packages do not have."""
     if "upsample" not in extra:
         return {}
     if upstream != "mmpose":
@@ -165,7 +165,7 @@ def _read_upsampling(extra: Section, upstream: str, options: dict[str, Any]) -> 
     align = section.get("align_corners", None)
     found = {
         "upsample": section.get("mode", options["upsample"]),
-        # None is PyTorch's own default, which aligns none
+        # None is PyTorch's default, False
         "align_corners": align is not None and check_flag(align, section.name("align_corners")),
     }
     section.close()
@@ -173,7 +173,7 @@ def _read_upsampling(extra: Section, upstream: str, options: dict[str, Any]) -> 
 
 
 def _read_multiscale(backbone: Section, extra: Section, upstream: str) -> bool:
-    """mmpose's backbone reads its fourth stage's entry, the others' their own; without any, mmpose has one branch."""
+    """Return ``multiscale_output``. mmpose reads it from stage 4, with default False; the others from the backbone."""
     stage4 = extra.values.get("stage4") or {}
     own = backbone.get("multiscale_output", upstream != "mmpose")
     name = (extra.name("stage4") if "multiscale_output" in stage4 else backbone.path) + ".multiscale_output"
@@ -181,7 +181,7 @@ def _read_multiscale(backbone: Section, extra: Section, upstream: str) -> bool:
 
 
 def _read_head(config: HRNetConfig, model: Section, part: str) -> Description:
-    """The network with what follows its backbone."""
+    """Return the network with its head or neck."""
     model.no_effect(*_NO_EFFECT)
     others = {key: None for key in _OTHERS if model.get(key, None) is not None}
     notes: tuple[str, ...] = (f"left out, as no part of HRNet: {names(others)}",) if others and part == "all" else ()

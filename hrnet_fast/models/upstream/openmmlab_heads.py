@@ -1,4 +1,4 @@
-"""mmpose's heads on an HRNet: heatmaps and landmarks of 0.x and 1.x, associative embedding, HigherHRNet."""
+"""Readers of mmpose's heads: heatmaps and landmarks of 0.x and 1.x, associative embedding, HigherHRNet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _GROUPING = ("AssociativeEmbeddingHead", "AESimpleHead")
 
 
 def read_heatmap_head(model: Section, config: HRNetConfig) -> tuple[HeadConfig, tuple[str, ...], str | None]:
-    """mmpose's 1.x (``head``) and 0.x (``keypoint_head``), with notes and how the heatmaps decode."""
+    """Return mmpose's ``head`` (1.x) or ``keypoint_head`` (0.x), notes, and the decoding method of its heatmaps."""
     key = "head" if "head" in model else "keypoint_head"
     head = model.section(key)
     accepted = ("HeatmapHead", "TopdownHeatmapSimpleHead", *_GROUPING)
@@ -52,7 +52,7 @@ def read_heatmap_head(model: Section, config: HRNetConfig) -> tuple[HeadConfig, 
 
 
 def _output_channels(head: Section, name: str) -> int:
-    """Channels of the heatmaps; grouping adds a tag per keypoint or one in all."""
+    """Return the output channels: keypoints, and for grouping a tag per keypoint or one tag."""
     if name == "AssociativeEmbeddingHead":
         keypoints, size = check_int(head.get("num_keypoints"), head.name("num_keypoints")), head.get("tag_dim", 1)
         return keypoints + int(size) * (keypoints if _read_flag(head, "tag_per_keypoint", True) else 1)
@@ -72,7 +72,7 @@ def _read_flags(head: Section, key: str) -> list[bool]:
 
 
 def _final_layers(head: Section, config: HRNetConfig) -> tuple[int, bool]:
-    """The last convolution's kernel, and whether a 1x1 convolution of all resolutions stands before it."""
+    """Return the kernel size of the last convolution, and whether a 1x1 convolution of all resolutions precedes it."""
     extra, final = head.section("extra", {}) if head.get("extra", None) else Section({}), Section({})
     if head.get("final_layer", {}) is None:
         raise ConfigError(f"from_config: {head.name('final_layer')} is None; a final convolution is built always.")
@@ -80,7 +80,7 @@ def _final_layers(head: Section, config: HRNetConfig) -> tuple[int, bool]:
         final = head.section("final_layer")
         final.expect("type", "Conv2d", "Conv")
     kernel = extra.get("final_conv_kernel", final.get("kernel_size", 1))
-    if final.values:  # a convolution as PyTorch's; 0.x pads its own
+    if final.values:  # arguments of nn.Conv2d; 0.x computes the padding
         final.expect("padding", kernel // 2, default=0)
     final.close()
     widths = head.get("conv_out_channels", None) or ()
@@ -100,7 +100,7 @@ def _final_layers(head: Section, config: HRNetConfig) -> tuple[int, bool]:
 
 
 def _check_norm(config: HRNetConfig) -> None:
-    """mmpose normalises these heads by plain batch normalisation whatever its backbone has."""
+    """Check the backbone's normalisation: mmpose's heads always have batch normalisation."""
     if config.norm not in (NormConfig("bn"), NormConfig("syncbn")):
         raise ConfigError(
             f"from_config: the backbone's norm_cfg is {config.norm}, but mmpose's head has plain batch normalisation; "
@@ -109,7 +109,7 @@ def _check_norm(config: HRNetConfig) -> None:
 
 
 def _check_inputs(head: Section, neck: Any, config: HRNetConfig, mixes: bool) -> None:
-    """A head with `mixes` takes all resolutions, concatenated at 1/4; the others take the only one."""
+    """Check the head's inputs: all resolutions concatenated at 1/4 with `mixes`, otherwise the highest one."""
     if neck is not None:
         _check_concatenation(Section(neck, "neck"), mixes)
     many = tuple(range(len(config.out_channels)))
@@ -140,7 +140,7 @@ def _check_no_neck(neck: Any) -> None:
 
 
 def _read_higher_head(head: Section, config: HRNetConfig) -> HeadConfig:
-    """mmpose 0.x's HigherHRNet."""
+    """Return mmpose 0.x's HigherHRNet head."""
     head.no_effect(*NO_EFFECT)
     _check_norm(config)
     check_head_channels(head, "in_channels", config.out_channels[0])
