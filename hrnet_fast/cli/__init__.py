@@ -1,4 +1,4 @@
-"""The command ``hrnet-fast``. One file per group of commands; :func:`main` turns every error into one line."""
+"""The command line ``hrnet-fast``: one file per group of commands, and :func:`main`, which prints errors."""
 
 from hrnet_fast.cli.app import main
 

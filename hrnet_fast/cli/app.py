@@ -1,4 +1,4 @@
-"""The command group and the one place where errors become messages and exit codes."""
+"""The command group, and the conversion of errors to messages and exit codes."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ for command in (models, info, convert, table, plan, run, doctor, demo, bench):
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit.
 
-    Codes are 0 on success, a command's own, 2 on bad input (one line on standard error), 130 on Ctrl-C.
+    Exit codes: 0 for success, 2 for bad input (one line on standard error), 130 for Ctrl-C, or a command's own code.
     """
     try:
-        # What a command exits with comes back as its result; what commands themselves return is None.
+        # app.main returns the exit code of a command that exits; commands themselves return None.
         code = app.main(args=list(argv) if argv is not None else None, prog_name="hrnet-fast", standalone_mode=False)
     except click.exceptions.Abort:
         click.echo("stopped.", err=True)

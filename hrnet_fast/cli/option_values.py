@@ -1,4 +1,4 @@
-"""Option values that are more than one word."""
+"""Parsers of option values: sizes, boxes and shares."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """Return (H, W) of ``HxW``.
 
     Raises:
-        click.BadParameter: anything else.
+        click.BadParameter: `text` has another form.
     """
     match = re.fullmatch(r"(\d+)[x,](\d+)", text.strip())
     if not match or not all(1 <= int(side) <= 65536 for side in match.groups()):
@@ -26,7 +26,7 @@ def parse_box(text: str) -> Box:
     """Return (left, top, width, height) of four comma-separated numbers.
 
     Raises:
-        click.BadParameter: anything else.
+        click.BadParameter: `text` has another form.
     """
     try:
         left, top, width, height = (float(v) for v in text.split(","))
@@ -41,7 +41,7 @@ def parse_share(text: str) -> float:
     """Return "5%" or "0.05" as 0.05.
 
     Raises:
-        click.BadParameter: anything else, and what is not within 0 and 1.
+        click.BadParameter: `text` has another form or is not in [0, 1).
     """
     try:
         share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)

@@ -1,4 +1,4 @@
-"""Values that fields of a configuration may have, and checks of them; each raises ConfigError."""
+"""Accepted values of configuration fields, and checks of them that raise ConfigError."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEAD_ALIASES: dict[str, HeadKind] = {
     "bottom_up": "higher",
 }
 CLASSIFICATION_HEADS = ("c", "ci", "cii")
-# Kinds of heads that read a field of HeadConfig.
+# Head kinds that use a field of HeadConfig.
 READ_BY: dict[str, tuple[str, ...]] = {
     "num_outputs": ("v1", "v1h", "v2", "ocr", "face", "higher", *CLASSIFICATION_HEADS),
     "kernel_size": ("v1", "v1h", "v2", "face", "higher"),
@@ -78,7 +78,7 @@ def is_real(value: object) -> bool:
 
 
 def as_tuple(owner: str, name: str, value: object) -> tuple[Any, ...]:
-    """Return a sequence as a tuple."""
+    """Return a sequence as a tuple; raise ConfigError for other types."""
     if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping)):
         raise ConfigError(f"{owner}: {name}={shown(value)} must be a sequence, one entry for each.")
     return tuple(value)

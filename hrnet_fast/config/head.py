@@ -1,4 +1,4 @@
-"""What follows the last stage of a network."""
+"""``HeadConfig``: the configuration of the layers after the last stage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hrnet_fast.errors import ConfigError, shown
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """What follows the last stage (paper, Figure 4, section 7 and Appendix B).
+    """The configuration of a head (paper, Figure 4, section 7 and Appendix B).
 
     Attributes:
         kind: ``"features"`` (bare branches), ``"v1"``, ``"v1h"``, ``"v2"`` (also the authors' segmentation head),
@@ -31,28 +31,28 @@ class HeadConfig:
             ``"ci"``, ``"cii"`` (classification).
         num_outputs: keypoints, classes or landmarks; 0 returns the representation itself (``v1``, ``v1h``, ``v2``
             and the classification heads).
-        kernel_size: of the last convolution of ``v1``, ``v1h``, ``v2``, ``face`` and ``higher`` (1 or 3).
-        mixing_kernel: of the convolution over the concatenation in ``v2``, ``face`` and OCR's auxiliary classifier: 1
-            as the authors have it, 3 as openseg.pytorch.
-        mixing_channels: outputs of that convolution; 0 is as many as its inputs.
+        kernel_size: kernel size of the last convolution of ``v1``, ``v1h``, ``v2``, ``face`` and ``higher`` (1 or 3).
+        mixing_kernel: kernel size of the convolution over the concatenation in ``v2``, ``face`` and OCR's auxiliary
+            classifier: 1 (authors) or 3 (openseg.pytorch).
+        mixing_channels: output channels of that convolution; 0 takes the number of its inputs.
         output_bias: whether the last convolution of ``v2`` and ``face`` has a bias.
-        attention_bias: whether the convolutions of OCR's attention have a bias, as openseg.pytorch's do.
-        conv_bias: whether the head's convolutions that stand before a normalisation have a bias. The authors' do;
-            the ``ssld`` classification files and mmsegmentation's heads do not.
+        attention_bias: whether the convolutions of OCR's attention have a bias, as in openseg.pytorch.
+        conv_bias: whether the head's convolutions before a normalisation have a bias. The authors' have one; those of
+            the ``ssld`` classification files and of mmsegmentation do not.
         upsample_logits: upsample dense logits from 1/4 to the input's size (bilinear).
-        out_indices: which maps ``"features"`` returns, in this order; ``None`` is all of them.
+        out_indices: indices of the maps that ``"features"`` returns, in this order; ``None`` returns all.
         feature_location: ``""`` returns the branches; ``"incre"`` passes them through the classification head's
             widening units first and counts the stem's first map (1/2) as index 0, as timm's ``features_only``.
         channels: width of the ``v2p`` levels, or of the OCR representation.
         key_channels: width of the OCR attention.
         num_levels: levels of ``"v2p"``.
-        pyramid_stride: stride of the 3x3 convolutions of ``"v2p"`` (2 in mmdetection's FCOS: levels from 1/8 on).
-        pyramid_norm: normalisation after the convolutions of ``"v2p"``, which then have no bias; ``None`` is none. A
-            kind alone may be given.
-        pyramid_pool: what makes the levels of ``"v2p"``, ``"avg"`` or ``"max"`` pooling.
+        pyramid_stride: stride of the 3x3 convolutions of ``"v2p"`` (2 in mmdetection's FCOS, with levels from 1/8).
+        pyramid_norm: normalisation after the convolutions of ``"v2p"``, which then have no bias; ``None`` for
+            none. A kind alone is accepted.
+        pyramid_pool: pooling between the levels of ``"v2p"``, ``"avg"`` or ``"max"``.
         deconvs: steps of ``"higher"`` after the first outputs.
-        tags: channels for grouping (associative embedding) beside the keypoints, of each output of ``"higher"``; the
-            i-th has ``num_outputs + tags[i]`` channels. Empty: none has any.
+        tags: additional channels for grouping (associative embedding) of each output of ``"higher"``; the i-th output
+            has ``num_outputs + tags[i]`` channels. Empty means none.
         ocr_outputs: ``"both"`` returns ``[auxiliary, main]`` as the authors do, ``"tuple"`` the same as a tuple, as
             openseg.pytorch does, ``"main"`` the main logits alone.
         dropout: probability before the classifier (classification, OCR, and whole channels in ``v2`` and ``face``).
@@ -117,7 +117,7 @@ class HeadConfig:
             raise ConfigError(f"HeadConfig: num_outputs={shown(self.num_outputs)} must be an integer of at least 0.")
         if self.num_outputs == 0 and self.kind in ("ocr", "face", "higher"):
             raise ConfigError(
-                f"HeadConfig: the {self.kind!r} head has no use without outputs; give num_outputs (classes, landmarks "
+                f"HeadConfig: the {self.kind!r} head needs outputs; give num_outputs (classes, landmarks "
                 "or keypoints), or take head='v2' or 'features' for a representation."
             )
         if not (is_real(self.dropout) and 0.0 <= self.dropout < 1.0):

@@ -1,4 +1,4 @@
-"""Stages, normalisation and transposed convolutions of a network."""
+"""``StageConfig``, ``NormConfig`` and ``DeconvConfig``: configurations of the parts of a network."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from hrnet_fast.errors import ConfigError, shown
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage: `num_modules` modularized blocks of parallel branches (paper, section 3.4 and Table 14).
+    """A stage: `num_modules` modularized blocks of parallel branches (paper, section 3.4 and Table 14).
 
     Attributes:
-        channels: planes of each branch's residual units, highest resolution first. A bottleneck's output is four
-            times as wide.
+        channels: planes of each branch's residual units, highest resolution first. A bottleneck has four times
+            as many output channels.
         num_blocks: residual units per branch and module.
         num_modules: modularized blocks in the stage.
-        block: residual unit, two 3x3 convolutions (``"basic"``) or ``"bottleneck"``.
+        block: residual unit, ``"basic"`` (two 3x3 convolutions) or ``"bottleneck"``.
     """
 
     channels: tuple[int, ...]
@@ -45,8 +45,8 @@ class StageConfig:
         check_positive("StageConfig", num_modules=self.num_modules)
         if not self.channels or len(self.channels) != len(self.num_blocks):
             raise ConfigError(
-                f"StageConfig: channels={self.channels} and num_blocks={self.num_blocks} must name the same, "
-                "non-empty set of branches: give one entry per branch in each."
+                f"StageConfig: channels={self.channels} and num_blocks={self.num_blocks} must have one entry "
+                "per branch each, and at least one."
             )
         for i, (c, b) in enumerate(zip(self.channels, self.num_blocks, strict=True)):
             check_positive("StageConfig", **{f"channels[{i}]": c, f"num_blocks[{i}]": b})
@@ -57,20 +57,20 @@ class StageConfig:
 
     @property
     def out_channels(self) -> tuple[int, ...]:
-        """Channels that each branch hands on."""
+        """Output channels of each branch."""
         return tuple(c * EXPANSION[self.block] for c in self.channels)
 
 
 @dataclass(frozen=True)
 class NormConfig:
-    """The normalisation that follows every convolution.
+    """The normalisation after every convolution.
 
     Attributes:
         kind: ``"bn"``, ``"syncbn"`` (statistics over all processes), ``"gn"`` (group normalisation) or ``"frozen"``
             (batch normalisation whose scale, shift and statistics are buffers).
-        momentum: running-statistics momentum of batch normalisation; ``None`` is the cumulative average.
+        momentum: momentum of the running statistics of batch normalisation; ``None`` for the cumulative average.
         eps: added to the variance.
-        groups: groups of ``"gn"``; every normalised width must be a multiple of it.
+        groups: groups of ``"gn"``, a divisor of every normalised number of channels.
     """
 
     kind: NormKind = "bn"
@@ -91,13 +91,13 @@ class NormConfig:
 
 @dataclass(frozen=True)
 class DeconvConfig:
-    """One step of the ``"higher"`` head: twice the resolution, then residual units and outputs there.
+    """A step of the ``"higher"`` head: a transposed convolution, residual units and outputs at twice the resolution.
 
     Attributes:
-        channels: width of the transposed convolution's output and of the residual units.
-        kernel_size: of the transposed convolution of stride 2 (2, 3 or 4).
+        channels: output channels of the transposed convolution and of the residual units.
+        kernel_size: kernel size of the transposed convolution of stride 2 (2, 3 or 4).
         num_blocks: basic residual units after it.
-        concat: whether the step before hands on its outputs beside its features.
+        concat: whether its input is the previous features concatenated with their outputs.
     """
 
     channels: int
@@ -114,7 +114,7 @@ class DeconvConfig:
 
 
 def build_part(kind: Any, fields: Mapping[str, Any]) -> Any:
-    """A configuration of a mapping of its fields."""
+    """Return a configuration from a mapping of its fields; raise ConfigError for unknown ones."""
     try:
         return kind(**fields)
     except TypeError:
@@ -123,7 +123,7 @@ def build_part(kind: Any, fields: Mapping[str, Any]) -> Any:
 
 
 def as_norm(value: Any) -> NormConfig | None:
-    """A normalisation, given as such, by its kind or as :meth:`HRNetConfig.to_dict` has it."""
+    """Return a NormConfig given as such, by its kind, or as a mapping of :meth:`HRNetConfig.to_dict`."""
     if isinstance(value, str):
         return NormConfig(kind=value)  # type: ignore[arg-type]
     made: NormConfig | None = build_part(NormConfig, value) if isinstance(value, Mapping) else value

@@ -34,7 +34,7 @@ def check_method(what: str, method: str) -> None:
 
 
 def named_method(network: object) -> str | None:
-    """Return the attribute ``keypoints`` of a network, of the network in a wrapper (DataParallel) or of an engine, or None.
+    """Return the attribute ``keypoints`` of a network, of a wrapped network (DataParallel) or of an engine, or None.
 
     Raises:
         InputError: the attribute is no known method.

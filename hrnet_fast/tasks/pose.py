@@ -1,4 +1,4 @@
-"""Top-down keypoints of persons (section 4) and landmarks of faces (Appendix D)."""
+"""The tasks pose (top-down keypoints of persons, section 4) and landmarks (faces, Appendix D)."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from hrnet_fast.tasks.images import crop, to_tensor
 from hrnet_fast.tasks.pixels import as_channels
 from hrnet_fast.tasks.prediction import Network, Options, Prediction
 
-# By the number of channels alone, 17 and 16 keypoints are persons', the others faces'.
+# Data sets of persons; the others are of faces. A network's data set is identified by its number of channels.
 _PERSONS = ("coco", "mpii")
 
 
 @dataclass(frozen=True)
 class _Convention:
-    """How one run decodes: `method`, the network's data set if its channels are one's, and whether it flips."""
+    """How one run decodes: the method, the network's data set if it is known, and whether it flips."""
 
     method: str
     dataset: Dataset | None
     flip: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """What ran, for the answer."""
+        """Return the entries for the prediction's data."""
         flipped = (
             {"pairs": self.dataset.name, "shift": needs_shift(self.method)} if self.flip and self.dataset else None
         )
@@ -48,10 +48,10 @@ class _Convention:
 
 
 def decoding_method(model: Network, options: Options) -> str:
-    """Return the method that decodes the network's heatmaps: the option's or the network's own.
+    """Return the method to decode the network's heatmaps: the option, the network's attribute, or ``msra``.
 
     Raises:
-        InputError: an unknown method.
+        InputError: the method is unknown.
     """
     named = named_method(model)
     method = options.decode or (named if named in METHODS else "msra")
@@ -60,7 +60,11 @@ def decoding_method(model: Network, options: Options) -> str:
 
 
 def predict_keypoints(model: Network, image: Image.Image, options: Options) -> Prediction:
-    """Find the keypoints of every box; COCO's 17 and MPII's 16 are named and connected."""
+    """Predict the keypoints in every box. COCO's 17 and MPII's 16 have names and bones.
+
+    Raises:
+        InputError: the network returns no heatmaps, or `flip` is set for an unknown data set.
+    """
     convention = _resolve_convention(model, options, persons=True)
     people = _predict_boxes(model, image, options, convention, size=(256, 192))
     names = _keypoint_names(model, convention)
@@ -71,7 +75,11 @@ def predict_keypoints(model: Network, image: Image.Image, options: Options) -> P
 
 
 def predict_landmarks(model: Network, image: Image.Image, options: Options) -> Prediction:
-    """Find the landmarks of every face box."""
+    """Predict the landmarks in every face box.
+
+    Raises:
+        InputError: as :func:`predict_keypoints`.
+    """
     convention = _resolve_convention(model, options, persons=False)
     faces = _predict_boxes(model, image, options, convention, size=(256, 256))
     names = _keypoint_names(model, convention)
@@ -88,8 +96,8 @@ def _resolve_convention(model: Network, options: Options, *, persons: bool) -> _
     if options.flip and dataset is None:
         known = "COCO's 17 and MPII's 16" if persons else "WFLW's 98, 300W's 68, COFW's 29 and AFLW's 19"
         raise InputError(
-            f"flip needs to know which keypoints mirror each other; that is known for {known}, and this network has "
-            f"{channels}. hrnet_fast.flip_test takes pairs of any network."
+            f"flip needs pairs of mirrored keypoints; these are known for {known}, and this network has {channels}. "
+            "hrnet_fast.flip_test takes pairs for any network."
         )
     return _Convention(decoding_method(model, options), dataset, options.flip)
 
@@ -103,7 +111,7 @@ def _predict_boxes(
 ) -> list[dict[str, Any]]:
     size = options.size or size
     image = as_channels(image, model.config.in_channels)
-    # A given box is tight around the person and gets room; the whole image has it already.
+    # A given box is tight around the person and is padded; the whole image needs no padding.
     boxes = [fit_box(b, size) for b in options.boxes]
     boxes = boxes or [fit_box((0.0, 0.0, float(image.width), float(image.height)), size, 1.0)]
     return [_predict_box(model, image, box, size, convention) for box in boxes]

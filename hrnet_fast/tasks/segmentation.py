@@ -1,4 +1,4 @@
-"""Semantic segmentation (section 5): a class for every pixel."""
+"""The segmentation task: a class for every pixel (paper, section 5)."""
 
 from __future__ import annotations
 
@@ -26,9 +26,13 @@ LIP_CLASSES = 20
 
 
 def predict_segmentation(model: Network, image: Image.Image, options: Options) -> Prediction:
-    """Classify every pixel at the network's input size and bring the logits to the image's by bilinear upsampling.
+    """Predict the class of every pixel; logits are upsampled bilinearly to the image's size.
 
-    The label map is grey of 8 bits, or of 16 bits for more than 255 classes: data sets mark pixels to ignore by 255.
+    The label map is an 8-bit grey image, or a 16-bit one for more than 255 classes: data sets mark ignored pixels by
+    255.
+
+    Raises:
+        InputError: the network returns no logits per pixel, the number of labels differs, or `flip` is set for LIP.
     """
     if options.flip and model.config.head.num_outputs == LIP_CLASSES:
         raise InputError(
@@ -67,10 +71,10 @@ def predict_segmentation(model: Network, image: Image.Image, options: Options) -
 
 
 def _label_dtype(classes: int) -> type[np.unsignedinteger[Any]]:
-    """What holds every class's number in a grey PNG.
+    """Return the integer type of the label map.
 
     Raises:
-        InputError: more classes than 16 bits hold.
+        InputError: there are more classes than 16 bits represent.
     """
     if classes > 2**16:
         raise InputError(
@@ -81,7 +85,7 @@ def _label_dtype(classes: int) -> type[np.unsignedinteger[Any]]:
 
 
 def _main_logits(output: object) -> Tensor:
-    """The logits that count: the last of OCR's two."""
+    """Return the main logits, the last of OCR's two."""
     last = output[-1] if isinstance(output, (list, tuple)) else output
     if not isinstance(last, Tensor) or last.dim() != 4:
         raise InputError("This network returns no logits per pixel; take a segmentation checkpoint.")
