@@ -127,8 +127,8 @@ int64_t strip_length(const ConvJob& job) {
   return (job.out.width + parts - 1) / parts;
 }
 
-// An item is a group of blocks of output channels on a range of pairs of strips. A group has as many blocks as the
-// second-level cache holds; consecutive items share a group.
+// An item is a group of blocks of output channels on a range of pairs of strips. A group has up to 32 KiB of weights,
+// which stay in cache; consecutive items share a group.
 struct Plan {
   int64_t pairs, groups, ranges;
 };
