@@ -199,7 +199,7 @@ def change_shapes(sample: Sample, rng: random.Random, canary: Path) -> Case:
     def change(value: Any) -> str:
         mapping, key = rng.choice(_tensors(value))
         tensor = mapping[key].detach()
-        ways: list[Callable[[Tensor], Tensor]] = [
+        changes: list[Callable[[Tensor], Tensor]] = [
             lambda t: t[None],
             lambda t: t.flatten() if t.dim() > 1 else t.reshape(*t.shape, 1),
             lambda t: torch.cat([t, t]) if t.dim() else t[None],
@@ -208,7 +208,7 @@ def change_shapes(sample: Sample, rng: random.Random, canary: Path) -> Case:
             lambda t: t.to(torch.int8) if t.is_floating_point() else t[None],
             lambda t: t.new_empty(0),
         ]
-        changed = rng.choice(ways)(tensor).contiguous()
+        changed = rng.choice(changes)(tensor).contiguous()
         if isinstance(mapping[key], nn.Parameter):
             changed = nn.Parameter(changed, requires_grad=False)
         mapping[key] = changed

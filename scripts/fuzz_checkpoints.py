@@ -180,8 +180,8 @@ class Fuzz:
         if case.repaired is not None and equal(parse_checkpoint(self._write(case.repaired, path.suffix)).state, right):
             return UNCHECKED
         others = [state for weights, state in expected.items() if weights != "auto"]
-        told = any("left out other weights" in note or "weights alone" in note for note in checkpoint.notes)
-        if told and any(equal(checkpoint.state, state) for state in others):
+        noted = any("left out other weights" in note or "weights alone" in note for note in checkpoint.notes)
+        if noted and any(equal(checkpoint.state, state) for state in others):
             return TOLD
         if any(SHARED in note for note in checkpoint.notes):
             return TOLD

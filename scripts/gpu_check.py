@@ -142,7 +142,7 @@ class Check:
     def run(self, step: Step) -> None:
         """Run one step, or record why it is skipped."""
         missing = [self.lacking[need] for need in step.needs if need in self.lacking]
-        for kind in ("log", "xml", "json"):  # of an earlier run: nobody is to take it for this one's
+        for kind in ("log", "xml", "json"):  # files of an earlier run must not be read as results of this one
             (self.out / f"{step.name}.{kind}").unlink(missing_ok=True)
         limit = min(step.cap, min(self.deadline, self.start + step.by) - time.monotonic() - GRACE)
         if self.stopped:
@@ -361,13 +361,13 @@ def doctor(check: Check, python: str, dry_run: bool) -> None:
         return
     log = (check.out / "doctor.log").read_text(errors="replace")
     try:
-        told = json.loads(log[log.index("{\n") :])
-        usable = {name: told["implementations"][name]["usable"] for name in ("cuda", "triton")}
-        reasons = {name: told["implementations"][name]["reason"] for name in ("cuda", "triton")}
-        wrong = [line for line in told["engine"] if "works" not in line]
+        found = json.loads(log[log.index("{\n") :])
+        usable = {name: found["implementations"][name]["usable"] for name in ("cuda", "triton")}
+        reasons = {name: found["implementations"][name]["reason"] for name in ("cuda", "triton")}
+        wrong = [line for line in found["engine"] if "works" not in line]
     except (ValueError, KeyError, TypeError):
         return
-    (check.out / "doctor.json").write_text(json.dumps(told, indent=1) + "\n")
+    (check.out / "doctor.json").write_text(json.dumps(found, indent=1) + "\n")
     wrong += [
         f"{name} is not usable: {reasons[name]}"
         for name, from_what in (("cuda", "nvcc"), ("triton", "triton"))

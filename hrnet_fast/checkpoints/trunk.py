@@ -66,9 +66,9 @@ def find_trunk(state: Mapping[str, Tensor], part: str) -> Trunk:
     named = [p for p in prefixes if part != BACKBONE and p.removesuffix(".") == part.removesuffix(".")]
     if not named and (part != BACKBONE or len(prefixes) > 1):
         shown = ", ".join(map(repr, prefixes))
-        problem = f"part={part!r} names none" if part != BACKBONE else f"{len(prefixes)} stand in the checkpoint"
+        problem = f"part={part!r} names none" if part != BACKBONE else f"the checkpoint has {len(prefixes)}"
         raise CheckpointError(
-            f"One HRNet trunk is wanted, and {problem}: there are trunks under {shown}. Give the one that is meant, "
+            f"One HRNet trunk is expected, but {problem}: there are trunks under {shown}. Give one of them, "
             f"such as part={prefixes[0]!r}, or remove the others' keys."
         )
     prefix = (named or list(prefixes))[0]
