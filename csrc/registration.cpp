@@ -1,7 +1,7 @@
 // The module hrnet_fast._C: build information, and the registration of the compiled implementations.
 //
-// Public operators, their checks, fakes and autograd are Python's (hrnet_fast/ops); what is registered here is one
-// implementation of each, on arguments that were checked there.
+// Public operators, checks, fakes and autograd are in Python (hrnet_fast/ops). This file registers one implementation
+// of each, on checked arguments.
 
 #include <pybind11/pybind11.h>
 #include <torch/library.h>
@@ -52,7 +52,7 @@ py::dict build_info() {
 
 }  // namespace
 
-// Affines that are absent are empty tensors; mode is the value of hrnet_fast::Resample.
+// Absent affines are empty tensors; mode is the value of hrnet_fast::Resample.
 TORCH_LIBRARY_FRAGMENT(hrnet_fast, m) {
   m.def("fuse_sum_cpu(Tensor[] xs, Tensor[] scales, Tensor[] shifts, int[] size, int mode, bool relu) -> Tensor");
   m.def(
@@ -70,7 +70,7 @@ TORCH_LIBRARY_FRAGMENT(hrnet_fast, m) {
       "backward_sums_cpu(Tensor grad, Tensor? addend, Tensor x, Tensor affine, Tensor? out, bool relu, bool keep) -> "
       "(Tensor, Tensor)");
   m.def("backward_input_cpu(Tensor grad, Tensor x, Tensor affine, Tensor sums, float count, bool relu) -> Tensor");
-  // Of the inference engine, for tests and benchmarks.
+  // Convolution of the inference engine, for tests and benchmarks.
   m.def(
       "conv_halo_cpu(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int stride, int[2] relu, "
       "int padding_channels=0) -> Tensor");

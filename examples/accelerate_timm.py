@@ -24,12 +24,12 @@ def main() -> None:
     model = timm.create_model(options.model, pretrained=False, num_classes=10).to(device)
     model = model.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    hf.accelerate(model)  # after the optimizer or before it: the parameters are the same
+    hf.accelerate(model)  # before or after making the optimizer: the parameters stay
     print(str(hf.explain(model)).splitlines()[0])
 
     for step in range(options.steps):
         for _ in range(options.accumulate):
-            # Stands in for a data loader: random images and labels.
+            # In place of a data loader: random images and labels.
             images = torch.randn(options.batch, 3, options.size, options.size, device=device)
             images = images.to(memory_format=torch.channels_last)
             labels = torch.randint(10, (options.batch,), device=device)

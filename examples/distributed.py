@@ -25,13 +25,13 @@ def main() -> None:
     device = torch.device("cuda", rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
 
     torch.manual_seed(0)  # the same weights in all processes
-    # PyTorch's DistributedDataParallel takes SyncBatchNorm on GPUs only. Networks come accelerated.
+    # PyTorch supports SyncBatchNorm on GPUs only. The network is accelerated from the start.
     norm = "syncbn" if on_gpu else "bn"
     model: nn.Module = hf.create_model(options.model, norm_kind=norm).to(device)
     parallel = DistributedDataParallel(model, device_ids=[device.index] if on_gpu else None)
     optimizer = torch.optim.Adam(parallel.parameters(), lr=1e-3)
 
-    torch.manual_seed(1 + rank)  # other images in each
+    torch.manual_seed(1 + rank)  # different images in each process
     for step in range(options.steps):
         images = torch.randn(options.batch, 3, *options.size, device=device)
         loss = parallel(images).square().mean()

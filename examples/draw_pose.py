@@ -17,7 +17,9 @@ PHOTOGRAPH = Path(hf.__file__).parent / "data" / "astronaut.jpg"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, help="of mmpose; without it, random weights (and a random pose)")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="an mmpose file; without it, random weights (and a random pose)"
+    )
     parser.add_argument("--image", type=Path, default=PHOTOGRAPH)
     parser.add_argument("--box", type=float, nargs=4, default=(40.0, 0.0, 380.0, 512.0), help="left top width height")
     parser.add_argument("--output", type=Path, default=Path("pose.png"))

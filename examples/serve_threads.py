@@ -1,4 +1,4 @@
-"""Serve one engine from several threads: bytes in, class numbers out."""
+"""Serve one engine from several threads: uint8 images in, class indices out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def main() -> None:
     options = parser.parse_args()
 
     model = hf.create_model(options.model).eval()
-    example = torch.zeros(1, options.size, options.size, 3, dtype=torch.uint8)  # [N, H, W, C], as images are decoded
+    example = torch.zeros(
+        1, options.size, options.size, 3, dtype=torch.uint8
+    )  # [N, H, W, C], the layout of decoded images
     engine = hf.optimize_for_inference(model, example, normalize=(MEAN, STD))
     print(engine.explain())
 
@@ -34,7 +36,7 @@ def main() -> None:
 
     with ThreadPoolExecutor(options.threads) as threads:
         classes = list(threads.map(answer, range(options.requests)))
-    assert classes == [answer(request) for request in range(options.requests)]  # threads change no answer
+    assert classes == [answer(request) for request in range(options.requests)]  # results do not depend on the threads
     print(f"{len(classes)} requests answered by {options.threads} threads: {classes}")
 
 

@@ -1,4 +1,4 @@
-"""Checks of arguments by their types, for public functions; each raises InputError that says what is accepted."""
+"""Checks of arguments of public functions; each raises InputError with the accepted types or values."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def check_module(what: str, model: Any) -> None:
 
 
 def check_tensor(what: str, name: str, tensor: Any, *, optional: bool = False) -> None:
-    """Raise InputError unless `tensor` is one, or None where it is `optional`."""
+    """Raise InputError unless `tensor` is a tensor, or None if `optional`."""
     if not isinstance(tensor, Tensor) and not (optional and tensor is None):
         raise InputError(f"{what}: {name} is {shown(tensor)}; accepted is a tensor{' or None' if optional else ''}.")
 
 
 def check_tensors(what: str, name: str, tensors: Any, *, optional: bool = False) -> list[Any]:
-    """Return a list or tuple of tensors (or None, where they are `optional`) as a list."""
+    """Return a list or tuple of tensors (or None if `optional`) as a list."""
     if not isinstance(tensors, (list, tuple, nn.ParameterList)):
         raise InputError(f"{what}: {name} is {shown(tensors)}; accepted is a list or tuple of tensors.")
     for k, tensor in enumerate(tensors):
@@ -61,7 +61,7 @@ def check_integer(what: str, name: str, value: Any, least: int = 1) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number, or a compiler's symbol of one."""
+    """Whether `value` is a finite real number or a symbolic one of ``torch.compile``."""
     if isinstance(value, torch.SymFloat):
         return True
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
@@ -74,7 +74,7 @@ def check_number(what: str, name: str, value: Any) -> None:
 
 
 def check_numbers(what: str, name: str, values: Any, kind: str = "numbers") -> tuple[float, ...]:
-    """Return finite numbers, one at least, as a tuple."""
+    """Return a sequence of one or more finite numbers as a tuple."""
     found = tuple(values) if isinstance(values, Iterable) and not isinstance(values, (str, bytes, Mapping)) else ()
     if isinstance(values, Tensor):
         found = tuple(values.tolist()) if values.dim() == 1 else ()
@@ -94,20 +94,20 @@ def check_shape(what: str, shape: Any) -> tuple[int, ...]:
 
 
 def check_path(what: str, path: Any) -> Path:
-    """Return a file's name as a path."""
+    """Return a path given as str or PathLike."""
     if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
         raise InputError(f"{what}: {shown(path)} given; accepted is a file's path.")
     return Path(path)
 
 
 def check_device(what: str, device: Any) -> torch.device:
-    """Return a device that is there, with its number."""
+    """Return an existing device with its index."""
     try:
         if not isinstance(device, (str, torch.device)):
             raise TypeError("a name such as 'cpu' or 'cuda', or a torch.device, is accepted")
         if torch.device(device).type == "meta":
             raise TypeError("tensors there have no values")
-        return torch.empty(0, device=device).device  # "cuda" is a device with a number
+        return torch.empty(0, device=device).device  # resolves "cuda" to a device with an index
     except (TypeError, RuntimeError, AssertionError, NotImplementedError) as error:
-        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{what}: device {shown(device)} cannot be used ({told[:160]}).") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{what}: device {shown(device)} cannot be used ({reason[:160]}).") from error

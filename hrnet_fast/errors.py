@@ -1,7 +1,6 @@
-"""The exceptions this package raises on bad input. Each message says what was given, what is accepted and what to do.
+"""The exceptions of this package. A message says what was given, what is accepted and what to do.
 
-They derive from the built-in exception that a caller would expect, so code that already catches
-``ValueError`` or ``RuntimeError`` keeps working.
+Each also derives from the matching built-in exception, ``ValueError`` or ``RuntimeError``.
 """
 
 from __future__ import annotations
@@ -10,23 +9,23 @@ from collections.abc import Sequence
 
 
 class HRNetFastError(Exception):
-    """Base of every error raised on purpose by this package."""
+    """Base class of all exceptions of this package."""
 
 
 class ConfigError(HRNetFastError, ValueError):
-    """A network description that is contradictory or that no network can have."""
+    """A configuration is contradictory, or describes a network that cannot be built."""
 
 
 class InputError(HRNetFastError, ValueError):
-    """An input tensor, image or file whose rank, size, type or content cannot be used."""
+    """An argument, tensor, image or file has an unsupported type, rank, size or content."""
 
 
 class CheckpointError(HRNetFastError, RuntimeError):
-    """A checkpoint that cannot be read, recognised or loaded as a whole.
+    """A checkpoint cannot be read, recognised or loaded completely.
 
     Attributes:
         missing: canonical keys that the network needs and the checkpoint lacks.
-        unexpected: keys of the checkpoint that the network has no place for.
+        unexpected: keys of the checkpoint that the network does not have.
         mismatched: ``(key, checkpoint shape, network shape)`` triples.
     """
 
@@ -45,17 +44,17 @@ class CheckpointError(HRNetFastError, RuntimeError):
 
 
 class ImplementationError(HRNetFastError, RuntimeError):
-    """An implementation that was asked for by name and cannot run here; nothing falls back silently."""
+    """An implementation that was named explicitly cannot run here."""
 
 
 def shown(value: object) -> str:
-    """A value as messages show it: its repr where that is short, on one line and no address, else its type."""
+    """Return `value` for a message: its repr if that is one short line without an address, otherwise its type."""
     text = repr(value)
     plain = len(text) <= 60 and "\n" not in text and " object at 0x" not in text
     return text if plain else type(value).__name__
 
 
 def some_of(names: Sequence[str], most: int = 6) -> str:
-    """Return the first names, and how many more there are."""
+    """Return up to `most` names and the number of the others, for a message."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,4 +1,4 @@
-"""Flags of the whole process that several threads want otherwise for a while."""
+"""``ProcessFlag``: a reference-counted override of a process-wide setting."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 class ProcessFlag:
-    """A flag that is back at the user's value when the last of all who hold it has let go, in whatever order.
+    """A process-wide setting that returns to the user's value when the last of overlapping overrides ends.
 
     Args:
-        get, set: read and write it.
+        get, set: read and write the setting.
     """
 
     def __init__(self, get: Callable[[], Any], set: Callable[[Any], None]) -> None:
@@ -23,7 +23,7 @@ class ProcessFlag:
 
     @contextlib.contextmanager
     def held(self, value: Any) -> Iterator[None]:
-        """Hold the flag at `value`; while others hold it already, it stays at theirs."""
+        """Override the setting by `value` for a context; inside another override the outer value stays."""
         with self._lock:
             if not self._holders:
                 self._before = self._get()

@@ -1,4 +1,4 @@
-"""How many launches networks take: as PyTorch runs them, as plans, and with branches' convolutions grouped."""
+"""Launch counts of networks: operators of eager PyTorch, steps of a plan, and launches with grouped branches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hrnet_fast.measure import operator_calls
 from hrnet_fast.models import HRNet
 from hrnet_fast.models.registry import get_variant
 
-# One of each task, at the sizes of the paper.
+# One or two networks of each task, at the input sizes of the paper.
 NETWORKS: dict[str, tuple[int, int]] = {
     "hrnetv1_w32_pose": (256, 192),
     "hrnetv1_w48_pose": (384, 288),
@@ -25,12 +25,14 @@ NETWORKS: dict[str, tuple[int, int]] = {
 
 @dataclass(frozen=True)
 class LaunchesRow:
-    """One network on one image of (H, W).
+    """Launch counts of one network for one image.
 
     Attributes:
+        model: name of the network.
+        input_size: (H, W) in pixels.
         operator_calls: computing operators that PyTorch dispatches for a plain forward.
-        steps: of the plan, the ways in and out included.
-        grouped: launches where the parallel 3x3 convolutions of branches are one.
+        steps: steps of the plan, with those that convert input and output.
+        grouped: launches if the parallel 3x3 convolutions of all branches are one.
     """
 
     model: str
@@ -41,7 +43,7 @@ class LaunchesRow:
 
 
 def launches_row(name: str) -> LaunchesRow:
-    """Count one network of :data:`NETWORKS`, without allocating it."""
+    """Return the counts of one network of :data:`NETWORKS`, without allocating its weights."""
     size = NETWORKS[name]
     with torch.device("meta"), torch.no_grad():
         model = HRNet(get_variant(name).make(), impl="reference").eval()

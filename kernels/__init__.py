@@ -1,4 +1,4 @@
-"""Kernels, free of ``torch.library``: Triton in ``triton/``, headers for CUDA C++ and the host in ``cuda/``.
+"""Kernels without ``torch.library``: Triton in ``triton/``, headers for CUDA C++ and the host in ``cuda/``.
 
-The package sees this folder as ``hrnet_fast.kernels``.
+This folder is the package ``hrnet_fast.kernels``.
 """

@@ -1,7 +1,7 @@
-"""How the weights of several 3x3 convolutions lie in one tensor, for kernels that do them in one launch.
+"""Packing of the weights of several 3x3 convolutions in one tensor, for kernels that compute them in one launch.
 
-Each is [9, C_in, C_out], a row of output channels for every tap and input channel, both padded with zeros to whole
-tiles: kernels load them in vectors and without masks, whatever the channels of a network are.
+Each weight is stored as [9, C_in, C_out], with both channel dimensions padded by zeros to whole tiles, so that kernels
+load vectors without masks for any number of channels.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-PAD = 64  # no kernel's tile has more channels, and all divide it
+PAD = 64  # a multiple of every kernel's tile
 
 
 def padded(channels: int) -> int:
-    """Return `channels`, rounded up to whole tiles."""
+    """Return `channels` rounded up to whole tiles."""
     return -(-channels // PAD) * PAD
 
 
 def places(channels: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """Return where the weights and the biases of each convolution (C_out, C_in) begin, and the last ones end."""
+    """Return the offsets of the weights and biases of each convolution (C_out, C_in), and their total sizes."""
     sizes = [9 * padded(c_in) * padded(c_out) for c_out, c_in in channels]
     return list(accumulate(sizes, initial=0)), list(accumulate((padded(c) for c, _ in channels), initial=0))
 
 
 def pack(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
-    """Return all weights [C_out, C_in, 3, 3] in one tensor, and all biases; zeros for one that is absent.
+    """Return all weights [C_out, C_in, 3, 3] in one tensor, and all biases in another; an absent bias is zeros.
 
-    Biases are float32, or float64 beside such weights: what kernels add them to.
+    Biases have the dtype of the sums: float32, or float64 for float64 weights.
     """
     channels = [(w.shape[0], w.shape[1]) for w in weights]
     weight_at, bias_at = places(channels)

@@ -1,4 +1,4 @@
-"""Ways to damage a checkpoint, for ``fuzz_checkpoints.py``: bytes, members, pickles, keys, shapes, hostile pickles."""
+"""Mutations of checkpoints for ``fuzz_checkpoints.py``: of bytes, zip members, pickles, keys and shapes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Case:
 def flip_bytes(sample: Sample, rng: random.Random, canary: Path) -> Case:
     content = bytearray(sample.content)
     places = [rng.randrange(len(content)) for _ in range(rng.choice((1, 1, 1, 2, 8)))]
-    # Half of the time where it hurts: headers and pickles are few of a file's bytes.
+    # Half of the mutations are in headers and pickles, which are few of a file's bytes.
     if rng.random() < 0.5:
         edge = min(2000, len(content))
         places = [rng.choice((p % edge, len(content) - 1 - p % edge)) for p in places]
@@ -182,7 +182,7 @@ def rename_keys(sample: Sample, rng: random.Random, canary: Path) -> Case:
             )
         )
         if rng.random() < 0.2:
-            new = rng.choice([str(k) for k in mapping])  # two keys of one name: the other is lost
+            new = rng.choice([str(k) for k in mapping])  # two keys with one name: one entry is lost
         items = [(new if k == old else k, v) for k, v in mapping.items()]
         mapping.clear()
         mapping.update(items)
@@ -199,7 +199,7 @@ def change_shapes(sample: Sample, rng: random.Random, canary: Path) -> Case:
     def change(value: Any) -> str:
         mapping, key = rng.choice(_tensors(value))
         tensor = mapping[key].detach()
-        ways: list[Callable[[Tensor], Tensor]] = [
+        changes: list[Callable[[Tensor], Tensor]] = [
             lambda t: t[None],
             lambda t: t.flatten() if t.dim() > 1 else t.reshape(*t.shape, 1),
             lambda t: torch.cat([t, t]) if t.dim() else t[None],
@@ -208,7 +208,7 @@ def change_shapes(sample: Sample, rng: random.Random, canary: Path) -> Case:
             lambda t: t.to(torch.int8) if t.is_floating_point() else t[None],
             lambda t: t.new_empty(0),
         ]
-        changed = rng.choice(ways)(tensor).contiguous()
+        changed = rng.choice(changes)(tensor).contiguous()
         if isinstance(mapping[key], nn.Parameter):
             changed = nn.Parameter(changed, requires_grad=False)
         mapping[key] = changed

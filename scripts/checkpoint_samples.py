@@ -1,4 +1,4 @@
-"""Small whole checkpoints in the shapes that trainers write, for ``fuzz_checkpoints.py``: made, not trained."""
+"""Small checkpoints with random weights in the file structures of trainers, for ``fuzz_checkpoints.py``."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Sample:
 
 
 def foreign(name: str, base: type = object) -> type:
-    """Return a class that is written as one of another package, which need not be installed."""
+    """Return a class that is pickled as one of another package, which need not be installed."""
     module, _, short = name.rpartition(".")
     return type(short, (base,), {"foreign": f"c{module}\n{short}\n".encode()})
 

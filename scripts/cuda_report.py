@@ -1,8 +1,8 @@
 """Compile every CUDA kernel for sm_80, sm_90 and sm_100, and tabulate registers, stack, local and shared memory.
 
 No GPU is needed, only nvcc; ``cuobjdump`` is CUDA's own or the one that Triton ships. Writes ``kernels/REPORT_CUDA.md``
-(not with ``--check``). Exits with 1 if a kernel needs stack or local memory, if one that should read 128 bits at a time
-does not, or if a torch binding does not compile; with 2 where a tool is missing.
+(not with ``--check``). Exits with 1 if a kernel needs stack or local memory, if one that should use 128-bit loads does
+not, or if a torch binding does not compile; with 2 if a tool is missing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TARGETS = (80, 90, 100)
 TYPES = {"f": "float", "d": "double", "6__half": "half", "13__nv_bfloat16": "bfloat16"}
 BYTES = {"float": 4, "double": 8, "half": 2, "bfloat16": 2}
 MODES = ("nearest", "bilinear", "bilinear, corners aligned")
-# Launchers whose instantiation takes in every kernel: header, function, arguments.
+# Launchers that together instantiate every kernel: header, function, arguments.
 LAUNCHERS = (
     ("fuse_sum.cuh", "fuse_sum_forward", "FuseSumArguments"),
     ("fuse_sum_backward_launch.cuh", "fuse_sum_backward", "FuseSumBackwardArguments"),

@@ -1,14 +1,14 @@
-"""Damage checkpoints in many ways and load each: it loads right, or raises one CheckpointError.
+"""Fuzz test of checkpoint loading: a damaged file loads correctly or raises one CheckpointError.
 
     python scripts/fuzz_checkpoints.py --count 10000 --seed 0
 
-Every case must end in one of two ways: the very tensors of the undamaged file, or a ``CheckpointError``. Anything else
-is a violation, and the exit code 1: another exception, other numbers, foreign code that ran, a crash, more than
-``--seconds`` or more than 512 MiB. A case follows from ``--seed`` and its number alone; ``--only NUMBER`` repeats it.
+Every case must give the tensors of the undamaged file or a ``CheckpointError``. Other outcomes are violations, and the
+exit code is then 1: another exception, other numbers, execution of foreign code, a crash, more than ``--seconds`` or
+more than 512 MiB. A case depends on ``--seed`` and its number alone; ``--only NUMBER`` repeats it.
 
-Numbers that change in a format without checksums (torch.save before torch 1.6, safetensors) cannot be told; such cases
-are counted by themselves. So are files that load with a note which names what is wrong: averaged or trained weights
-that lost their name, where the others are loaded, and a pickle in which a layer refers to another layer's memory.
+Changed numbers in a format without checksums (torch.save before torch 1.6, safetensors) cannot be detected; such cases
+are counted separately. So are files that load with a note on the damage: averaged or trained weights that lost their
+name, so that the others are loaded, and a pickle in which a layer refers to another layer's memory.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ RIGHT, REFUSED, UNCHECKED, TOLD = "loads right", "CheckpointError", "no checksum
 OUTCOMES = (RIGHT, REFUSED, UNCHECKED, TOLD)
 MEMBERS = "members cut or renamed"  # which zip files alone have
 MOST_MEMORY = 512 << 20
-# What Python tells of when code is run or something is imported by name; nothing that is read may cause it.
+# Audit events of executing or importing code, which reading a file must not cause.
 WATCHED = (
     "os.system",
     "os.exec",
@@ -57,7 +57,7 @@ WATCHED = (
 
 @dataclass(frozen=True)
 class Result:
-    """How one case ended: one of :data:`OUTCOMES`, or what is wrong."""
+    """The outcome of one case: one of :data:`OUTCOMES`, or a violation."""
 
     number: int
     sample: str
@@ -80,7 +80,7 @@ class _Watch:
 
 
 class _Hang(BaseException):
-    """Not an Exception, so that nothing which handles broken files hides it."""
+    """Derives from BaseException, so that no handler of broken files catches it."""
 
 
 @contextlib.contextmanager
@@ -98,7 +98,7 @@ def _limited(seconds: float) -> Iterator[None]:
 
 
 def equal(actual: State, expected: State) -> bool:
-    """The same keys, types, shapes and bits."""
+    """Whether keys, dtypes, shapes and bits are equal."""
     return actual.keys() == expected.keys() and all(
         v.dtype == actual[k].dtype and v.shape == actual[k].shape and torch.equal(v, actual[k])
         for k, v in expected.items()
@@ -180,8 +180,8 @@ class Fuzz:
         if case.repaired is not None and equal(parse_checkpoint(self._write(case.repaired, path.suffix)).state, right):
             return UNCHECKED
         others = [state for weights, state in expected.items() if weights != "auto"]
-        told = any("left out other weights" in note or "weights alone" in note for note in checkpoint.notes)
-        if told and any(equal(checkpoint.state, state) for state in others):
+        noted = any("left out other weights" in note or "weights alone" in note for note in checkpoint.notes)
+        if noted and any(equal(checkpoint.state, state) for state in others):
             return TOLD
         if any(SHARED in note for note in checkpoint.notes):
             return TOLD

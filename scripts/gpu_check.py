@@ -1,6 +1,6 @@
-"""The steps of ``scripts/gpu_check.sh``: in which order, for how long at most, and what is written of them.
+"""The steps of ``scripts/gpu_check.sh``: their order, time limits and records.
 
-The standard library only: whatever is missing on the machine is to be named, not to be stumbled over.
+Imports the standard library only, so that it can report any package that the machine lacks.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
-# Seconds that a step has to end in once its time is over: pytest then still writes what it found.
+# Seconds that a step has to end after its time limit, in which pytest writes its report.
 GRACE = 5.0
 LEAST = {"torch": (2, 10), "triton": (3, 6)}
-CHECKER_FOUND = 86  # exit code that the memory checker is told to give errors
+CHECKER_FOUND = 86  # exit code that the memory checker returns for errors
 
 # Tests that visit each own kernel at least once, as pytest's -k takes them; all of them are marked `device`.
 VISITS = {
@@ -62,7 +62,7 @@ KERNEL_TESTS = tuple(
     )
 )  # fmt: skip
 EVERY_KERNEL = ("-k", " or ".join(f"({tests})" for tests in VISITS.values()), *KERNEL_TESTS)
-# The checker leaves out kernels of libraries: those are not judged here, and take most of its time.
+# The checker skips kernels of libraries: they are not tested here, and take most of its time.
 OWN_KERNELS = "kns=fuse_sum,kns=column_sums,kns=bn_,kns=upsample_conv1x1,kns=strided_conv,kns=grouped_conv"
 
 # Every test that needs the device, in parts that may run side by side.
@@ -104,14 +104,14 @@ class Step:
 
 
 class Check:
-    """Runs steps within a time, and writes of each as it ends."""
+    """Runs steps within a time limit, and records each as it ends."""
 
     def __init__(self, out: Path, seconds: float, workers: int = 1) -> None:
         self.out = out
         self.start = time.monotonic()
         self.deadline = self.start + seconds
         self.workers = workers
-        # What this machine has not: the name that a step's `needs` have for it, and why.
+        # Missing requirements of the machine: the name in a step's `needs`, and the reason.
         self.lacking: dict[str, str] = {}
         self.records: list[dict[str, Any]] = []
         self.stopped = ""
@@ -119,7 +119,7 @@ class Check:
         (out / "summary.jsonl").write_text("")
 
     def record(self, name: str, status: str, code: int | None = None, seconds: float = 0.0, note: str = "") -> None:
-        """Write one line of summary.jsonl, through to the disk: the next step may take the machine down."""
+        """Write one line of summary.jsonl and flush it to disk: the next step may crash the machine."""
         line = {"name": name, "status": status, "exit_code": code, "seconds": round(seconds, 1), "note": note}
         with self._lock:
             self.records.append(line)
@@ -130,7 +130,7 @@ class Check:
             print(shown(line), flush=True)
 
     def run_all(self, steps: list[Step]) -> None:
-        """Run in order; neighbours that may run beside each other do."""
+        """Run the steps in order, and consecutive parallel ones together."""
         for beside, group in itertools.groupby(steps, lambda step: step.beside):
             if beside and self.workers > 1:
                 with ThreadPoolExecutor(self.workers) as pool:
@@ -140,9 +140,9 @@ class Check:
                     self.run(step)
 
     def run(self, step: Step) -> None:
-        """Run one step, or say why not."""
+        """Run one step, or record why it is skipped."""
         missing = [self.lacking[need] for need in step.needs if need in self.lacking]
-        for kind in ("log", "xml", "json"):  # of an earlier run: nobody is to take it for this one's
+        for kind in ("log", "xml", "json"):  # files of an earlier run must not be read as results of this one
             (self.out / f"{step.name}.{kind}").unlink(missing_ok=True)
         limit = min(step.cap, min(self.deadline, self.start + step.by) - time.monotonic() - GRACE)
         if self.stopped:
@@ -162,7 +162,7 @@ class Check:
             self.record(step.name, status, code, time.monotonic() - start, note)
 
     def _execute(self, step: Step, limit: float) -> tuple[int | None, bool]:
-        """Return the exit code, and whether the step had to be ended."""
+        """Return the exit code, and whether the step was ended by its time limit."""
         start = time.monotonic()
         try:
             with (self.out / f"{step.name}.log").open("w") as log:
@@ -176,18 +176,18 @@ class Check:
         while time.monotonic() - start < limit and not self.stopped:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return process.wait(0.1), False
-        # As from the keyboard: pytest then writes its reports. What hangs in the driver does not listen.
+        # SIGINT makes pytest write its reports; a process that hangs in the driver ignores it.
         for how, patience in ((signal.SIGINT, GRACE - 2), (signal.SIGKILL, 2)):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, how)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(patience)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # what the step had started itself
+            os.killpg(process.pid, signal.SIGKILL)  # child processes of the step
         return process.poll(), True
 
     def stop(self, number: int, frame: object) -> None:
-        """Take a signal as the end of all time: what was measured is kept."""
+        """End the run at a signal, with the results so far."""
         self.stopped = f"stopped by {signal.Signals(number).name}"
 
     def finish(self) -> int:
@@ -207,7 +207,7 @@ def shown(record: dict[str, Any]) -> str:
 
 
 def judged(out: Path, step: Step, code: int | None) -> tuple[str, str]:
-    """Status and note of a step that ended by itself, from its exit code and from what it wrote."""
+    """Return status and note of a step that ended by itself, from its exit code and output."""
     status = "ok" if code == 0 else "failed"
     notes = []
     log = (out / f"{step.name}.log").read_text(errors="replace")
@@ -221,7 +221,7 @@ def judged(out: Path, step: Step, code: int | None) -> tuple[str, str]:
             notes.append("nothing ran")
     elif collected := re.findall(r"^\d[^\n]*tests? collected.*$", log, re.MULTILINE):
         notes.append(collected[-1])
-    # setup.py goes on without what it cannot build, and says so.
+    # setup.py continues without the parts that it cannot build, and prints that.
     said = [line for line in log.splitlines() if line.startswith("hrnet_fast: ")]
     if step.name == "build" and said:
         status = "failed"
@@ -234,7 +234,7 @@ def judged(out: Path, step: Step, code: int | None) -> tuple[str, str]:
 
 
 def counted(report: Path) -> tuple[int, int, list[str]] | None:
-    """Passed, skipped and the names of failed tests of a junit report, or None without one."""
+    """Return the passed, skipped and failed tests of a junit report, or None without one."""
     try:
         cases = list(xml.etree.ElementTree.parse(report).iter("testcase"))
     except (OSError, xml.etree.ElementTree.ParseError):
@@ -246,7 +246,7 @@ def counted(report: Path) -> tuple[int, int, list[str]] | None:
 
 
 def figures(path: Path) -> Iterator[str]:
-    """What the benchmarks of one file measured, a line each; texts are left out."""
+    """Return one line for each measurement of a benchmark file, without texts."""
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         for case in json.loads(path.read_text()).get("benchmarks", ()):
             numbers = {k: v for k, v in case["extra_info"].items() if isinstance(v, (int, float))}
@@ -254,14 +254,14 @@ def figures(path: Path) -> Iterator[str]:
 
 
 def environment(added: dict[str, str]) -> dict[str, str]:
-    """This process's own, less what would change what is tested, and no plugins but those that a step names."""
+    """Return this process's environment without variables that change the tests, and with named pytest plugins only."""
     unwanted = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "TRITON_INTERPRET", "HRNET_FAST_IMPL", "HRNET_FAST_BUILD")
     own = {name: value for name, value in os.environ.items() if name not in unwanted}
     return {**own, "PYTHONUNBUFFERED": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **added}
 
 
 def tool(name: str) -> str | None:
-    """Where a tool of CUDA's lies: on the path, or where CUDA is installed."""
+    """Return the path of a CUDA tool, from PATH or from the CUDA installation."""
     homes = [Path(os.environ.get(v, "")) for v in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(v)]
     homes.append(Path("/usr/local/cuda"))
     places = [os.environ.get("PATH", "")] + [str(h / d) for h in homes for d in ("bin", "compute-sanitizer")]
@@ -269,7 +269,7 @@ def tool(name: str) -> str | None:
 
 
 def said(*command: str | None, seconds: float = 20.0) -> str:
-    """What a command prints; nothing where there is none, or it does not answer."""
+    """Return the output of a command, empty if it is missing or does not end."""
     if command[0] is None:
         return ""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
@@ -282,12 +282,12 @@ def said(*command: str | None, seconds: float = 20.0) -> str:
 
 
 def probe() -> dict[str, Any]:
-    """What the interpreter has that runs this: versions, and the device."""
+    """Return the versions of packages and the device of this interpreter."""
     found: dict[str, Any] = {"python": sys.version.split()[0], "device": None, "arch": None}
     for package in ("torch", "triton", "pytest", "pytest_benchmark", "ninja"):
         try:
             found[package] = str(getattr(importlib.import_module(package), "__version__", "of unknown version"))
-        except Exception as error:  # a package whose libraries are missing raises OSError, or worse
+        except Exception as error:  # a package with missing libraries raises OSError or other errors
             found[package] = None
             found[f"{package}_error"] = str(error)[:200]
     if found["torch"]:
@@ -305,7 +305,7 @@ def older(version: str, least: tuple[int, ...]) -> bool:
 
 
 def examine(check: Check, python: str, dry_run: bool) -> dict[str, Any]:
-    """Record the environment as the first step, and what is lacking here."""
+    """Record the environment and missing requirements as the first step."""
     start = time.monotonic()
     smi = shutil.which("nvidia-smi")
     (check.out / "environment.log").write_text(said(smi, "-q") or "no nvidia-smi\n")
@@ -345,7 +345,7 @@ def examine(check: Check, python: str, dry_run: bool) -> dict[str, Any]:
     needed = ("torch", "pytest") if dry_run else ("torch", "pytest", "device")
     bad = any(name in check.lacking for name in needed)
     if dry_run:
-        # A rehearsal collects what needs a device, and checks no memory; benchmarks do run.
+        # A dry run collects the device tests, skips the memory checker and runs the benchmarks.
         check.lacking = {n: w for n, w in check.lacking.items() if n in ("torch", "pytest", "pytest_benchmark")}
     check.record("environment", "failed" if bad else "ok", 1 if bad else 0, time.monotonic() - start, "; ".join(notes))
     return found
@@ -355,19 +355,19 @@ DOCTOR = "import json; from hrnet_fast.doctor import examine; print(json.dumps(e
 
 
 def doctor(check: Check, python: str, dry_run: bool) -> None:
-    """Ask the package itself; on a device, what was to be built or is installed must be usable."""
+    """Check ``hrnet-fast doctor``: with a device, built and installed implementations must be usable."""
     check.run(Step("doctor", [python, "-c", DOCTOR], 60, 5, ("torch",)))
     if dry_run or check.records[-1]["status"] != "ok":
         return
     log = (check.out / "doctor.log").read_text(errors="replace")
     try:
-        told = json.loads(log[log.index("{\n") :])
-        usable = {name: told["implementations"][name]["usable"] for name in ("cuda", "triton")}
-        reasons = {name: told["implementations"][name]["reason"] for name in ("cuda", "triton")}
-        wrong = [line for line in told["engine"] if "works" not in line]
+        found = json.loads(log[log.index("{\n") :])
+        usable = {name: found["implementations"][name]["usable"] for name in ("cuda", "triton")}
+        reasons = {name: found["implementations"][name]["reason"] for name in ("cuda", "triton")}
+        wrong = [line for line in found["engine"] if "works" not in line]
     except (ValueError, KeyError, TypeError):
         return
-    (check.out / "doctor.json").write_text(json.dumps(told, indent=1) + "\n")
+    (check.out / "doctor.json").write_text(json.dumps(found, indent=1) + "\n")
     wrong += [
         f"{name} is not usable: {reasons[name]}"
         for name, from_what in (("cuda", "nvcc"), ("triton", "triton"))
@@ -380,10 +380,10 @@ def doctor(check: Check, python: str, dry_run: bool) -> None:
 
 
 def steps(out: Path, python: str, found: dict[str, Any], seconds: float, quick: bool, dry_run: bool) -> list[Step]:
-    """All steps behind the environment, in order of importance."""
+    """Return all steps after the environment, in order of importance."""
     options = ["-o", "addopts=-ra --strict-markers", "-p", "no:cacheprovider", "--color=no", "--tb=short",
                "--continue-on-collection-errors"]  # fmt: skip
-    # Without --strict-config: it makes an error of pytest-timeout's setting where that plugin is not loaded.
+    # Without --strict-config, which makes pytest-timeout's setting an error if that plugin is not loaded.
     pytest = [python, "-m", "pytest", *options]
 
     def tests(name: str, *selection: str, cap: float, least: float = 10.0, needs: tuple[str, ...] = ()) -> Step:
@@ -398,16 +398,16 @@ def steps(out: Path, python: str, found: dict[str, Any], seconds: float, quick: 
         path = found["compute_sanitizer"]
         filters = ["--kernel-name", OWN_KERNELS] if "--kernel-name" in said(path, "--help") else []
         head = [path, "--tool", name, "--error-exitcode", str(CHECKER_FOUND), "--target-processes", "application-only"]
-        # Each tensor an allocation of its own: the allocator's large blocks would hide what lies past an end.
+        # A separate allocation for each tensor: the allocator's large blocks would hide accesses past an end.
         alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         return replace(step, command=[*head, *filters, *step.command], environment=alone)
 
     def bench(name: str, file: str, *selection: str, cap: float) -> Step:
         plugin = ["-p", "pytest_benchmark.plugin"]
-        # What does not fit the step's time is recorded as such, rather than lost with the step.
+        # Benchmarks beyond the step's time are recorded as such instead of lost.
         how = [] if dry_run else ["--benchmark", "-v", "-s", f"--results={out / name}.json",
                                   f"--budget={0.8 * cap / 60:.2f}", f"--junitxml={out / name}.xml"]  # fmt: skip
-        # Not the user's own choices, which may be another version's.
+        # A fresh tuning cache: the user's may be of another version.
         added = {"HRNET_FAST_CACHE": str(out / "choices" / name)}
         command = [*pytest, *plugin, *(how or ["-q"]), f"benchmarks/{file}.py", *selection]
         needs = ("pytest", "pytest_benchmark", "device")
@@ -460,7 +460,7 @@ def steps(out: Path, python: str, found: dict[str, Any], seconds: float, quick: 
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"gpu_check: {message}; usage: {USAGE}\n")
@@ -495,7 +495,7 @@ def main() -> int:
     out, python = given.out.resolve(), os.path.abspath(python)
     (out / "summary.txt").unlink(missing_ok=True)
     seconds = 60 * (given.minutes or (2.8 if given.quick else 9.0))
-    # Compiling kernels is the tests' time, and is the host's. Benchmarks run alone.
+    # Tests compile kernels on the host, so they run in parallel. Benchmarks run alone.
     shutil.rmtree(out / "choices", ignore_errors=True)
     check = Check(out, seconds, max(1, min(6, (os.cpu_count() or 1) // (1 if given.dry_run else 2))))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Decides on a machine with a CUDA device what a machine without cannot, most important first: builds the extension in
-# place, runs every test that needs the device, the memory checker, then the benchmarks. Needs no network; torch, triton,
-# nvcc, pytest and pytest-benchmark are taken as they are there. What is missing is named, and the rest goes on.
+# Verifies the package on a machine with a CUDA device, most important steps first: builds the extension in place, runs
+# the tests that need the device, the memory checker, then the benchmarks. Needs no network; uses the installed torch,
+# triton, nvcc, pytest and pytest-benchmark. Reports what is missing, and runs the other steps.
 #
 #   scripts/gpu_check.sh OUTDIR [MINUTES] [--quick] [--dry-run] [--python PATH]
 #
-# MINUTES is for everything together (9; with --quick 2.8). --dry-run rehearses without a device. Every result lies in
-# OUTDIR as soon as it is made; summary.jsonl has one line per step. Exits with 0 only if nothing failed.
+# MINUTES limits the whole run (default 9; with --quick 2.8). --dry-run runs without a device. Results are written to
+# OUTDIR as soon as they exist; summary.jsonl has one line per step. Exits with 0 only if nothing failed.
 set -uo pipefail
 interpreter=$(command -v python3 || command -v python) || { echo "gpu_check: no python3 on the path" >&2; exit 2; }
-# In the place of this shell: who stops the one stops the other.
+# exec, so that signals reach the script.
 exec "$interpreter" "$(dirname "$0")/gpu_check.py" "$@"

@@ -1,4 +1,4 @@
-"""Instructions of hostile pickles, for ``fuzz_checkpoints.py``: those that run code, and those that claim memory."""
+"""Hostile pickle instructions for ``fuzz_checkpoints.py``: some execute code, others claim memory."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What ``kernels_report.py`` compiles: each Triton kernel as fusions of HRNet call it, and at the edges.
+"""The Triton kernel instances that ``kernels_report.py`` compiles: arguments of HRNet's fusions, and edge cases.
 
-Triton compiles another kernel for arguments that equal 1 (they become constants) and for those that 16 divides (it then
-reads vectors); instances say which ones those are.
+Triton specialises a kernel for arguments that equal 1 (constants) or are divisible by 16 (vector loads). An instance
+lists these arguments.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Instance:
 
 
 def fuse_sum_instances() -> Iterator[Instance]:
-    """Forward of a four-branch target, backward of its upsampled and of its identity term, as fusions call them."""
+    """Return instances of ``fuse_sum``: forward of a four-branch target, backward of two of its terms."""
     for dtype in ("fp32", "bf16"):
         for last in (True, False):
             for mode in MODES:

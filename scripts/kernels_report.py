@@ -1,8 +1,8 @@
-"""Compile every Triton kernel ahead of time for sm_80, sm_90 and sm_100 and tabulate what each needs.
+"""Compile every Triton kernel ahead of time for sm_80, sm_90 and sm_100 and tabulate registers and memory.
 
 No GPU is needed: Triton ships the assembler and ``cuobjdump``. Writes ``kernels/REPORT.md`` (not with ``--check``, nor
-when an option leaves a target or an operator out) and exits with 1 if any kernel spills, or lacks the tensor-core
-instructions that it should have.
+if an option excludes a target or an operator) and exits with 1 if a kernel spills, or lacks expected tensor-core
+instructions.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def usage(instance: Instance, capability: int) -> dict[str, Any]:
         cubin.flush()
         text = subprocess.run([tool, "-res-usage", cubin.name], capture_output=True, text=True, check=True).stdout
     found: dict[str, Any] = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    # cuobjdump sees static shared memory alone; Triton asks for its own at the launch.
+    # cuobjdump shows static shared memory only; Triton allocates dynamic shared memory at the launch.
     found["SHARED"] = compiled.metadata.shared
     found["MMA"] = ", ".join(sorted(set(TENSOR_CORES.findall(compiled.asm["ptx"])))) or "-"
     return found

@@ -317,5 +317,5 @@ def test_a_module_that_holds_itself(tmp_path: Path) -> None:
     model = tiny("v1")
     model._modules["again"] = model
     torch.save(model, tmp_path / "net.pth")
-    with pytest.raises(hf.CheckpointError, match=r"pickled module .* holds itself"):
+    with pytest.raises(hf.CheckpointError, match=r"pickled module .* contains itself"):
         hf.load_checkpoint(tmp_path / "net.pth")

@@ -227,12 +227,12 @@ def test_run_refuses_options_that_the_task_ignores(
     for option, value in VALUES.items():
         err = refused(capsys, *base, option, *value)
         if option in TASK_OPTIONS[task]:
-            assert "does not read" not in err
+            assert "does not use" not in err
         else:
-            assert f"{task} does not read {option}; leave that out. It reads {read}." in err
+            assert f"{task} does not use {option}; leave it out. It uses {read}." in err
     everything = [word for option, value in VALUES.items() for word in (option, *value)]
     ignored = ", ".join(option for option in VALUES if option not in TASK_OPTIONS[task])
-    assert f"does not read {ignored};" in refused(capsys, *base, *everything)
+    assert f"does not use {ignored};" in refused(capsys, *base, *everything)
 
 
 def test_run_names_as_many_classes_as_asked(capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: Path) -> None:
@@ -261,7 +261,7 @@ def test_run_keeps_earlier_results(capsys: pytest.CaptureFixture[str], tmp_path:
     code, _, _ = call(capsys, "run", photo, "-c", path, "-t", "segmentation", "-o", out, "--force")
     assert code == 0
     assert (out / kept).read_bytes() != b"precious"
-    assert "photo.jpg.json and 2 more: earlier results" in refused(
+    assert "photo.jpg.json and 2 more: existing results" in refused(
         capsys, "run", photo, "-c", path, "-t", "segmentation", "-o", out
     )
 

@@ -58,7 +58,7 @@ def test_aliases(alias: str, kind: str) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"channels": (), "num_blocks": ()}, "non-empty"),
+        ({"channels": (), "num_blocks": ()}, "at least one"),
         ({"channels": (4, 8), "num_blocks": (1,)}, "one entry per branch"),
         ({"channels": (0,), "num_blocks": (1,)}, r"channels\[0\]=0"),
         ({"channels": (4,), "num_blocks": (0,)}, r"num_blocks\[0\]=0"),

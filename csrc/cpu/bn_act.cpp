@@ -1,4 +1,4 @@
-// bn_act on the CPU, forward: statistics, affine and running statistics; and its application.
+// bn_act on the CPU, forward: statistics, affine, update of the running statistics, and application.
 
 #include "bn_act.h"
 
@@ -12,8 +12,8 @@ namespace hrnet_fast::cpu {
 
 namespace {
 
-// Sums of x - shift and of its square, where the shift is the chunk's first pixel: near enough to the mean that nothing
-// cancels, however far from zero the values lie.
+// Sums of x - shift and of its square. The shift is the chunk's first pixel, close enough to the mean to avoid
+// cancellation for values far from zero.
 template <typename T>
 struct Moments {
   using M = math_t<T>;
@@ -27,7 +27,7 @@ struct Moments {
 
   HF_INLINE M shift(int64_t at) const {
     const M value = read_value(x + at);
-    return value - value == M(0) ? value : M(0);  // not an infinity or NaN: the sums shall carry those
+    return value - value == M(0) ? value : M(0);  // infinity and NaN: no shift, so that the sums carry them
   }
   template <bool kScalar>
   HF_INLINE void tile(Tile<M, kScalar> t, M* __restrict__ first, M* __restrict__ second) const {
@@ -73,7 +73,7 @@ struct Apply {
   HF_INLINE void tile(Tile<M, kScalar> t, M*, M*) const {
     M buffer[2 * kTile + 64];
     if (t.size <= static_cast<int64_t>(sizeof(buffer) / sizeof(M))) return into(t, buffer);
-    std::vector<M> large(t.size);  // more channels than a buffer holds
+    std::vector<M> large(t.size);  // for more channels than the fixed buffer has
     into(t, large.data());
   }
   template <bool kScalar>
@@ -108,7 +108,7 @@ struct Total {
   std::vector<double> mean, variance;
 };
 
-// Joins the chunks' moments in order, in double (Chan et al., 1979).
+// Combines the chunks' moments in order, in double (Chan et al., 1979).
 template <typename T>
 Total join(const Moments<T>& job) {
   const Shape& s = job.shape;
@@ -128,7 +128,7 @@ Total join(const Moments<T>& job) {
           total.variance[c] +=
               (second - first * first / n + n * (mean - total.mean[c]) * (mean - total.mean[c])) / count;
       }
-  for (double& v : total.variance) v = v < 0.0 ? 0.0 : v;  // rounding; NaN stays
+  for (double& v : total.variance) v = v < 0.0 ? 0.0 : v;  // negative by rounding; NaN stays
   return total;
 }
 
@@ -155,7 +155,7 @@ std::vector<double> values_or(const at::Tensor& t, int64_t channels, double othe
   TORCH_CHECK(t.numel() == channels, "normalisation of ", channels, " channels has ", t.numel(), " values");
   const bool simple = t.dim() == 1 && t.is_floating_point();
   const at::Tensor plain = simple ? t.resolve_neg() : t.detach().to(at::kDouble).contiguous().view(-1);
-  // Read where they lie: a copy by the library takes longer than all that is done with a few channels.
+  // Read in place: a copy by at::Tensor costs more than the arithmetic on a few channels.
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, plain.scalar_type(), "bn_parameter", [&] {
     const scalar_t* from = plain.const_data_ptr<scalar_t>();
     const int64_t stride = plain.stride(0);
@@ -176,7 +176,7 @@ void write_affine(at::Tensor& result, int64_t start, int64_t n, const double* me
       to[c] = static_cast<scalar_t>(mean[c]);
       to[width + c] = static_cast<scalar_t>(invstd);
       to[2 * width + c] = static_cast<scalar_t>(invstd * scale[c]);
-      // By the scale as it was rounded: the mean is then mapped to the bias but for the rounding of this one value.
+      // From the rounded scale, so that the mean maps to the bias up to one rounding.
       to[3 * width + c] = static_cast<scalar_t>(shift[c] - mean[c] * static_cast<double>(to[2 * width + c]));
     }
   });

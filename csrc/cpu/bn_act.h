@@ -1,4 +1,4 @@
-// bn_act on the CPU: the pieces of hrnet_fast/reference/bn_act.py, under the same names.
+// bn_act on the CPU: the primitives of hrnet_fast/reference/bn_act.py, under the same names.
 
 #pragma once
 
@@ -18,7 +18,7 @@ std::vector<at::Tensor> batch_affine(at::TensorList xs, at::IntArrayRef channels
                                      at::TensorList biases, at::TensorList running_means, at::TensorList running_vars,
                                      at::ArrayRef<double> momenta, at::ArrayRef<double> eps);
 
-// The same of the running statistics, in double if `wide`.
+// The same from the running statistics, in double if `wide`.
 at::Tensor running_affine(at::IntArrayRef channels, at::TensorList weights, at::TensorList biases,
                           at::TensorList running_means, at::TensorList running_vars, at::ArrayRef<double> eps,
                           bool wide);

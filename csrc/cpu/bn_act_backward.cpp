@@ -13,7 +13,7 @@ namespace {
 
 enum class Mask { kNone, kOut, kRecomputed };
 
-// Zeroes g where the activation was: as aten::threshold_backward, a NaN lets the gradient through.
+// g, or zero where the activation was zero; like aten::threshold_backward, a NaN lets the gradient through.
 template <typename T, typename M, bool kScalar>
 HF_INLINE void mask_tile(Mask mask, const Tile<M, kScalar>& t, const T* __restrict__ x, const T* __restrict__ out,
                          M* __restrict__ g) {
@@ -56,7 +56,7 @@ struct Sums {
     }
     mask_tile(mask, t, own, out == nullptr ? nullptr : out + t.offset, g);
     if (kept != nullptr) {
-      // What is summed and what the input's gradient is made of shall be the same numbers: the rounded ones.
+      // The sums and the input's gradient must use the same, rounded numbers.
       finish_row<T>(kept + t.offset, g, false, t.size);
       if constexpr (sizeof(T) < sizeof(M)) {
         const T* __restrict__ rounded = kept + t.offset;
@@ -82,7 +82,7 @@ struct Input {
   const T *grad, *x;
   T* dx;
   Mask mask;
-  bool given;  // statistics that are constants: scale * g, even where x is infinite
+  bool given;  // constant statistics: the gradient is scale * g, even where x is infinite
   double* partial;
 
   HF_INLINE M shift(int64_t) const { return M(0); }
@@ -99,7 +99,7 @@ struct Input {
                     t.of(2, j) * read_value(from + j) + t.of(4, j) + t.of(5, j) * (read_value(own + j) - t.of(0, j)));
     else
       for (int64_t j = 0; j < t.size; ++j) {
-        // Read before choosing: a load under a condition would not vectorise.
+        // Loaded unconditionally: a conditional load would not vectorise.
         const M v = read_value(own + j), all = read_value(from + j);
         const M g = v * t.of(2, j) + t.of(3, j) <= M(0) ? M(0) : all;
         const M rest = t.of(4, j) + t.of(5, j) * (v - t.of(0, j));
@@ -181,7 +181,7 @@ at::Tensor backward_input(const at::Tensor& given_grad, const at::Tensor& given_
     const M* a = affine.const_data_ptr<M>();
     const M* s = totals.const_data_ptr<M>();
     std::vector<M> b(channels, M(0)), c(channels, M(0));
-    // Given statistics are constants: there are no sums then, and the tensor may be empty.
+    // Constant statistics have no sums, and the tensor may be empty.
     for (int64_t k = 0; std::isfinite(count) && k < channels; ++k) {
       b[k] = static_cast<M>(-static_cast<double>(a[2 * channels + k]) * s[k] / count);
       c[k] = static_cast<M>(-static_cast<double>(a[2 * channels + k]) * a[channels + k] * s[channels + k] / count);

@@ -3,7 +3,7 @@
 namespace hrnet_fast::cpu {
 
 #if defined(HF_MULTIVERSIONED) && __GNUC__ >= 12
-// Chosen by the very rule that chooses the kernels' clones.
+// Resolved by the same rule as the kernels' clones.
 __attribute__((target("arch=x86-64-v4"))) const char* chosen() { return "x86-64-v4 (AVX-512)"; }
 __attribute__((target("arch=x86-64-v3"))) const char* chosen() { return "x86-64-v3 (AVX2)"; }
 __attribute__((target("default"))) const char* chosen() { return "baseline"; }

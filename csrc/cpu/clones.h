@@ -1,4 +1,4 @@
-// One binary, several instruction sets: what multiversioned kernels share.
+// Function multiversioning: one binary with kernels for several instruction sets.
 
 #pragma once
 
@@ -8,12 +8,12 @@
 #include <cstdint>
 
 namespace hrnet_fast::cpu {
-// The instruction set that the loader picked for multiversioned kernels.
+// The instruction set that the loader selected for multiversioned kernels.
 const char* instruction_set();
 }  // namespace hrnet_fast::cpu
 
-// The loader picks among the clones, by what the processor supports: an architecture's name, such as skylake-avx512,
-// would match that one model alone. Elsewhere the compiler's own choice serves.
+// The loader selects a clone by the features of the processor. An architecture name such as skylake-avx512 would match
+// that one model only. On other platforms the compiler's default is used.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
 #define HF_MULTIVERSIONED 1
 #if __GNUC__ >= 12
@@ -26,7 +26,7 @@ const char* instruction_set();
 #endif
 
 // Compiles `body(job, begin, end)` for every element type and instruction set, as overloads of `name`. Templates cannot
-// be cloned, hence a macro.
+// be cloned, so this is a macro.
 #define HF_MULTIVERSION(name, body, Job)                                                                    \
   HF_CLONES void name(const Job<float>& job, int64_t begin, int64_t end) { body(job, begin, end); }         \
   HF_CLONES void name(const Job<double>& job, int64_t begin, int64_t end) { body(job, begin, end); }        \

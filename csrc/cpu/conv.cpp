@@ -1,4 +1,4 @@
-// Convolutions on maps with halos: the maps, which kernel packs and runs, and the kernel for any processor.
+// Convolutions on maps with zero halos: map layout, selection of the kernel, and the portable kernel.
 
 #include "conv.h"
 
@@ -57,7 +57,7 @@ void* aligned(int64_t bytes) {
   return memory;
 }
 
-// Same names for all kernels; conv_pack.h declares them.
+// The interface of all kernels, declared in conv_pack.h.
 #define HF_CONV_DISPATCH(kernel, call) \
   switch (kernel) {                    \
     case Kernel::amx:                  \
@@ -146,14 +146,14 @@ const char* conv_kernel(Element type) {
 namespace {
 
 #if defined(__GNUC__)
-#define HF_INLINE inline __attribute__((always_inline))  // into each clone, to be compiled for its instructions
+#define HF_INLINE inline __attribute__((always_inline))  // compiled for the instruction set of each clone
 #else
 #define HF_INLINE inline
 #endif
 
 constexpr int64_t kColumns = 32;
 constexpr int kPositions = 4;
-// Sums are made of parts of at most this many products: an error grows with the length of a chain.
+// Sums are split into parts of at most this many products, because the error grows with the length of a chain.
 constexpr int64_t kChain = 128;
 
 template <typename T>

@@ -2,9 +2,9 @@
 //
 // A map is [N, H, W, C] in memory with one pixel of zeros ("halo") after every row and one row of them after every
 // image: a row is W + 1 pixels, an image (H + 1) rows. Before the first image there is a lead of W + 2 zero pixels, and
-// after the last one a slack of 16 + W + 2 readable pixels whose values do not matter. So what lies left of a row is
-// the halo of the row before, and a 3x3 window needs no case at any edge. A map may be a channel slice of a wider one:
-// `pixel` is then larger than its channels. Whoever writes a map's inside leaves its halo alone; `clear_halo` writes
+// after the last one a slack of 16 + W + 2 readable pixels whose values do not matter. The pixel before a row is
+// the halo of the previous row, so a 3x3 window needs no special case at an edge. A map may be a channel slice of a
+// wider one: `pixel` is then larger than its channels. Writers of a map leave its halo unchanged; `clear_halo` writes
 // the zeros.
 
 #pragma once
@@ -15,21 +15,21 @@ namespace hrnet_fast::cpu {
 
 enum class Element : int { float32 = 0, bfloat16 = 1 };
 
-// What lies where, in elements. `data` is channel 0 of pixel (0, 0) of image 0 of the slice.
+// Layout of a map, in elements. `data` is channel 0 of pixel (0, 0) of image 0 of the slice.
 struct Map {
   void* data = nullptr;
-  int64_t pixel = 0;  // from one pixel to the next: channels of the whole buffer
+  int64_t pixel = 0;  // stride of pixels: channels of the whole buffer
   int64_t n = 0, height = 0, width = 0;
   int64_t row() const { return (width + 1) * pixel; }
   int64_t image() const { return (height + 1) * row(); }
 };
 
-// Elements that a buffer of `pixel` channels takes: lead, images with halos, slack. Channel 0 of pixel (0, 0) is
+// Elements of a buffer of `pixel` channels: lead, images with halos, slack. Channel 0 of pixel (0, 0) is
 // `map_lead` elements after its start.
 int64_t map_elements(int64_t n, int64_t height, int64_t width, int64_t pixel);
 int64_t map_lead(int64_t width, int64_t pixel);
-// Zeros into the halo (and the lead) of a slice of `channels`; everything that a 3x3 window reads outside of the
-// inside. No stored output depends on anything else: not on the slack, nor on channels beside the slice.
+// Writes zeros to the halo and lead of a slice of `channels`: all elements outside the image that a 3x3 window reads.
+// Stored outputs do not depend on the slack or on channels beside the slice.
 void clear_halo(const Map& map, int64_t channels, Element type);
 
 struct ConvShape {
@@ -55,18 +55,18 @@ struct ConvJob {
   Map residual;  // data null: none. Same size as out; added before the ReLU, in float32
 };
 
-// A job is cut into items that any threads may run in any order; every item writes its own outputs.
+// A job is divided into items that any threads may run in any order; items write disjoint outputs.
 int64_t conv_items(const ConvJob& job);
 void conv_item(const ConvJob& job, int64_t item);
-// For a thread that has run items and runs none for a while: it then has no matrix tiles for the system to keep. May be
-// left out, and called by any thread.
+// Releases the calling thread's matrix tiles, which the system would otherwise save at context switches. Optional.
 void conv_release();
-// In bfloat16 with vector or matrix instructions, numbers below 1.2e-38 count as zero, as the processor does it; and an
-// infinity may become NaN, as an element in two of a run's pieces is multiplied by zero in one of them.
+// In bfloat16 with vector or matrix instructions, numbers below 1.2e-38 count as zero, as the processor does. An
+// infinity may become NaN: an element in two pieces of a run is multiplied by zero in one of them.
 // Multiply-adds of the whole job.
 double conv_macs(const ConvJob& job);
-// Which kernel `pack_conv` picks on this processor: "amx", "avx512", "portable". HRNET_FAST_CPU_KERNEL set to one of
-// them asks for that one, or for the next lower that the processor has; it is read whenever weights are packed.
+// The kernel that `pack_conv` selects on this processor: "amx", "avx512", "portable". HRNET_FAST_CPU_KERNEL set to one
+// of them requests that one, or the next simpler one that the processor supports; it is read whenever weights are
+// packed.
 const char* conv_kernel(Element type);
 
 }  // namespace hrnet_fast::cpu

@@ -1,8 +1,8 @@
-// Convolutions in bfloat16 on matrix units: 32 positions x 32 output channels at a time, sums in four tiles.
+// Convolutions in bfloat16 on AMX: 32 positions x 32 output channels at a time, with sums in four tiles.
 //
-// Each step takes `depth` elements of a run: a tile of 16 positions, read where they lie, times a tile of packed
+// Each step takes `depth` elements of a run: a tile of 16 positions, read in place, times a tile of packed
 // weights. Weights are [block of 32 output channels][run][step][half of 16 channels][depth / 2][16 channels][2].
-// Finished sums go through a small buffer, and are turned into outputs while the matrix units work on the next block.
+// Finished sums pass through a small buffer and become outputs while the matrix units compute the next block.
 
 #include "conv_pack.h"
 
@@ -37,7 +37,7 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {};
 };
 
-// Sums that wait to become outputs.
+// Finished sums that are not yet stored as outputs.
 struct Pending {
   const float* sums = nullptr;  // [32 positions][32 channels]
   uint32_t stored = 0;          // positions still to be stored
@@ -53,7 +53,7 @@ struct Geometry {
   int64_t offsets[9];
 };
 
-// Turns up to `count` positions into outputs.
+// Stores up to `count` positions as outputs.
 HF_AMX_INLINE void finish(Pending& pending, const Geometry& geometry, int64_t count) {
   uint32_t stored = pending.stored;
   for (; stored != 0 && count > 0; --count, stored &= stored - 1) {
@@ -69,7 +69,7 @@ HF_AMX_INLINE void finish(Pending& pending, const Geometry& geometry, int64_t co
       low = _mm512_add_ps(low, _mm512_castsi512_ps(_mm512_slli_epi32(first, 16)));
       high = _mm512_add_ps(high, _mm512_castsi512_ps(_mm512_slli_epi32(second, 16)));
     }
-    // The maximum of two is the second where one is NaN.
+    // The maximum instruction returns the second operand if one is NaN.
     low = _mm512_max_ps(_mm512_loadu_ps(pending.floor), low);
     high = _mm512_max_ps(_mm512_loadu_ps(pending.floor + 16), high);
     const __m512i rounded = (__m512i)_mm512_cvtne2ps_pbh(high, low);
@@ -120,15 +120,15 @@ HF_AMX void block(const Geometry& g, const uint16_t* first, const uint16_t* seco
   if (two_strips && two_halves) _tile_stored(3, sums + kRows * kColumns + 16, kColumns * 4);
 }
 
-// Strips of equal length: at stride 1 full tiles, at stride 2 a row cut evenly.
+// Strips of equal length: at stride 1 full tiles, at stride 2 even parts of a row.
 int64_t strip_length(const ConvJob& job) {
   if (job.packed->shape.stride == 1) return kRows;
   const int64_t parts = (job.out.width + kRows - 1) / kRows;
   return (job.out.width + parts - 1) / parts;
 }
 
-// An item is a group of blocks of output channels on a range of pairs of strips. Groups are as many blocks as stay near
-// the core; neighbouring items share theirs.
+// An item is a group of blocks of output channels on a range of pairs of strips. A group has up to 32 KiB of weights,
+// which stay in cache; consecutive items share a group.
 struct Plan {
   int64_t pairs, groups, ranges;
 };
@@ -152,13 +152,13 @@ HF_AMX void configure(const PackedConv& conv, int64_t rows) {
     config.rows[tile] = static_cast<uint8_t>(tile < 6 ? rows : conv.depth / 2);
     config.row_bytes[tile] = static_cast<uint16_t>(tile == 4 || tile == 5 ? conv.depth * 2 : 64);
   }
-  // To configure is slower than to look, and empties the tiles' pipeline: items of one shape find it done. Others who
-  // use tiles on this thread set their own before they do.
+  // Loading a configuration is slower than comparing it and empties the tile pipeline, so items of one shape load it
+  // once. Other users of tiles on this thread load their own before use.
   TileConfig now;
   _tile_storeconfig(&now);
   asm volatile("" ::"r"(&now) : "memory");
   if (std::memcmp(&now, &config, sizeof(now)) == 0) return;
-  // GCC takes 8 bytes of the configuration for all that is read, and would drop the other stores.
+  // GCC assumes that the instruction reads 8 bytes of the configuration, and would remove the other stores.
   asm volatile("" ::"r"(&config) : "memory");
   _tile_loadconfig(&config);
 }
@@ -170,12 +170,12 @@ bool amx_supported(Element type) {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!avx512_supported(type) || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
   if ((d >> 22 & 1) == 0 || (d >> 24 & 1) == 0) return false;
-  // The kernel keeps a thread's tiles only for processes that asked for them.
+  // The operating system allows tiles only to processes that request them.
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
-// Steps take pairs of elements, and never one outside of the run.
+// Steps take pairs of elements within the run.
 bool amx_takes(const PackedConv& conv) { return conv.run >= 2; }
 
 void amx_layout(PackedConv& conv) {
@@ -204,7 +204,7 @@ void amx_weights(PackedConv& conv, const float* weight) {
         for (int64_t i = 0; i < conv.depth * 16 * block.vectors; ++i) {
           const int64_t half = i / (conv.depth * 16), at = from + i / 32 % (conv.depth / 2) * 2 + i % 2;
           const int64_t out = block.first + half * 16 + i / 2 % 16;
-          const bool taken = at < step * conv.depth;  // by the step before
+          const bool taken = at < step * conv.depth;  // by the previous step
           *packed++ = taken ? 0 : round_to_bfloat16(window_weight(conv, weight, out, run, at));
         }
       }

@@ -1,4 +1,4 @@
-// Convolutions on 512-bit registers: how a layer is cut into blocks, its weights laid out, and its items run.
+// Convolutions on AVX-512: division of a layer into blocks, layout of its weights, execution of its items.
 
 #include "conv_pack.h"
 #include "conv_strips.h"
@@ -20,7 +20,7 @@ struct Plan {
   Order order = Order::sequence;
   int64_t strips = 0, ranges = 0;
 };
-// The block and the order of positions that compute the least for nothing.
+// The block size and order of positions with the fewest wasted products.
 Plan make_plan(const ConvJob& job, int64_t vectors) {
   Plan plan;
   int64_t least = 0;
@@ -39,7 +39,7 @@ Plan make_plan(const ConvJob& job, int64_t vectors) {
   return plan;
 }
 
-// Every item asks for its job's plan; a thread remembers the one it used last, by all that it depends on.
+// Every item needs its job's plan; a thread caches the last one with all values that it depends on.
 Plan plan_of(const ConvJob& job, int64_t vectors) {
   const std::array<int64_t, 8> now = {vectors,
                                       job.packed->shape.stride,
@@ -55,8 +55,8 @@ Plan plan_of(const ConvJob& job, int64_t vectors) {
   return plan;
 }
 
-// Whether items go through all weights for one range of positions, then the next: where the map is larger than the
-// weights, they are what had better stay near the core. Else, and where blocks differ, block after block.
+// Whether items go through all weights for one range of positions, then the next: if the map is larger than the
+// weights, the weights should stay in cache. Otherwise, and if blocks differ, block after block.
 bool positions_first(const ConvJob& job) {
   const PackedConv& conv = *job.packed;
   for (const OutBlock& block : conv.blocks) {
@@ -78,11 +78,11 @@ bool avx512_supported(Element type) {
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 5 & 1) != 0;
 }
 
-// In bfloat16 elements come in pairs, never with one outside of the run.
+// In bfloat16 elements are taken in pairs within the run.
 bool avx512_takes(const PackedConv& conv) { return conv.shape.type == Element::float32 || conv.run >= 2; }
 
 void avx512_layout(PackedConv& conv) {
-  // Four vectors share a broadcast, but take more weights for each product: only while those stay near the core.
+  // Four vectors share a broadcast but read more weights for each product, which pays only while these stay in cache.
   conv.dots = dots_of(conv);
   const int64_t vectors = (conv.shape.out_channels - conv.dots + 15) / 16;
   const int64_t words = conv.shape.type == Element::float32 ? conv.run : (conv.run + 1) / 2;
@@ -165,7 +165,7 @@ void avx512_item(const ConvJob& job, int64_t item) {
   tile.out = static_cast<char*>(job.out.data) + block->first * size;
   tile.residual =
       job.residual.data == nullptr ? nullptr : static_cast<const char*>(job.residual.data) + block->first * size;
-  // Dot products follow their strip's last block, while its window is near.
+  // Dot products follow their strip's last block, while its window is in cache.
   const bool dots = conv.dots != 0 && block == &conv.blocks.back();
   const float* dots_at = static_cast<const float*>(conv.weights) + conv.blocks.back().weights +
                          conv.depth_of_window() * conv.blocks.back().vectors * 16;

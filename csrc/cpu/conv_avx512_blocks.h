@@ -53,12 +53,12 @@ HF_AVX512_INLINE void store(T* to, __mmask16 mask, __m512 value) {
   }
 }
 
-// Weights are asked for this many bytes before they are read: where a map has few positions, each weight is read once
-// or twice, from far away, and the processor's own prefetching falls behind.
+// Weights are prefetched this many bytes ahead: for maps with few positions each weight is read from memory once or
+// twice, and hardware prefetching is too slow.
 constexpr int64_t kAhead = 8192;
 
-// Adds an element (bfloat16: two) of each position, times V vectors of weights. Positions are addressed from every
-// third one, so that their addresses and the loop's counters fit the general registers; and threes may lie anywhere.
+// Adds an element (bfloat16: two) of each position, times V vectors of weights. Every third position has an address
+// register, so that addresses and loop counters fit the general registers; groups of three may be anywhere.
 template <typename T, int P, int V>
 HF_AVX512_INLINE void accumulate(__m512 (&sums)[P][V], const char* const (&at)[(P + 2) / 3], int64_t step,
                                  const char* weights) {
@@ -74,7 +74,7 @@ HF_AVX512_INLINE void accumulate(__m512 (&sums)[P][V], const char* const (&at)[(
     float value;
     std::memcpy(&value, from, 4);
     __m512 x = _mm512_set1_ps(value);
-    // One load for V products: folded into each of them, loads would be what limits.
+    // One load for V products: a memory operand in each would make loads the bottleneck.
     asm("" : "+v"(x));
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
@@ -87,7 +87,7 @@ HF_AVX512_INLINE void accumulate(__m512 (&sums)[P][V], const char* const (&at)[(
   }
 }
 
-// Long float32 sums are made of parts of about this many products: an error grows with the length of a chain.
+// Long float32 sums are split into parts of about this many products, because the error grows with the chain.
 constexpr int64_t kChain = 128;
 
 template <typename T, int P, int V>
@@ -134,7 +134,7 @@ HF_AVX512 void compute(const Tile& tile) {
         }
       }
     }
-    if (rest != 0) {  // the last element, behind one that the weights take as zero
+    if (rest != 0) {  // the last element, with a zero weight for its pair
 #pragma GCC unroll 6
       for (int p = 0; p < (P + 2) / 3; ++p) at[p] -= sizeof(T);
       accumulate<T, P, V>(sums, at, step, weights);
@@ -155,7 +155,7 @@ HF_AVX512 void compute(const Tile& tile) {
         if (residual != nullptr) {
           value = _mm512_add_ps(value, load(from + v * 16, mask));
         }
-        // The maximum of two is the second where one is NaN.
+        // The maximum instruction returns the second operand if one is NaN.
         store(to + v * 16, mask, _mm512_max_ps(_mm512_load_ps(tile.floor + v * 16), value));
       }
     }

@@ -1,7 +1,7 @@
-// The few output channels behind the last full vector of 16, in float32: as dot products.
+// The few output channels after the last full vector of 16, in float32, as dot products.
 //
-// A vector of weights for 2 channels multiplies 14 lanes for nothing. Here lanes are elements of the window instead: a
-// window's run is read 16 elements at a time, and what a position's lanes hold is added up at the end.
+// A vector of weights for 2 channels would waste 14 lanes. Here lanes are elements of the window instead: a window's
+// run is read 16 elements at a time, and the lanes of a position are added at the end.
 // Weights are [group of 4 or 2 channels][run][16 elements][channel][16], zero where a run or the channels end.
 
 #pragma once
@@ -17,8 +17,8 @@ inline int64_t dots_padded(int64_t count) { return (count + 1) / 2 * 2; }
 
 inline int64_t dots_vectors(const PackedConv& conv) { return conv.runs * ((conv.run + 15) / 16); }
 
-// How many of the output channels are better computed so: those behind the last full vector, while that takes clearly
-// fewer products than one more vector does.
+// The number of output channels to compute as dot products: those after the last full vector, if that takes clearly
+// fewer products than one more vector.
 inline int64_t dots_of(const PackedConv& conv) {
   const int64_t count = conv.shape.out_channels % 16, padded = dots_padded(count);
   if (conv.shape.type != Element::float32 || count == 0 || conv.shape.out_channels < 16) return 0;
@@ -42,7 +42,7 @@ inline float* dots_weights(const PackedConv& conv, const float* weight, float* p
   return packed;
 }
 
-// Lane i of the result is what the lanes of sums[i] add up to.
+// Lane i of the result is the sum of the lanes of sums[i].
 HF_AVX512_INLINE __m512 add_lanes(const __m512 (&sums)[16]) {
   __m512 pairs[8], fours[4];
 #pragma GCC unroll 8
@@ -72,7 +72,7 @@ HF_AVX512_INLINE void accumulate_dots(__m512 (&sums)[16], const float* const (&a
 #pragma GCC unroll 8
   for (int p = 0; p < 16 / G; ++p) {
     __m512 x = _mm512_maskz_loadu_ps(inside, at[p] + offset);
-    asm("" : "+v"(x));  // one load, as most of them cross a cache line
+    asm("" : "+v"(x));  // a single load, since most cross a cache line
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) sums[p * G + g] = _mm512_fmadd_ps(x, w[g], sums[p * G + g]);
   }
@@ -80,7 +80,7 @@ HF_AVX512_INLINE void accumulate_dots(__m512 (&sums)[16], const float* const (&a
 
 // The stored positions of a strip.
 struct Stored {
-  const float *in[24], *residual[16];  // behind the last one it is repeated, up to a whole group
+  const float *in[24], *residual[16];  // the last one is repeated up to a whole group
   float* out[16];
   int count = 0;
 

@@ -62,7 +62,7 @@ void HaloConv::run() {
 }
 
 at::Tensor HaloConv::output() const {
-  // A copy, always: a map of one pixel is contiguous as it lies.
+  // Always a copy: a map of one pixel is already contiguous.
   return inside(job_.out, out_channels_).clone(at::MemoryFormat::Contiguous);
 }
 

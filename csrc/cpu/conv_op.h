@@ -1,4 +1,4 @@
-// One convolution on tensors, through maps with halos: for tests and benchmarks. The engine lays its maps out once.
+// One convolution on tensors, through maps with halos: for tests and benchmarks. The engine lays out its maps once.
 
 #pragma once
 
@@ -16,7 +16,7 @@ namespace hrnet_fast::cpu {
 
 // float32 or bfloat16 [N, C, H, W] of any strides; weight [out, C, k, k], k 1 or 3; bias [out]; residual like the
 // output. `relu` is [begin, end) of output channels. With `padding_channels` every map is a slice of one wider by that
-// many. What the kernels must not depend on (beside slices, slack, outputs) holds NaN.
+// many. Memory that the kernels must not read (beside slices, slack, outputs) is NaN.
 class HaloConv : public torch::CustomClassHolder {
  public:
   HaloConv(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
@@ -25,7 +25,7 @@ class HaloConv : public torch::CustomClassHolder {
   ~HaloConv() override { free_conv(packed_); }
   void run();
   at::Tensor output() const;
-  // What a kernel wrote where it must not: anything but zero in the output's halo, anything but NaN beside its slice.
+  // Out-of-place writes of a kernel: values other than zero in the output's halo, or than NaN beside its slice.
   bool intact() const;
   double macs() const { return conv_macs(job_); }
 
@@ -44,7 +44,7 @@ class HaloConv : public torch::CustomClassHolder {
 at::Tensor conv_halo(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                      const std::optional<at::Tensor>& residual, int64_t stride, at::IntArrayRef relu,
                      int64_t padding_channels);
-// Name of the kernel that `pack_conv` picks now.
+// Name of the kernel that `pack_conv` selects now.
 std::string conv_kernel_name(bool bfloat16);
 
 }  // namespace hrnet_fast::cpu

@@ -1,4 +1,4 @@
-// What the convolution kernels share: packed weights, and how positions are cut into strips.
+// Shared by the convolution kernels: packed weights, and division of positions into strips.
 
 #pragma once
 
@@ -9,7 +9,7 @@
 
 #include "conv.h"
 
-// Compilers that know the instructions; whether the processor does is asked at run time.
+// Compilers that support the instructions; the processor is checked at run time.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && (defined(__clang__) || __GNUC__ >= 11)
 #if __has_include(<avx512bf16intrin.h>)
 #define HF_CONV_AVX512 1
@@ -27,7 +27,7 @@ enum class Kernel : int { portable, avx512, amx };
 struct OutBlock {
   int64_t first;    // output channel
   int64_t vectors;  // of 16 channels
-  int64_t weights;  // where its weights start, in elements
+  int64_t weights;  // offset of its weights, in elements
 };
 
 // A window is read in runs of adjacent elements: [rows of the kernel] x [taps x channels] of a dense input, else
@@ -36,13 +36,13 @@ struct PackedConv {
   ConvShape shape;
   Kernel kernel = Kernel::portable;
   int64_t runs = 0, run = 0;
-  // Matrix units take a run in `steps` pieces of `depth`; the last one overlaps the one before rather than read past
-  // the run, and meets zero weights where it does. So nothing outside of the window is multiplied, not even by zero.
+  // Matrix units take a run in `steps` pieces of `depth`; the last one overlaps its predecessor instead of reading
+  // past the run, with zero weights in the overlap. No element outside the window is multiplied, not even by zero.
   int64_t steps = 0, depth = 0;
   std::vector<OutBlock> blocks;
-  int64_t dots = 0;        // output channels behind the blocks that are computed as dot products (conv_avx512_dots.h)
+  int64_t dots = 0;        // output channels after the blocks, computed as dot products (conv_avx512_dots.h)
   float* bias = nullptr;   // [out_channels], zero padded to whole blocks
-  float* floor = nullptr;  // what an output is at least: 0 with a ReLU, else -infinity
+  float* floor = nullptr;  // lower bound of an output: 0 with a ReLU, otherwise -infinity
   void* weights = nullptr;
   int64_t weight_bytes = 0;
 
@@ -58,7 +58,7 @@ inline float window_weight(const PackedConv& conv, const float* weight, int64_t 
   return weight[(out * channels + at % channels) * taps + tap];
 }
 
-// Where each run starts, in elements from the position's own pixel.
+// Start of each run, in elements from the position's own pixel.
 inline void run_offsets(const PackedConv& conv, const Map& in, int64_t offsets[9]) {
   for (int64_t run = 0; run < conv.runs; ++run) {
     const int64_t dy = conv.shape.kernel == 1 ? 0 : conv.runs == 3 ? run - 1 : run / 3 - 1;
@@ -68,10 +68,10 @@ inline void run_offsets(const PackedConv& conv, const Map& in, int64_t offsets[9
 }
 
 // Positions that one register block computes, at equal distances in memory. At stride 1 they are pieces of the whole
-// map read as one sequence, halo included: nothing ends at a row's end, and what was computed for the halo is not
+// map read as one sequence, halo included: strips cross the ends of rows, and results for the halo are not
 // stored. At stride 2 they are pieces of an output row.
 struct Strip {
-  int64_t in, out, residual;  // where they start, in elements
+  int64_t in, out, residual;  // start, in elements
   uint32_t stored;            // one bit for each position
 };
 
@@ -81,7 +81,7 @@ class Strips {
       : job_(job), length_(length), row_(job.in.width + 1), stride_(job.packed->shape.stride) {
     if (job.in.n == 0) return;
     if (stride_ == 1) {
-      total_ = job.in.n * (job.in.height + 1) * row_ - row_ - 1;  // to the last one inside
+      total_ = job.in.n * (job.in.height + 1) * row_ - row_ - 1;  // up to the last pixel inside
       count_ = (total_ + length - 1) / length;
     } else {
       per_row_ = (job.out.width + length - 1) / length;
@@ -131,7 +131,7 @@ class Strips {
   int64_t total_ = 0, per_row_ = 1, count_ = 0;
 };
 
-// Part `index` of `count` even parts of `total`.
+// Part `index` of `total` divided evenly into `count` parts.
 struct Part {
   int64_t begin, end;
 };

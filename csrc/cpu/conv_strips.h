@@ -1,4 +1,4 @@
-// Positions in strips for kernels that address every third one by itself.
+// Strips of positions for kernels that address every third one.
 
 #pragma once
 
@@ -6,13 +6,13 @@
 
 namespace hrnet_fast::cpu {
 
-// How positions follow each other: the whole map in one sequence, halo included (see Strips); pieces of output rows; or
-// all positions inside, row after row, where no three of them part at a row's end.
+// Order of the positions: the whole map in one sequence, halo included (see Strips); pieces of output rows; or
+// all positions inside, row after row, if no group of three crosses the end of a row.
 enum class Order : int { sequence, rows, threes };
 
 class TripleStrips {
  public:
-  // Where positions 0, 3, 6, ... lie, in elements from the maps' data, and one bit for each that is stored.
+  // Offsets of positions 0, 3, 6, ... in elements from the maps' data, and one bit for each stored position.
   struct Strip {
     int64_t in[6], out[6], residual[6];
     uint32_t stored;
@@ -43,7 +43,7 @@ class TripleStrips {
     if (order_ == Order::threes) {
       const int64_t total = job_.out.n * job_.out.height * job_.out.width, first = index * length_;
       for (int64_t k = 0; k < length_ / 3; ++k) {
-        const int64_t p = std::min(first + 3 * k, total - 3);  // what is behind the end is computed, not stored
+        const int64_t p = std::min(first + 3 * k, total - 3);  // positions after the end are computed but not stored
         set(strip, k, p / job_.out.width, p % job_.out.width);
       }
       strip.stored = bits(std::min(length_, total - first));
@@ -69,7 +69,7 @@ class TripleStrips {
  private:
   static uint32_t bits(int64_t count) { return static_cast<uint32_t>((uint64_t{1} << count) - 1); }
 
-  // Puts the k-th three at column x of output row `row` of all images.
+  // Places the k-th group of three at column x of output row `row` of all images.
   void set(Strip& strip, int64_t k, int64_t row, int64_t x) const {
     const int64_t image = row / job_.out.height, line = row % job_.out.height, stride = job_.packed->shape.stride;
     const Map &in = job_.in, &out = job_.out, &residual = job_.residual;

@@ -1,8 +1,8 @@
 // fuse_sum on the CPU, forward: act(sum_k resample_k(scale_k * x_k + shift_k)) in one pass over the output.
 //
-// Output rows are shared out among at::parallel_for's threads; every row is finished in a float buffer that stays in
-// cache. The row functions are compiled once per instruction set and chosen at load time, so a wheel built anywhere
-// uses AVX-512 where it is.
+// at::parallel_for distributes output rows over threads. A row is computed completely in a float buffer that stays in
+// cache. Row functions are compiled for several instruction sets and selected at load time, so one binary uses AVX-512
+// where the processor has it.
 
 #include "fuse_sum.h"
 
@@ -24,7 +24,7 @@ struct Term {
   bool same_size;
   const Neighbours<math_t<T>>* rows;     // per output row
   const Neighbours<math_t<T>>* columns;  // per output column
-  int64_t low_offset;                    // where the row buffer holds its two mixed rows
+  int64_t low_offset;                    // offset of its two interpolated rows in the row buffer
 };
 
 template <typename T>
@@ -38,7 +38,7 @@ struct Job {
   Resample mode;
 };
 
-// Values that stay in the first-level cache while all terms are added to them.
+// Number of values that stay in the first-level cache while all terms are added to them.
 constexpr int64_t kBlock = 2048;
 
 template <typename T>
@@ -147,7 +147,7 @@ at::Tensor fuse_sum_forward(at::TensorList xs, at::TensorList scales, at::Tensor
   p.width = size[1];
   p.mode = static_cast<Resample>(mode);
   p.relu = relu;
-  // The largest term decides the layout: it is the one that would cost most to copy.
+  // The largest term decides the layout, because it is the most expensive to copy.
   const auto largest = std::max_element(xs.begin(), xs.end(), [](const at::Tensor& a, const at::Tensor& b) {
     return a.size(2) * a.size(3) < b.size(2) * b.size(3);
   });

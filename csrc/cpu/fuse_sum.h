@@ -1,4 +1,4 @@
-// What forward and backward of fuse_sum share: checked and laid-out arguments, and the tables of neighbours.
+// Shared by forward and backward of fuse_sum: prepared arguments, and the tables of neighbours.
 
 #pragma once
 
@@ -13,7 +13,7 @@
 
 namespace hrnet_fast::cpu {
 
-// One call's arguments, laid out alike. A tensor that is absent is undefined.
+// Arguments of one call in a common layout. An absent tensor is undefined.
 struct Prepared {
   std::vector<at::Tensor> xs;
   std::vector<at::Tensor> scales;  // undefined: identity
@@ -32,12 +32,12 @@ struct Prepared {
 
 inline at::ScalarType math_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
 
-// An empty tensor stands for an absent one.
+// An empty tensor marks an absent one.
 inline at::Tensor present(const at::Tensor& t, at::ScalarType type) {
   return t.numel() > 0 ? t.to(type).contiguous() : at::Tensor();
 }
 
-// Per output row and column of one term, what it mixes; empty where the sizes agree.
+// Source rows and columns of each output row and column of one term; empty if the sizes agree.
 template <typename M>
 struct Tables {
   std::vector<Neighbours<M>> rows, columns;
@@ -60,15 +60,16 @@ std::vector<Tables<M>> make_tables(const Prepared& p) {
   return tables;
 }
 
-// Rows a thread takes at least, so that its work outweighs handing it over.
+// Minimum number of rows per thread, so that the work outweighs the dispatch.
 inline int64_t grain(int64_t row_elements) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, row_elements)); }
 
-// Arguments are checked by hrnet_fast/ops/fuse_sum.py. Empty tensors stand for absent affines; `size` is (H, W).
+// Arguments are checked by hrnet_fast/ops/fuse_sum.py. Empty tensors mark absent affines; `size` is (H, W).
 at::Tensor fuse_sum_forward(at::TensorList xs, at::TensorList scales, at::TensorList shifts, at::IntArrayRef size,
                             int64_t mode, bool relu);
 
-// `sizes` holds (height, width) of every term. xs[k] may be empty where no affine gradient is wanted. `wanted` flags
-// the gradients of all xs, then of all affines. Returns those of xs, scales and shifts; an unwanted one is empty.
+// `sizes` holds (height, width) of every term. xs[k] may be empty if no affine gradient is needed. `wanted` flags
+// the gradients of all xs, then of all affines. Returns those of xs, scales and shifts; one that is not needed is
+// empty.
 std::vector<at::Tensor> fuse_sum_backward(const at::Tensor& grad, const at::Tensor& out, at::TensorList xs,
                                           at::TensorList scales, at::IntArrayRef sizes, int64_t mode, bool relu,
                                           at::IntArrayRef wanted);

@@ -1,9 +1,9 @@
 // fuse_sum on the CPU, backward: one pass over the gradient for all terms.
 //
-// A thread walks down some rows of the result. Each row is masked by the activation once, in cache; for every term it
-// is gathered across to the term's width and added, with its weight, to the term's rows that it reached. A term's row
-// belongs to the thread that meets the first result row it reached, which then reads on past its own rows; so every sum
-// has one owner and one order, nothing is scattered, and results do not depend on the number of threads.
+// A thread processes a range of result rows. It masks each row by the activation once, in cache. For every term it
+// gathers the row to the term's width and adds it, weighted, to the term's rows that contributed to it. A term's row
+// belongs to the thread with the first result row that it contributed to, which then reads on past its own range. So
+// every sum has one owner and one order, and results do not depend on the number of threads.
 
 #include <ATen/Parallel.h>
 
@@ -17,13 +17,13 @@ namespace hrnet_fast::cpu {
 namespace {
 
 template <typename M>
-struct Reach {  // result elements that one term element reached along one axis
+struct Reach {  // result elements that one term element contributed to, along one axis
   int64_t begin = 0;
   std::vector<M> weights;
   int64_t end() const { return begin + static_cast<int64_t>(weights.size()); }
 };
 
-// Begins ascend, also those of elements that reached nothing.
+// Begins ascend, also those of elements that contributed to nothing.
 template <typename M>
 std::vector<Reach<M>> reach_table(Resample mode, int64_t in, int64_t out) {
   std::vector<Reach<M>> table(in);
@@ -48,38 +48,38 @@ std::vector<Reach<M>> reach_table(Resample mode, int64_t in, int64_t out) {
   return table;
 }
 
-// One term whose gradient, or whose affine's, is wanted and is not simply the masked gradient.
+// A term that needs its own gradient or its affine's, other than the masked gradient itself.
 template <typename T>
 struct Term {
-  const T* x;  // null where no affine gradient is wanted
-  T* grad_x;   // null where it is not wanted
+  const T* x;  // null: no affine gradient is needed
+  T* grad_x;   // null: not needed
   const math_t<T>* scale;
   double* row_sums;      // per row of the term: sum of the gathered gradient, by channel
   double* row_products;  // per row of the term: sum of gradient * x, by channel
   int64_t height, width;
   bool same_width;
   std::vector<Reach<math_t<T>>> rows, columns;
-  int64_t window;  // most rows that one result row adds to
+  int64_t window;  // largest number of rows that one result row adds to
 };
 
 template <typename T>
 struct Job {
   const T* grad;
   const T* out;  // null: no activation
-  T* masked;     // null where nobody wants the masked gradient itself
+  T* masked;     // null: the masked gradient itself is not needed
   std::vector<Term<T>> terms;
   int64_t height, width, inner, channels;
 };
 
-// One row of the masked gradient, for the terms and (kKeep) as a result of its own, in one loop: copying it from the
-// row afterwards would cost as much again.
+// One row of the masked gradient, for the terms and (kKeep) also as a result, in one loop: a later copy would cost as
+// much again.
 template <typename T, bool kKeep>
 HF_INLINE void mask_values(const T* __restrict__ grad, const T* __restrict__ out, int64_t n,
                            math_t<T>* __restrict__ row, T* __restrict__ masked) {
   using M = math_t<T>;
   for (int64_t j = 0; j < n; ++j) {
     const M g = read_value(grad + j), y = read_value(out + j);
-    const M value = y <= M(0) ? M(0) : g;  // as aten::threshold_backward: a NaN lets the gradient through
+    const M value = y <= M(0) ? M(0) : g;  // like aten::threshold_backward, NaN lets the gradient through
     row[j] = value;
     if (kKeep) write_value(masked + j, value);
   }
@@ -97,8 +97,8 @@ HF_INLINE void mask_row(const Job<T>& job, int64_t start, int64_t n, bool own, m
   if (masked != nullptr) finish_row<T>(masked, row, false, n);
 }
 
-// to (=|+=) the weighted sum of kCount neighbouring pixels: so many at once that `to` is seldom touched. Nothing
-// overlaps, which a compiler would test anew for every pixel.
+// to (=|+=) the weighted sum of kCount neighbouring pixels: several at once, so that `to` is accessed rarely. The
+// ranges do not overlap; without that promise the compiler would test it for every pixel.
 template <typename M, bool kFirst, int kCount>
 HF_INLINE void add_pixels(M* __restrict__ to, const M* __restrict__ from, const M* __restrict__ w, int64_t inner) {
   const M w0 = w[0], w1 = kCount > 1 ? w[1] : M(0), w2 = kCount > 2 ? w[2] : M(0), w3 = kCount > 3 ? w[3] : M(0);
@@ -144,7 +144,7 @@ HF_INLINE void finish(const Job<T>& job, const Term<T>& term, int64_t plane, int
   using M = math_t<T>;
   const int64_t index = plane * term.height + y, inner = job.inner, n = term.width * inner, start = index * n;
   if (term.row_sums != nullptr) {
-    // In double: the library's pairwise sums, which these are compared with, lose less than plain ones in float.
+    // In double: PyTorch's pairwise sums, the reference of the tests, are more accurate than plain sums in float.
     double* __restrict__ sums = term.row_sums + index * inner;
     double* __restrict__ products = term.row_products + index * inner;
     for (int64_t c = 0; c < inner; ++c) sums[c] = products[c] = 0.0;
@@ -163,14 +163,15 @@ HF_INLINE void finish(const Job<T>& job, const Term<T>& term, int64_t plane, int
     for (int64_t c = 0; c < inner; ++c) write_value(to + x * inner + c, total[x * inner + c] * scale[c]);
 }
 
-// Where a thread stands in a term's rows, and the sums of those it has begun.
+// A thread's position in a term's rows, and the sums of rows that are not complete.
 template <typename M>
 struct Cursor {
   int64_t first, last;  // rows of this thread that are not complete: [first, last) of the term
   std::vector<M> sums;  // [window, width * inner]
 };
 
-// Adds result row y to the term's rows [cursor.first, ...) that it reached, and completes those that end with it.
+// Adds result row y to the term's rows [cursor.first, ...) that contributed to it, and completes those that end with
+// it.
 template <typename T>
 HF_INLINE void add_row_to(const Job<T>& job, const Term<T>& term, int64_t plane, int64_t y, const math_t<T>* row,
                           math_t<T>* narrow, Cursor<math_t<T>>& cursor) {
@@ -203,7 +204,7 @@ HF_INLINE void add_row_to(const Job<T>& job, const Term<T>& term, int64_t plane,
   }
 }
 
-// Result rows [begin, end) of all planes; then on, without masking for others, until their terms' rows are complete.
+// Result rows [begin, end) of all planes, then further rows until the terms' rows of this thread are complete.
 template <typename T>
 HF_INLINE void backward_rows(const Job<T>& job, int64_t begin, int64_t end) {
   using M = math_t<T>;
@@ -293,7 +294,7 @@ Gradients compute(const Prepared& p, const at::Tensor& grad, const at::Tensor& o
     term.row_products = want_affine ? products[k].mutable_data_ptr<double>() : nullptr;
     job.terms.push_back(std::move(term));
   }
-  // Reading on past its rows costs a thread some, so it should have many.
+  // Reading past its range costs a thread time, so its range should be large.
   const int64_t least = std::max<int64_t>(grain(job.width * job.inner), std::min<int64_t>(32, job.height));
   at::parallel_for(0, planes * job.height, least, [&](int64_t b, int64_t e) { run_rows(job, b, e); });
   for (size_t k = 0; k < n; ++k) {
@@ -331,7 +332,8 @@ std::vector<at::Tensor> fuse_sum_backward(const at::Tensor& given, const at::Ten
     p.widths.push_back(sizes[2 * k + 1]);
   }
   std::vector<at::Tensor> results(3 * n);
-  for (at::Tensor& result : results) result = at::empty({0}, given.options());  // apart: results may not alias
+  for (at::Tensor& result : results)
+    result = at::empty({0}, given.options());  // separate tensors: results must not alias
   const auto settle = [&](size_t k, const at::Tensor& x, const at::Tensor& scale, const at::Tensor& shift) {
     if (wanted[k]) results[k] = x;
     if (!wanted[n + k]) return;

@@ -12,7 +12,7 @@ namespace hrnet_fast::cpu {
 namespace {
 
 constexpr int64_t kAlignment = 64;
-constexpr int64_t kItemBytes = 32 * 1024;  // what one item of an elementwise step writes, about
+constexpr int64_t kItemBytes = 32 * 1024;  // approximate output of one item of an elementwise step
 
 int64_t element_bytes(Element type) { return type == Element::float32 ? 4 : 2; }
 
@@ -31,7 +31,7 @@ int64_t Program::buffer(int64_t offset_bytes, int64_t n, int64_t height, int64_t
   require(!finished_, "it is finished; no buffer can be added");
   require(offset_bytes >= 0 && offset_bytes % kAlignment == 0, "a buffer's offset is a multiple of 64 bytes");
   require(n >= 0 && height > 0 && width > 0 && channels > 0, "a buffer has positive sizes");
-  // Files bring sizes too: what would not fit an address must not wrap around to something that does.
+  // Sizes may come from files: a size that overflows must not wrap around to a valid one.
   const double elements = (n + 1.0) * (height + 2.0) * (width + 20.0) * channels;
   require(elements < 0x1p48 && std::max(height, width) < INT32_MAX, "a buffer is too large");
   buffers_.push_back({offset_bytes, n, height, width, channels});
@@ -46,14 +46,14 @@ void Program::check_place(Place place, int64_t channels, const char* what) const
           std::string(what) + ": channels outside of their buffer");
 }
 
-// Inputs that a step reads at other places than it writes may not be what it writes.
+// An input that a step reads at other positions than it writes must not overlap its output.
 void Program::check_apart(Place in, int64_t in_channels, Place out, int64_t channels, const char* what) const {
   const bool apart =
       in.buffer != out.buffer || in.offset + in_channels <= out.offset || out.offset + channels <= in.offset;
   require(apart, std::string(what) + ": it would write over its input");
 }
 
-// Inputs that a step reads where it writes may be just what it writes, or nothing of it.
+// An input that a step reads at the positions it writes must equal its output or not overlap it.
 void Program::check_over(Place in, Place out, int64_t channels, const char* what) const {
   if (in.buffer != out.buffer || in.offset != out.offset) check_apart(in, channels, out, channels, what);
 }
@@ -166,7 +166,7 @@ void Program::finish(int64_t arena_bytes) {
       step.items = (rows + each - 1) / each;
     }
   }
-  // Large steps first: what is left when others run dry is small.
+  // Large steps first, so that the remaining items at the end of a wave are small.
   for (auto& wave : waves_) {
     std::stable_sort(wave.begin(), wave.end(), [&](int64_t a, int64_t b) { return steps_[a].items > steps_[b].items; });
     int64_t items = 0;
@@ -242,7 +242,7 @@ std::vector<Program::Job> Program::resolve(const std::vector<Given>& inputs, con
 }
 
 void Program::run_item(const Step& step, const Job& job, int64_t item) const {
-  // The arena is used again and again: whoever writes a map writes its halo as well.
+  // Maps share arena memory, so the writer of a map also writes its halo.
   if (item == 0 && step.kind != Kind::output)
     clear_halo(step.kind == Kind::conv   ? job.conv.out
                : step.kind == Kind::sum  ? job.sum.out

@@ -18,7 +18,7 @@ namespace hrnet_fast::cpu {
 
 using Weights = std::shared_ptr<PackedConv>;
 
-// Channels of a buffer, from `offset` on.
+// A slice of a buffer's channels from `offset`.
 struct Place {
   int64_t buffer, offset;
 };
@@ -29,7 +29,7 @@ struct TermPlace {
   bool align_corners;
 };
 
-// A tensor of the caller's: its address, type, shape and strides.
+// A tensor of the caller: address, type, shape and strides.
 struct Given {
   Plane plane;
   int64_t n, channels, height, width;
@@ -51,10 +51,10 @@ class Program {
   void sum(int64_t wave, const std::vector<TermPlace>& terms, Place out, int64_t channels, bool relu);
   void avg_pool(int64_t wave, Place in, Place out, int64_t channels, int64_t size);
   void output(int64_t wave, Place in, int64_t channels, int64_t index);
-  // No step comes after this. Throws std::invalid_argument where something does not fit, as the others do.
+  // Ends the construction. Throws std::invalid_argument for inconsistent steps, as the other functions do.
   void finish(int64_t arena_bytes);
 
-  // `arena` is 64-byte aligned and has the bytes that `finish` was told. Throws before anything runs.
+  // `arena` is 64-byte aligned and has the size given to `finish`. Throws before any step runs.
   void run(const std::vector<Given>& inputs, const std::vector<Given>& outputs, char* arena, int threads) const;
   std::vector<StepTime> profile(const std::vector<Given>& inputs, const std::vector<Given>& outputs, char* arena,
                                 int threads) const;
@@ -82,7 +82,7 @@ class Program {
     std::vector<std::shared_ptr<Axis>> rows, columns;
   };
 
-  // A step with addresses, for one call.
+  // A step with the addresses of one call.
   struct Job {
     ConvJob conv;
     SumJob sum;
@@ -111,7 +111,7 @@ class Program {
   std::vector<int64_t> wave_items_;
 };
 
-// Bytes that a buffer takes in the arena, a multiple of 64.
+// Bytes of a buffer in the arena, a multiple of 64.
 int64_t map_bytes(Element type, int64_t n, int64_t height, int64_t width, int64_t channels);
 
 }  // namespace hrnet_fast::cpu

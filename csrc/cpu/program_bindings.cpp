@@ -1,4 +1,4 @@
-// Program and PackedConv for Python. Tensors are checked and read here; what runs sees addresses.
+// Python bindings of Program and PackedConv. They check tensors; the program itself uses addresses.
 
 #include "program_bindings.h"
 
@@ -39,7 +39,7 @@ Scalar scalar(at::ScalarType type) {
   }
 }
 
-// Bytes are images [N, H, W, C], all others maps [N, C, H, W].
+// uint8 tensors are images [N, H, W, C], all others maps [N, C, H, W].
 Given given(const at::Tensor& t) {
   if (t.dim() != 4 || !t.device().is_cpu())
     throw std::invalid_argument("Program: tensors have four dimensions, on the CPU");
@@ -57,7 +57,7 @@ std::vector<Given> given_all(const std::vector<at::Tensor>& tensors) {
   return all;
 }
 
-// The aligned start of an arena that holds what the program was finished with.
+// The aligned start of an arena of the size that the program needs.
 char* aligned(const Program& program, const at::Tensor& arena) {
   if (!arena.device().is_cpu() || arena.scalar_type() != at::kByte || !arena.is_contiguous())
     throw std::invalid_argument("Program: the arena is one contiguous run of bytes (torch.uint8), on the CPU");
@@ -73,10 +73,10 @@ char* aligned(const Program& program, const at::Tensor& arena) {
 
 int team(int threads) {
   if (threads < 1) throw std::invalid_argument("Program: at least one thread");
-  return std::min(threads, 1024);  // what cannot be started ends the process
+  return std::min(threads, 1024);  // failing to start a thread would end the process
 }
 
-// Packed weights that several programs share.
+// Packed weights, shared by several programs.
 class PackedWeights {
  public:
   PackedWeights(const std::string& type, const at::Tensor& weight, const at::Tensor& bias, int64_t stride, Pair relu,

@@ -105,7 +105,7 @@ HF_INLINE void sum_body(const SumJob& job, int64_t begin, int64_t end) {
           T* __restrict__ to = at<T>(job.out, n, y, x + p) + c;
           const float* s = sums + p * some;
           if (job.relu) {
-            // Written so that a NaN passes, as torch.relu lets it.
+            // This comparison keeps NaN, as torch.relu does.
             for (int64_t i = 0; i < some; ++i) write_value(to + i, s[i] < 0.0f ? 0.0f : s[i]);
           } else {
             for (int64_t i = 0; i < some; ++i) write_value(to + i, s[i]);
@@ -157,7 +157,7 @@ HF_INLINE void import_body(const ImportJob& job, int64_t begin, int64_t end) {
 
 template <typename T, typename S>
 HF_INLINE void export_body(const ExportJob& job, int64_t begin, int64_t end) {
-  constexpr int64_t kBlock = 16;  // channels whose rows are written side by side
+  constexpr int64_t kBlock = 16;  // channels whose rows are written together
   const Plane& out = job.out;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t n = row / job.in.height, y = row - n * job.in.height;
@@ -172,7 +172,7 @@ HF_INLINE void export_body(const ExportJob& job, int64_t begin, int64_t end) {
   }
 }
 
-// Templates cannot be cloned for several instruction sets; their bodies are inlined into functions that can.
+// Templates cannot be cloned for several instruction sets, so they are inlined into functions that can.
 HF_CLONES void sum_f32(const SumJob& job, int64_t begin, int64_t end) { sum_body<float>(job, begin, end); }
 HF_CLONES void sum_bf16(const SumJob& job, int64_t begin, int64_t end) { sum_body<c10::BFloat16>(job, begin, end); }
 HF_CLONES void pool_f32(const PoolJob& job, int64_t begin, int64_t end) { pool_body<float>(job, begin, end); }
@@ -202,7 +202,7 @@ void export_any(const ExportJob& job, int64_t begin, int64_t end) {
     case Scalar::float16:
       return export_body<T, c10::Half>(job, begin, end);
     case Scalar::uint8:
-      return;  // no output has it: refused when the program is given its tensors
+      return;  // unsupported output type: Program::run refuses it before
   }
 }
 

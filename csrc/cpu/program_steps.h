@@ -1,4 +1,4 @@
-// The elementwise steps of a program: sums of resampled maps, means, and the ways in and out of maps.
+// The elementwise steps of a program: sums of resampled maps, means, and conversion to and from maps.
 
 #pragma once
 
@@ -10,7 +10,7 @@
 
 namespace hrnet_fast::cpu {
 
-// Where an output's row or column comes from, for all of them.
+// The source rows or columns of all output rows or columns.
 struct Axis {
   std::vector<int32_t> first, second;
   std::vector<float> weight;  // of the second
@@ -51,7 +51,7 @@ struct ImportJob {
   Plane in;
   Map out;
   int64_t channels;
-  const float* scale;  // null: values as they are
+  const float* scale;  // null: identity
   const float* shift;
 };
 

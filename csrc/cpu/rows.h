@@ -17,7 +17,7 @@ namespace hrnet_fast::cpu {
 
 template <typename T>
 struct Math {
-  using type = float;  // what half types compute in
+  using type = float;  // half types compute in float
 };
 template <>
 struct Math<double> {
@@ -46,7 +46,7 @@ HF_INLINE void write_value(T* p, math_t<T> value) {
 
 template <>
 HF_INLINE void write_value<c10::BFloat16>(c10::BFloat16* p, float value) {
-  // Round to nearest even in integers, which vectorises; a NaN keeps its sign and a set mantissa bit.
+  // Round to nearest even in integers, which vectorises; a NaN keeps its sign and one mantissa bit.
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
   const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
@@ -123,7 +123,7 @@ HF_INLINE void repeat_row(math_t<T>* acc, const T* row, const Neighbours<math_t<
   }
 }
 
-// out = act(accumulator), NaN kept: max(NaN, 0) would lose it.
+// out = act(accumulator). It keeps NaN, which max(NaN, 0) would not.
 template <typename T>
 HF_INLINE void finish_row(T* __restrict__ out, const math_t<T>* __restrict__ acc, bool relu, int64_t n) {
   using M = math_t<T>;

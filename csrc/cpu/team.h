@@ -1,4 +1,4 @@
-// A team of threads that passes from wave to wave of work without leaving its parallel region.
+// A team of threads that runs several waves of work in one parallel region.
 
 #pragma once
 
@@ -15,13 +15,13 @@ inline void relax() {
 #endif
 }
 
-// What threads share about a wave, in a cache line of its own: the next item to take, and how many are done.
+// Shared state of a wave in its own cache line: the next item, and the number of finished items.
 struct alignas(64) Counter {
   std::atomic<int64_t> next{0}, done{0};
 };
 
-// Waits until all items of a wave are done. Nobody waits for threads: one that the system holds back while it has no
-// item delays no other. Cores may be shared: after spinning for about ten microseconds a thread lets others run.
+// Waits until all items of a wave are done. It waits for items, not threads: a descheduled thread without an item
+// delays no other. After spinning for about ten microseconds a thread yields, because cores may be shared.
 inline void wait_for(const Counter& counter, int64_t items) {
   int spins = 0;
   while (counter.done.load(std::memory_order_acquire) != items) {
@@ -34,8 +34,8 @@ inline void wait_for(const Counter& counter, int64_t items) {
   }
 }
 
-// Runs `wave(k, item)` for every item of every wave, items[k] of them: a wave's in any order on any thread, waves one
-// after the other. `rest` is called by every thread when it is done. Neither may throw.
+// Runs `wave(k, item)` for every item of every wave, items[k] of them: those of one wave in any order on any thread,
+// and waves in order. Every thread calls `rest` at the end. Neither may throw.
 template <typename Wave, typename Rest>
 void run_waves(const std::vector<int64_t>& items, int threads, const Wave& wave, const Rest& rest) {
   const int64_t waves = static_cast<int64_t>(items.size());

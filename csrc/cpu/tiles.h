@@ -1,9 +1,9 @@
-// Walking a map [N, C, H, W] in tiles for per-channel arithmetic, channels-last or contiguous.
+// Iteration over a map [N, C, H, W] in tiles for per-channel arithmetic, channels-last or contiguous.
 //
-// A channels-last tile is a few whole pixels, and the per-channel values are repeated as often, so that inner loops run
-// over long plain arrays whatever the number of channels (18 would leave vectors half empty). A contiguous tile is a
-// run of one plane, whose per-channel values are scalars. Chunks of tiles leave partial sums, in a number that does not
-// depend on the threads: neither do results.
+// A channels-last tile is a few whole pixels, with the per-channel values repeated for each, so that inner loops run
+// over long arrays for any number of channels (18 would leave vectors half empty). A contiguous tile is a run of one
+// plane, whose per-channel values are scalars. Chunks of tiles store partial sums. Their number, and so the result,
+// does not depend on the number of threads.
 
 #pragma once
 
@@ -20,9 +20,9 @@
 
 namespace hrnet_fast::cpu {
 
-constexpr int64_t kTile = 512;       // values a tile has at least, where there are as many
-constexpr int64_t kChunk = 1 << 15;  // values a channels-last chunk has at least
-constexpr int64_t kTogether = 4;     // tiles that a job may take at once
+constexpr int64_t kTile = 512;       // minimum values of a tile, if the map has as many
+constexpr int64_t kChunk = 1 << 15;  // minimum values of a channels-last chunk
+constexpr int64_t kTogether = 4;     // maximum tiles that a job takes at once
 
 struct Shape {
   int64_t batch, channels, plane;  // plane: H * W
@@ -46,7 +46,7 @@ struct Shape {
     return values == 0 ? 0 : (values + chunk() - 1) / chunk();
   }
   int64_t values(int64_t index) const { return std::min(chunk(), batch * channels * plane - index * chunk()); }
-  // Chunks a thread takes at least, so that its work outweighs handing it over.
+  // Minimum number of chunks per thread, so that the work outweighs the dispatch.
   int64_t grain() const { return std::max<int64_t>(1, kChunk / std::max<int64_t>(1, chunk())); }
 };
 
@@ -108,7 +108,7 @@ HF_INLINE void walk(const Job& job, int64_t begin, int64_t end) {
     const int64_t start = chunk * s.chunk(), size = s.values(chunk);
     if (!s.channels_last)
       for (int k = 0; k < Job::kVectors; ++k) v[k] = job.vectors[k][chunk % s.channels];
-    if (Job::kShifts)  // the last vector: what statistics subtract
+    if (Job::kShifts)  // the last vector is the shift of the statistics
       for (int64_t p = 0; p < stride; p += own)
         for (int64_t c = 0; c < own; ++c) v[Job::kVectors * stride + p + c] = job.shift(start + c);
     double* partial = Job::kAccumulates ? job.partial + chunk * 2 * own : nullptr;

@@ -1,4 +1,4 @@
-// fuse_sum on CUDA, forward: tensors to the kernels' maps, and the launch on torch's current stream.
+// fuse_sum on CUDA, forward: conversion of tensors to maps, and the launch on the current stream.
 
 #include <ATen/Dispatch.h>
 #include <ATen/Functions.h>
@@ -51,7 +51,7 @@ at::Tensor fuse_sum_forward_tensors(at::TensorList xs, at::TensorList scales, at
   TORCH_CHECK(!xs.empty() && xs.size() <= kMaxTerms && xs.size() == scales.size() && xs.size() == shifts.size(),
               "fuse_sum: 1 to ", kMaxTerms, " terms, each with a scale and a shift (empty: none), are accepted");
   const c10::cuda::CUDAGuard guard(xs[0].device());
-  // The largest term decides the layout: it is the one that would cost most to copy.
+  // The largest term decides the layout, because it is the most expensive to copy.
   const auto largest = std::max_element(xs.begin(), xs.end(), [](const at::Tensor& a, const at::Tensor& b) {
     return a.size(2) * a.size(3) < b.size(2) * b.size(3);
   });

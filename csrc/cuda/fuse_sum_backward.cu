@@ -1,4 +1,4 @@
-// fuse_sum on CUDA, backward: one launch per term, and one more where an affine wants its gradient.
+// fuse_sum on CUDA, backward: one launch per term, and one more if an affine needs its gradient.
 
 #include <ATen/Dispatch.h>
 #include <ATen/Functions.h>
@@ -13,11 +13,11 @@ namespace hrnet_fast::cuda {
 namespace {
 
 struct Term {
-  at::Tensor x;      // undefined where no sums are wanted
+  at::Tensor x;      // undefined: no sums are needed
   at::Tensor scale;  // undefined: identity
   int64_t height, width;
-  at::Tensor grad_x;  // undefined where it is not wanted
-  at::Tensor totals;  // [2, C], double: the gradients of shift and scale; undefined where they are not wanted
+  at::Tensor grad_x;  // undefined: not needed
+  at::Tensor totals;  // [2, C], double: the gradients of shift and scale; undefined: not needed
 };
 
 template <typename T>
@@ -39,7 +39,7 @@ void queue_backward(const at::Tensor& grad, const at::Tensor& out, Term& term, R
   at::Tensor partials;
   if (term.totals.defined()) {
     a.x = map_of<const T>(term.x, last);
-    a.partials = a.totals = term.totals.mutable_data_ptr<double>();  // wanted, whatever the address
+    a.partials = a.totals = term.totals.mutable_data_ptr<double>();  // non-null marks sums as needed
     partials = at::empty({fuse_sum_partial_rows(a), 2 * out.size(1)}, term.totals.options());
     a.partials = partials.mutable_data_ptr<double>();
   }
@@ -59,7 +59,8 @@ std::vector<at::Tensor> fuse_sum_backward_tensors(const at::Tensor& grad, const 
   const bool last = out.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
   const at::Tensor own_grad = as_map(grad, last), own_out = as_map(out, last);
   std::vector<at::Tensor> results(3 * n);
-  for (at::Tensor& result : results) result = at::empty({0}, grad.options());  // apart: results may not alias
+  for (at::Tensor& result : results)
+    result = at::empty({0}, grad.options());  // separate tensors: results must not alias
   for (size_t k = 0; k < n; ++k) {
     const bool want_x = wanted[k] != 0, want_affine = wanted[n + k] != 0;
     if (!want_x && !want_affine) continue;
@@ -78,7 +79,7 @@ std::vector<at::Tensor> fuse_sum_backward_tensors(const at::Tensor& grad, const 
     }
     if (want_x) results[k] = term.grad_x;
     if (want_affine) {
-      // Copies of their own: to() alone would hand out two views of one tensor in double.
+      // Copies, because to() would return two views of one tensor for double.
       results[n + k] = term.totals[1].to(scales[k].scalar_type(), /*non_blocking=*/false, /*copy=*/true);
       results[2 * n + k] = term.totals[0].to(scales[k].scalar_type(), /*non_blocking=*/false, /*copy=*/true);
     }

@@ -1,11 +1,16 @@
-"""Checkpoints of every upstream, in and out.
+"""Reading, converting and writing checkpoints of every upstream.
 
-The authors' names are the canonical ones. A file is read without running what it holds (:mod:`files`: formats in
-:mod:`containers`, pickles in :mod:`unpickling`, what they may call in :mod:`rebuilding`, all else in :mod:`inert`),
-unwrapped (:mod:`wrappers`, :mod:`averages`), recognised (:mod:`recognition`, :mod:`registry`, :mod:`trunk`), renamed
-(one :class:`Family` per format in :mod:`authors`, :mod:`timm`, :mod:`openmmlab`, :mod:`openseg`), its network inferred
-(:mod:`infer`) and compared strictly (:mod:`comparison`). :mod:`parsing` does all of that for :mod:`load` and
-:mod:`convert`.
+The authors' parameter names are the canonical names. :mod:`parsing` runs these steps for :mod:`load` and
+:mod:`convert`:
+
+1. Read the file without running its code: :mod:`files`, with formats in :mod:`containers`, pickles in
+   :mod:`unpickling`, allowed functions in :mod:`rebuilding` and all other objects in :mod:`inert`.
+2. Unwrap it and select weights: :mod:`wrappers`, :mod:`weight_selection`.
+3. Recognise its family: :mod:`recognition`, :mod:`families`, :mod:`trunk`.
+4. Rename to the canonical names: a :class:`Family` per format in :mod:`authors`, :mod:`timm`, :mod:`openmmlab`,
+   :mod:`openseg`, :mod:`csail`.
+5. Infer the network from keys and shapes: :mod:`infer`.
+6. Compare all keys and shapes: :mod:`comparison`.
 """
 
 from hrnet_fast.checkpoints.convert import convert_checkpoint

@@ -1,4 +1,4 @@
-"""What a checkpoint does not tell and a default decided, where it changes the numbers and files of both kinds exist."""
+"""Notes on settings that change results, that a state_dict does not contain, and that took the family's default."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from hrnet_fast.config import HRNetConfig
 _BILINEAR_HEADS = ("v1h", "v2", "ocr", "face")
 
 
-def assumptions(
+def find_assumptions(
     family: Family, config: HRNetConfig, given: Mapping[str, Any], keys: Collection[str]
 ) -> tuple[str, ...]:
-    """Return one line for each thing that was assumed; none where the caller gave it.
+    """Return one line for each setting that took a default and that files of this family have in two variants.
 
     Args:
         family: of the checkpoint.
-        config: the network that was made of it.
-        given: the caller's overrides, and what the caller named ``decode``.
-        keys: of the file.
+        config: the network inferred from it.
+        given: the caller's overrides and ``decode``.
+        keys: the keys of the file.
     """
     assumed = f"assumed, as a file of family {family.name!r} does not tell: "
     lines: list[str] = []
@@ -32,7 +32,7 @@ def assumptions(
             "upsample='bilinear', upsample_to='target' for the trunk of the authors' segmentation "
             "(upsample_to='scale_then_target' for mmsegmentation's)"
         )
-    alone = not any(key.startswith(family.ignored) for key in keys)  # no detector's head beside the pyramid
+    alone = not any(key.startswith(family.ignored) for key in keys)  # without the keys of a detector's head
     if config.head.kind == "v2p" and alone and "pyramid_stride" not in given:
         lines.append(f"{assumed}levels that begin at 1/4; give pyramid_stride=2 for the neck of mmdetection's FCOS")
     interpolates = config.head.kind in _BILINEAR_HEADS or config.upsample == "bilinear"

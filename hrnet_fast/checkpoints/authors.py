@@ -1,13 +1,13 @@
-"""The authors' repositories: pose, HigherHRNet, segmentation, OCR, classification, facial landmarks, detection.
+"""Checkpoint families of the authors' repositories.
 
-Their names are the canonical ones, but for the detection repository's prefixes.
+Their parameter names are the canonical names, except for the prefixes of the detection repository.
 """
 
 from hrnet_fast.checkpoints.family import Family
 from hrnet_fast.checkpoints.openmmlab import DETECTORS, FPN_CONV, MIXED_1X1
 
-# Rows of units, named head.<part>.<row>.<unit>, and the classifier. This head of the authors' ImageNet weights for pose
-# predates Figure 11 and belongs to no network in use. (A face net's head has head.<layer>.weight.)
+# Residual units named head.<part>.<row>.<unit>, and the classifier: the head of the authors' ImageNet weights for pose.
+# It predates Figure 11, and no current network has it. (The head of a face net is named head.<layer>.weight.)
 _OLD_IMAGENET_HEAD = (*(f"head.{part}.{row}." for part in range(10) for row in range(10)), "classifier.")
 _BILINEAR = {"upsample": "bilinear", "upsample_to": "target"}
 
@@ -16,7 +16,7 @@ POSE = Family(
     "authors' deep-high-resolution-net.pytorch: HRNetV1 heatmaps",
     heads=("v1",),
     marks=("stage2.", "final_layer.weight"),
-    ignored=_OLD_IMAGENET_HEAD,  # beside heatmaps it is a leftover
+    ignored=_OLD_IMAGENET_HEAD,  # left in pose files that were trained from the ImageNet weights
     keypoints="msra",
 )
 HIGHER = Family(

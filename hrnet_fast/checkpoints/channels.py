@@ -1,4 +1,4 @@
-"""Weights of RGB networks for networks of other input channels, as timm adapts them (``adapt_input_conv``)."""
+"""Adapting RGB weights to another number of input channels, as timm's ``adapt_input_conv`` does."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ FIRST = "conv1.weight"
 
 
 def adapt_input(state: dict[str, Tensor], channels: int, notes: list[str]) -> dict[str, Tensor]:
-    """Return `state` with its first convolution for `channels` input channels; the same where it has these already.
+    """Return `state` with its first convolution adapted to `channels` input channels; unchanged if it has them.
 
-    One channel gets the sum over R, G and B: the answer is that to the grey picture in all three. Others repeat R, G,
-    B, R, ... and are scaled by 3 / channels, which keeps the size of activations.
+    For one channel the weights are summed over R, G and B, so a grey image gives the result of the same image in all
+    three channels. For other numbers the weights repeat as R, G, B, R, ..., scaled by 3 / channels to keep the
+    magnitude of activations.
 
     Args:
         state: a canonical state_dict.
-        channels: of the network's input.
-        notes: takes one line that says what was done.
+        channels: input channels of the network.
+        notes: receives one line on the adaptation.
 
     Raises:
-        CheckpointError: the weights are not those of an RGB network.
+        CheckpointError: the weights do not take three channels.
     """
     weight = state[FIRST]
     given = weight.shape[1]
     if given == channels or weight.layout != torch.strided or not weight.is_floating_point():
-        return state  # what is no weight at all is refused with all its like
+        return state  # check_state reports it together with other such entries
     if given != 3:
         raise CheckpointError(
             f"in_channels={channels}: the checkpoint's network takes {given} channels, and only RGB weights (3) are "

@@ -1,4 +1,4 @@
-"""A canonical state_dict against the network that it is to fill."""
+"""Strict comparison of a canonical state_dict with the network that loads it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ def expected_shapes(config: HRNetConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_state(state: Mapping[str, Tensor], config: HRNetConfig, *, family: str, drawn: Collection[str] = ()) -> None:
-    """Compare a canonical state_dict with the network it is to fill.
+    """Compare the keys, shapes and types of a canonical state_dict with those of a network.
 
-    Batch counters may be absent altogether (files older than PyTorch 0.4.1 have none), and so may `drawn`.
+    All batch counters may be absent together (files older than PyTorch 0.4.1 have none), and so may the keys in
+    `drawn`.
 
     Raises:
-        CheckpointError: anything missing, unexpected or mis-shaped.
+        CheckpointError: a key is missing, unexpected or mis-shaped, or an entry is no dense floating tensor.
     """
     odd = tuple(k for k, v in state.items() if not (_is_counter(v) if k.endswith(COUNTER) else _is_weight(v)))
     if odd:
@@ -48,9 +49,9 @@ def check_state(state: Mapping[str, Tensor], config: HRNetConfig, *, family: str
     if not (missing or unexpected or mismatched):
         return
     lines = [f"The checkpoint (read as family {family!r}) does not fit the network that its keys describe."]
-    lines += _listed("missing", missing)
-    lines += _listed("unexpected", unexpected)
-    lines += _listed("mis-shaped", tuple(f"{k}: {list(a)} given, {list(b)} needed" for k, a, b in mismatched))
+    lines += _report_lines("missing", missing)
+    lines += _report_lines("unexpected", unexpected)
+    lines += _report_lines("mis-shaped", tuple(f"{k}: {list(a)} given, {list(b)} needed" for k, a, b in mismatched))
     if any(map(is_trunk, (*missing, *unexpected, *(k for k, _, _ in mismatched)))):
         lines.append(
             "Nothing was loaded. Fetch a complete file, or drop entries that are not HRNet's and pass the mapping."
@@ -73,16 +74,16 @@ def _is_weight(tensor: Tensor) -> bool:
 
 
 def _is_counter(tensor: Tensor) -> bool:
-    """A whole number; of another type only where a whole state_dict was converted."""
+    """Whether a counter is integral; it is a floating tensor after ``state_dict`` was converted to another dtype."""
     return _is_dense(tensor) and (not tensor.is_floating_point() or bool((tensor == tensor.round()).all()))
 
 
-def odd_values(state: Mapping[str, Tensor]) -> list[str]:
-    """Tell of values that no training leaves: not finite, or of two layers in one place (HRNet ties no weights)."""
+def suspicious_values(state: Mapping[str, Tensor]) -> list[str]:
+    """Return notes on non-finite values and on layers that share memory (HRNet ties no weights)."""
     odd = tuple(k for k, v in state.items() if v.is_floating_point() and not _finite(v))
     first: dict[int, str] = {}
     shared = tuple(k for k, v in state.items() if v.numel() and first.setdefault(v.data_ptr(), k) != k)
-    lines = _listed("NaN or infinite values in", odd) + _listed(SHARED, shared)
+    lines = _report_lines("NaN or infinite values in", odd) + _report_lines(SHARED, shared)
     return [line.strip() for line in lines]
 
 
@@ -91,7 +92,7 @@ def _finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(wide).all())
 
 
-def _listed(what: str, names: tuple[str, ...], most: int = 10) -> list[str]:
+def _report_lines(what: str, names: tuple[str, ...], most: int = 10) -> list[str]:
     if not names:
         return []
     more = f", and {len(names) - most} more" if len(names) > most else ""

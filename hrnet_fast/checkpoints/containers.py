@@ -22,12 +22,12 @@ _CHUNK = 1 << 20
 
 
 def read_torch_file(path: Path) -> Any:
-    """Return what ``torch.save`` wrote, tensors on the CPU; objects that are no plain data are inert.
+    """Return the object that ``torch.save`` wrote, with tensors on the CPU and other objects inert.
 
     Each member of a zip archive is compared with its checksum while it is read; the older format has none.
 
     Raises:
-        Exception: any kind, where the file is broken or no checkpoint.
+        Exception: of any kind, if the file is broken or no checkpoint.
     """
     with path.open("rb") as file:
         zipped = file.read(len(_ZIP)) == _ZIP
@@ -134,7 +134,7 @@ def _fill(storage: torch.UntypedStorage, source: Any) -> None:
 
 
 class _Bounded:
-    """A file that reserves memory for what it has, whatever length is asked for."""
+    """A file whose reads reserve at most the bytes that the file has, whatever length is requested."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -184,7 +184,7 @@ class _Stream:
         if isinstance(identifier, tuple) and len(identifier) == 4 and identifier[0] == "module":
             if not isinstance(identifier[1], Name):
                 refuse("a module without a class")
-            return identifier[1]  # a class, and its source text
+            return identifier[1]  # a class, followed by its source text
         dtype, key, numel, view = _storage_arguments(identifier, 6)
         if key not in self.storages:
             self.total += numel * dtype.itemsize

@@ -1,4 +1,4 @@
-"""From a checkpoint of one family to the names, and where they differ the layers, of another."""
+"""Conversion of a checkpoint to another family's names and, where they differ, layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from hrnet_fast.checkpoints.families import FAMILIES, get_family
 from hrnet_fast.checkpoints.family import ANY_TRUNK, Family, is_trunk
 from hrnet_fast.checkpoints.parsing import Checkpoint, Source, parse_checkpoint
-from hrnet_fast.checkpoints.trunk import BACKBONE, WHOLE, shown_tops
+from hrnet_fast.checkpoints.trunk import BACKBONE, WHOLE, top_level_names
 from hrnet_fast.config import HeadConfig
 from hrnet_fast.errors import CheckpointError
 from hrnet_fast.reference import HRNetReference
@@ -30,19 +30,19 @@ def convert_checkpoint(
 ) -> dict[str, Tensor]:
     """Return a checkpoint's tensors under another family's names.
 
-    Within one family, and between families of the same layers, every tensor is handed over bit for bit. Where the
-    target has no biases before its head's normalisations (mmsegmentation), the authors' fold into ``running_mean``
-    (these layers compute the same in evaluation; in training those biases never mattered); the other way they are
-    zeros. What the target's code does otherwise and no file tells (``align_corners``, the decoding of heatmaps) is a
-    note. ``to="backbone"`` and ``to="mm_backbone"`` take the one trunk of any checkpoint, whatever stands beside it.
-    A classification file becomes ``timm_features`` by leaving out what comes after its widening units, and the other
-    way round those layers (for 1000 classes) are drawn at random; a note names them.
+    Between families with the same layers every tensor is copied bit for bit. If the target has no biases before the
+    normalisations of its head (mmsegmentation), the source's biases are folded into ``running_mean``: the result in
+    evaluation is the same, and training does not depend on them. In the opposite direction the biases are zeros. A
+    note names settings that files do not contain and that the target's code sets otherwise (``align_corners``, the
+    decoding of heatmaps). ``to="backbone"`` and ``to="mm_backbone"`` take the trunk of any checkpoint. From a
+    classification file to ``timm_features`` the layers after the widening units are left out; in the opposite
+    direction they are initialised randomly for 1000 classes, and a note names them.
 
     Args:
         source: a path or mapping.
         to: one of :data:`FAMILIES`.
         family: of the source, or ``"auto"``.
-        part: with ``to="backbone"``, the prefix of the trunk that is meant, where several stand in the source.
+        part: with ``to="backbone"``, the prefix of one trunk if the source has several.
         torch04: see :func:`parse_checkpoint`.
         weights: see :func:`parse_checkpoint`.
 
@@ -55,23 +55,23 @@ def convert_checkpoint(
         raise CheckpointError(f"part={part!r} names a trunk; to={to!r} writes a whole network. Give to='backbone'.")
     part = part if bare else WHOLE
     checkpoint = parse_checkpoint(source, family=family, torch04=torch04, weights=weights, part=part)
-    checkpoint = _with_head_of(checkpoint, target)
-    checkpoint = dataclasses.replace(checkpoint, notes=(*checkpoint.notes, *_untold(checkpoint, target)))
+    checkpoint = _convert_head(checkpoint, target)
+    checkpoint = dataclasses.replace(checkpoint, notes=(*checkpoint.notes, *_unstored_settings(checkpoint, target)))
     checkpoint.log_notes()
     state, head = checkpoint.state, checkpoint.config.head
-    if not (bare or _holds(target, head)):
-        able = [f.name for f in FAMILIES.values() if _holds(f, head)]
+    if not (bare or _can_hold(target, head)):
+        able = [f.name for f in FAMILIES.values() if _can_hold(f, head)]
         raise CheckpointError(
             f"A {checkpoint.family.name!r} checkpoint ({head.kind} head) cannot be written as "
             f"{to!r}; it can be written as {', '.join(dict.fromkeys((*able, 'backbone', 'mm_backbone')))}."
         )
     if target.head_conv_bias is None:
         return target.from_canonical(state)
-    return target.from_canonical(_with_biases(state) if target.head_conv_bias else _without_biases(state))
+    return target.from_canonical(_add_zero_biases(state) if target.head_conv_bias else _fold_biases(state))
 
 
-def _untold(checkpoint: Checkpoint, target: Family) -> list[str]:
-    """What the file to be written does not tell, and whoever reads it will take otherwise."""
+def _unstored_settings(checkpoint: Checkpoint, target: Family) -> list[str]:
+    """Return notes on settings that the written file does not contain and its readers set otherwise."""
     config, notes = checkpoint.config, []
     expected = target.defaults.get("align_corners", False)
     if target.name not in ANY_TRUNK and config.bilinear and config.align_corners != expected:
@@ -85,7 +85,7 @@ def _untold(checkpoint: Checkpoint, target: Family) -> list[str]:
     return notes
 
 
-def _holds(family: Family, head: HeadConfig) -> bool:
+def _can_hold(family: Family, head: HeadConfig) -> bool:
     """Whether files of `family` can have such a head."""
     if head.kind not in family.heads or family.name in ("pose_imagenet", "csail"):
         return False
@@ -94,19 +94,19 @@ def _holds(family: Family, head: HeadConfig) -> bool:
     return same_maps and all(getattr(head, name) == value for name, value in family.always.items())
 
 
-def _with_head_of(checkpoint: Checkpoint, target: Family) -> Checkpoint:
-    """Take away, or draw, what ``cls`` has behind the widening units and ``timm_features`` has not."""
+def _convert_head(checkpoint: Checkpoint, target: Family) -> Checkpoint:
+    """Remove or initialise the layers after the widening units: ``cls`` has them, ``timm_features`` does not."""
     config, state = checkpoint.config, checkpoint.state
     if target.name == "timm_features" and config.head.kind == "c":
         head = HeadConfig("features", feature_location="incre")
         kept = {k: v for k, v in state.items() if is_trunk(k) or k.startswith("incre_modules.")}
-        note = f"left out {shown_tops(k for k in state if k not in kept)}, which timm_features has not"
+        note = f"left out {top_level_names(k for k in state if k not in kept)}, which timm_features does not have"
         config, state = dataclasses.replace(config, head=head), kept
     elif target.name in ("cls", "timm") and config.head.feature_location == "incre":
         config = dataclasses.replace(config, head=HeadConfig("c", IMAGENET_CLASSES))
         whole = HRNetReference(config).state_dict()
         added = [k for k in whole if k not in state]
-        note = f"drawn at random: {shown_tops(added)}, which timm_features has not"
+        note = f"drawn at random: {top_level_names(added)}, which timm_features does not have"
         state = {k: state[k] if k in state else whole[k] for k in whole}
     else:
         return checkpoint
@@ -117,7 +117,7 @@ def _with_head_of(checkpoint: Checkpoint, target: Family) -> Checkpoint:
 _BIASED = (("last_layer.0", "last_layer.1"), ("aux_head.0", "aux_head.1"), ("conv3x3_ocr.0", "conv3x3_ocr.1"))
 
 
-def _without_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _fold_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Fold ``conv(x) + b`` before a normalisation into its mean: ``(y + b) - m = y - (m - b)``."""
     out = dict(state)
     for conv, norm in _BIASED:
@@ -133,7 +133,7 @@ def _without_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def _with_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _add_zero_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     before = {conv for conv, _ in _BIASED}
     for key, value in state.items():

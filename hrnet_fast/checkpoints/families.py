@@ -1,4 +1,4 @@
-"""All families, in the order in which a file is tried against them: the more particular first."""
+"""The registry of checkpoint families, in the order of recognition: special cases first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hrnet_fast.checkpoints import authors, csail, openmmlab, openseg, timm
 from hrnet_fast.checkpoints.family import Family
 from hrnet_fast.errors import CheckpointError, shown
 
-# Networks that no upstream has under these very names: a state_dict of ours, saved as it is.
+# State_dicts of this package's own networks, whose names no upstream has.
 NATIVE_PYRAMID = Family(
     "hrnet_fast",
     "hrnet_fast's own state_dict of a detection pyramid: the authors' trunk names, mmdetection's neck",

@@ -1,4 +1,4 @@
-"""What a family of checkpoints is: its names, and what its files leave unsaid."""
+"""``Family``: the description of one upstream's checkpoint format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hrnet_fast.errors import CheckpointError
 
-# Families whose files tell nothing of the network that the trunk is of.
+# Families whose files contain a trunk alone.
 ANY_TRUNK = ("backbone", "mm_backbone")
 _TRUNK = re.compile(r"(conv[12]|bn[12]|layer1|transition\d+|stage\d+)\.")
 
@@ -26,24 +26,23 @@ class Family:
     """One upstream's checkpoint format.
 
     Attributes:
-        name: what ``family=`` and ``to=`` call it.
-        description: one line for people.
+        name: value of ``family=`` and ``to=``.
+        description: one line for messages.
         heads: head kinds its files can hold.
-        marks: key prefixes of which all occur in every such file (in its own names).
-        renames: ``(its prefix, canonical prefix)``; the longest that fits applies. A key that none fits keeps its
-            name, and may not be one that a rule gives.
-        trunk_prefix: what stands before the trunk's keys.
-        ignored: prefixes of what such files hold beside the HRNet (detection heads); dropped with a note.
-        ignored_endings: of the buffers that its own layers have beside those of PyTorch's; dropped with a note.
-        defaults: fields of :class:`HRNetConfig` that the files do not tell.
-        signs: ``(key prefix, fields, reason)``: what a key beside the HRNet tells of it. The fields go before
+        marks: key prefixes, in its own names, that all occur in each of its files.
+        renames: ``(its prefix, canonical prefix)``; the longest matching prefix applies. A key without a match keeps
+            its name, which must not begin with a canonical prefix of a rule.
+        trunk_prefix: prefix of the trunk's keys.
+        ignored: prefixes of entries beside the HRNet (detection heads); dropped with a note.
+        ignored_endings: endings of buffers of its own layer classes; dropped with a note.
+        defaults: fields of :class:`HRNetConfig` that its files do not contain.
+        signs: ``(key prefix, fields, reason)``: fields that a key beside the HRNet implies. They override
             `defaults`, with the reason as a note.
-        head_conv_bias: whether the format has biases before the head's normalisations; None where both occur, or where
+        head_conv_bias: whether the convolutions before the head's normalisations have biases; None if both occur, or if
             the head has no normalisation.
-        always: fields of :class:`HeadConfig` that are the same in all its files; another head cannot be written so.
-        keypoints: what its heatmaps' pixels stand for, unless told otherwise: a name in
-            :data:`hrnet_fast.keypoints.METHODS`; ``"none"`` where its maps are no heatmaps; None where it has no maps,
-            or networks of both kinds.
+        always: fields of :class:`HeadConfig` with one value in all its files; other heads cannot be written.
+        keypoints: default method to decode its heatmaps, a name in :data:`hrnet_fast.keypoints.METHODS`; ``"none"`` if
+            its maps are no heatmaps; None if it has no maps, or networks of both kinds.
     """
 
     name: str
@@ -62,28 +61,28 @@ class Family:
 
     @property
     def bare(self) -> bool:
-        """Whether the trunk is all of the network that its files describe."""
+        """Whether its files describe the trunk alone."""
         return self.heads == ("features",) and "incre_modules." not in self.marks
 
     def matches(self, keys: Mapping[str, object]) -> bool:
         """Whether a file with these keys is of this family."""
         return all(any(key.startswith(mark) for key in keys) for mark in self.marks)
 
-    def told_by(self, keys: Mapping[str, object], notes: list[str]) -> dict[str, Any]:
-        """Return the defaults for a file with these keys; what was concluded is said in `notes`."""
-        told = dict(self.defaults)
+    def defaults_for(self, keys: Mapping[str, object], notes: list[str]) -> dict[str, Any]:
+        """Return the default fields for a file with these keys; `notes` receives the reasons of `signs`."""
+        fields_by_default = dict(self.defaults)
         for prefix, fields, reason in self.signs:
             if any(key.startswith(prefix) for key in keys):
-                told |= fields
+                fields_by_default |= fields
                 notes.append(reason)
-        return told
+        return fields_by_default
 
     def to_canonical(self, state: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
-        """Rename to the authors' names; keys that fit no rule keep theirs and fail the strict comparison later.
+        """Rename to the canonical names. Keys without a rule keep their name, and the strict comparison reports them.
 
         Raises:
-            CheckpointError: trunk keys without the prefix, head keys that have the authors' name already, or two keys
-                of one meaning.
+            CheckpointError: trunk keys without the prefix, head keys that already have the canonical name, or two
+                keys that map to one name.
         """
         ignored = [k for k in state if k.startswith(self.ignored)] if self.ignored else []
         if ignored:
@@ -99,10 +98,10 @@ class Family:
             )
         out: dict[str, Tensor] = {}
         for key, value in kept.items():
-            name = self._inward(key)
+            name = self._to_canonical_key(key)
             if name in out:
                 raise CheckpointError(
-                    f"Two of the checkpoint's keys mean {name}; one is {key}. Remove the one that is not wanted.",
+                    f"Two keys of the checkpoint map to {name}; one is {key}. Remove one of them.",
                     unexpected=(key,),
                 )
             out[name] = value
@@ -117,7 +116,7 @@ class Family:
         return out
 
     def without_buffers(self, state: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
-        """Leave out the buffers that this code base's own layers have; they are said in `notes`."""
+        """Drop the buffers of this code base's own layer classes; `notes` receives one line."""
         kept = {k: v for k, v in state.items() if not (self.ignored_endings and k.endswith(self.ignored_endings))}
         if len(kept) < len(state):
             notes.append(
@@ -128,21 +127,21 @@ class Family:
 
     def from_canonical(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rename from the authors' names to this family's."""
-        return {self._outward(k): v for k, v in state.items()}
+        return {self._from_canonical_key(k): v for k, v in state.items()}
 
-    def _inward(self, key: str) -> str:
+    def _to_canonical_key(self, key: str) -> str:
         bare = key.removeprefix(self.trunk_prefix)
         if bare != key and is_trunk(bare):
             return bare
-        return _renamed(key, self.renames)
+        return _rename(key, self.renames)
 
-    def _outward(self, key: str) -> str:
+    def _from_canonical_key(self, key: str) -> str:
         if is_trunk(key):
             return self.trunk_prefix + key
-        return _renamed(key, tuple((canonical, own) for own, canonical in self.renames))
+        return _rename(key, tuple((canonical, own) for own, canonical in self.renames))
 
 
-def _renamed(key: str, rules: tuple[tuple[str, str], ...]) -> str:
+def _rename(key: str, rules: tuple[tuple[str, str], ...]) -> str:
     fitting = [rule for rule in rules if key.startswith(rule[0])]
     if not fitting:
         return key

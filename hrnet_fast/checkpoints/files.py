@@ -1,4 +1,4 @@
-"""Reading and writing checkpoint files: never running what they hold, never leaving half a file."""
+"""Reading and writing of checkpoint files. Reading runs none of their code, and writing is atomic."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def _checked_suffix(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in (*PICKLE_SUFFIXES, SAFETENSORS):
         accepted = ", ".join((*PICKLE_SUFFIXES, SAFETENSORS))
-        raise CheckpointError(f"{path}: not a checkpoint's name; files ending in {accepted} are accepted.")
+        raise CheckpointError(f"{path}: not a checkpoint file name; accepted are files ending in {accepted}.")
     return suffix
 
 
 def read_file(path: str | os.PathLike[str]) -> Any:
-    """Return what a ``.pth``, ``.pt``, ``.pth.tar`` or ``.safetensors`` file holds, tensors on the CPU.
+    """Return the content of a ``.pth``, ``.pt``, ``.pth.tar`` or ``.safetensors`` file, with tensors on the CPU.
 
-    No code of the file runs and nothing it names is imported: an object that is no tensor or plain data is an
-    :class:`~hrnet_fast.checkpoints.inert.Inert` record of its name, arguments and attributes. Members of zip files
-    (``torch.save`` since torch 1.6) are compared with their checksums; older files and ``.safetensors`` have none.
+    No code of the file runs, and no module that it names is imported. An object other than tensors and plain data
+    becomes an :class:`~hrnet_fast.checkpoints.inert.Inert` record of its name, arguments and attributes. Members of
+    zip files (``torch.save`` since torch 1.6) are verified by checksum; older files and ``.safetensors`` have none.
 
     Raises:
-        CheckpointError: no such file, one that may not be read, another kind of file, a truncated or corrupt one, or
-            one whose package is not installed.
+        CheckpointError: the file does not exist, cannot be read, has another suffix, is truncated or corrupt, or needs
+            a package that is not installed.
     """
     path = Path(path)
     suffix = _checked_suffix(path)
@@ -48,7 +48,7 @@ def read_file(path: str | os.PathLike[str]) -> Any:
                 pass
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
         found = False
-    except OSError as error:  # told apart from what a broken file's content raises below
+    except OSError as error:  # permissions, not a broken file
         raise CheckpointError(
             f"{path}: cannot be opened ({_first_line(error)}). Make the file and its folders readable to this user, or "
             "give the path of a readable copy."
@@ -64,7 +64,7 @@ def read_file(path: str | os.PathLike[str]) -> Any:
 
 def _corrupt(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"{path}: cannot be read ({_first_line(error)}); the file is truncated or no checkpoint. Fetch it again."
+        f"{path}: cannot be read ({_first_line(error)}); the file is truncated or no checkpoint. Download it again."
     )
 
 
@@ -86,21 +86,21 @@ def _safetensors(path: Path) -> Any:
 
 
 def save_checkpoint(state: Mapping[str, Tensor], path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write a state_dict to a ``.pth``, ``.pt`` or ``.safetensors`` file, whole or not at all.
+    """Write a state_dict to a ``.pth``, ``.pt`` or ``.safetensors`` file atomically.
 
-    The file is written beside its destination and moved there when complete, so an interrupted or failed write
-    leaves what was there before.
+    A temporary file in the same folder is renamed to `path` when complete, so an interrupted or failed write keeps an
+    earlier file.
 
     Raises:
-        CheckpointError: no mapping of names to tensors, another suffix, a missing folder, a full disk, an existing file
-            without `overwrite`, or `.safetensors` without its package.
+        CheckpointError: `state` is no mapping of names to tensors, the suffix is another one, the folder is missing,
+            the disk is full, the file exists and `overwrite` is False, or safetensors is not installed.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise CheckpointError(f"save_checkpoint: {shown(path)} given; accepted is a file's path.")
     path = Path(path)
     suffix = _checked_suffix(path)
     _check_state(state)
-    if os.path.exists(path) and not overwrite:  # False, not an error, in a folder that may not be searched
+    if os.path.exists(path) and not overwrite:  # unlike Path.exists, False in a folder without search permission
         raise CheckpointError(f"{path}: exists already; give another name, or overwrite it explicitly.")
     safetensors = _safetensors(path) if suffix == SAFETENSORS else None
     temporary: str | None = None
@@ -108,7 +108,7 @@ def save_checkpoint(state: Mapping[str, Tensor], path: str | os.PathLike[str], *
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
             temporary = handle.name
             if safetensors is not None:
-                handle.write(safetensors.save(_apart(state)))
+                handle.write(safetensors.save(_without_shared_memory(state)))
             else:
                 torch.save(dict(state), handle)
             handle.flush()
@@ -118,7 +118,7 @@ def save_checkpoint(state: Mapping[str, Tensor], path: str | os.PathLike[str], *
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by a RuntimeError
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError when the disk is full
         raise CheckpointError(f"{path}: cannot be written ({_first_line(error)}).") from error
     finally:
         if temporary is not None:
@@ -140,8 +140,8 @@ def _check_state(state: object) -> None:
         )
 
 
-def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Dense CPU tensors of which no two share memory: safetensors writes only such."""
+def _without_shared_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous CPU tensors of which no two share memory, as safetensors requires."""
     out: dict[str, Tensor] = {}
     seen: set[int] = set()
     for key, value in state.items():

@@ -1,4 +1,4 @@
-"""What stands for a pickle's objects that are neither tensors nor plain data, and the weights of pickled modules."""
+"""Inert records in place of a pickle's foreign objects, and the state_dict of a pickled module."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from hrnet_fast.errors import CheckpointError
 
-# A module that holds itself, or holds modules that share modules many times over, has a state_dict without end.
+# Limits for modules that contain themselves or share modules many times: their state_dict would not end.
 DEEPEST, MOST_MODULES = 50, 100_000
 
 
 @dataclass(frozen=True)
 class Name:
-    """A class or function that a pickle names and that is not imported."""
+    """The name of a class or function in a pickle, which is not imported."""
 
     module: str
     name: str
@@ -27,16 +27,16 @@ class Name:
 
 
 class Inert(dict[Any, Any]):
-    """What a pickle holds in place of an object of a class that is not built.
+    """The record of an object in a pickle whose class is not imported.
 
-    It is a mapping of the object's own entries, where its class derives from a dictionary (an ``OrderedDict`` subclass,
-    a configuration); equality and hash are those of identity.
+    It is a mapping of the object's entries if its class derives from a dictionary (an ``OrderedDict`` subclass, a
+    configuration). Equality and hash are by identity.
 
     Attributes:
-        kind: what was called to make it: a :class:`Name`, or another inert object.
-        args: the arguments of that call; of one with keywords, (arguments, keywords).
-        state: what ``__setstate__`` would have been given, a dictionary of attributes for most classes, or None.
-        elements: what was appended to it, where its class derives from a list or a set.
+        kind: the callable that would create it: a :class:`Name`, or another inert object.
+        args: the arguments of that call; (arguments, keywords) for a call with keywords.
+        state: the argument of ``__setstate__``, a dictionary of attributes for most classes, or None.
+        elements: the elements if its class derives from a list or a set.
     """
 
     __slots__ = ("args", "elements", "kind", "state")
@@ -65,12 +65,12 @@ def refuse(why: str) -> NoReturn:
 
 
 def module_state(module: Inert) -> dict[str, Any] | None:
-    """Return the state_dict of a pickled ``torch.nn.Module``, or None where the inert object is no module.
+    """Return the state_dict of a pickled ``torch.nn.Module``, or None if `module` is another object.
 
     Names and order are those of ``Module.state_dict()``: parameters, persistent buffers, then the modules inside.
 
     Raises:
-        CheckpointError: a module that holds itself, or something else in a module's place.
+        CheckpointError: a module contains itself, or a child that is no module.
     """
     if not _is_module(module):
         return None
@@ -88,15 +88,15 @@ def module_state(module: Inert) -> dict[str, Any] | None:
         visited += 1
         if len(path) > DEEPEST or visited > MOST_MODULES or not all(_is_module(m) for _, m in inner):
             raise CheckpointError(
-                f"The pickled module {module} holds itself, or what is no module, at {'.'.join(path)[:80]!r}. "
-                "Save its state_dict() instead."
+                f"The pickled module {module} contains itself, or a child that is no module, at "
+                f"{'.'.join(path)[:80]!r}. Save its state_dict() instead."
             )
         pending += reversed(inner)
     return state
 
 
 def _elements(names: Any) -> Any:
-    """The elements of a set: protocol 2 writes a call of ``set`` with a list."""
+    """Return the elements of a pickled set, which protocol 2 writes as a call of ``set`` with a list."""
     if isinstance(names, Inert) and len(names.args) == 1:
         (names,) = names.args
     return names if isinstance(names, (set, list)) else ()

@@ -1,4 +1,4 @@
-"""What network a state_dict in the authors' names belongs to, from its keys and shapes alone."""
+"""Inference of a network's configuration from the keys and shapes of a canonical state_dict."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from hrnet_fast.errors import CheckpointError
 
 Shape = tuple[int, ...]
 
-# A strided chain has one more level of names here.
+# The 1x1 convolution after a bilinear reduction; the keys of a strided chain have one more number.
 _POINTWISE_DOWN = re.compile(r"stage\d+\.\d+\.fuse_layers\.1\.0\.0\.weight$")
 
 
-class Shapes:
-    """Keys and shapes, with the look-ups that inference needs."""
+class StateShapes:
+    """Keys and shapes of a state_dict, indexed by prefix."""
 
     def __init__(self, shapes: Mapping[str, Shape]) -> None:
         self.shapes = dict(shapes)
@@ -34,21 +34,25 @@ class Shapes:
         return prefix in self._prefixes or prefix in self.shapes
 
     def count(self, prefix: str) -> int:
-        """Distinct numbered children. A stray index then shows as an unexpected key, not as a huge network."""
+        """Return the number of distinct numbered children, so that a stray index becomes an unexpected key."""
         return len(self._children.get(prefix, ()))
 
     def size(self, key: str, dim: int, rank: int) -> int:
-        """Return one dimension of a tensor that inference cannot do without."""
+        """Return one dimension of a required tensor.
+
+        Raises:
+            CheckpointError: the tensor is missing or has another rank.
+        """
         shape = self.shapes.get(key)
         if shape is None:
             raise CheckpointError(
-                f"The checkpoint lacks {key}, without which the network's shape is unknown: it is incomplete, or from "
-                "a code base other than those this package reads.",
+                f"The checkpoint lacks {key}, which determines the network's shape: the file is incomplete, or from a "
+                "code base that this package does not read.",
                 missing=(key,),
             )
         if len(shape) != rank or 0 in shape:
             raise CheckpointError(
-                f"{key} has shape {list(shape)}; a tensor of rank {rank} without empty dimensions belongs there.",
+                f"{key} has shape {list(shape)}; expected is a tensor of rank {rank} without empty dimensions.",
                 mismatched=((key, shape, (-1,) * rank),),
             )
         return shape[dim]
@@ -57,18 +61,20 @@ class Shapes:
 def infer_config(shapes: Mapping[str, Shape], **defaults: Any) -> HRNetConfig:
     """Return the network whose canonical state_dict has these shapes.
 
-    What a state_dict does not tell (interpolation, momentum, dropout) comes from `defaults`, fields of
-    :class:`HRNetConfig` and :class:`HeadConfig`.
+    Args:
+        shapes: shape of each entry under its canonical name.
+        defaults: fields of :class:`HRNetConfig` and :class:`HeadConfig` that a state_dict does not contain
+            (interpolation, momentum, dropout).
 
     Raises:
-        CheckpointError: a key is missing that decides the network's shape.
-        ConfigError: shapes that no network has.
+        CheckpointError: a key that determines the network's shape is missing.
+        ConfigError: no network has these shapes.
     """
-    s = Shapes(shapes)
-    stages = [_first_stage(s)]
+    s = StateShapes(shapes)
+    stages = [_infer_first_stage(s)]
     k = 2
     while s.has(f"stage{k}"):
-        stages.append(_stage(s, f"stage{k}"))
+        stages.append(_infer_stage(s, f"stage{k}"))
         k += 1
     last = stages[-1]
     fuse = f"stage{k - 1}.{last.num_modules - 1}.fuse_layers"
@@ -76,7 +82,7 @@ def infer_config(shapes: Mapping[str, Shape], **defaults: Any) -> HRNetConfig:
         "in_channels": s.size("conv1.weight", 1, 4),
         "stem_channels": s.size("conv1.weight", 0, 4),
         "multiscale_output": last.num_branches == 1 or s.count(fuse) != 1,
-        "fusion_units": _fusion_units(s, stages),
+        "fusion_units": _infer_fusion_units(s, stages),
         "downsample": "bilinear" if any(_POINTWISE_DOWN.match(key) for key in s.shapes) else "strided",
     }
     if not any(key.endswith(".running_mean") and not key.startswith("neck.") for key in s.shapes):
@@ -84,12 +90,12 @@ def infer_config(shapes: Mapping[str, Shape], **defaults: Any) -> HRNetConfig:
     return HRNetConfig(tuple(stages), infer_head(s), **options).override(**defaults)
 
 
-def _first_stage(s: Shapes) -> StageConfig:
+def _infer_first_stage(s: StateShapes) -> StageConfig:
     block: BlockKind = "bottleneck" if s.has("layer1.0.conv3") else "basic"
     return StageConfig((s.size("layer1.0.conv1.weight", 0, 4),), (max(1, s.count("layer1")),), 1, block)
 
 
-def _stage(s: Shapes, name: str) -> StageConfig:
+def _infer_stage(s: StateShapes, name: str) -> StageConfig:
     branches = s.count(f"{name}.0.branches")
     first = [f"{name}.0.branches.{b}" for b in range(branches)]
     block: BlockKind = "bottleneck" if s.has(f"{name}.0.branches.0.0.conv3") else "basic"
@@ -101,7 +107,7 @@ def _stage(s: Shapes, name: str) -> StageConfig:
     )
 
 
-def _fusion_units(s: Shapes, stages: list[StageConfig]) -> str:
+def _infer_fusion_units(s: StateShapes, stages: list[StageConfig]) -> str:
     """Which modules fuse: all, the last of every stage, or the very last (Table 12)."""
 
     def fuses(k: int, module: int) -> bool:
@@ -121,14 +127,14 @@ def _fusion_units(s: Shapes, stages: list[StageConfig]) -> str:
     return "across" if within and not any(within) else "within"
 
 
-def _mixing(s: Shapes, name: str) -> dict[str, Any]:
-    """The convolution over the concatenation: its kernel, and its outputs where they are not as many as its inputs."""
+def _infer_mixing(s: StateShapes, name: str) -> dict[str, Any]:
+    """Return kernel size and output channels (0: as many as inputs) of the convolution over the concatenation."""
     weight = f"{name}.0.weight"
     width, inputs = s.size(weight, 0, 4), s.size(weight, 1, 4)
     return {"mixing_kernel": s.size(weight, 2, 4), "mixing_channels": 0 if width == inputs else width}
 
 
-def infer_head(s: Shapes) -> HeadConfig:
+def infer_head(s: StateShapes) -> HeadConfig:
     """Return the head that the keys outside the trunk belong to."""
 
     def dense(kind: Any, name: str) -> HeadConfig:
@@ -140,7 +146,7 @@ def infer_head(s: Shapes) -> HeadConfig:
             s.size(last, 2, 4) if outputs else 1,
             conv_bias=s.has(f"{name}.0.bias"),
             output_bias=not outputs or s.has(f"{name}.3.bias"),
-            **_mixing(s, name),
+            **_infer_mixing(s, name),
         )
 
     if s.has("ocr_distri_head"):
@@ -151,12 +157,12 @@ def infer_head(s: Shapes) -> HeadConfig:
             channels=s.size("conv3x3_ocr.0.weight", 0, 4),
             key_channels=s.size("ocr_distri_head.object_context_block.f_pixel.0.weight", 0, 4),
             attention_bias=s.has("ocr_distri_head.object_context_block.f_pixel.0.bias"),
-            **_mixing(s, "aux_head"),
+            **_infer_mixing(s, "aux_head"),
         )
     if s.has("neck"):
-        return _pyramid(s)
+        return _infer_pyramid(s)
     if s.has("final_layers"):
-        return _higher(s)
+        return _infer_higher_head(s)
     if s.has("last_layer"):
         return dense("v2", "last_layer")
     if s.has("head"):
@@ -179,8 +185,8 @@ def infer_head(s: Shapes) -> HeadConfig:
     return HeadConfig("features")
 
 
-def _pyramid(s: Shapes) -> HeadConfig:
-    """Stride and pooling of a neck are not in its keys."""
+def _infer_pyramid(s: StateShapes) -> HeadConfig:
+    """Return the head of a detection neck; its stride and pooling are not in its keys."""
     norm = None
     for name, kind in (("gn", "gn"), ("bn", "bn")):
         if s.has(f"neck.reduction_conv.{name}") or s.has(f"neck.fpn_convs.0.{name}"):
@@ -189,8 +195,8 @@ def _pyramid(s: Shapes) -> HeadConfig:
     return HeadConfig("v2p", channels=channels, num_levels=max(1, s.count("neck.fpn_convs")), pyramid_norm=norm)
 
 
-def _higher(s: Shapes) -> HeadConfig:
-    """Outputs with tags have more channels than those without, which have one per keypoint."""
+def _infer_higher_head(s: StateShapes) -> HeadConfig:
+    """Return HigherHRNet's head. An output without tags has one channel per keypoint; tags add channels."""
     steps = s.count("deconv_layers")
     outputs = [s.size(f"final_layers.{i}.weight", 0, 4) for i in range(1 + steps)]
     widths = [s.size(f"final_layers.{i}.weight", 1, 4) for i in range(1 + steps)]

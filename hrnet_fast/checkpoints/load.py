@@ -1,4 +1,4 @@
-"""From a checkpoint to a network that computes what its upstream's does."""
+"""``load_checkpoint`` and ``load_backbone``: networks with the weights of a checkpoint."""
 
 from __future__ import annotations
 
@@ -31,42 +31,42 @@ def load_checkpoint(
 ) -> HRNet:
     """Return the network of a checkpoint, with its weights, in evaluation mode.
 
-    Family, width, depth, head and output count follow from keys and shapes; interpolation mode, ``align_corners``,
-    momentum and dropout are not in a state_dict and take the family's defaults; ``model.assumptions`` names those that
-    change numbers and that files of the family may have otherwise. The network returns what that
-    upstream's model returns: a tensor, ``[auxiliary, main]`` for the authors' OCR, a list for features, a tuple of
-    levels for a detection neck.
+    Family, width, depth, head and output count are inferred from keys and shapes. Interpolation mode,
+    ``align_corners``, momentum and dropout are not in a state_dict and take the family's defaults.
+    ``model.assumptions`` lists the defaults that change results and of which files of the family have two variants.
+    The output has the upstream's structure: a tensor, ``[auxiliary, main]`` for the authors' OCR, a list for features,
+    a tuple of levels for a detection neck.
 
     Args:
-        source: a path (``.pth``, ``.pt``, ``.pth.tar``, ``.safetensors``; read without running what they hold) or a
+        source: a path (``.pth``, ``.pt``, ``.pth.tar``, ``.safetensors``; read without running their code) or a
             mapping, wrapped (``state_dict``, ``model``, ``module.``, ``model.``, ``backbone.``) or not.
         family: one of :data:`FAMILIES`, or ``"auto"``.
-        part: ``"whole"``; ``"backbone"`` for the one HRNet trunk that stands in the checkpoint, under whatever prefix
-            (``net.``, ``encoder.model.``, ``student.``) and beside whatever else: the network returns a list of
-            branches; or the prefix of one of several trunks.
-        head: ``"exact"``; ``"keep"`` takes the layers of the head that fit and draws the others at random, for another
-            ``num_outputs=``; ``"drop"`` draws the whole head.
+        part: ``"whole"``; ``"backbone"`` for the HRNet trunk under any prefix (``net.``, ``encoder.model.``,
+            ``student.``), whose network returns a list of branches; or the prefix of one of several trunks.
+        head: ``"exact"``; ``"keep"`` loads the layers of the head that fit and initialises the others randomly, for
+            another ``num_outputs=``; ``"drop"`` initialises the whole head.
         impl: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
         torch04: see :func:`parse_checkpoint`.
-        decode: how keypoints are read from the heatmaps, which is not in a state_dict either: ``"msra"``, ``"dark"``,
-            ``"udp"`` or ``"face"``; None is the family's. It becomes the network's ``keypoints``.
+        decode: method to decode heatmaps: ``"msra"``, ``"dark"``, ``"udp"`` or ``"face"``; None takes the family's. It
+            becomes the network's ``keypoints``.
         weights: ``"auto"``, ``"raw"`` or ``"ema"``; see :func:`parse_checkpoint`.
         overrides: fields of :class:`HRNetConfig` or :class:`HeadConfig`: ``align_corners=True``,
-            ``upsample_to="target"``, ``out_indices=(0, 2)``, ``num_outputs=5``, ... With ``in_channels``, RGB weights
-            are adapted to other channels as timm adapts them: 1 gets their sum, others repeat them, times
-            3 / in_channels.
+            ``upsample_to="target"``, ``out_indices=(0, 2)``, ``num_outputs=5``, ... ``in_channels``
+            adapts RGB weights as timm does: summed for one channel, repeated and scaled by 3 / in_channels for others.
 
     Raises:
-        CheckpointError: unreadable, unrecognised, incomplete or mis-shaped; nothing is loaded in part.
-        ConfigError: an override that does not exist or does not fit.
-        ImplementationError: a named implementation that cannot run here.
-        InputError: an unknown `decode`, or one for a network without heatmaps.
+        CheckpointError: the file is unreadable, unrecognised, incomplete or mis-shaped; nothing is loaded then.
+        ConfigError: an override does not exist or does not fit.
+        ImplementationError: the named implementation cannot run here.
+        InputError: `decode` is unknown, or the network has no heatmaps.
     """
     checkpoint = parse_checkpoint(
         source, family=family, part=part, head=head, weights=weights, decode=decode, torch04=torch04, **overrides
     )
     checkpoint.log_notes()
-    with torch.device("cpu" if checkpoint.drawn else "meta"):  # to draw weights that are all replaced takes seconds
+    with torch.device(
+        "cpu" if checkpoint.drawn else "meta"
+    ):  # initialising weights that are all replaced takes seconds
         model = HRNet(checkpoint.config, impl=impl)
     if not checkpoint.drawn:
         model.to_empty(device="cpu")
@@ -90,27 +90,27 @@ def load_backbone(
     weights: str = "auto",
     in_channels: int | None = None,
 ) -> HRNet:
-    """Fill stem, stages and transitions of `model` from any checkpoint with an HRNet; its head keeps its weights.
+    """Load stem, stages and transitions of `model` from any checkpoint with an HRNet; the head keeps its weights.
 
-    This is how a dense network starts from ImageNet weights. Rows of the last fusion that `model` does not have (the
-    pose net keeps one) are left out; everything else of the trunk must fit. What stands beside the trunk is left out.
+    It initialises a dense network from ImageNet weights. Outputs of the last fusion that `model` does not have (the
+    pose net has one) are left out, and so are entries beside the trunk. All other entries must fit.
 
     Args:
         model: changed in place, and returned.
-        source: a path or mapping with one HRNet trunk, under whatever prefix.
+        source: a path or mapping with an HRNet trunk, under any prefix.
         family: of the source, or ``"auto"``.
-        part: the prefix of the trunk that is meant, where several stand in the source.
+        part: the prefix of one trunk if the source has several.
         weights: ``"auto"``, ``"raw"`` or ``"ema"``; see :func:`parse_checkpoint`.
-        in_channels: adapt RGB weights to so many input channels, as :func:`load_checkpoint` does; None leaves them.
+        in_channels: adapt RGB weights to this many input channels, as :func:`load_checkpoint` does; None leaves them.
 
     Raises:
-        CheckpointError: no trunk, several, or one that differs; `model` is then untouched.
+        CheckpointError: the source has no trunk, several, or one that differs; `model` is unchanged then.
         InputError: `model` is no network of this package.
     """
     check_module("load_backbone", model)
     if not isinstance(model, HRNetReference):
         raise InputError(
-            f"load_backbone: {type(model).__name__} given; accepted is a network of this package. For another's, take "
+            f"load_backbone: {type(model).__name__} given; accepted is a network of this package. For others use "
             "convert_checkpoint(source, to='backbone') and its load_state_dict."
         )
     if part == WHOLE:

@@ -1,16 +1,16 @@
-"""mmpose, mmsegmentation and mmdetection: ``backbone.`` before the authors' names, heads of their own."""
+"""Checkpoint families of mmpose, mmsegmentation and mmdetection: the authors' trunk names under ``backbone.``."""
 
 from hrnet_fast.checkpoints.family import Family
 
-# Beside the HRNet in the files of detectors, and what HRFPN's convolutions were called at first. The authors' detection
-# repository began as an mmdetection of that time.
+# Entries of detector heads, and the first names of HRFPN's convolutions. The authors' detection repository is based on
+# an mmdetection of that time.
 DETECTORS = ("rpn_head.", "bbox_head.", "mask_head.", "roi_head.", "semantic_head.", "mask_iou_head.")
 FPN_CONV = tuple((f"neck.fpn_conv.{i}.", f"neck.fpn_convs.{i}.conv.") for i in range(10))
 
-# What the heads of both over concatenated resolutions have in common.
+# Fields that all heads over concatenated resolutions share.
 MIXED_1X1 = {"mixing_kernel": 1, "mixing_channels": 0, "output_bias": True, "attention_bias": False}
 
-# A state_dict does not tell the stride of a neck's convolutions; all of mmdetection's FCOS configurations have 2.
+# A state_dict does not contain the stride of a neck's convolutions; all FCOS configurations of mmdetection have 2.
 _FCOS = (
     "bbox_head.conv_centerness.",
     {"pyramid_stride": 2},
@@ -21,8 +21,8 @@ _MM_OCR_BLOCK = "decode_head.1.object_context_block."
 _LANDMARKS = {"upsample": "bilinear"}
 
 
-def _projection(theirs: str, ours: str, convs: int) -> tuple[tuple[str, str], ...]:
-    """One projection of the OCR attention; a single convolution module is not numbered."""
+def _projection_renames(theirs: str, ours: str, convs: int) -> tuple[tuple[str, str], ...]:
+    """Return the renames of one projection of the OCR attention; a single convolution has no number in its name."""
     rules = []
     for i in range(convs):
         own = f"{_MM_OCR_BLOCK}{theirs}." + (f"{i}." if convs > 1 else "")
@@ -122,10 +122,10 @@ MMSEG_OCR = Family(
         ("decode_head.0.conv_seg.", "aux_head.3."),
         ("decode_head.1.bottleneck.conv.", "conv3x3_ocr.0."),
         ("decode_head.1.bottleneck.bn.", "conv3x3_ocr.1."),
-        *_projection("query_project", "f_pixel", 2),
-        *_projection("key_project", "f_object", 2),
-        *_projection("value_project", "f_down", 1),
-        *_projection("out_project", "f_up", 1),
+        *_projection_renames("query_project", "f_pixel", 2),
+        *_projection_renames("key_project", "f_object", 2),
+        *_projection_renames("value_project", "f_down", 1),
+        *_projection_renames("out_project", "f_up", 1),
         (f"{_MM_OCR_BLOCK}bottleneck.conv.", "ocr_distri_head.conv_bn_dropout.0."),
         (f"{_MM_OCR_BLOCK}bottleneck.bn.", "ocr_distri_head.conv_bn_dropout.1.0."),
         ("decode_head.1.conv_seg.", "cls_head."),

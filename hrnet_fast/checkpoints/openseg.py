@@ -1,4 +1,4 @@
-"""openseg.pytorch, of the authors of OCR: ``backbone.`` before the trunk, and wider heads than the paper has."""
+"""Checkpoint families of openseg.pytorch, by the authors of OCR: a 3x3 convolution over all resolutions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection
 from hrnet_fast.checkpoints.family import Family
 from hrnet_fast.checkpoints.trunk import trunk_prefixes
 
-# Left by training with the ImageNet head kept.
+# Entries of the ImageNet head, which that repository's training keeps.
 _IMAGENET_HEAD = ("backbone.incre_modules.", "backbone.downsamp_modules.", "backbone.final_layer.")
 _DEFAULTS = {"upsample": "bilinear", "upsample_to": "target", "align_corners": True, "upsample_logits": True}
 
@@ -49,10 +49,10 @@ OPENSEG_OCR = Family(
 
 
 def uses_inplace_abn(keys: Collection[str]) -> bool:
-    """Whether a file is of the repository's first branch, whose normalisations are in-place ABN; under any prefix.
+    """Whether a file is from the repository's first branch, which normalises by InPlaceABN; under any prefix.
 
-    There ``|w| + eps`` is the scale, and in the heads the layer is also a leaky ReLU; the head's normalisation has no
-    ``0.`` in its key, since no ReLU stands beside it.
+    InPlaceABN scales by ``|w| + eps`` and contains a leaky ReLU in the heads. The key of the head's normalisation has
+    no ``0.``, because the layer is not in a sequence with a ReLU.
     """
     for prefix in trunk_prefixes(keys):
         if prefix.endswith("backbone."):

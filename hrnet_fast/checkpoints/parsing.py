@@ -1,4 +1,4 @@
-"""From a file of any family to the canonical state_dict, recognised and compared whole."""
+"""``parse_checkpoint``: from a file of any family to a checked state_dict under canonical names."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from hrnet_fast.checkpoints.assumptions import assumptions
+from hrnet_fast.checkpoints.assumptions import find_assumptions
 from hrnet_fast.checkpoints.channels import adapt_input
-from hrnet_fast.checkpoints.comparison import check_state, expected_shapes, odd_values
+from hrnet_fast.checkpoints.comparison import check_state, expected_shapes, suspicious_values
 from hrnet_fast.checkpoints.family import Family, is_trunk
 from hrnet_fast.checkpoints.files import read_file
-from hrnet_fast.checkpoints.heads import fit_head
 from hrnet_fast.checkpoints.infer import infer_config
 from hrnet_fast.checkpoints.openseg import uses_inplace_abn
+from hrnet_fast.checkpoints.partial_head import fit_head
 from hrnet_fast.checkpoints.recognition import as_backbone, recognise, recognise_trunk
 from hrnet_fast.checkpoints.trunk import WHOLE
 from hrnet_fast.checkpoints.wrappers import absolute_scales, unwrap
@@ -33,17 +33,17 @@ Source = str | os.PathLike[str] | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint, recognised and complete.
+    """A recognised and complete checkpoint.
 
     Attributes:
-        state: tensors under the authors' names, as they were stored (none added; the first convolution is changed
-            where other input channels were asked for).
-        family: where it came from.
-        config: the network it belongs to.
-        notes: what was left out, is lacking or could not be told, for people.
-        keypoints: how its heatmaps decode; None where it has none.
-        drawn: keys of the network that are to be drawn at random (``head="keep"`` or ``"drop"``).
-        assumptions: what the file does not tell and a default of its family decided, though it changes numbers.
+        state: the stored tensors under canonical names. The first convolution is adapted if ``in_channels`` was
+            given.
+        family: the format of the file.
+        config: the network.
+        notes: messages on entries that were left out, are missing or are ambiguous.
+        keypoints: method to decode its heatmaps; None without heatmaps.
+        drawn: keys of the network to initialise randomly (``head="keep"`` or ``"drop"``).
+        assumptions: messages on settings that the file does not contain and that took the family's default.
     """
 
     state: dict[str, Tensor]
@@ -55,7 +55,7 @@ class Checkpoint:
     assumptions: tuple[str, ...] = ()
 
     def log_notes(self) -> None:
-        """Tell what was left out or assumed, as warnings of the logger ``hrnet_fast.checkpoints``."""
+        """Log the notes as warnings of the logger ``hrnet_fast.checkpoints``."""
         for note in self.notes:
             logger.warning("%s", note)
 
@@ -74,32 +74,34 @@ def parse_checkpoint(
     """Read, recognise and strictly check a checkpoint.
 
     Args:
-        source: a path (``.pth``, ``.pt``, ``.pth.tar``, ``.safetensors``) or what such a file holds.
+        source: a path (``.pth``, ``.pt``, ``.pth.tar``, ``.safetensors``) or the content of such a file.
         family: one of :data:`FAMILIES`, or ``"auto"``.
-        part: ``"whole"``: trunk and head. ``"backbone"``: the one HRNet trunk (stem, stages, transitions) that stands
-            in the checkpoint, under whatever prefix and beside whatever else. A prefix (``"student."``): that trunk.
-        head: ``"exact"``: all of the head must fit. ``"keep"``: layers of the head that fit are taken, the others are
-            drawn at random. ``"drop"``: the whole head is.
-        decode: how its heatmaps decode: ``"msra"``, ``"dark"``, ``"udp"`` or ``"face"``; None is the family's.
+        part: ``"whole"``: trunk and head. ``"backbone"``: the HRNet trunk (stem, stages, transitions), under any
+            prefix. A prefix (``"student."``): the trunk under it.
+        head: ``"exact"``: the whole head must fit. ``"keep"``: layers of the head that fit are loaded, the others are
+            initialised randomly. ``"drop"``: the whole head is initialised randomly.
+        decode: method to decode heatmaps: ``"msra"``, ``"dark"``, ``"udp"`` or ``"face"``; None takes the family's.
         torch04: the file is of the authors' PyTorch 0.4 segmentation release, whose scales act as ``|w| + eps``.
-        weights: which, where the file holds trained weights and their running average (EMA, SWA): ``"raw"``, ``"ema"``,
-            or ``"auto"`` for those that the file's own upstream loads; a note says which were taken.
-        overrides: fields of :class:`HRNetConfig` or :class:`HeadConfig` that the file does not tell; and
-            ``in_channels``, to which RGB weights are adapted as timm adapts them.
+        weights: selection if the file has trained weights and their running average (EMA, SWA): ``"raw"``, ``"ema"``,
+            or ``"auto"`` for those that the file's own upstream loads; a note says which were loaded.
+        overrides: fields of :class:`HRNetConfig` or :class:`HeadConfig` that the file does not contain; and
+            ``in_channels``, which adapts RGB weights as timm does.
 
     Raises:
-        CheckpointError: unreadable, unrecognised, incomplete or mis-shaped (the keys are in the message and, all of
-            them, in its attributes), or without the weights asked for.
-        ConfigError: an override that does not exist, does not fit, or has no effect on this network.
-        InputError: an unknown `decode`, or one for a network without heatmaps; an argument of a wrong type.
+        CheckpointError: the file is unreadable, unrecognised, incomplete or mis-shaped (its attributes list all keys),
+            or lacks the requested weights.
+        ConfigError: an override does not exist, does not fit, or has no effect on this network.
+        InputError: `decode` is unknown, the network has no heatmaps, or an argument has a wrong type.
     """
     check_text("checkpoint", part=part, head=head, weights=weights)
     check_bool("checkpoint", torch04=torch04)
     notes: list[str] = []
-    data = source if isinstance(source, Mapping) else _read(source)
+    data = source if isinstance(source, Mapping) else _read_source(source)
     raw = unwrap(data, notes, weights)
     if part != WHOLE and head != "exact":
-        raise ConfigError(f"head={head!r} is of whole checkpoints; part={part!r} takes a trunk, which has no head.")
+        raise ConfigError(
+            f"head={head!r} applies to whole checkpoints; part={part!r} takes a trunk, which has no head."
+        )
     if uses_inplace_abn(raw) and (part == WHOLE or not torch04):
         raise CheckpointError(
             "This openseg.pytorch file is normalised in place (InPlaceABN): its scales act as |w| + eps, and its heads "
@@ -120,7 +122,7 @@ def parse_checkpoint(
     whole = found
     if part != WHOLE:
         found = as_backbone(found)
-    config = _infer(state, found, found.told_by(named, notes), overrides)
+    config = _infer_network(state, found, found.defaults_for(named, notes), overrides)
     _check_decode(decode, config)
     state = adapt_input(state, config.in_channels, notes)
     state, drawn = fit_head(state, expected_shapes(config), head, notes)
@@ -136,9 +138,9 @@ def parse_checkpoint(
             f"the head's convolution has no bias, which files of family {found.name!r} have; nor has the network, then"
         )
     check_state(state, config, family=found.name, drawn=drawn)
-    notes += odd_values(state)
+    notes += suspicious_values(state)
     whole = whole if part == WHOLE else dataclasses.replace(whole, keypoints=None)
-    assumed = assumptions(whole, config, overrides | {"decode": decode}, named)
+    assumed = find_assumptions(whole, config, overrides | {"decode": decode}, named)
     return Checkpoint(state, found, config, tuple(notes), decode or found.keypoints, drawn, assumed)
 
 
@@ -149,7 +151,7 @@ def _check_decode(decode: str | None, config: HRNetConfig) -> None:
             raise InputError(f"load_checkpoint: decode={decode!r} given; a {config.head.kind} head has no heatmaps.")
 
 
-def _read(source: Any) -> Any:
+def _read_source(source: Any) -> Any:
     if not isinstance(source, (str, os.PathLike)):
         raise CheckpointError(
             f"A checkpoint is a path or a mapping; {type(source).__name__} given. For a module, pass its state_dict()."
@@ -157,7 +159,7 @@ def _read(source: Any) -> Any:
     return read_file(source)
 
 
-def _infer(
+def _infer_network(
     state: Mapping[str, Tensor], family: Family, defaults: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> HRNetConfig:
     shapes = {k: tuple(v.shape) for k, v in state.items() if is_trunk(k) or not family.bare}
@@ -177,7 +179,7 @@ def _infer(
 
 
 def _check_effect(before: HRNetConfig, after: HRNetConfig) -> None:
-    """Refuse overrides that change a field which the network's head does not read."""
+    """Raise ConfigError for overrides of fields that the network's head does not use."""
     fields = [field.name for field in dataclasses.fields(HeadConfig)]
     idle = [name for name in fields if getattr(before.head, name) != getattr(after.head, name)]
     idle = [name for name in idle if after.head.kind not in READ_BY.get(name, (after.head.kind,))]

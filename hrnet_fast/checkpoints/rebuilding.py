@@ -1,7 +1,7 @@
-"""The few functions that a pickle may call: those by which torch.save writes tensors and state_dicts.
+"""The functions that a pickle may call: those by which ``torch.save`` writes tensors and state_dicts.
 
-What they make takes time and memory in proportion to the instructions that ask for it, never to something that a file
-mentions again and again: a function that copies its argument (``bytes``, ``set``) is not among them.
+Their time and memory are proportional to the instructions of the file. A function that copies its argument (``bytes``,
+``set``) is not allowed: a file could reference one large object many times.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hrnet_fast.checkpoints.inert import Inert, Name, refuse
 
-# The types of the storages that torch.save names, in modules `torch`, `torch.cuda` and `torch.storage`.
+# Storage types that torch.save names, in the modules `torch`, `torch.cuda` and `torch.storage`.
 STORAGES: dict[str, torch.dtype] = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -33,10 +33,10 @@ STORAGES: dict[str, torch.dtype] = {
     "ComplexDoubleStorage": torch.complex128,
     "UntypedStorage": torch.uint8,
 }
-# Tuples as keys of dictionaries are hashed by recursion in C, every part as often as it occurs.
+# Hashing a tuple recurses in C and visits every part as often as it occurs.
 DEEPEST_KEY, MOST_IN_KEY = 20, 100
 MOST_DIMENSIONS = 64
-# Elements that a tensor may have without memory for each.
+# Largest number of elements of an expanded tensor, whose elements share memory.
 MOST_REPEATED = 1 << 24
 _KEYS = (str, bytes, int, float, complex, tuple, frozenset, type(None), torch.dtype, Tensor, Name, Inert)
 
@@ -50,7 +50,7 @@ class StorageType:
 
 @dataclass(frozen=True)
 class Storage:
-    """Memory of `numel` elements from byte `start` of `untyped`, which the file's content fills."""
+    """Memory of `numel` elements from byte `start` of `untyped`, filled from the file."""
 
     untyped: torch.UntypedStorage
     dtype: torch.dtype
@@ -60,12 +60,12 @@ class Storage:
 
 @dataclass(frozen=True)
 class Allowed:
-    """A function of this module that stands for what a pickle may call."""
+    """A function of this module that replaces a function which a pickle may call."""
 
     function: Callable[..., Any]
 
 
-def _sizes(values: Any) -> tuple[int, ...]:
+def _check_sizes(values: Any) -> tuple[int, ...]:
     if not isinstance(values, tuple) or len(values) > MOST_DIMENSIONS:
         refuse("a tensor's sizes and strides are no short tuples")
     if any(type(v) is not int or v < 0 for v in values):
@@ -74,7 +74,7 @@ def _sizes(values: Any) -> tuple[int, ...]:
 
 
 def _check_extent(storage: Storage, numel: int, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
-    """A tensor lies within its storage, and no two of its elements share memory but in an expanded one."""
+    """Check that a tensor lies within its storage and that elements share memory only in an expanded tensor."""
     if len(size) != len(stride):
         refuse("a tensor has as many sizes as strides")
     if 0 in size:
@@ -93,12 +93,14 @@ def _check_extent(storage: Storage, numel: int, offset: int, size: tuple[int, ..
         refuse(f"a tensor's strides {list(stride)} do not fit its storage of {numel} elements")
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any, dtype: torch.dtype | None = None) -> Tensor:
-    """``_rebuild_tensor`` and ``_rebuild_tensor_v2``; what follows the strides (gradient, hooks) is left out."""
+def _build_tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, *_: Any, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Replace ``_rebuild_tensor`` and ``_rebuild_tensor_v2``; later arguments (gradient, hooks) are unused."""
     if not isinstance(storage, Storage):
         refuse("a tensor without a storage")
-    size, stride = _sizes(size), _sizes(stride)
-    (offset,) = _sizes((offset,))
+    size, stride = _check_sizes(size), _check_sizes(stride)
+    (offset,) = _check_sizes((offset,))
     dtype = dtype or storage.dtype
     nbytes = storage.numel * storage.dtype.itemsize
     _check_extent(storage, nbytes // dtype.itemsize, offset, size, stride)
@@ -108,23 +110,25 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any, dtype: t
     return torch.empty(0, dtype=dtype).set_(storage.untyped, first + offset, size, stride)  # type: ignore[call-overload, no-any-return]
 
 
-def _tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any) -> Tensor:
+def _build_tensor_v3(
+    storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
+) -> Tensor:
     if not isinstance(dtype, torch.dtype):
         refuse("a tensor without a type")
-    return _tensor(storage, offset, size, stride, dtype=dtype)
+    return _build_tensor(storage, offset, size, stride, dtype=dtype)
 
 
-def _parameter(data: Any, *_: Any) -> Any:
+def _build_parameter(data: Any, *_: Any) -> Any:
     return data
 
 
-def _of_subclass(function: Any, _kind: Any, args: Any, _state: Any) -> Any:
-    """``_rebuild_from_type_v2``: the tensor inside, without the attributes of its subclass."""
-    return call(function, args)
+def _build_from_type(function: Any, _kind: Any, args: Any, _state: Any) -> Any:
+    """Replace ``_rebuild_from_type_v2``: return the tensor without the attributes of its subclass."""
+    return call_allowed(function, args)
 
 
-def _ordered(items: Any = None) -> OrderedDict[Any, Any]:
-    """An ``OrderedDict``, empty since Python 3; a list that it was made of is emptied, so that it fills one only."""
+def _ordered_dict(items: Any = None) -> OrderedDict[Any, Any]:
+    """Return an ``OrderedDict`` (Python 2 passes its items). The list is emptied, so it serves one call only."""
     out: OrderedDict[Any, Any] = OrderedDict()
     if items is not None:
         if not isinstance(items, list):
@@ -137,14 +141,14 @@ def _ordered(items: Any = None) -> OrderedDict[Any, Any]:
 
 _UTILS = "torch._utils"
 ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): Allowed(_ordered),
-    ("torch", "Size"): Allowed(_sizes),
-    (_UTILS, "_rebuild_tensor"): Allowed(_tensor),
-    (_UTILS, "_rebuild_tensor_v2"): Allowed(_tensor),
-    (_UTILS, "_rebuild_tensor_v3"): Allowed(_tensor_v3),
-    (_UTILS, "_rebuild_parameter"): Allowed(_parameter),
-    (_UTILS, "_rebuild_parameter_with_state"): Allowed(_parameter),
-    ("torch._tensor", "_rebuild_from_type_v2"): Allowed(_of_subclass),
+    ("collections", "OrderedDict"): Allowed(_ordered_dict),
+    ("torch", "Size"): Allowed(_check_sizes),
+    (_UTILS, "_rebuild_tensor"): Allowed(_build_tensor),
+    (_UTILS, "_rebuild_tensor_v2"): Allowed(_build_tensor),
+    (_UTILS, "_rebuild_tensor_v3"): Allowed(_build_tensor_v3),
+    (_UTILS, "_rebuild_parameter"): Allowed(_build_parameter),
+    (_UTILS, "_rebuild_parameter_with_state"): Allowed(_build_parameter),
+    ("torch._tensor", "_rebuild_from_type_v2"): Allowed(_build_from_type),
     **{
         (module, name): StorageType(dtype)
         for module in ("torch", "torch.cuda", "torch.storage")
@@ -154,8 +158,8 @@ ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-def call(function: Any, args: Any) -> Any:
-    """Call what is allowed; what is not becomes inert, with its arguments."""
+def call_allowed(function: Any, args: Any) -> Any:
+    """Call an allowed function; record the call of any other as an inert object with its arguments."""
     if not isinstance(args, tuple):
         refuse("arguments that are no tuple")
     if isinstance(function, Allowed):
@@ -166,7 +170,7 @@ def call(function: Any, args: Any) -> Any:
 
 
 def check_key(key: Any) -> None:
-    """Refuse what is not to be hashed, compared or shown: large numbers, large or deep tuples, other objects."""
+    """Refuse keys that are costly to hash, compare or show: large numbers, large or deep tuples, other objects."""
     pending, count = [(key, 0)], 0
     while pending:
         part, depth = pending.pop()
@@ -180,7 +184,7 @@ def check_key(key: Any) -> None:
 
 
 def set_item(mapping: Any, key: Any, value: Any) -> None:
-    """Put an entry into a dictionary that has none of its name."""
+    """Add an entry to a dictionary; refuse a key that it already has."""
     if not isinstance(mapping, dict):
         refuse(f"entries of {type(mapping).__name__}")
     if type(key) is not str:

@@ -1,4 +1,4 @@
-"""Which family a flat state_dict is of, as a whole or as the trunk inside something else."""
+"""Recognition of the family of a flat state_dict: of a whole network, or of the trunk inside another model."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor
 from hrnet_fast.checkpoints.families import FAMILIES, detect_family, get_family
 from hrnet_fast.checkpoints.family import ANY_TRUNK, Family
 from hrnet_fast.checkpoints.openseg import uses_inplace_abn
-from hrnet_fast.checkpoints.trunk import BACKBONE, find_trunk, no_trunk, shown_tops, trunk_prefixes
+from hrnet_fast.checkpoints.trunk import BACKBONE, find_trunk, no_trunk, top_level_names, trunk_prefixes
 from hrnet_fast.errors import CheckpointError
 
 
 def recognise(raw: dict[str, Tensor], family: str) -> tuple[Family, dict[str, Tensor]]:
-    """Return the family of a whole checkpoint, and its keys without a prefix that all of them share.
+    """Return the family of a whole checkpoint, and its entries without a prefix that all keys share.
 
     Raises:
-        CheckpointError: no family has such keys; the message tells of the trunk that is there.
+        CheckpointError: no family has these keys; the message describes the trunk that was found.
     """
     asked = None if isinstance(family, str) and family == "auto" else get_family(family)
     prefixes = trunk_prefixes(raw)
-    # The trunk's own prefix, or what stands before the 'backbone.' of an OpenMMLab model.
+    # The prefix of the trunk, and the prefix before the 'backbone.' of an OpenMMLab model.
     outer = {p.removesuffix(inner) for p in prefixes[:1] for inner in ("", "backbone.") if p.endswith(inner)}
     for prefix in ("", *sorted(outer - {""}, key=len)):
         if all(key.startswith(prefix) for key in raw):
@@ -30,17 +30,18 @@ def recognise(raw: dict[str, Tensor], family: str) -> tuple[Family, dict[str, Te
             if found is not None:
                 return found, keys
     if asked is not None:
-        return asked, raw  # what is missing is told by the strict comparison
+        return asked, raw  # the strict comparison reports what is missing
     if not prefixes:
         raise no_trunk(raw)
     if len(prefixes) > 1:
-        find_trunk(raw, BACKBONE)  # raises, and names them
+        find_trunk(raw, BACKBONE)  # raises an error that names them
     trunk = find_trunk(raw, BACKBONE)
     outside = [key for key in raw if not key.startswith(trunk.prefix)]
-    hint = f" Or remove {shown_tops(outside)} and pass the mapping, if the rest is one network." if outside else ""
+    hint = f" Or remove {top_level_names(outside)} and pass the mapping, if the rest is one network." if outside else ""
     raise CheckpointError(
-        f"The checkpoint holds {trunk.describe()}, together no network that this package knows. part='backbone' loads "
-        "the trunk alone, load_backbone(model, source) fills a model's, convert_checkpoint(source, to='backbone') "
+        f"The checkpoint holds {trunk.describe()}; as a whole it is no network that this package knows. "
+        "part='backbone' loads the trunk alone, load_backbone(model, source) fills a model's trunk, "
+        "convert_checkpoint(source, to='backbone') "
         f"writes it.{hint}"
     )
 
@@ -48,10 +49,10 @@ def recognise(raw: dict[str, Tensor], family: str) -> tuple[Family, dict[str, Te
 def recognise_trunk(
     raw: dict[str, Tensor], family: str, part: str, notes: list[str]
 ) -> tuple[Family, dict[str, Tensor]]:
-    """Return the trunk in a checkpoint, and the family that it belongs to as far as its neighbours tell."""
+    """Return the family of the trunk, by the keys beside it, and the trunk under canonical names."""
     trunk = find_trunk(raw, part)
     if trunk.beside:
-        notes.append(f"left out {len(trunk.beside)} entries beside the trunk: {shown_tops(trunk.beside)}")
+        notes.append(f"left out {len(trunk.beside)} entries beside the trunk: {top_level_names(trunk.beside)}")
     if family != "auto":
         named = get_family(family)
         return named, named.without_buffers(trunk.state, notes)
@@ -67,9 +68,9 @@ def recognise_trunk(
 
 
 def as_backbone(family: Family) -> Family:
-    """The family ``backbone``, interpolating and normalising as `family` does."""
+    """Return the family ``backbone`` with the interpolation and normalisation defaults of `family`."""
     backbone = FAMILIES["backbone"]
-    told = {
+    shared = {
         k: v for k, v in family.defaults.items() if k in ("upsample", "upsample_to", "align_corners", "bn_momentum")
     }
-    return dataclasses.replace(backbone, defaults={**backbone.defaults, **told})
+    return dataclasses.replace(backbone, defaults={**backbone.defaults, **shared})

@@ -1,4 +1,4 @@
-"""timm's classification and ``features_only`` models; their names are the authors'."""
+"""Checkpoint families of timm: classification and ``features_only`` models, with the authors' names."""
 
 from hrnet_fast.checkpoints.family import Family
 

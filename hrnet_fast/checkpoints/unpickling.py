@@ -1,4 +1,4 @@
-"""Unpickling without running foreign code: tensors and plain data are built, every other object becomes inert."""
+"""An unpickler that runs no foreign code: it builds tensors and plain data, and records other objects as inert."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from typing import Any
 from torch import Tensor
 
 from hrnet_fast.checkpoints.inert import Inert, Name, refuse
-from hrnet_fast.checkpoints.rebuilding import ALLOWED, call, check_key, set_item
+from hrnet_fast.checkpoints.rebuilding import ALLOWED, call_allowed, check_key, set_item
 
 _PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
 
 
 class Unpickler(_PythonUnpickler):  # type: ignore[misc]
-    """Reads a pickle in Python, instruction by instruction, with nothing imported and nothing foreign called.
+    """Python's unpickler with every instruction replaced that could import, call or fill an object.
 
-    Every instruction that could import, call or fill an object is replaced; those left push plain data or rearrange the
-    stack. The compiled unpickler calls ``__setstate__``, ``append`` and ``__setitem__`` of whatever it is given, and
-    reserves memory for a size that a file merely claims.
+    The other instructions push plain data or rearrange the stack. The compiled unpickler is unsuitable: it calls
+    ``__setstate__``, ``append`` and ``__setitem__`` of any object, and reserves memory for a size that a file claims.
 
     Args:
         file: a binary file; short reads mark its end.
@@ -30,7 +29,7 @@ class Unpickler(_PythonUnpickler):  # type: ignore[misc]
     """
 
     def __init__(self, file: Any, load_storage: Callable[[Any], Any]) -> None:
-        # Text of Python 2 may be binary (pickled arrays): bytes that are no UTF-8 are kept as surrogates.
+        # Strings of Python 2 may be binary (pickled arrays): bytes that are not UTF-8 become surrogates.
         super().__init__(file, encoding="utf-8", errors="surrogateescape")
         self._load_storage = load_storage
 
@@ -38,18 +37,18 @@ class Unpickler(_PythonUnpickler):  # type: ignore[misc]
         return self._load_storage(identifier)
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for a global; nothing is imported."""
+        """Return the replacement of a global, or its name; nothing is imported."""
         return ALLOWED.get((module, name)) or Name(module, name)
 
     def get_extension(self, code: int) -> None:
         refuse(f"extension code {code}, which no checkpoint needs")
 
     def _instantiate(self, klass: Any, args: list[Any]) -> None:
-        self.append(call(klass, tuple(args)))
+        self.append(call_allowed(klass, tuple(args)))
 
     def load_reduce(self) -> None:
         args = self.stack.pop()
-        self.stack[-1] = call(self.stack[-1], args)
+        self.stack[-1] = call_allowed(self.stack[-1], args)
 
     def load_newobj_ex(self) -> None:
         keywords = self.stack.pop()
@@ -62,7 +61,7 @@ class Unpickler(_PythonUnpickler):  # type: ignore[misc]
         built = self.stack[-1]
         if isinstance(built, Inert):
             built.state = state
-        elif not isinstance(built, (OrderedDict, Tensor)):  # these two have attributes, which are no weights
+        elif not isinstance(built, (OrderedDict, Tensor)):  # attributes of these two are no weights
             refuse(f"a state for {type(built).__name__}")
 
     def load_append(self) -> None:
@@ -115,7 +114,7 @@ class Unpickler(_PythonUnpickler):  # type: ignore[misc]
         return items
 
     def load_frozenset(self) -> None:
-        items = self._hashable()  # first: it replaces `append`
+        items = self._hashable()  # before `append` is looked up: pop_mark replaces it
         self.append(frozenset(items))
 
     def load_bytearray8(self) -> None:
@@ -127,7 +126,7 @@ class Unpickler(_PythonUnpickler):  # type: ignore[misc]
 
     dispatch = _PythonUnpickler.dispatch | {
         pickle.REDUCE[0]: load_reduce,
-        pickle.NEWOBJ[0]: load_reduce,  # class and arguments on the stack, as there
+        pickle.NEWOBJ[0]: load_reduce,  # the stack has the same layout as for REDUCE
         pickle.NEWOBJ_EX[0]: load_newobj_ex,
         pickle.BUILD[0]: load_build,
         pickle.APPEND[0]: load_append,
@@ -142,10 +141,10 @@ class Unpickler(_PythonUnpickler):  # type: ignore[misc]
 
 
 def unpickle(content: bytes, load_storage: Callable[[Any], Any]) -> Any:
-    """Return what one whole pickle holds.
+    """Return the object of one complete pickle.
 
     Raises:
-        Exception: any kind, where the content is no whole pickle or contradicts itself.
+        Exception: of any kind, if the content is no complete pickle or contradicts itself.
     """
     stream = io.BytesIO(content)
     value = Unpickler(stream, load_storage).load()

@@ -1,4 +1,4 @@
-"""``info`` and ``convert``: checkpoints in and out."""
+"""The commands ``info`` and ``convert``, which describe and convert checkpoints."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from hrnet_fast.cli.console import json_option, print_json, print_table, show_no
 
 @click.command()
 @click.argument("what")
+@click.option("--family", default="auto", show_default=True, help="The checkpoint's family; auto recognises it.")
 @click.option(
-    "--family", default="auto", show_default=True, help="The checkpoint's family, where it is not to be guessed."
-)
-@click.option(
-    "--part", default="whole", show_default=True, help="backbone: the HRNet trunk in any file; or its prefix."
+    "--part",
+    default="whole",
+    show_default=True,
+    help="backbone: the HRNet trunk of any file; or the prefix of a trunk.",
 )
 @click.option("--size", "input_size", default=None, help="Input HxW to count GFLOPs at, such as 256x192.")
 @weights_option
@@ -25,7 +26,7 @@ from hrnet_fast.cli.console import json_option, print_json, print_table, show_no
 @json_option
 def info(what: str, family: str, part: str, input_size: str | None, weights: str, torch04: bool, as_json: bool) -> None:
     """Describe WHAT: a named network, or a checkpoint file."""
-    from hrnet_fast.cli.parsing import parse_size
+    from hrnet_fast.cli.option_values import parse_size
     from hrnet_fast.complexity import network_complexity
     from hrnet_fast.models.registry import get_variant, list_models
 
@@ -52,7 +53,7 @@ def info(what: str, family: str, part: str, input_size: str | None, weights: str
         }
         size = size or (256, 256)
     else:
-        get_variant(what)  # raises, and offers near names
+        get_variant(what)  # raises an error with similar names
         return
     params, gflops = network_complexity(config, size)
     about |= {"input": list(size), "parameters": params, "gflops": round(gflops, 3), "config": config.to_dict()}
@@ -76,9 +77,11 @@ def info(what: str, family: str, part: str, input_size: str | None, weights: str
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--to", "target", required=True, help="Family whose names the output takes; a wrong one lists all.")
-@click.option("--family", default="auto", show_default=True, help="The source's family, where it is not to be guessed.")
-@click.option("--part", default="backbone", show_default=True, help="With --to backbone: the prefix of one of several.")
+@click.option("--to", "target", required=True, help="Family of the output's names; an unknown one lists all.")
+@click.option("--family", default="auto", show_default=True, help="The source's family; auto recognises it.")
+@click.option(
+    "--part", default="backbone", show_default=True, help="With --to backbone: the prefix of one of several trunks."
+)
 @click.option("--force", is_flag=True, help="Replace OUTPUT if it exists.")
 @weights_option
 @torch04_option
@@ -94,7 +97,7 @@ def convert(
     torch04: bool,
     as_json: bool,
 ) -> None:
-    """Write SOURCE's weights to OUTPUT (.pth, .pt, .safetensors) under another family's names, whole or not at all."""
+    """Write SOURCE's weights to OUTPUT (.pth, .pt, .safetensors) under another family's names."""
     from hrnet_fast.checkpoints import convert_checkpoint, save_checkpoint
 
     show_notes()

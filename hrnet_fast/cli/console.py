@@ -21,7 +21,7 @@ weights_option = click.option(
     default="auto",
     show_default=True,
     type=click.Choice(["auto", "raw", "ema"]),
-    help="Which weights of a file that also holds their running average; auto: those that its own upstream loads.",
+    help="Weights as trained (raw) or their running average (ema); auto: those that the file's upstream loads.",
 )
 torch04_option = click.option(
     "--torch04",
@@ -36,7 +36,7 @@ def print_json(data: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
-    """Print a table; columns whose header ends in ``>`` are set flush right."""
+    """Print a table; columns whose header ends in ``>`` are right-aligned."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -46,14 +46,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
         right = name.endswith(">")
         table.add_column(name.removesuffix(">"), justify="right" if right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # as text: brackets are no markup
-    # Piped output has no width; a table then keeps its lines whole.
+        table.add_row(*(Text(cell) for cell in row))  # as Text, so that brackets are no markup
+    # Piped output has no width; rows are then not wrapped below 160 columns.
     console = Console()
     Console(width=None if console.is_terminal else max(console.width, 160)).print(table)
 
 
 def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Yield `items` under a progress bar on standard error (none where that is no terminal)."""
+    """Yield `items` under a progress bar on standard error (none if that is no terminal)."""
     from rich.console import Console
     from rich.progress import track
 
@@ -62,7 +62,7 @@ def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
 
 
 def show_notes() -> None:
-    """Print the package's warnings (what a checkpoint's loading left out) as plain notes on standard error."""
+    """Print the package's warnings, such as entries that loading left out, as notes on standard error."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("note: %(message)s"))
     logger = logging.getLogger("hrnet_fast")

@@ -1,4 +1,4 @@
-"""``models``, ``table``, ``plan`` and ``doctor``: what there is."""
+"""The commands ``models``, ``table``, ``plan`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def models(pattern: str, as_json: bool) -> None:
 
 @click.group()
 def table() -> None:
-    """Print a table of the paper beside what this package gives."""
+    """Print a table: parameters and GFLOPs beside the paper's, or launch counts."""
 
 
 @table.command("complexity")
@@ -69,7 +69,7 @@ def complexity_table(as_json: bool) -> None:
 @table.command("launches")
 @json_option
 def launches_table(as_json: bool) -> None:
-    """Operator calls of a plain forward, steps of an engine's plan, and launches where branches are grouped."""
+    """Operator calls of a plain forward, steps of an engine's plan, and launches with grouped branches."""
     import dataclasses
 
     from hrnet_fast.launches import NETWORKS, launches_row
@@ -87,25 +87,25 @@ def launches_table(as_json: bool) -> None:
 
 @click.command()
 @click.argument("model")
-@click.option("--size", default=None, help="Input HxW; the model's own by default.")
+@click.option("--size", default=None, help="Input HxW; the model's usual size by default.")
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1, 65536), help="Images in a call.")
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16", "float16"]))
 @click.option("--steps", is_flag=True, help="List all steps.")
 @click.option("--dot", type=click.Path(path_type=Path), help="Write a Graphviz file instead.")
-@click.option("--force", is_flag=True, help="Replace an earlier Graphviz file.")
+@click.option("--force", is_flag=True, help="Replace an existing Graphviz file.")
 def plan(model: str, size: str | None, batch: int, dtype: str, steps: bool, dot: Path | None, force: bool) -> None:
     """Show how an engine would execute a named MODEL; needs no weights."""
     import torch
 
-    from hrnet_fast.cli.parsing import parse_size
+    from hrnet_fast.cli.option_values import parse_size
     from hrnet_fast.inference.planning.lowering import make_plan
     from hrnet_fast.models import HRNet
     from hrnet_fast.models.registry import get_variant
 
     if steps and dot is not None:
-        raise InputError("--steps lists what --dot draws: give one of them.")
+        raise InputError("--steps and --dot exclude each other; give one of them.")
     if dot is not None and dot.exists() and not force:
-        raise InputError(f"{dot} is there already; give another name, or --force to replace it.")
+        raise InputError(f"{dot} exists already; give another name, or --force to replace it.")
     variant = get_variant(model)
     height, width = parse_size(size) if size else variant.input_size
     with torch.device("meta"):
@@ -125,7 +125,7 @@ def plan(model: str, size: str | None, batch: int, dtype: str, steps: bool, dot:
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Show versions and devices, and which implementations can run here and why not."""
+    """Show versions and devices, and which implementations can run here."""
     from hrnet_fast.doctor import examine
 
     found = examine()

@@ -1,4 +1,4 @@
-"""``run``: a checkpoint on images, to JSON and pictures."""
+"""The command ``run``, which runs a checkpoint on images and writes JSON and pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hrnet_fast.cli.console import (
     torch04_option,
     weights_option,
 )
-from hrnet_fast.cli.parsing import parse_box, parse_size
+from hrnet_fast.cli.option_values import parse_box, parse_size
 from hrnet_fast.errors import InputError
 from hrnet_fast.implementations import ENV_VAR
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from hrnet_fast.models import HRNet
     from hrnet_fast.tasks.prediction import Network
 
-# Read when a task is given; listed here so that --help needs no torch.
+# Repeated here so that --help imports no torch.
 TASK_NAMES = ("pose", "segmentation", "classification", "landmarks")
 DECODINGS = ("msra", "dark", "udp", "face")
-# From so many images on, an engine's set-up (a second or two) is less than what it saves.
+# From this number of images on, an engine saves more than its set-up takes (a second or two).
 ENGINE_PAYS = 20
 
 
@@ -40,34 +40,34 @@ ENGINE_PAYS = 20
 @click.option("--checkpoint", "-c", required=True, type=click.Path(path_type=Path), help="A file of any family.")
 @click.option("--task", "-t", required=True, type=click.Choice(TASK_NAMES))
 @click.option("--output", "-o", default=Path("hrnet_output"), show_default=True, type=click.Path(path_type=Path))
-@click.option("--force", is_flag=True, help="Replace earlier results in the output folder.")
-@click.option("--size", default=None, help="Input HxW of the network; each task has its own default.")
+@click.option("--force", is_flag=True, help="Replace existing results in the output folder.")
+@click.option("--size", default=None, help="Input HxW of the network; the default depends on the task.")
 @click.option("--box", "boxes", multiple=True, help="left,top,width,height of a person or face; may be repeated.")
 @click.option("--flip", is_flag=True, help="Average with the mirrored image.")
-@click.option("--labels", type=click.Path(path_type=Path), help="A text file with one class name a line.")
-@click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="How many classes to name.")
+@click.option("--labels", type=click.Path(path_type=Path), help="A text file with one class name per line.")
+@click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Number of classes to return.")
 @click.option("--threshold", default=0.2, show_default=True, help="Keypoints below this score are not drawn.")
-@click.option(
-    "--decode", type=click.Choice(DECODINGS), help="How keypoints are read from heatmaps; each family has its own."
-)
+@click.option("--decode", type=click.Choice(DECODINGS), help="Method to decode heatmaps; the family's by default.")
 @click.option("--family", default="auto", show_default=True, help="The checkpoint's family.")
 @click.option(
     "--engine",
     default="auto",
     show_default=True,
     type=click.Choice(["auto", "on", "off"]),
-    help=f"Answer by an inference engine; auto: from {ENGINE_PAYS} images on, or where --dtype is given.",
+    help=f"Use an inference engine; auto: from {ENGINE_PAYS} images on, or with --dtype.",
 )
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="What the engine computes in.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Dtype of the engine's computation."
+)
 @click.option(
     "--align-corners/--no-align-corners",
     default=None,
-    help="How the network interpolates bilinearly; the family's own by default (a file does not tell).",
+    help="Mode of the network's bilinear interpolation; the family's by default, since files do not contain it.",
 )
 @click.option(
     "--in-channels",
     type=click.Choice(["1", "3", "4"]),
-    help="Adapt an RGB checkpoint to 1 (grey) or 4 (RGBA) channels, as timm does; the file's own by default.",
+    help="Adapt an RGB checkpoint to 1 (grey) or 4 (RGBA) channels, as timm does; the file's by default.",
 )
 @weights_option
 @torch04_option
@@ -99,7 +99,7 @@ def run(
     """Run a checkpoint on IMAGES (a file or a folder); write NAME.json and NAME.png for each into the output folder."""
     from hrnet_fast.tasks import TASKS, Options
     from hrnet_fast.tasks.images import find_images, read_image
-    from hrnet_fast.tasks.prediction import assumptions
+    from hrnet_fast.tasks.prediction import all_assumptions
 
     show_notes()
     chosen = TASKS[task]
@@ -119,8 +119,8 @@ def run(
         endings = ("json", "png", *(f"{name}.png" for name in chosen.maps))
         _check_absent([output / f"{path.name}.{ending}" for path in paths for ending in endings])
     given = {"decode": decode, "align_corners": align_corners, "in_channels": in_channels and int(in_channels)}
-    model = _load(checkpoint, task, given, family=family, weights=weights, torch04=torch04, impl=impl)
-    network = _network(model, engine, dtype, impl, len(paths))
+    model = _load_model(checkpoint, task, given, family=family, weights=weights, torch04=torch04, impl=impl)
+    network = _make_network(model, engine, dtype, impl, len(paths))
     _make_folder(output)
     results: list[dict[str, Any]] = []
     failures: list[str] = []
@@ -138,7 +138,7 @@ def run(
             "image": str(path),
             "task": task,
             "family": model.family,
-            "ran": _ran(network, impl),
+            "ran": _describe_execution(network, impl),
             **prediction.data,
         }
         stem = output / path.name
@@ -151,19 +151,19 @@ def run(
         except (OSError, ValueError) as error:
             raise InputError(f"{stem}: the answer cannot be written ({error}).") from error
         results.append(result)
-    for line in assumptions(model):
+    for line in all_assumptions(model):
         click.echo(line, err=True)
     if as_json:
         print_json(results)
     else:
-        ran = _ran(network, impl)
+        ran = _describe_execution(network, impl)
         click.echo(f"{len(results)} of {len(paths)} images done ({ran}); JSON and pictures are in {output}/")
     if failures:
         raise InputError(f"{len(failures)} of {len(paths)} images failed: {'; '.join(failures[:5])}")
 
 
-def _load(checkpoint: Path, task: str, given: dict[str, Any], **how: Any) -> HRNet:
-    """Return the checkpoint's network for `task`, with what was `given` of its configuration."""
+def _load_model(checkpoint: Path, task: str, given: dict[str, Any], **how: Any) -> HRNet:
+    """Return the checkpoint's network for `task`, with the settings in `given` that are not None."""
     from hrnet_fast.checkpoints import load_checkpoint
     from hrnet_fast.tasks import TASKS
     from hrnet_fast.tasks.prediction import check_head
@@ -174,31 +174,33 @@ def _load(checkpoint: Path, task: str, given: dict[str, Any], **how: Any) -> HRN
     return model
 
 
-def _network(model: HRNet, engine: str, dtype: str | None, impl: str, images: int) -> Network:
-    """Return what is to answer: the model, or an engine where that was asked for or pays."""
+def _make_network(model: HRNet, engine: str, dtype: str | None, impl: str, images: int) -> Network:
+    """Return the model, or an engine if it was requested or saves time."""
     import torch
 
-    from hrnet_fast.tasks.engine_runner import Engined
+    from hrnet_fast.tasks.engine_runner import EngineRunner
 
     if engine == "off" and dtype is not None:
-        raise InputError(f"--dtype {dtype} is the engine's; leave out --engine off.")
+        raise InputError(f"--dtype {dtype} applies to the engine; leave out --engine off.")
     wanted = engine == "on" or dtype is not None
     if wanted and impl != "auto":
-        raise InputError(f"--impl {impl} is the model's; leave it out, or give --engine off.")
-    named = impl != "auto" or os.environ.get(ENV_VAR, "auto") != "auto"  # of the model: it is to run so
+        raise InputError(f"--impl {impl} applies to the model; leave it out, or give --engine off.")
+    named = (
+        impl != "auto" or os.environ.get(ENV_VAR, "auto") != "auto"
+    )  # a named implementation is of the model, not of an engine
     if not wanted and (engine == "off" or named or images < ENGINE_PAYS):
         return model
-    return Engined(model, getattr(torch, dtype or "float32"), or_model=not wanted)
+    return EngineRunner(model, getattr(torch, dtype or "float32"), or_model=not wanted)
 
 
-def _ran(network: Network, impl: str) -> str:
-    from hrnet_fast.tasks.engine_runner import Engined
+def _describe_execution(network: Network, impl: str) -> str:
+    from hrnet_fast.tasks.engine_runner import EngineRunner
 
-    return network.describe() if isinstance(network, Engined) else f"model, impl={impl!r}"
+    return network.describe() if isinstance(network, EngineRunner) else f"model, impl={impl!r}"
 
 
 def _check_options(task: str, heeded: tuple[str, ...], optional: tuple[str, ...]) -> None:
-    """Refuse options on the command line that the task would ignore."""
+    """Raise InputError for options on the command line that the task does not use."""
     context = click.get_current_context()
     flags = {p.name: p.opts[0] for p in context.command.params if p.name in optional}
     idle = [
@@ -208,16 +210,14 @@ def _check_options(task: str, heeded: tuple[str, ...], optional: tuple[str, ...]
     ]
     if idle:
         read = ", ".join(flag for name, flag in flags.items() if name in heeded)
-        raise InputError(f"{task} does not read {', '.join(idle)}; leave that out. It reads {read}.")
+        raise InputError(f"{task} does not use {', '.join(idle)}; leave it out. It uses {read}.")
 
 
 def _check_absent(files: list[Path]) -> None:
     old = [file for file in files if os.path.exists(file)]
     if old:
         more = f" and {len(old) - 1} more" if len(old) > 1 else ""
-        raise InputError(
-            f"{old[0]}{more}: earlier results; give another --output, or --force to replace what is there."
-        )
+        raise InputError(f"{old[0]}{more}: existing results; give another --output, or --force to replace them.")
 
 
 def _read_labels(path: Path) -> tuple[str, ...]:

@@ -1,8 +1,7 @@
-"""The one description of a network: everything that decides its layers and its numbers.
+"""``HRNetConfig``: the configuration of a network, with all settings that determine its layers and results.
 
-All networks of the paper and of the upstream code bases are values of :class:`HRNetConfig`; the ablations of
-section 7 are fields, not forks. The classes are frozen dataclasses, checked when made, and go to and from plain
-dictionaries.
+It describes all networks of the paper, with the ablations of section 7, and of the upstream code bases. The classes are
+frozen dataclasses that check their fields and convert to and from plain dictionaries.
 """
 
 from hrnet_fast.config.fields import EXPANSION, HEAD_ALIASES, READ_BY, BlockKind, UpsampleMode, UpsampleTo

@@ -1,4 +1,4 @@
-"""Values that fields of a configuration may have, and checks of them; each raises ConfigError."""
+"""Accepted values of configuration fields, and checks of them that raise ConfigError."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEAD_ALIASES: dict[str, HeadKind] = {
     "bottom_up": "higher",
 }
 CLASSIFICATION_HEADS = ("c", "ci", "cii")
-# Kinds of heads that read a field of HeadConfig.
+# Head kinds that use a field of HeadConfig.
 READ_BY: dict[str, tuple[str, ...]] = {
     "num_outputs": ("v1", "v1h", "v2", "ocr", "face", "higher", *CLASSIFICATION_HEADS),
     "kernel_size": ("v1", "v1h", "v2", "face", "higher"),
@@ -52,33 +52,33 @@ READ_BY: dict[str, tuple[str, ...]] = {
 }
 
 
-def one_of(owner: str, name: str, value: object, accepted: tuple[object, ...]) -> None:
+def check_one_of(owner: str, name: str, value: object, accepted: tuple[object, ...]) -> None:
     if isinstance(value, bool) or not any(isinstance(value, type(one)) and value == one for one in accepted):
         raise ConfigError(f"{owner}: {name}={shown(value)} is not one of {', '.join(map(repr, accepted))}.")
 
 
-def integer(value: object) -> bool:
+def is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def positive(owner: str, **values: int) -> None:
+def check_positive(owner: str, **values: int) -> None:
     for name, value in values.items():
-        if not integer(value) or value < 1:
+        if not is_int(value) or value < 1:
             raise ConfigError(f"{owner}: {name}={shown(value)} must be an integer of at least 1.")
 
 
-def boolean(owner: str, **values: bool) -> None:
+def check_bools(owner: str, **values: bool) -> None:
     for name, value in values.items():
         if not isinstance(value, bool):
             raise ConfigError(f"{owner}: {name}={shown(value)} must be True or False.")
 
 
-def number(value: object) -> bool:
+def is_real(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def listed(owner: str, name: str, value: object) -> tuple[Any, ...]:
-    """Return a sequence as a tuple."""
+def as_tuple(owner: str, name: str, value: object) -> tuple[Any, ...]:
+    """Return a sequence as a tuple; raise ConfigError for other types."""
     if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping)):
         raise ConfigError(f"{owner}: {name}={shown(value)} must be a sequence, one entry for each.")
     return tuple(value)

@@ -1,4 +1,4 @@
-"""What follows the last stage of a network."""
+"""``HeadConfig``: the configuration of the layers after the last stage."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from hrnet_fast.config.fields import HEAD_ALIASES, HeadKind, boolean, integer, listed, number, one_of, positive
-from hrnet_fast.config.parts import DeconvConfig, NormConfig, made_of, norm_of
+from hrnet_fast.config.fields import (
+    HEAD_ALIASES,
+    HeadKind,
+    as_tuple,
+    check_bools,
+    check_one_of,
+    check_positive,
+    is_int,
+    is_real,
+)
+from hrnet_fast.config.parts import DeconvConfig, NormConfig, as_norm, build_part
 from hrnet_fast.errors import ConfigError, shown
 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """What follows the last stage (paper, Figure 4, section 7 and Appendix B).
+    """The configuration of a head (paper, Figure 4, section 7 and Appendix B).
 
     Attributes:
         kind: ``"features"`` (bare branches), ``"v1"``, ``"v1h"``, ``"v2"`` (also the authors' segmentation head),
@@ -22,28 +31,28 @@ class HeadConfig:
             ``"ci"``, ``"cii"`` (classification).
         num_outputs: keypoints, classes or landmarks; 0 returns the representation itself (``v1``, ``v1h``, ``v2``
             and the classification heads).
-        kernel_size: of the last convolution of ``v1``, ``v1h``, ``v2``, ``face`` and ``higher`` (1 or 3).
-        mixing_kernel: of the convolution over the concatenation in ``v2``, ``face`` and OCR's auxiliary classifier: 1
-            as the authors have it, 3 as openseg.pytorch.
-        mixing_channels: outputs of that convolution; 0 is as many as its inputs.
+        kernel_size: kernel size of the last convolution of ``v1``, ``v1h``, ``v2``, ``face`` and ``higher`` (1 or 3).
+        mixing_kernel: kernel size of the convolution over the concatenation in ``v2``, ``face`` and OCR's auxiliary
+            classifier: 1 (authors) or 3 (openseg.pytorch).
+        mixing_channels: output channels of that convolution; 0 takes the number of its inputs.
         output_bias: whether the last convolution of ``v2`` and ``face`` has a bias.
-        attention_bias: whether the convolutions of OCR's attention have a bias, as openseg.pytorch's do.
-        conv_bias: whether the head's convolutions that stand before a normalisation have a bias. The authors' do;
-            the ``ssld`` classification files and mmsegmentation's heads do not.
+        attention_bias: whether the convolutions of OCR's attention have a bias, as in openseg.pytorch.
+        conv_bias: whether the head's convolutions before a normalisation have a bias. The authors' have one; those of
+            the ``ssld`` classification files and of mmsegmentation do not.
         upsample_logits: upsample dense logits from 1/4 to the input's size (bilinear).
-        out_indices: which maps ``"features"`` returns, in this order; ``None`` is all of them.
+        out_indices: indices of the maps that ``"features"`` returns, in this order; ``None`` returns all.
         feature_location: ``""`` returns the branches; ``"incre"`` passes them through the classification head's
             widening units first and counts the stem's first map (1/2) as index 0, as timm's ``features_only``.
         channels: width of the ``v2p`` levels, or of the OCR representation.
         key_channels: width of the OCR attention.
         num_levels: levels of ``"v2p"``.
-        pyramid_stride: stride of the 3x3 convolutions of ``"v2p"`` (2 in mmdetection's FCOS: levels from 1/8 on).
-        pyramid_norm: normalisation after the convolutions of ``"v2p"``, which then have no bias; ``None`` is none. A
-            kind alone may be given.
-        pyramid_pool: what makes the levels of ``"v2p"``, ``"avg"`` or ``"max"`` pooling.
+        pyramid_stride: stride of the 3x3 convolutions of ``"v2p"`` (2 in mmdetection's FCOS, with levels from 1/8).
+        pyramid_norm: normalisation after the convolutions of ``"v2p"``, which then have no bias; ``None`` for
+            none. A kind alone is accepted.
+        pyramid_pool: pooling between the levels of ``"v2p"``, ``"avg"`` or ``"max"``.
         deconvs: steps of ``"higher"`` after the first outputs.
-        tags: channels for grouping (associative embedding) beside the keypoints, of each output of ``"higher"``; the
-            i-th has ``num_outputs + tags[i]`` channels. Empty: none has any.
+        tags: additional channels for grouping (associative embedding) of each output of ``"higher"``; the i-th output
+            has ``num_outputs + tags[i]`` channels. Empty means none.
         ocr_outputs: ``"both"`` returns ``[auxiliary, main]`` as the authors do, ``"tuple"`` the same as a tuple, as
             openseg.pytorch does, ``"main"`` the main logits alone.
         dropout: probability before the classifier (classification, OCR, and whole channels in ``v2`` and ``face``).
@@ -74,52 +83,52 @@ class HeadConfig:
     def __post_init__(self) -> None:
         if isinstance(self.kind, str):
             object.__setattr__(self, "kind", HEAD_ALIASES.get(self.kind, self.kind))
-        one_of("HeadConfig", "kind", self.kind, get_args(HeadKind))
-        one_of("HeadConfig", "kernel_size", self.kernel_size, (1, 3))
-        one_of("HeadConfig", "mixing_kernel", self.mixing_kernel, (1, 3))
-        one_of("HeadConfig", "feature_location", self.feature_location, ("", "incre"))
-        one_of("HeadConfig", "ocr_outputs", self.ocr_outputs, ("both", "tuple", "main"))
-        one_of("HeadConfig", "pyramid_pool", self.pyramid_pool, ("avg", "max"))
-        positive("HeadConfig", num_levels=self.num_levels, key_channels=self.key_channels)
-        positive("HeadConfig", pyramid_stride=self.pyramid_stride)
-        boolean("HeadConfig", conv_bias=self.conv_bias, upsample_logits=self.upsample_logits)
-        boolean("HeadConfig", output_bias=self.output_bias, attention_bias=self.attention_bias)
-        object.__setattr__(self, "pyramid_norm", norm_of(self.pyramid_norm))
+        check_one_of("HeadConfig", "kind", self.kind, get_args(HeadKind))
+        check_one_of("HeadConfig", "kernel_size", self.kernel_size, (1, 3))
+        check_one_of("HeadConfig", "mixing_kernel", self.mixing_kernel, (1, 3))
+        check_one_of("HeadConfig", "feature_location", self.feature_location, ("", "incre"))
+        check_one_of("HeadConfig", "ocr_outputs", self.ocr_outputs, ("both", "tuple", "main"))
+        check_one_of("HeadConfig", "pyramid_pool", self.pyramid_pool, ("avg", "max"))
+        check_positive("HeadConfig", num_levels=self.num_levels, key_channels=self.key_channels)
+        check_positive("HeadConfig", pyramid_stride=self.pyramid_stride)
+        check_bools("HeadConfig", conv_bias=self.conv_bias, upsample_logits=self.upsample_logits)
+        check_bools("HeadConfig", output_bias=self.output_bias, attention_bias=self.attention_bias)
+        object.__setattr__(self, "pyramid_norm", as_norm(self.pyramid_norm))
         if self.pyramid_norm is not None and not isinstance(self.pyramid_norm, NormConfig):
             raise ConfigError(
                 f"HeadConfig: pyramid_norm={shown(self.pyramid_norm)} must be a NormConfig, its kind or None."
             )
-        given = listed("HeadConfig", "deconvs", self.deconvs)
-        steps = tuple(made_of(DeconvConfig, step) if isinstance(step, Mapping) else step for step in given)
+        given = as_tuple("HeadConfig", "deconvs", self.deconvs)
+        steps = tuple(build_part(DeconvConfig, step) if isinstance(step, Mapping) else step for step in given)
         if not all(isinstance(step, DeconvConfig) for step in steps):
             raise ConfigError(f"HeadConfig: deconvs={shown(self.deconvs)} must be a sequence of DeconvConfig.")
         object.__setattr__(self, "deconvs", steps)
         self._check_tags()
-        if integer(self.channels) and self.channels == 0:
+        if is_int(self.channels) and self.channels == 0:
             object.__setattr__(self, "channels", 512 if self.kind == "ocr" else 256)
-        positive("HeadConfig", channels=self.channels)
-        if not integer(self.mixing_channels) or self.mixing_channels < 0:
+        check_positive("HeadConfig", channels=self.channels)
+        if not is_int(self.mixing_channels) or self.mixing_channels < 0:
             raise ConfigError(
                 f"HeadConfig: mixing_channels={shown(self.mixing_channels)} must be an integer of at least 0."
             )
         if self.out_indices is not None:
-            object.__setattr__(self, "out_indices", listed("HeadConfig", "out_indices", self.out_indices))
-        if not integer(self.num_outputs) or self.num_outputs < 0:
+            object.__setattr__(self, "out_indices", as_tuple("HeadConfig", "out_indices", self.out_indices))
+        if not is_int(self.num_outputs) or self.num_outputs < 0:
             raise ConfigError(f"HeadConfig: num_outputs={shown(self.num_outputs)} must be an integer of at least 0.")
         if self.num_outputs == 0 and self.kind in ("ocr", "face", "higher"):
             raise ConfigError(
-                f"HeadConfig: the {self.kind!r} head has no use without outputs; give num_outputs (classes, landmarks "
+                f"HeadConfig: the {self.kind!r} head needs outputs; give num_outputs (classes, landmarks "
                 "or keypoints), or take head='v2' or 'features' for a representation."
             )
-        if not (number(self.dropout) and 0.0 <= self.dropout < 1.0):
+        if not (is_real(self.dropout) and 0.0 <= self.dropout < 1.0):
             raise ConfigError(f"HeadConfig: dropout={shown(self.dropout)} must lie in [0, 1).")
 
     def _check_tags(self) -> None:
         outputs = 1 + len(self.deconvs)
-        tags = listed("HeadConfig", "tags", self.tags)
+        tags = as_tuple("HeadConfig", "tags", self.tags)
         if self.kind == "higher":
             tags = tags or (0,) * outputs
-        if any(not integer(t) or t < 0 for t in tags) or (tags and len(tags) != outputs):
+        if any(not is_int(t) or t < 0 for t in tags) or (tags and len(tags) != outputs):
             raise ConfigError(
                 f"HeadConfig: tags={shown(self.tags)} must be {outputs} integers of at least 0, one for the first "
                 f"output and one for each of the {len(self.deconvs)} deconvs."

@@ -1,4 +1,4 @@
-"""A whole network: stem, stages, fusion, normalisation and head."""
+"""``HRNetConfig``: the configuration of a whole network."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from hrnet_fast.config.fields import (
     BlockKind,
     UpsampleMode,
     UpsampleTo,
-    boolean,
-    integer,
-    listed,
-    one_of,
-    positive,
+    as_tuple,
+    check_bools,
+    check_one_of,
+    check_positive,
+    is_int,
 )
 from hrnet_fast.config.head import HeadConfig
 from hrnet_fast.config.parts import DeconvConfig, NormConfig, StageConfig
@@ -28,29 +28,29 @@ from hrnet_fast.errors import ConfigError, shown
 
 @dataclass(frozen=True)
 class HRNetConfig:
-    """A whole network: stem, stages, fusion, normalisation and head.
+    """The configuration of a network: stem, stages, fusion, normalisation and head.
 
     Attributes:
-        stages: four stages in the paper's networks; the first is the single-branch ``layer1``. Branch counts never
-            shrink. Giving every later stage four branches is section 7's "resolution maintenance".
+        stages: four stages in the paper's networks; the first is the single-branch ``layer1``. The number of
+            branches must not decrease. Four branches in every later stage are section 7's "resolution maintenance".
         in_channels: channels of the input image.
         stem_channels: width of the two stride-2 3x3 convolutions of the stem.
         upsample: interpolation inside the fusion.
-        align_corners: of every bilinear interpolation in this network.
-        upsample_to: how the fusion finds the upsampled size. ``"scale"``: times 2^k, as the nearest families do
-            (sizes must match, else :class:`~hrnet_fast.errors.InputError`); ``"target"``: the target's own size;
-            ``"scale_then_target"``: the first, then a second interpolation where sizes differ (mmsegmentation).
+        align_corners: mode of every bilinear interpolation in this network.
+        upsample_to: the upsampled size in the fusion. ``"scale"``: times 2^k, as the families with nearest
+            interpolation (sizes that differ raise :class:`~hrnet_fast.errors.InputError`); ``"target"``: the target's
+            own size; ``"scale_then_target"``: the first, then a second interpolation if sizes differ (mmsegmentation).
         fusion: combine the fused terms by ``"sum"`` or ``"product"`` (section 7).
         fusion_units: ``"final"``, ``"across"`` or ``"within"``: Table 12's (a), (b) and (c).
         downsample: ``"strided"`` 3x3 convolutions, or ``"bilinear"`` reduction and a 1x1 convolution (section 7).
-        multiscale_output: whether the last fusion makes all resolutions or only the highest.
+        multiscale_output: whether the last fusion outputs all resolutions or only the highest.
         norm: normalisation layers.
         norm_eval: keep the batch statistics of stem, stages and transitions frozen in training mode.
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the stages up to k.
-        zero_init_residual: start each residual unit as the identity (last scale 0).
+        zero_init_residual: initialise the last scale of each residual unit to 0.
         gradient_checkpointing: recompute residual units in backward.
         init: ``"normal"`` (std 0.001, the authors' dense heads) or ``"kaiming"`` (fan-out, classification, mm*).
-        head: what follows the last stage.
+        head: the layers after the last stage.
     """
 
     stages: tuple[StageConfig, ...]
@@ -73,20 +73,20 @@ class HRNetConfig:
 
     def __post_init__(self) -> None:
         owner = "HRNetConfig"
-        object.__setattr__(self, "stages", listed(owner, "stages", self.stages))
+        object.__setattr__(self, "stages", as_tuple(owner, "stages", self.stages))
         parts = [("stages", StageConfig, one) for one in self.stages]
         for name, kind, part in (*parts, ("head", HeadConfig, self.head), ("norm", NormConfig, self.norm)):
             if not isinstance(part, kind):
                 raise ConfigError(f"{owner}: {name} has {shown(part)} where a {kind.__name__} belongs.")
         names = ("align_corners", "multiscale_output", "norm_eval", "zero_init_residual", "gradient_checkpointing")
-        boolean(owner, **{name: getattr(self, name) for name in names})
-        positive(owner, in_channels=self.in_channels, stem_channels=self.stem_channels)
-        one_of(owner, "upsample", self.upsample, get_args(UpsampleMode))
-        one_of(owner, "upsample_to", self.upsample_to, get_args(UpsampleTo))
-        one_of(owner, "fusion", self.fusion, ("sum", "product"))
-        one_of(owner, "fusion_units", self.fusion_units, ("final", "across", "within"))
-        one_of(owner, "downsample", self.downsample, ("strided", "bilinear"))
-        one_of(owner, "init", self.init, ("normal", "kaiming"))
+        check_bools(owner, **{name: getattr(self, name) for name in names})
+        check_positive(owner, in_channels=self.in_channels, stem_channels=self.stem_channels)
+        check_one_of(owner, "upsample", self.upsample, get_args(UpsampleMode))
+        check_one_of(owner, "upsample_to", self.upsample_to, get_args(UpsampleTo))
+        check_one_of(owner, "fusion", self.fusion, ("sum", "product"))
+        check_one_of(owner, "fusion_units", self.fusion_units, ("final", "across", "within"))
+        check_one_of(owner, "downsample", self.downsample, ("strided", "bilinear"))
+        check_one_of(owner, "init", self.init, ("normal", "kaiming"))
         if len(self.stages) < 2:
             raise ConfigError(f"{owner}: {len(self.stages)} stage(s) given; a network needs at least two.")
         if self.stages[0].num_branches != 1 or self.stages[0].num_modules != 1:
@@ -94,7 +94,7 @@ class HRNetConfig:
         branches = [stage.num_branches for stage in self.stages]
         if branches != sorted(branches):
             raise ConfigError(f"{owner}: branches per stage {branches} must not shrink.")
-        if not integer(self.frozen_stages) or not -1 <= self.frozen_stages <= len(self.stages):
+        if not is_int(self.frozen_stages) or not -1 <= self.frozen_stages <= len(self.stages):
             raise ConfigError(
                 f"{owner}: frozen_stages={shown(self.frozen_stages)} must be an integer between -1 (none) and "
                 f"{len(self.stages)}."
@@ -112,11 +112,7 @@ class HRNetConfig:
         if indices is None:
             return
         maps = (branches if self.multiscale_output else 1) + (self.head.feature_location == "incre")
-        if (
-            not indices
-            or any(not integer(i) or not 0 <= i < maps for i in indices)
-            or len(set(indices)) != len(indices)
-        ):
+        if not indices or any(not is_int(i) or not 0 <= i < maps for i in indices) or len(set(indices)) != len(indices):
             raise ConfigError(
                 f"HeadConfig: out_indices={indices} must be distinct indices from 0 to {maps - 1}, the maps that "
                 "this network makes."
@@ -129,7 +125,7 @@ class HRNetConfig:
 
     @property
     def bilinear(self) -> bool:
-        """Whether this network interpolates bilinearly anywhere, so that ``align_corners`` counts."""
+        """Whether this network interpolates bilinearly anywhere, and so depends on ``align_corners``."""
         concatenates = self.head.kind in ("v2", "v2p", "ocr", "face")
         fusions = "bilinear" in (self.upsample, self.downsample) or self.upsample_to == "scale_then_target"
         logits = self.head.upsample_logits and self.head.kind in READ_BY["upsample_logits"]
@@ -150,37 +146,43 @@ class HRNetConfig:
         stage1_blocks: int = 4,
         **overrides: Any,
     ) -> HRNetConfig:
-        """Describe a network of the paper by its width C (section 3.4: branches of C, 2C, 4C and 8C channels).
+        """Return the configuration of a network by its width C (section 3.4: branches of C, 2C, 4C and 8C channels).
 
-        Defaults follow the head: pose (``v1``) interpolates nearest and ends in one resolution, as the authors' pose
-        net; so does ``higher``, with one transposed convolution as wide as the first branch and a tag per keypoint
-        at 1/4; ``v2``, ``ocr`` and ``face`` interpolate bilinearly to the target's size; classification and ``v2p``
-        interpolate nearest. `overrides` are fields of :class:`HRNetConfig`, :class:`HeadConfig` or (``bn_momentum``)
-        :class:`NormConfig`.
+        Defaults depend on the head. Pose (``v1``) interpolates nearest and ends in one resolution, as the authors' pose
+        net. So does ``higher``, with one transposed convolution as wide as the first branch and a tag per keypoint at
+        1/4. ``v2``, ``ocr`` and ``face`` interpolate bilinearly to the target's size. Classification and ``v2p``
+        interpolate nearest.
 
         Args:
             width: C, the output channels of the highest-resolution branch; with ``block="bottleneck"`` its planes
                 are ``width // 4`` (Table 15's lower half).
             head: a head kind or one of its aliases (``"pose"``, ``"segmentation"``, ``"detection"``, ...).
             num_outputs: keypoints, classes or landmarks.
+            block: residual unit of the branches, ``"basic"`` or ``"bottleneck"``.
+            num_blocks: residual units per branch and module.
+            num_modules: modules of each stage after the first.
+            num_branches: branches of each stage after the first.
+            stage1_channels: planes of the first stage's bottlenecks.
+            stage1_blocks: bottlenecks of the first stage.
+            overrides: fields of :class:`HRNetConfig`, :class:`HeadConfig` or (``bn_momentum``) :class:`NormConfig`.
 
         Raises:
-            ConfigError: a value out of range, or an unknown field.
+            ConfigError: a value is out of range, or a field is unknown.
         """
-        positive("HRNetConfig.make", width=width, num_blocks=num_blocks, stage1_channels=stage1_channels)
-        one_of("HRNetConfig.make", "block", block, get_args(BlockKind))
+        check_positive("HRNetConfig.make", width=width, num_blocks=num_blocks, stage1_channels=stage1_channels)
+        check_one_of("HRNetConfig.make", "block", block, get_args(BlockKind))
         planes = width // EXPANSION[block]
-        positive("HRNetConfig.make", planes=planes)
+        check_positive("HRNetConfig.make", planes=planes)
         stages = [StageConfig((stage1_channels,), (stage1_blocks,), 1, "bottleneck")]
-        num_modules = listed("HRNetConfig.make", "num_modules", num_modules)  # type: ignore[assignment]
-        num_branches = listed("HRNetConfig.make", "num_branches", num_branches)  # type: ignore[assignment]
+        num_modules = as_tuple("HRNetConfig.make", "num_modules", num_modules)  # type: ignore[assignment]
+        num_branches = as_tuple("HRNetConfig.make", "num_branches", num_branches)  # type: ignore[assignment]
         if len(num_modules) != len(num_branches):
             raise ConfigError(
-                f"HRNetConfig.make: num_modules={num_modules} and num_branches={num_branches} must name equally "
-                "many stages."
+                f"HRNetConfig.make: num_modules={num_modules} and num_branches={num_branches} must have one entry "
+                "per stage each."
             )
         for modules, branches in zip(num_modules, num_branches, strict=True):
-            positive("HRNetConfig.make", num_branches=branches)
+            check_positive("HRNetConfig.make", num_branches=branches)
             channels = tuple(planes * 2**i for i in range(branches))
             stages.append(StageConfig(channels, (num_blocks,) * branches, modules, block))
         config = cls(tuple(stages), **_head_defaults(head, num_outputs, width))
@@ -191,7 +193,7 @@ class HRNetConfig:
         ``norm_eps``, ``norm_groups`` and ``bn_momentum``).
 
         Raises:
-            ConfigError: an unknown name, or a combination that no network can have.
+            ConfigError: a name is unknown, or no network can have this combination.
         """
         top = {f.name for f in dataclasses.fields(self)}
         head = {f.name for f in dataclasses.fields(HeadConfig)} - {"kind"}
@@ -210,13 +212,15 @@ class HRNetConfig:
         for name, kind, names in (("head", HeadConfig, {h: h for h in head}), ("norm", NormConfig, norm)):
             part = {names[k]: v for k, v in changes.items() if k in names}
             whole = own.pop(name, getattr(self, name))
-            if isinstance(whole, str):  # a kind; its fields may change along with it
+            if isinstance(whole, str):  # a kind, whose other fields may be given too
                 part, whole = {"kind": whole, **part}, getattr(self, name)
-            own[name] = dataclasses.replace(whole, **part) if isinstance(whole, kind) else whole  # else refused below
+            own[name] = (
+                dataclasses.replace(whole, **part) if isinstance(whole, kind) else whole
+            )  # the constructor refuses other types
         return dataclasses.replace(self, **own)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain dictionaries, lists and scalars that :meth:`from_dict` takes back and JSON can hold."""
+        """Return dictionaries, lists and scalars for JSON and :meth:`from_dict`."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -224,7 +228,7 @@ class HRNetConfig:
         """Rebuild a configuration from :meth:`to_dict`.
 
         Raises:
-            ConfigError: unknown fields or values.
+            ConfigError: a field or value is unknown.
         """
         try:
             values = dict(data)
@@ -239,7 +243,7 @@ class HRNetConfig:
 
 
 def _head_defaults(head: str, num_outputs: int, width: int) -> dict[str, Any]:
-    """Fields of HRNetConfig that follow from the head, as the authors' repository for that task has them."""
+    """Return the fields of HRNetConfig that depend on the head, as in the authors' repository for its task."""
     kind = HEAD_ALIASES.get(head, head) if isinstance(head, str) else head
     options: dict[str, Any] = {"head": HeadConfig(kind=kind, num_outputs=num_outputs)}  # type: ignore[arg-type]
     if kind == "higher":

@@ -1,4 +1,4 @@
-"""Stages, normalisation and transposed convolutions of a network."""
+"""``StageConfig``, ``NormConfig`` and ``DeconvConfig``: configurations of the parts of a network."""
 
 from __future__ import annotations
 
@@ -7,20 +7,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from hrnet_fast.config.fields import EXPANSION, BlockKind, NormKind, boolean, integer, listed, number, one_of, positive
+from hrnet_fast.config.fields import (
+    EXPANSION,
+    BlockKind,
+    NormKind,
+    as_tuple,
+    check_bools,
+    check_one_of,
+    check_positive,
+    is_int,
+    is_real,
+)
 from hrnet_fast.errors import ConfigError, shown
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage: `num_modules` modularized blocks of parallel branches (paper, section 3.4 and Table 14).
+    """A stage: `num_modules` modularized blocks of parallel branches (paper, section 3.4 and Table 14).
 
     Attributes:
-        channels: planes of each branch's residual units, highest resolution first. A bottleneck's output is four
-            times as wide.
+        channels: planes of each branch's residual units, highest resolution first. A bottleneck has four times
+            as many output channels.
         num_blocks: residual units per branch and module.
         num_modules: modularized blocks in the stage.
-        block: residual unit, two 3x3 convolutions (``"basic"``) or ``"bottleneck"``.
+        block: residual unit, ``"basic"`` (two 3x3 convolutions) or ``"bottleneck"``.
     """
 
     channels: tuple[int, ...]
@@ -30,16 +40,16 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         for name in ("channels", "num_blocks"):
-            object.__setattr__(self, name, listed("StageConfig", name, getattr(self, name)))
-        one_of("StageConfig", "block", self.block, get_args(BlockKind))
-        positive("StageConfig", num_modules=self.num_modules)
+            object.__setattr__(self, name, as_tuple("StageConfig", name, getattr(self, name)))
+        check_one_of("StageConfig", "block", self.block, get_args(BlockKind))
+        check_positive("StageConfig", num_modules=self.num_modules)
         if not self.channels or len(self.channels) != len(self.num_blocks):
             raise ConfigError(
-                f"StageConfig: channels={self.channels} and num_blocks={self.num_blocks} must name the same, "
-                "non-empty set of branches: give one entry per branch in each."
+                f"StageConfig: channels={self.channels} and num_blocks={self.num_blocks} must have one entry "
+                "per branch each, and at least one."
             )
         for i, (c, b) in enumerate(zip(self.channels, self.num_blocks, strict=True)):
-            positive("StageConfig", **{f"channels[{i}]": c, f"num_blocks[{i}]": b})
+            check_positive("StageConfig", **{f"channels[{i}]": c, f"num_blocks[{i}]": b})
 
     @property
     def num_branches(self) -> int:
@@ -47,20 +57,20 @@ class StageConfig:
 
     @property
     def out_channels(self) -> tuple[int, ...]:
-        """Channels that each branch hands on."""
+        """Output channels of each branch."""
         return tuple(c * EXPANSION[self.block] for c in self.channels)
 
 
 @dataclass(frozen=True)
 class NormConfig:
-    """The normalisation that follows every convolution.
+    """The normalisation after every convolution.
 
     Attributes:
         kind: ``"bn"``, ``"syncbn"`` (statistics over all processes), ``"gn"`` (group normalisation) or ``"frozen"``
             (batch normalisation whose scale, shift and statistics are buffers).
-        momentum: running-statistics momentum of batch normalisation; ``None`` is the cumulative average.
+        momentum: momentum of the running statistics of batch normalisation; ``None`` for the cumulative average.
         eps: added to the variance.
-        groups: groups of ``"gn"``; every normalised width must be a multiple of it.
+        groups: groups of ``"gn"``, a divisor of every normalised number of channels.
     """
 
     kind: NormKind = "bn"
@@ -69,25 +79,25 @@ class NormConfig:
     groups: int = 32
 
     def __post_init__(self) -> None:
-        one_of("NormConfig", "kind", self.kind, get_args(NormKind))
-        positive("NormConfig", groups=self.groups)
-        if self.momentum is not None and not (number(self.momentum) and 0.0 <= self.momentum <= 1.0):
+        check_one_of("NormConfig", "kind", self.kind, get_args(NormKind))
+        check_positive("NormConfig", groups=self.groups)
+        if self.momentum is not None and not (is_real(self.momentum) and 0.0 <= self.momentum <= 1.0):
             raise ConfigError(
                 f"NormConfig: momentum={shown(self.momentum)} must lie in [0, 1] or be None (cumulative)."
             )
-        if not (number(self.eps) and self.eps > 0.0):
+        if not (is_real(self.eps) and self.eps > 0.0):
             raise ConfigError(f"NormConfig: eps={shown(self.eps)} must be positive.")
 
 
 @dataclass(frozen=True)
 class DeconvConfig:
-    """One step of the ``"higher"`` head: twice the resolution, then residual units and outputs there.
+    """A step of the ``"higher"`` head: a transposed convolution, residual units and outputs at twice the resolution.
 
     Attributes:
-        channels: width of the transposed convolution's output and of the residual units.
-        kernel_size: of the transposed convolution of stride 2 (2, 3 or 4).
+        channels: output channels of the transposed convolution and of the residual units.
+        kernel_size: kernel size of the transposed convolution of stride 2 (2, 3 or 4).
         num_blocks: basic residual units after it.
-        concat: whether the step before hands on its outputs beside its features.
+        concat: whether its input is the previous features concatenated with their outputs.
     """
 
     channels: int
@@ -96,15 +106,15 @@ class DeconvConfig:
     concat: bool = True
 
     def __post_init__(self) -> None:
-        positive("DeconvConfig", channels=self.channels)
-        one_of("DeconvConfig", "kernel_size", self.kernel_size, (2, 3, 4))
-        boolean("DeconvConfig", concat=self.concat)
-        if not integer(self.num_blocks) or self.num_blocks < 0:
+        check_positive("DeconvConfig", channels=self.channels)
+        check_one_of("DeconvConfig", "kernel_size", self.kernel_size, (2, 3, 4))
+        check_bools("DeconvConfig", concat=self.concat)
+        if not is_int(self.num_blocks) or self.num_blocks < 0:
             raise ConfigError(f"DeconvConfig: num_blocks={shown(self.num_blocks)} must be an integer of at least 0.")
 
 
-def made_of(kind: Any, fields: Mapping[str, Any]) -> Any:
-    """A configuration of a mapping of its fields."""
+def build_part(kind: Any, fields: Mapping[str, Any]) -> Any:
+    """Return a configuration from a mapping of its fields; raise ConfigError for unknown ones."""
     try:
         return kind(**fields)
     except TypeError:
@@ -112,9 +122,9 @@ def made_of(kind: Any, fields: Mapping[str, Any]) -> Any:
         raise ConfigError(f"{kind.__name__}: {shown(dict(fields))} given; its fields are {accepted}.") from None
 
 
-def norm_of(value: Any) -> NormConfig | None:
-    """A normalisation, given as such, by its kind or as :meth:`HRNetConfig.to_dict` has it."""
+def as_norm(value: Any) -> NormConfig | None:
+    """Return a NormConfig given as such, by its kind, or as a mapping of :meth:`HRNetConfig.to_dict`."""
     if isinstance(value, str):
         return NormConfig(kind=value)  # type: ignore[arg-type]
-    made: NormConfig | None = made_of(NormConfig, value) if isinstance(value, Mapping) else value
+    made: NormConfig | None = build_part(NormConfig, value) if isinstance(value, Mapping) else value
     return made

@@ -1,4 +1,4 @@
-"""Keypoints in numbers: heatmaps to points and back, boxes to network inputs, mirror pairs. Needs torch alone."""
+"""Keypoint coordinates: decoding and encoding of heatmaps, box crops, mirror pairs. Imports torch alone."""
 
 from hrnet_fast.keypoints.affine import Box, fit_box, to_image, to_input, warp_matrix
 from hrnet_fast.keypoints.datasets import DATASETS, Dataset, dataset_of

@@ -1,4 +1,4 @@
-"""Between an image and the network's input: boxes, points and the matrix of the crop."""
+"""Affine maps between image and network input, for boxes, points and the crop."""
 
 from __future__ import annotations
 
@@ -16,12 +16,20 @@ Box = tuple[float, float, float, float]  # left, top, width, height in pixels
 
 
 def fit_box(box: Box, size: Sequence[int], padding: float = 1.25) -> Box:
-    """Return `box` widened about its centre to the aspect ratio of `size` (H, W), then by `padding`.
+    """Return `box` extended about its centre to the aspect ratio of `size` (H, W), then scaled by `padding`.
 
-    Paper, section 4, "Training": the detection box is extended to a fixed aspect ratio before cropping; the authors'
-    pose and face repositories and mmpose pad it by a quarter.
+    Paper, section 4, "Training": the detection box is extended to a fixed aspect ratio before cropping. The authors'
+    pose and face repositories and mmpose then scale it by 1.25.
+
+    Args:
+        box: (left, top, width, height) in image pixels.
+        size: (H, W) of the network input.
+        padding: factor on width and height, positive.
+
+    Raises:
+        InputError: a side of the box, the size or the padding is not positive.
     """
-    left, top, width, height = _checked(box)
+    left, top, width, height = _check_box(box)
     rows, columns = check_size("fit_box", "size", size)
     check_number("fit_box", "padding", padding)
     if padding <= 0:
@@ -31,11 +39,11 @@ def fit_box(box: Box, size: Sequence[int], padding: float = 1.25) -> Box:
     return (left + width / 2 - w / 2, top + height / 2 - h / 2, w, h)
 
 
-def _checked(box: Box) -> Box:
-    """Return a box (left, top, width, height) that has an area.
+def _check_box(box: Box) -> Box:
+    """Return a box (left, top, width, height) of positive area.
 
     Raises:
-        InputError: it is something else.
+        InputError: `box` is no such box.
     """
     sides = check_numbers("box", "sides", box)
     if len(sides) != 4 or sides[2] <= 0 or sides[3] <= 0:
@@ -44,55 +52,71 @@ def _checked(box: Box) -> Box:
 
 
 def to_image(points: Tensor, boxes: Tensor, input_size: Sequence[int]) -> Tensor:
-    """Map decoded points into the images that the network's inputs were cropped from.
+    """Map decoded points from network inputs to the images that these were cropped from.
 
-    A box's width is W input pixels: the authors' ``transform_preds`` without its conversion to whole pixels, and
-    mmpose's ``TopdownPoseEstimator.add_pred_to_datasample``. (The authors' face evaluation then takes
+    A box is W input pixels wide. The result is that of the authors' ``transform_preds`` without its rounding to whole
+    pixels, and of mmpose's ``TopdownPoseEstimator.add_pred_to_datasample``. (The authors' face evaluation then takes
     ``trunc(point) + 1``.)
 
     Args:
-        points: [N, K, 2] as (x, y) of :func:`~hrnet_fast.keypoints.decode_keypoints`, whatever the method.
+        points: [N, K, 2] as (x, y) in input pixels, from :func:`~hrnet_fast.keypoints.decode_keypoints` with any
+            method.
         boxes: [N, 4] as (left, top, width, height) in image pixels, of the input's aspect ratio (:func:`fit_box`). The
-            authors' centre is the box's, and 200 times their scale is its size.
-        input_size: (H, W).
+            authors' centre is the box's centre, and its size is 200 times their scale.
+        input_size: (H, W) of the network input.
+
+    Returns:
+        [N, K, 2] in image pixels, in the dtype of `points`; float32 for integers and half precision.
+
+    Raises:
+        InputError: a shape or type is unsupported.
     """
     height, width = check_size("to_image", "input_size", input_size)
-    points, corner, size = _corners("to_image", points, boxes)
+    points, corner, size = _box_corners("to_image", points, boxes)
     return torch.stack([points[..., 0] / width, points[..., 1] / height], dim=-1) * size + corner
 
 
 def to_input(points: Tensor, boxes: Tensor, input_size: Sequence[int], method: str = "msra") -> Tensor:
-    """Map points of the images into the network's inputs, for :func:`~hrnet_fast.keypoints.encode_keypoints`.
+    """Map points from images to network inputs, for :func:`~hrnet_fast.keypoints.encode_keypoints`.
 
     Args:
         points: [N, K, 2] as (x, y) in image pixels.
         boxes: as in :func:`to_image`.
-        input_size: (H, W).
+        input_size: (H, W) of the network input.
         method: ``"udp"`` maps a box's width to W - 1 pixels, the others to W.
+
+    Returns:
+        [N, K, 2] in input pixels, in the dtype of `points`; float32 for integers and half precision.
+
+    Raises:
+        InputError: a shape, type or `method` is unsupported.
     """
     check_method("to_input", method)
     height, width = check_size("to_input", "input_size", input_size)
-    points, corner, size = _corners("to_input", points, boxes)
+    points, corner, size = _box_corners("to_input", points, boxes)
     share, less = (points - corner) / size, int(method == "udp")
     return torch.stack([share[..., 0] * (width - less), share[..., 1] * (height - less)], dim=-1)
 
 
 def warp_matrix(box: Box, input_size: Sequence[int], method: str = "msra", rotation: float = 0.0) -> Tensor:
-    """Return the matrix [2, 3], float64, that takes image pixels (x, y, 1) to input pixels.
+    """Return the matrix [2, 3], float64, that maps image pixels (x, y, 1) to input pixels.
 
-    Equals the authors' ``get_affine_transform`` and mmpose's ``get_udp_warp_matrix``, and is what ``cv2.warpAffine``
-    takes: both sides count whole pixels from the centre of the first.
+    It equals the authors' ``get_affine_transform`` and mmpose's ``get_udp_warp_matrix``, and suits ``cv2.warpAffine``:
+    coordinates are in pixels, with 0 at the centre of the first.
 
     Args:
         box: (left, top, width, height) in image pixels, of the input's aspect ratio.
         input_size: (H, W).
         method: as in :func:`to_input`.
-        rotation: in degrees about the box's centre, in the sense of the respective code.
+        rotation: degrees about the box's centre, in the direction of the respective code.
+
+    Raises:
+        InputError: the box has no area, or a size, `method` or `rotation` is unsupported.
     """
     check_method("warp_matrix", method)
     height, width = check_size("warp_matrix", "input_size", input_size)
     check_number("warp_matrix", "rotation", rotation)
-    left, top, box_width, box_height = _checked(box)
+    left, top, box_width, box_height = _check_box(box)
     udp = method == "udp"
     angle = math.radians(rotation if udp else -rotation)
     cos, sin = math.cos(angle), math.sin(angle)
@@ -107,8 +131,8 @@ def warp_matrix(box: Box, input_size: Sequence[int], method: str = "msra", rotat
     )
 
 
-def _corners(what: str, points: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Points, corners and sizes of boxes, all in the points' dtype or, of integers and half precision, in float32."""
+def _box_corners(what: str, points: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return points, box corners and box sizes in one dtype: that of the points, at least float32."""
     check_tensor(what, "points", points)
     check_tensor(what, "boxes", boxes)
     if points.dim() != 3 or points.shape[2] != 2 or boxes.shape != (points.shape[0], 4):

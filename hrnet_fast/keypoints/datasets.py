@@ -1,7 +1,7 @@
-"""Data sets of keypoints: which channels mirror each other, what they are called, which are connected.
+"""Keypoint data sets: mirror pairs, names and bones of their channels.
 
-Numbers as in the authors' repositories (``lib/dataset`` of pose, ``lib/utils/transforms.py`` of faces, there partly
-from 1) and in mmpose's ``configs/_base_/datasets``.
+Indices are those in the authors' repositories (``lib/dataset`` of pose, ``lib/utils/transforms.py`` of faces, there
+partly from 1) and in mmpose's ``configs/_base_/datasets``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ class Dataset:
     """Keypoints of one data set.
 
     Attributes:
-        name: what ``pairs=`` calls it.
-        channels: how many keypoints.
-        pairs: channels that a mirror swaps.
-        names: of the channels; their numbers where the data set has no names.
+        name: value of ``pairs=``.
+        channels: number of keypoints.
+        pairs: channels that mirroring swaps.
+        names: names of the channels; their indices if the data set has no names.
         bones: channels to connect in a drawing.
     """
 
@@ -31,12 +31,12 @@ class Dataset:
     bones: tuple[tuple[int, int], ...] = ()
 
 
-def _down(first: Iterable[int], last: int) -> tuple[tuple[int, int], ...]:
-    """Pairs of `first` counted up and `last` counted down."""
+def _mirrored_ranges(first: Iterable[int], last: int) -> tuple[tuple[int, int], ...]:
+    """Pair the indices of `first` in order with `last`, `last` - 1, ..."""
     return tuple((a, last - i) for i, a in enumerate(first))
 
 
-def _face(name: str, channels: int, *pairs: tuple[tuple[int, int], ...]) -> Dataset:
+def _face_dataset(name: str, channels: int, *pairs: tuple[tuple[int, int], ...]) -> Dataset:
     return Dataset(name, channels, tuple(p for group in pairs for p in group), tuple(map(str, range(channels))))
 
 
@@ -68,42 +68,42 @@ MPII = Dataset(
         (13, 14), (14, 15),
     ),
 )  # fmt: skip
-WFLW = _face(
+WFLW = _face_dataset(
     "wflw",
     98,
-    _down(range(16), 32),  # outline
-    _down(range(33, 38), 46),  # brows
-    _down(range(38, 42), 50),
+    _mirrored_ranges(range(16), 32),  # outline
+    _mirrored_ranges(range(33, 38), 46),  # brows
+    _mirrored_ranges(range(38, 42), 50),
     ((55, 59), (56, 58)),  # nose
-    _down(range(60, 65), 72),  # eyes
-    _down(range(65, 68), 75),
-    _down(range(76, 79), 82),  # mouth
+    _mirrored_ranges(range(60, 65), 72),  # eyes
+    _mirrored_ranges(range(65, 68), 75),
+    _mirrored_ranges(range(76, 79), 82),  # mouth
     ((83, 87), (84, 86), (88, 92), (89, 91), (93, 95)),
     ((96, 97),),  # pupils
 )
-FACE_300W = _face(
+FACE_300W = _face_dataset(
     "300w",
     68,
-    _down(range(8), 16),
-    _down(range(17, 22), 26),
-    _down(range(31, 33), 35),
-    _down(range(36, 40), 45),
-    _down(range(40, 42), 47),
-    _down(range(48, 51), 54),
+    _mirrored_ranges(range(8), 16),
+    _mirrored_ranges(range(17, 22), 26),
+    _mirrored_ranges(range(31, 33), 35),
+    _mirrored_ranges(range(36, 40), 45),
+    _mirrored_ranges(range(40, 42), 47),
+    _mirrored_ranges(range(48, 51), 54),
     ((55, 59), (56, 58), (60, 64), (61, 63), (65, 67)),
 )
-COFW = _face(
+COFW = _face_dataset(
     "cofw",
     29,
     ((0, 1), (2, 3), (4, 6), (5, 7), (8, 9), (10, 11), (12, 14), (13, 15), (16, 17), (18, 19), (22, 23)),
 )
-AFLW = _face("aflw", 19, _down(range(3), 5), _down(range(6, 9), 11), ((12, 14), (15, 17)))
+AFLW = _face_dataset("aflw", 19, _mirrored_ranges(range(3), 5), _mirrored_ranges(range(6, 9), 11), ((12, 14), (15, 17)))
 
 DATASETS: dict[str, Dataset] = {d.name: d for d in (COCO, MPII, WFLW, FACE_300W, COFW, AFLW)}
 
 
 def dataset_of(channels: int) -> Dataset | None:
-    """Return the data set with that many keypoints, if it is known."""
+    """Return the data set with that number of keypoints, or None."""
     return next((d for d in DATASETS.values() if d.channels == channels), None)
 
 
@@ -111,7 +111,7 @@ def get_dataset(name: str) -> Dataset:
     """Return a data set by name.
 
     Raises:
-        InputError: an unknown name.
+        InputError: the name is unknown.
     """
     if name not in DATASETS:
         raise InputError(f"keypoints of {name!r} are not known; accepted are {', '.join(DATASETS)}.")

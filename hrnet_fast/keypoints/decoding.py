@@ -1,4 +1,4 @@
-"""From heatmaps to points in the network's input, as the code that trained the network does it."""
+"""``decode_keypoints``: heatmaps to points in the network's input, by the methods of the upstreams."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.errors import InputError
-from hrnet_fast.keypoints.methods import check_method, check_size, widest
+from hrnet_fast.keypoints.methods import check_method, check_size, widest_float
 
-# DARK's blur in mmpose: 11 taps, and OpenCV's standard deviation for so many.
+# DARK's blur in mmpose: 11 taps, with OpenCV's standard deviation for that width.
 _TAPS = 11
 _SIGMA = 0.3 * ((_TAPS - 1) * 0.5 - 1) + 0.8
 _EPS = 2.0**-23  # float32's, which mmpose adds to UDP's Hessian
 
 
 def decode_keypoints(heatmaps: Tensor, input_size: Sequence[int], method: str = "msra") -> tuple[Tensor, Tensor]:
-    """Return where each heatmap's peak lies in the network's input, and how high it is.
+    """Return position and value of each heatmap's peak.
 
-    ``msra`` and ``face`` move the first maximum by a quarter pixel towards its higher neighbours; ``dark`` and ``udp``
-    take the summit of a quadratic through the logarithm of the blurred map. Near the border the maximum stays where it
-    is: ``msra`` and ``dark`` refine both coordinates or none (authors' ``lib/core/inference.py``; mmpose's MSRAHeatmap
-    also refines along the border). A map that is nowhere positive stands for pixel (-1, -1), which lies outside, as in
-    mmpose and the authors' face code; the authors' pose code says (0, 0). A map whose maximum is NaN gives NaN.
+    ``msra`` and ``face`` shift the first maximum by a quarter pixel towards its higher neighbours. ``dark`` and ``udp``
+    take the maximum of a quadratic Taylor expansion of the blurred map's logarithm. A maximum near the border is not
+    refined: ``msra`` and ``dark`` refine both coordinates or none (authors' ``lib/core/inference.py``; mmpose's
+    MSRAHeatmap also refines along the border). A map without a positive value gives pixel (-1, -1), outside the
+    heatmap, as in mmpose and the authors' face code; the authors' pose code gives (0, 0). A map whose maximum is NaN
+    gives NaN.
 
-    Points are to be taken to the image by :func:`~hrnet_fast.keypoints.to_image`, whatever the method: a box's width
-    is W input pixels. That is why ``udp`` multiplies by ``W / (w - 1)``, as mmpose's UDPHeatmap does; multiply its
-    points by ``(W - 1) / W`` for indices of pixels in a crop made by UDP's map, in which the last pixel is the end of
-    the box.
+    :func:`~hrnet_fast.keypoints.to_image` maps the points of every method to the image: a box is W input pixels wide.
+    ``udp`` therefore multiplies by ``W / (w - 1)``, as mmpose's UDPHeatmap does. For pixel indices in a crop by UDP's
+    matrix, whose last pixel is the end of the box, multiply its points by ``(W - 1) / W``.
 
     Args:
         heatmaps: floating [N, K, h, w] on any device; float16 and bfloat16 are read as float32.
@@ -37,22 +37,22 @@ def decode_keypoints(heatmaps: Tensor, input_size: Sequence[int], method: str = 
         method: ``"msra"``, ``"dark"``, ``"udp"`` or ``"face"``; see :mod:`hrnet_fast.keypoints.methods`.
 
     Returns:
-        Points [N, K, 2] as (x, y) in input pixels and values [N, K], float32 or, of such heatmaps, float64. Neither
-        has a gradient.
+        Points [N, K, 2] as (x, y) in input pixels and values [N, K], in float32, or in float64 for float64 heatmaps.
+        Neither has a gradient.
 
     Raises:
-        InputError: heatmaps of another type or rank or without pixels, a size that is none, or an unknown method.
+        InputError: the heatmaps have another type or rank or no pixels, the size is invalid, or the method is unknown.
     """
     check_method("decode_keypoints", method)
     height, width = check_size("decode_keypoints", "input_size", input_size)
-    maps = _checked(heatmaps, least=2 if method == "udp" else 1)
+    maps = _check_heatmaps(heatmaps, least=2 if method == "udp" else 1)
     h, w = maps.shape[2:]
-    values, index = maps.flatten(2).max(dim=2)  # of equal maxima the first; NaN before all
+    values, index = maps.flatten(2).max(dim=2)  # the first of equal maxima; NaN counts as largest
     x, y = index % w, index // w
     if method in ("msra", "face"):
-        dx, dy = _quarter(maps, x, y, first=2 if method == "msra" else 1)
+        dx, dy = _quarter_pixel_offset(maps, x, y, first=2 if method == "msra" else 1)
     else:
-        dx, dy = _summit(maps, values, x, y, udp=method == "udp")
+        dx, dy = _taylor_offset(maps, values, x, y, udp=method == "udp")
     half = 0.5 if method == "face" else 0.0
     less = 1 if method == "udp" else 0
     missing = values <= 0
@@ -62,7 +62,7 @@ def decode_keypoints(heatmaps: Tensor, input_size: Sequence[int], method: str = 
     return torch.where(values.isnan()[..., None], math.nan, points), values
 
 
-def _checked(heatmaps: Tensor, least: int) -> Tensor:
+def _check_heatmaps(heatmaps: Tensor, least: int) -> Tensor:
     if not isinstance(heatmaps, Tensor) or not heatmaps.is_floating_point() or heatmaps.dim() != 4:
         given = f"{heatmaps.dtype} {list(heatmaps.shape)}" if isinstance(heatmaps, Tensor) else type(heatmaps).__name__
         raise InputError(f"decode_keypoints: {given} given; accepted are floating heatmaps [N, K, h, w].")
@@ -74,31 +74,31 @@ def _checked(heatmaps: Tensor, least: int) -> Tensor:
     return maps if maps.dtype == torch.float64 else maps.float()
 
 
-def _at(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Values [N, K] of `maps` [N, K, h, w] at pixels [N, K]; beyond the border, those of the border."""
+def _gather_pixels(maps: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Return values [N, K] of `maps` [N, K, h, w] at pixels [N, K]; coordinates are clamped to the map."""
     h, w = maps.shape[2:]
     index = y.clamp(0, h - 1) * w + x.clamp(0, w - 1)
     return maps.flatten(2).gather(2, index[..., None])[..., 0]
 
 
-def _quarter(maps: Tensor, x: Tensor, y: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """A quarter pixel towards the higher neighbour in each direction; `first` is the first row that is refined."""
+def _quarter_pixel_offset(maps: Tensor, x: Tensor, y: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """Return offsets of a quarter pixel towards the higher neighbours; `first` is the first row that is refined."""
     h, w = maps.shape[2:]
     inside = (x >= first) & (x < w - 1) & (y >= first) & (y < h - 1)
     step = inside * 0.25
-    dx = torch.sign(_at(maps, x + 1, y) - _at(maps, x - 1, y))
-    dy = torch.sign(_at(maps, x, y + 1) - _at(maps, x, y - 1))
+    dx = torch.sign(_gather_pixels(maps, x + 1, y) - _gather_pixels(maps, x - 1, y))
+    dy = torch.sign(_gather_pixels(maps, x, y + 1) - _gather_pixels(maps, x, y - 1))
     return dx * step, dy * step
 
 
-def _summit(maps: Tensor, values: Tensor, x: Tensor, y: Tensor, *, udp: bool) -> tuple[Tensor, Tensor]:
-    """From the maximum to the summit of the quadratic there (mmpose ``refine_keypoints_dark`` and ``_dark_udp``)."""
+def _taylor_offset(maps: Tensor, values: Tensor, x: Tensor, y: Tensor, *, udp: bool) -> tuple[Tensor, Tensor]:
+    """Return offsets to the maximum of a Taylor expansion (mmpose ``refine_keypoints_dark`` and ``_dark_udp``)."""
     h, w = maps.shape[2:]
-    blurred = _blur(maps)
+    blurred = _gaussian_blur(maps)
     factor = values / blurred.amax((2, 3))
 
     def at(dx: int, dy: int) -> Tensor:
-        value = _at(blurred, x + dx, y + dy) * factor
+        value = _gather_pixels(blurred, x + dx, y + dy) * factor
         return (value.clamp(1e-3, 50.0) if udp else value.clamp(min=1e-10)).log()
 
     here, right, left, below, above = at(0, 0), at(1, 0), at(-1, 0), at(0, 1), at(0, -1)
@@ -107,7 +107,7 @@ def _summit(maps: Tensor, values: Tensor, x: Tensor, y: Tensor, *, udp: bool) ->
         xx = right - 2 * here + left + _EPS
         yy = below - 2 * here + above + _EPS
         xy = 0.5 * (at(1, 1) - right - below + 2 * here - left - above + at(-1, -1))
-        # mmpose adds the epsilon to the diagonal and inverts; where that is singular, it raises.
+        # mmpose adds the epsilon to the diagonal and inverts; it raises for a singular matrix.
         wanted = torch.ones_like(x, dtype=torch.bool)
     else:
         xx = 0.25 * (at(2, 0) - 2 * here + at(-2, 0))
@@ -121,15 +121,15 @@ def _summit(maps: Tensor, values: Tensor, x: Tensor, y: Tensor, *, udp: bool) ->
     return dx, dy
 
 
-def _blur(maps: Tensor) -> Tensor:
-    """Gaussian blur with zeros around, as products with band matrices: float64's are not computed in TF32."""
-    wide = maps.to(widest(maps.device)).clamp(min=-1e30)  # 0 times -inf would be NaN
-    down, along = (_band(size, wide) for size in maps.shape[2:])
+def _gaussian_blur(maps: Tensor) -> Tensor:
+    """Blur with zero padding, as products with band matrices in float64, which TF32 settings do not affect."""
+    wide = maps.to(widest_float(maps.device)).clamp(min=-1e30)  # 0 times -inf would be NaN
+    down, along = (_blur_matrix(size, wide) for size in maps.shape[2:])
     return down @ wide @ along
 
 
-def _band(size: int, like: Tensor) -> Tensor:
-    """The blur along one side: [size, size], symmetrical."""
+def _blur_matrix(size: int, like: Tensor) -> Tensor:
+    """Return the symmetric band matrix [size, size] of the blur along one side."""
     place = torch.arange(size, device=like.device, dtype=like.dtype)
     apart = (place[:, None] - place).abs()
     total = sum(math.exp(-((i - _TAPS // 2) ** 2) / (2 * _SIGMA**2)) for i in range(_TAPS))

@@ -1,4 +1,4 @@
-"""From points in the network's input to training targets, as the code that trains with them makes them."""
+"""``encode_keypoints``: points in the network's input to heatmap targets, bit for bit as the upstreams' code."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.errors import InputError, shown
-from hrnet_fast.keypoints.methods import as_float32, check_method, check_size, widest
+from hrnet_fast.keypoints.methods import as_float32, check_method, check_size, widest_float
 
-_IN_CACHE = 1 << 14  # values of a CPU's turn: thirty passes over a whole batch would each go to memory
+_CHUNK = 1 << 14  # values per chunk on a CPU, so that the thirty passes of _exp_float32 stay in cache
 
 
 def encode_keypoints(
@@ -22,16 +22,16 @@ def encode_keypoints(
     method: str = "msra",
     sigma: float = 2.0,
 ) -> tuple[Tensor, Tensor]:
-    """Return the heatmaps that a network is to learn for `points`, and the weights of their losses.
+    """Return the target heatmaps for `points`, and the weights of their losses.
 
-    Equal to the last bit to the authors' pose (``msra``: ``JointsDataset.generate_target``) and face code (``face``:
-    ``lib/utils/transforms.py::generate_target``) and to mmpose's MSRAHeatmap (``msra``; ``dark`` with
-    ``unbiased=True``) and UDPHeatmap (``udp``) on x86 processors, with their patch of three standard deviations. Runs
-    on the points' device, without a loop over points and without waiting for results.
+    On x86 processors they equal bit for bit those of the authors' pose (``msra``: ``JointsDataset.generate_target``)
+    and face code (``face``: ``lib/utils/transforms.py::generate_target``) and of mmpose's MSRAHeatmap (``msra``;
+    ``dark`` with ``unbiased=True``) and UDPHeatmap (``udp``), with their patch of three standard deviations. The
+    computation runs on the points' device, without a loop over points and without synchronisation.
 
     Args:
-        points: real [N, K, 2] as (x, y) in input pixels. For ``udp`` these are indices of pixels.
-        visible: real or boolean [N, K]; None is all. Points below one half get an empty heatmap.
+        points: real [N, K, 2] as (x, y) in input pixels. For ``udp`` these are pixel indices.
+        visible: real or boolean [N, K]; None means all visible. Points below one half get an empty heatmap.
         input_size: (H, W) of the network's input.
         heatmap_size: (h, w).
         method: ``"msra"``, ``"dark"``, ``"udp"`` or ``"face"``; see :mod:`hrnet_fast.keypoints.methods`.
@@ -39,11 +39,12 @@ def encode_keypoints(
             AFLW) or 1 (300W).
 
     Returns:
-        Float32 targets [N, K, h, w] and weights [N, K]: `visible`, and 0 where no part of the patch is in the heatmap
-        or a coordinate is not finite. (The authors' face loss takes no weights: it counts empty heatmaps as well.)
+        Float32 targets [N, K, h, w] and weights [N, K]: `visible`, and 0 if the patch is outside the heatmap or a
+        coordinate is not finite. (The authors' face loss has no weights and includes empty heatmaps.)
 
     Raises:
-        InputError: points or `visible` of another shape or type, a size or a sigma that is none, or an unknown method.
+        InputError: `points` or `visible` have another shape or type, a size or `sigma` is invalid, or the method is
+            unknown.
     """
     what = "encode_keypoints"
     check_method(what, method)
@@ -53,28 +54,28 @@ def encode_keypoints(
         raise InputError(f"{what}: sigma={shown(sigma)} must be a number of heatmap pixels, from 0.01 to 1000.")
     seen = _check_points(points, visible)
     x, y = (
-        _Axis(_position(points[..., i], whole, size, method), size, method, float(sigma))
+        _Axis(_to_heatmap_pixels(points[..., i], whole, size, method), size, method, float(sigma))
         for i, (whole, size) in enumerate(((width, w), (height, h)))
     )
     inside = x.inside & y.inside
-    # The code bases differ in what exactly one half means.
+    # The code bases differ in whether exactly one half is visible.
     drawn = inside & ((seen > 0.5) if method in ("msra", "face") else (seen >= 0.5))
-    maps = {"dark": _whole, "udp": _curves}.get(method, _patches)(x, y, float(sigma))
+    maps = {"dark": _dark_heatmaps, "udp": _udp_heatmaps}.get(method, _msra_heatmaps)(x, y, float(sigma))
     return torch.where(drawn[..., None, None], maps, 0.0), seen * inside
 
 
-def _position(points: Tensor, whole: int, size: int, method: str) -> Tensor:
-    """One coordinate [N, K] in heatmap pixels. mmpose has it in float32, its scale factor as well."""
-    exact = points.detach().to(widest(points.device))
+def _to_heatmap_pixels(points: Tensor, whole: int, size: int, method: str) -> Tensor:
+    """Return one coordinate [N, K] in heatmap pixels. mmpose rounds it and its scale factor to float32."""
+    exact = points.detach().to(widest_float(points.device))
     if method == "udp":
-        return _rounded(_rounded(exact) / as_float32((whole - 1) / (size - 1)))
+        return _round_to_float32(_round_to_float32(exact) / as_float32((whole - 1) / (size - 1)))
     if method == "dark":
-        return _rounded(_rounded(exact) / as_float32(whole / size))
+        return _round_to_float32(_round_to_float32(exact) / as_float32(whole / size))
     return exact / (whole / size)
 
 
-def _rounded(x: Tensor) -> Tensor:
-    """`x` with the values that float32 has."""
+def _round_to_float32(x: Tensor) -> Tensor:
+    """Return `x` rounded to float32, in its own dtype."""
     return x.float().to(x.dtype)
 
 
@@ -98,7 +99,7 @@ def _check_points(points: Tensor, visible: Tensor | None) -> Tensor:
 
 
 class _Axis:
-    """One coordinate of all points: where their patches begin and end, and which of a heatmap's pixels they cover."""
+    """The patches of all points along one axis: their bounds, and the heatmap pixels that they cover."""
 
     def __init__(self, position: Tensor, size: int, method: str, sigma: float) -> None:
         reach = 3 * sigma
@@ -107,62 +108,62 @@ class _Axis:
             self.inside = (position - reach < size) & (position + reach + 1 >= 0)
             return
         nearest = position if method == "face" else position + 0.5
-        self.pixel = torch.trunc(_rounded(nearest) if method == "udp" else nearest)
-        # The upstreams truncate, also where a patch begins before the heatmap: there it stands a pixel to the right
-        # if sigma is no whole number.
+        self.pixel = torch.trunc(_round_to_float32(nearest) if method == "udp" else nearest)
+        # The upstreams truncate towards zero, so a patch that begins before the heatmap is one pixel further right if
+        # sigma is not integral.
         first, last = torch.trunc(self.pixel - reach), torch.trunc(self.pixel + reach + 1)
         self.inside = (first < size) & (last >= 0)
         self.column = self.pixels - first[..., None]  # of the patch
-        self.covered = (self.column >= 0) & (self.column < _columns(sigma)) & (self.pixels < last[..., None])
+        self.covered = (self.column >= 0) & (self.column < _patch_size(sigma)) & (self.pixels < last[..., None])
 
 
-def _columns(sigma: float) -> int:
-    """How many columns the upstreams' patch of three standard deviations has."""
+def _patch_size(sigma: float) -> int:
+    """Return the number of columns of the upstreams' patch of three standard deviations."""
     return math.ceil(6 * sigma + 1)
 
 
-def _middle(sigma: float) -> float:
-    """The column in which the patch is 1."""
+def _patch_centre(sigma: float) -> float:
+    """Return the column in which the patch is 1."""
     return (6 * sigma + 1) // 2
 
 
-def _curves(x: _Axis, y: _Axis, sigma: float) -> Tensor:
-    """UDP: heatmaps [N, K, h, w] of patches about pixels, each with its summit at the point itself."""
+def _udp_heatmaps(x: _Axis, y: _Axis, sigma: float) -> Tensor:
+    """Return heatmaps [N, K, h, w] of UDP: patches around the nearest pixel, with the maximum at the point itself."""
 
     def curve(axis: _Axis) -> Tensor:
-        summit = _middle(sigma) + axis.position - axis.pixel
+        summit = _patch_centre(sigma) + axis.position - axis.pixel
         return torch.where(axis.covered, torch.exp(-((axis.column - summit[..., None]) ** 2) / (2 * sigma**2)), 0.0)
 
     return (curve(y)[..., :, None] * curve(x)[..., None, :]).float()
 
 
-def _whole(x: _Axis, y: _Axis, sigma: float) -> Tensor:
-    """DARK: heatmaps [N, K, h, w] about the points themselves, computed in float32."""
-    dx, dy = (_rounded(_rounded(axis.pixels - axis.position[..., None]) ** 2) for axis in (x, y))
-    return _exp_float32(-_rounded(dx[..., None, :] + dy[..., :, None]) / as_float32(2 * sigma**2))
+def _dark_heatmaps(x: _Axis, y: _Axis, sigma: float) -> Tensor:
+    """Return heatmaps [N, K, h, w] of DARK: Gaussians around the points, computed in float32."""
+    dx, dy = (_round_to_float32(_round_to_float32(axis.pixels - axis.position[..., None]) ** 2) for axis in (x, y))
+    return _exp_float32(-_round_to_float32(dx[..., None, :] + dy[..., :, None]) / as_float32(2 * sigma**2))
 
 
-def _patches(x: _Axis, y: _Axis, sigma: float) -> Tensor:
-    """MSRA and face: heatmaps [N, K, h, w] of one patch about pixels, whose values are those of a table."""
-    place = torch.arange(_columns(sigma), device=x.column.device, dtype=x.column.dtype)
-    squares = (place - _middle(sigma)) ** 2
+def _msra_heatmaps(x: _Axis, y: _Axis, sigma: float) -> Tensor:
+    """Return heatmaps [N, K, h, w] of MSRA and face: one table of patch values, placed at the nearest pixels."""
+    place = torch.arange(_patch_size(sigma), device=x.column.device, dtype=x.column.dtype)
+    squares = (place - _patch_centre(sigma)) ** 2
     table = _exp_float32(-(squares[:, None] + squares) / as_float32(2 * sigma**2)).to(x.column.dtype)
-    # Products with ones and zeros pick rows and columns, and change no value in float64.
+    # Products with matrices of ones and zeros select rows and columns exactly in float64.
     rows, columns = (((axis.column[..., None] == place) & axis.covered[..., None]).to(table) for axis in (y, x))
     return (rows @ table @ columns.mT).float()
 
 
 def _exp_float32(z: Tensor) -> Tensor:
-    """Return exp(z) in float32 as NumPy computes it, which the upstreams' targets are made with.
+    """Return exp(z) in float32 as NumPy computes it, since the upstreams make their targets with NumPy.
 
-    NumPy's float32 exponential (``loops_exponent_log``, AVX2 and AVX512) differs from the nearest float32 by a unit in
-    the last place here and there: it is 2^q times a quotient of polynomials in ``z - q ln 2``, in fused multiply-adds.
-    Here these are computed in float64 and rounded, so that every device gives the same bits.
+    NumPy's float32 exponential (``loops_exponent_log``, AVX2 and AVX512) is not correctly rounded:
+    it is 2^q times a quotient of polynomials in ``z - q ln 2``, in fused multiply-adds. Here these are computed in
+    float64 and rounded, so that every device gives the same bits.
     """
     if z.dtype != torch.float64:
         return torch.exp(z).float()
-    if z.device.type == "cpu" and z.numel() > _IN_CACHE:
-        return torch.cat([_exp_float32(part) for part in torch.split(z.flatten(), _IN_CACHE)]).view(z.shape)
+    if z.device.type == "cpu" and z.numel() > _CHUNK:
+        return torch.cat([_exp_float32(part) for part in torch.split(z.flatten(), _CHUNK)]).view(z.shape)
 
     def fused(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:
         return (a * b + c).float().double()

@@ -1,7 +1,7 @@
-"""The coordinate conventions by name, and the checks that decoding and encoding share.
+"""The decoding methods by name, and the checks that decoding and encoding share.
 
 ==========  ===========================================================  ==================================
-method      code that trains with it                                     a heatmap's pixel ``p`` stands for
+method      code that trains with it                                     input pixel of heatmap pixel ``p``
 ==========  ===========================================================  ==================================
 ``msra``    authors' pose ``lib/core/inference.py``; mmpose MSRAHeatmap  ``p * W / w``
 ``dark``    mmpose MSRAHeatmap with ``unbiased=True``                    ``p * W / w``
@@ -20,10 +20,10 @@ import torch
 from hrnet_fast.errors import InputError, shown
 
 METHODS = ("msra", "dark", "udp", "face")
-# In a method's place, where maps are known to be no heatmaps (segmentation).
+# Instead of a method, if the maps are no heatmaps (segmentation).
 NO_HEATMAPS = "none"
-# Heads whose maps may be heatmaps, and what the first code base with that head trains with. V1h and V2 serve
-# segmentation too.
+# Heads whose maps may be heatmaps, and the method of the first code base with that head. V1h and V2 are also heads for
+# segmentation.
 METHOD_OF_HEAD: dict[str, str | None] = {"v1": "msra", "v1h": None, "v2": None, "face": "face"}
 
 
@@ -34,10 +34,10 @@ def check_method(what: str, method: str) -> None:
 
 
 def named_method(network: object) -> str | None:
-    """Return what a network, what it wraps (DataParallel) or an engine names as its ``keypoints``, if it does.
+    """Return the attribute ``keypoints`` of a network, of a wrapped network (DataParallel) or of an engine, or None.
 
     Raises:
-        InputError: a name that is none.
+        InputError: the attribute is no known method.
     """
     found = getattr(network, "keypoints", getattr(getattr(network, "module", None), "keypoints", None))
     if isinstance(found, str) and found != NO_HEATMAPS:
@@ -49,7 +49,7 @@ def check_size(what: str, name: str, size: Sequence[int], least: int = 1) -> tup
     """Return `size` as (height, width).
 
     Raises:
-        InputError: anything but two whole numbers of at least `least`.
+        InputError: `size` is something other than two integers of at least `least`.
     """
     try:
         height, width = (int(side) for side in size)
@@ -62,11 +62,11 @@ def check_size(what: str, name: str, size: Sequence[int], least: int = 1) -> tup
     return height, width
 
 
-def widest(device: torch.device) -> torch.dtype:
-    """Return float64, or float32 on devices without it."""
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 on devices that lack it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def as_float32(value: float) -> float:
-    """Return `value` rounded to float32, in which mmpose keeps its scale factors."""
+    """Return `value` rounded to float32, the dtype of mmpose's scale factors."""
     return float(struct.unpack("f", struct.pack("f", value))[0])

@@ -1,4 +1,4 @@
-"""Networks by name."""
+"""The model registry: ``create_model``, ``list_models`` and ``get_config``, as in timm."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def list_models(pattern: str = "*") -> list[str]:
     """Return the names of all variants that match a shell pattern such as ``"*pose*"``, sorted.
 
     Raises:
-        ConfigError: a pattern that is no string.
+        ConfigError: `pattern` is no string.
     """
     if not isinstance(pattern, str):
         raise ConfigError(f"list_models: {shown(pattern)} given; accepted is a shell pattern such as '*pose*'.")
@@ -25,10 +25,10 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def get_variant(name: str) -> Variant:
-    """Return a variant's entry.
+    """Return the entry of a named network.
 
     Raises:
-        ConfigError: an unknown name; the message offers near ones.
+        ConfigError: the name is unknown; the message suggests similar names.
     """
     if not isinstance(name, str):
         raise ConfigError(f"A model's name is a string; {shown(name)} given. list_models() names all.")
@@ -42,13 +42,13 @@ def get_config(name: str, **overrides: Any) -> HRNetConfig:
     """Return a named variant's configuration, with fields changed (see :meth:`HRNetConfig.override`).
 
     Raises:
-        ConfigError: an unknown name or field.
+        ConfigError: a name or field is unknown.
     """
     return get_variant(name).make().override(**overrides)
 
 
 def create_model(name: str, *, impl: str = "auto", **overrides: Any) -> HRNet:
-    """Return a named variant with random weights, in training mode, as an ``nn.Module`` begins.
+    """Return a named variant with random weights, in training mode.
 
     Args:
         name: one of :func:`list_models`.
@@ -56,8 +56,8 @@ def create_model(name: str, *, impl: str = "auto", **overrides: Any) -> HRNet:
         overrides: fields of :class:`HRNetConfig`, its head or its norm, such as ``num_outputs=133``.
 
     Raises:
-        ConfigError: an unknown name or field.
-        ImplementationError: a named implementation that cannot run here.
+        ConfigError: a name or field is unknown.
+        ImplementationError: the named implementation cannot run here.
     """
     model = HRNet(get_config(name, **overrides), impl=impl)
     task = get_variant(name).task

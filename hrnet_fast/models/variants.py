@@ -1,4 +1,4 @@
-"""The named networks, as data: those of the paper's tables, of the authors' repositories and of timm."""
+"""The table of named networks: those of the paper's tables, of the authors' repositories and of timm."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Variant:
     """A named network.
 
     Attributes:
-        name: what :func:`create_model` takes.
-        task: what it is for.
-        input_size: (H, W) that its task uses it at.
-        description: one line, with its place in the paper.
+        name: argument of :func:`create_model`.
+        task: pose, segmentation, detection, classification, landmarks or features.
+        input_size: the usual (H, W) in pixels.
+        description: one line, with the table or section of the paper.
         options: arguments of :meth:`HRNetConfig.make`.
     """
 
@@ -38,7 +38,8 @@ _IMAGENET = {"head": "c", "num_outputs": 1000}
 _SMALL_V1 = {"width": 16, "num_blocks": 2, "num_modules": (1, 1, 1), "stage1_channels": 32, "stage1_blocks": 1}
 _SMALL_V2 = {"width": 18, "num_blocks": 2, "num_modules": (1, 3, 2), "stage1_blocks": 2}
 
-# (name, widths, task, input, description, options); {w} is the width. Nearest in V2 pose, as the pose net fuses.
+# (name, widths, task, input, description, options); {w} is the width. V2 pose interpolates nearest, as the pose net
+# does.
 _SERIES: tuple[tuple[str, tuple[int, ...], str, tuple[int, int], str, dict[str, Any]], ...] = (
     ("hrnetv1_w{w}_pose", (18, 32, 48), "pose", POSE, "HRNetV1-W{w}, COCO keypoints (Table 1)", _KEYPOINTS),
     ("hrnetv2_w{w}_pose", (18, 32, 48), "pose", POSE, "HRNetV2-W{w} on keypoints (section 7, V1 vs. V2)",

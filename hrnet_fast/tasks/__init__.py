@@ -1,7 +1,7 @@
-"""From an image file to an answer and a picture: pose, segmentation, classification, landmarks.
+"""Predictions on images: pose, segmentation, classification, landmarks, with a picture of each.
 
-``TASKS[name].predict(model, image, options)`` returns a :class:`Prediction`. Models come from
-:func:`hrnet_fast.load_checkpoint`; drawing and decoding are here, networks are not.
+``TASKS[name].predict(model, image, options)`` returns a :class:`Prediction`; :func:`hrnet_fast.load_checkpoint` gives
+the model.
 """
 
 from hrnet_fast.tasks.classification import predict_classes

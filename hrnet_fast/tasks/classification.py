@@ -1,4 +1,4 @@
-"""ImageNet-style classification (Appendix B)."""
+"""The classification task: class scores of an image's centre crop (paper, Appendix B)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from torch import Tensor
 from hrnet_fast.errors import InputError
 from hrnet_fast.tasks import draw
 from hrnet_fast.tasks.images import to_tensor
-from hrnet_fast.tasks.pixels import as_channels, by_bands
+from hrnet_fast.tasks.pixels import as_channels, per_band
 from hrnet_fast.tasks.prediction import Network, Options, Prediction
 
-CROP_RATIO = 0.875  # of the shorter side: 224 of 256, the paper's single-crop testing
+CROP_RATIO = 0.875  # share of the shorter side: 224 of 256, the paper's single-crop testing
 
 
 def predict_classes(model: Network, image: Image.Image, options: Options) -> Prediction:
-    """Name the most probable classes of the image's centre crop."""
+    """Return the most probable classes of the image's centre crop.
+
+    Raises:
+        InputError: the network returns no class scores, or the number of labels differs.
+    """
     size = options.size or (224, 224)
     x = to_tensor(_centre_crop(as_channels(image, model.config.in_channels), size))
     with torch.inference_mode():
@@ -44,6 +48,6 @@ def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     height, width = size
     scale = max(height / image.height, width / image.width) / CROP_RATIO
     whole = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-    resized = by_bands(image, lambda band: band.resize(whole, Image.Resampling.BILINEAR))
+    resized = per_band(image, lambda band: band.resize(whole, Image.Resampling.BILINEAR))
     left, top = (resized.width - width) // 2, (resized.height - height) // 2
     return resized.crop((left, top, left + width, top + height))

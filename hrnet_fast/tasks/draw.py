@@ -1,4 +1,4 @@
-"""Answers drawn on images, as RGB."""
+"""Drawing of predictions on RGB images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Colour = tuple[int, int, int]
 
 
 def palette(n: int) -> list[Colour]:
-    """Return `n` colours, neighbours far apart (hues by the golden ratio)."""
+    """Return `n` RGB colours whose neighbours differ strongly (hues spaced by the golden ratio)."""
     hues = [(i * 0.618034) % 1.0 for i in range(n)]
     rgb = [colorsys.hsv_to_rgb(h, 0.75, 0.95 if i % 2 else 0.7) for i, h in enumerate(hues)]
     return [(int(r * 255), int(g * 255), int(b * 255)) for r, g, b in rgb]
@@ -28,7 +28,7 @@ def keypoints(
     bones: Sequence[tuple[int, int]],
     options: Options,
 ) -> Image.Image:
-    """Draw points whose score reaches the threshold, and the bones between two such points."""
+    """Draw the points whose score reaches the threshold, and the bones between them."""
     picture = image.convert("RGB")  # a copy
     pen = ImageDraw.Draw(picture)
     radius = max(2, round(min(image.size) / 160))
@@ -46,7 +46,7 @@ def keypoints(
 
 
 def overlay(image: Image.Image, labels: NDArray[np.integer], classes: int, opacity: float = 0.55) -> Image.Image:
-    """Blend the colours of the label map [H, W] over the image."""
+    """Blend the colours of a label map [H, W] over the image."""
     colours = np.array(palette(classes), dtype=np.uint8)[labels]
     return Image.blend(image.convert("RGB"), Image.fromarray(colours), opacity)
 

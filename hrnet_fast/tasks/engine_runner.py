@@ -1,4 +1,4 @@
-"""A network's answers by an engine, for the tasks."""
+"""``EngineRunner``: runs a task's network by an inference engine."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from hrnet_fast.models import HRNet
 logger = logging.getLogger(__name__)
 
 
-class Engined:
-    """Answers as `model` does, by an engine that is made at the first call.
+class EngineRunner:
+    """A :class:`Network` that prepares an engine at its first call.
 
-    With `or_model`, a model of which no engine can be made answers itself, and a note says why.
+    Args:
+        model: the network.
+        dtype: dtype of the computation.
+        or_model: run `model` itself, with a warning, if no engine can be made of it; otherwise raise the error.
     """
 
     def __init__(self, model: HRNet, dtype: torch.dtype, *, or_model: bool = False) -> None:
@@ -34,12 +37,12 @@ class Engined:
             except HRNetFastError as error:
                 if not self._or_model:
                     raise
-                logger.warning("the model answers, not an engine: %s", error)
+                logger.warning("the model runs instead of an engine: %s", error)
                 self._network = self._model
         return self._network(x)
 
     def describe(self) -> str:
-        """Say what ran, in one line."""
+        """Return one line on what ran."""
         if self._network is self._model:
             return "model, in place of an engine"
         kind = str(self._dtype).removeprefix("torch.")

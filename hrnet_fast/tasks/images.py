@@ -1,4 +1,4 @@
-"""Reading images and making the networks' inputs of them."""
+"""Reading of image files, and conversion to network inputs: crops and normalised tensors."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from torch import Tensor
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.keypoints import Box, fit_box, warp_matrix
-from hrnet_fast.tasks.pixels import MEAN, STATISTICS, STD, by_bands, eight_bits
+from hrnet_fast.tasks.pixels import MEAN, STATISTICS, STD, per_band, to_8bit
 
 __all__ = ["MEAN", "STD", "SUFFIXES", "crop", "find_images", "fit_box", "read_image", "to_tensor"]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def read_image(path: str | os.PathLike[str], channels: int = 3) -> Image.Image:
-    """Return an image as RGB, grey or RGBA by `channels` (3, 1, 4), turned upright by its EXIF orientation.
+    """Return an image as RGB, grey or RGBA by `channels` (3, 1, 4), rotated by its EXIF orientation.
 
     Raises:
-        InputError: no such file, one that is no image, or pixels that cannot be scaled
-            (:func:`~hrnet_fast.tasks.pixels.eight_bits`).
+        InputError: the file does not exist, is no image, or its pixels cannot be scaled
+            (:func:`~hrnet_fast.tasks.pixels.to_8bit`).
     """
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(eight_bits(image, str(path), channels))
+            return ImageOps.exif_transpose(to_8bit(image, str(path), channels))
     except InputError:
         raise
     except FileNotFoundError:
@@ -39,10 +39,10 @@ def read_image(path: str | os.PathLike[str], channels: int = 3) -> Image.Image:
 
 
 def find_images(path: str | os.PathLike[str]) -> list[Path]:
-    """Return the image itself, or the images in a folder in order of name.
+    """Return the path of an image, or the paths of the images in a folder, sorted by name.
 
     Raises:
-        InputError: nothing there, or a folder without images.
+        InputError: the path does not exist, or the folder has no images.
     """
     path = Path(path)
     if path.is_dir():
@@ -56,7 +56,7 @@ def find_images(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Return an RGB, grey or RGBA image as a normalised float32 [1, C, H, W]."""
+    """Return an RGB, grey or RGBA image as float32 [1, C, H, W], normalised by ImageNet statistics."""
     channels = len(image.getbands())
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).view(image.height, image.width, channels)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in STATISTICS[channels])
@@ -64,19 +64,19 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def crop(image: Image.Image, box: Box, size: tuple[int, int], method: str = "msra") -> Image.Image:
-    """Return the part of `image` under `box`, black outside, resampled bilinearly to `size` (H, W).
+    """Return the part of `image` inside `box`, resampled bilinearly to `size` (H, W); pixels outside are black.
 
-    The sampling is that of the code that trains with `method`: OpenCV's ``warpAffine`` with
-    :func:`~hrnet_fast.keypoints.warp_matrix`, in which pixel 0 of the result lies at the box's corner; for ``face``,
-    whole pixels cut out and resized (authors' ``lib/utils/transforms.py::crop``).
+    The sampling is that of the code that trains with `method`. For ``face`` whole pixels are cropped and resized
+    (authors' ``lib/utils/transforms.py::crop``). For the others it is OpenCV's ``warpAffine`` with
+    :func:`~hrnet_fast.keypoints.warp_matrix`, where pixel 0 of the result is at the box's corner.
     """
     if method == "face":
         return _face_crop(image, box, size)
     matrix = warp_matrix(box, size, method)
-    columns, right = _taps(box[0], float(matrix[0, 0]), size[1], image.width)
-    rows, down = _taps(box[1], float(matrix[1, 1]), size[0], image.height)
-    pixels = np.asarray(ImageOps.expand(image, 1))  # black around
-    pixels = pixels.reshape(*pixels.shape[:2], -1)  # grey pixels have no bands
+    columns, right = _bilinear_taps(box[0], float(matrix[0, 0]), size[1], image.width)
+    rows, down = _bilinear_taps(box[1], float(matrix[1, 1]), size[0], image.height)
+    pixels = np.asarray(ImageOps.expand(image, 1))  # a black border
+    pixels = pixels.reshape(*pixels.shape[:2], -1)  # grey images have no channel axis
 
     def along(which: NDArray[np.intp]) -> NDArray[np.float64]:
         first, second = (pixels[which[:, None], columns[i]].astype(np.float64) for i in (0, 1))
@@ -88,21 +88,21 @@ def crop(image: Image.Image, box: Box, size: tuple[int, int], method: str = "msr
     return Image.fromarray(cropped[..., 0] if cropped.shape[2] == 1 else cropped)
 
 
-def _taps(start: float, scale: float, count: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Pixels [2, count] on both sides of each sample, counted from 1, 0 and size + 1 outside; the second's weight."""
+def _bilinear_taps(start: float, scale: float, count: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Return the two pixels [2, count] beside each sample, in the image with a border of 1, and the second's weight."""
     position = start + np.arange(count) / scale
     first = np.floor(position)
     return np.clip(np.stack([first, first + 1]) + 1, 0, size + 1).astype(np.intp), position - first
 
 
 def _face_crop(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
-    """Cut out whole pixels and resize them; an image more than twice as large is resized first."""
+    """Crop whole pixels and resize them; a box more than twice as large as `size` shrinks the image first."""
     factor = box[3] / size[0]
     if factor >= 2:
         shrunk = (math.floor(image.width / factor), math.floor(image.height / factor))
-        if max(shrunk) < 2 or min(shrunk) < 1:  # nothing of it is left
+        if max(shrunk) < 2 or min(shrunk) < 1:  # the image vanishes
             return Image.new(image.mode, (size[1], size[0]))
-        image = by_bands(image, lambda band: band.resize(shrunk, Image.Resampling.BILINEAR))
+        image = per_band(image, lambda band: band.resize(shrunk, Image.Resampling.BILINEAR))
         box = (box[0] / factor, box[1] / factor, box[2] / factor, box[3] / factor)
     left, top, width, height = box
     step_x, step_y = width / size[1], height / size[0]
@@ -110,4 +110,4 @@ def _face_crop(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Ima
     corners = (left - step_x, top - step_y, left + width - step_x, top + height - step_y)
     first_x, first_y, last_x, last_y = (math.trunc(round(c, 9)) + 1 for c in corners)
     whole = image.crop((first_x, first_y, max(last_x, first_x + 1), max(last_y, first_y + 1)))
-    return by_bands(whole, lambda band: band.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    return per_band(whole, lambda band: band.resize((size[1], size[0]), Image.Resampling.BILINEAR))

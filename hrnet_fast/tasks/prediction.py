@@ -1,4 +1,4 @@
-"""What a task is, what goes into it beside the image, and what comes out."""
+"""``Task``, its ``Options`` and its ``Prediction``; the protocol of its network."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from hrnet_fast.tasks.pixels import STATISTICS, check_channels
 
 @dataclass(frozen=True)
 class Options:
-    """Choices; :attr:`Task.options` says which of them a task heeds.
+    """Options of the tasks; :attr:`Task.options` lists those that a task uses.
 
     Attributes:
-        size: (H, W) that the network sees; None is the task's own.
-        boxes: persons or faces in the image; empty is the whole image.
-        flip: average with the mirrored image's answer.
+        size: (H, W) of the network input; None takes the task's default.
+        boxes: (left, top, width, height) of persons or faces in image pixels; empty takes the whole image.
+        flip: average with the prediction for the mirrored image.
         labels: class names by index.
-        top: how many classes to name.
+        top: number of classes to return.
         threshold: keypoints below this heatmap value are not drawn.
-        decode: how keypoints are read from heatmaps, a name in :data:`hrnet_fast.keypoints.METHODS`; None is the
-            network's own.
+        decode: method to decode heatmaps, a name in :data:`hrnet_fast.keypoints.METHODS`; None takes the network's.
     """
 
     size: tuple[int, int] | None = None
@@ -41,12 +40,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A task's answer.
+    """The result of a task on one image.
 
     Attributes:
-        data: plain values, for JSON; coordinates are pixels of the original image.
-        picture: the image with the answer drawn on it.
-        maps: further images to keep, by suffix (a segmentation's label map).
+        data: plain values for JSON; coordinates are pixels of the original image.
+        picture: the image with the prediction drawn on it.
+        maps: further images by file suffix (the label map of a segmentation).
     """
 
     data: dict[str, Any]
@@ -55,7 +54,7 @@ class Prediction:
 
 
 class Network(Protocol):
-    """What answers: a :class:`hrnet_fast.HRNet`, or an engine made of one (:class:`Engined`)."""
+    """A callable network: a :class:`hrnet_fast.HRNet`, or an engine of one (:class:`EngineRunner`)."""
 
     @property
     def config(self) -> HRNetConfig: ...
@@ -73,14 +72,14 @@ Predictor = Callable[[Network, Image.Image, Options], Prediction]
 
 @dataclass(frozen=True)
 class Task:
-    """A task and what it takes.
+    """A task: its function, and the heads and options that it supports.
 
     Attributes:
-        predict: from network, image and options to the answer.
-        heads: head kinds that answer it.
-        options: fields of :class:`Options` that it heeds.
-        maps: suffixes of the further images that every answer has.
-        network: fields of :class:`HRNetConfig` that change its answers and that files do not tell.
+        predict: function of network, image and options.
+        heads: head kinds that it accepts.
+        options: fields of :class:`Options` that it uses.
+        maps: suffixes of the further images of each prediction.
+        network: fields of :class:`HRNetConfig` that change its results and that files do not contain.
     """
 
     predict: Predictor
@@ -90,24 +89,24 @@ class Task:
     network: tuple[str, ...] = ()
 
 
-def assumptions(model: Network) -> tuple[str, ...]:
-    """Return what neither file nor caller told and a default decided: of the network, and of its input."""
+def all_assumptions(model: Network) -> tuple[str, ...]:
+    """Return messages on settings of the network and its input that took a default."""
     channels = model.config.in_channels
     if channels == 3:
         return model.assumptions
     mean, std = STATISTICS[channels]
-    told = ", ".join(f"({m:g}, {s:g})" for m, s in zip(mean, std, strict=True))
+    statistics = ", ".join(f"({m:g}, {s:g})" for m, s in zip(mean, std, strict=True))
     return (
         *model.assumptions,
-        f"assumed, as a file does not tell: input in [0, 1] normalised by (mean, std) of {told}",
+        f"assumed, as a file does not tell: input in [0, 1] normalised by (mean, std) of {statistics}",
     )
 
 
 def check_head(model: Network, heads: tuple[str, ...], task: str, source: str | os.PathLike[str]) -> None:
-    """Compare the head of `source`'s network with those that can do the task, and its input with pictures.
+    """Check that the network of `source` has a head for the task and takes images as input.
 
     Raises:
-        InputError: it is none of `heads`, or takes channels that pictures do not have.
+        InputError: the head is none of `heads`, or the number of input channels is not 1, 3 or 4.
     """
     kind = model.config.head.kind
     if kind not in heads:

@@ -1,4 +1,4 @@
-"""Semantic segmentation (section 5): a class for every pixel."""
+"""The segmentation task: a class for every pixel (paper, section 5)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 from hrnet_fast.errors import InputError
 from hrnet_fast.tasks import draw
 from hrnet_fast.tasks.images import to_tensor
-from hrnet_fast.tasks.pixels import as_channels, by_bands
+from hrnet_fast.tasks.pixels import as_channels, per_band
 from hrnet_fast.tasks.prediction import Network, Options, Prediction
 
 CITYSCAPES = (
@@ -26,9 +26,13 @@ LIP_CLASSES = 20
 
 
 def predict_segmentation(model: Network, image: Image.Image, options: Options) -> Prediction:
-    """Classify every pixel at the network's input size and bring the logits to the image's by bilinear upsampling.
+    """Predict the class of every pixel; logits are upsampled bilinearly to the image's size.
 
-    The label map is grey of 8 bits, or of 16 bits for more than 255 classes: data sets mark pixels to ignore by 255.
+    The label map is an 8-bit grey image, or a 16-bit one for more than 255 classes: data sets mark ignored pixels by
+    255.
+
+    Raises:
+        InputError: the network returns no logits per pixel, the number of labels differs, or `flip` is set for LIP.
     """
     if options.flip and model.config.head.num_outputs == LIP_CLASSES:
         raise InputError(
@@ -37,13 +41,13 @@ def predict_segmentation(model: Network, image: Image.Image, options: Options) -
         )
     height, width = options.size or (image.height, image.width)
     given = as_channels(image, model.config.in_channels)
-    x = to_tensor(by_bands(given, lambda band: band.resize((width, height), Image.Resampling.BILINEAR)))
+    x = to_tensor(per_band(given, lambda band: band.resize((width, height), Image.Resampling.BILINEAR)))
     with torch.inference_mode():
-        logits = _main(model(x))
+        logits = _main_logits(model(x))
         if options.flip:
-            logits = (logits + _main(model(x.flip(-1))).flip(-1)) / 2
+            logits = (logits + _main_logits(model(x.flip(-1))).flip(-1)) / 2
         classes = logits.shape[1]
-        kind = _label_type(classes)
+        kind = _label_dtype(classes)
         logits = interpolate(
             logits.float(),
             size=(image.height, image.width),
@@ -66,11 +70,11 @@ def predict_segmentation(model: Network, image: Image.Image, options: Options) -
     return Prediction(data, draw.overlay(image, labels, classes), {"labels": Image.fromarray(labels)})
 
 
-def _label_type(classes: int) -> type[np.unsignedinteger[Any]]:
-    """What holds every class's number in a grey PNG.
+def _label_dtype(classes: int) -> type[np.unsignedinteger[Any]]:
+    """Return the integer type of the label map.
 
     Raises:
-        InputError: more classes than 16 bits hold.
+        InputError: there are more classes than 16 bits represent.
     """
     if classes > 2**16:
         raise InputError(
@@ -80,8 +84,8 @@ def _label_type(classes: int) -> type[np.unsignedinteger[Any]]:
     return np.uint8 if classes < 2**8 else np.uint16
 
 
-def _main(output: object) -> Tensor:
-    """The logits that count: the last of OCR's two."""
+def _main_logits(output: object) -> Tensor:
+    """Return the main logits, the last of OCR's two."""
     last = output[-1] if isinstance(output, (list, tuple)) else output
     if not isinstance(last, Tensor) or last.dim() != 4:
         raise InputError("This network returns no logits per pixel; take a segmentation checkpoint.")

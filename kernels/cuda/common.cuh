@@ -1,6 +1,6 @@
-// What the CUDA kernels share: maps in memory, packs of values, exact division by an invariant.
+// Shared by the CUDA kernels: maps in memory, packs of values, exact division by an invariant.
 //
-// Framework-free. `HF_CUDA_SHIM` names a header that stands in for the CUDA runtime where the kernels are run on a host
+// Framework-free. `HF_CUDA_SHIM` names a header that replaces the CUDA runtime when the kernels run on a host
 // (tests/cuda_host).
 
 #pragma once
@@ -21,13 +21,13 @@
 
 namespace hrnet_fast::cuda {
 
-constexpr int kThreads = 256;  // of a block, in every kernel
-// Blocks that must fit a multiprocessor at once: 64 registers per thread. Left to itself the compiler takes fewer and
-// spills a few.
+constexpr int kThreads = 256;  // threads of a block, in every kernel
+// Minimum blocks per multiprocessor, which allows 64 registers per thread. Without it the compiler uses fewer and
+// spills.
 constexpr int kBlocks = 4;
 constexpr int kMaxTerms = 8;
 
-// What a type computes in: half types in float.
+// The arithmetic type of a type: float for half types.
 template <typename T>
 struct Math {
   using type = float;
@@ -57,13 +57,13 @@ HF_DEVICE __nv_bfloat16 from_math<__nv_bfloat16>(float value) {
   return __float2bfloat16_rn(value);
 }
 
-// Values that move as one: 16 bytes are one 128-bit access.
+// Values loaded or stored together: 16 bytes are one 128-bit access.
 template <typename T, int kWidth>
 struct alignas(sizeof(T) * kWidth) Pack {
   T values[kWidth];
 };
 
-// The widest pack. Narrower ones are pairs (18 channels of a half type, say) and single values.
+// The widest pack. Narrower ones are pairs (18 channels of a half type, for instance) and single values.
 template <typename T>
 constexpr int kVectorWidth = 16 / static_cast<int>(sizeof(T));
 
@@ -95,7 +95,7 @@ HF_DEVICE void read_channels(const M* from, M (&to)[kWidth]) {
 }
 
 // A feature map [N, C, h, w]. `step` is from pixel to pixel of a channels-last map, from channel to channel of a
-// contiguous one; rows lie close. So a map may be a slice of the channels of a larger one.
+// contiguous one; rows are adjacent. A map may be a slice of the channels of a larger one.
 template <typename T>
 struct Map {
   T* data;
@@ -131,11 +131,11 @@ class Divider {
   uint32_t shift_ = 0;
 };
 
-constexpr int64_t kMaxItems = (int64_t{1} << 31) - kThreads;  // of one image, so that 32 bits number them
+constexpr int64_t kMaxItems = (int64_t{1} << 31) - kThreads;  // packs of one image, so that 32 bits index them
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Whether packs of `width` values may be read there; no access is wider than 16 bytes.
+// Whether packs of `width` values are aligned at the address; an access has at most 16 bytes.
 template <typename T>
 bool aligned(const T* pointer, int width) {
   const uintptr_t bytes = sizeof(T) * width;

@@ -1,8 +1,8 @@
 // fuse_sum in CUDA, forward: act(sum_k resample_k(scale_k * x_k + shift_k)) in one launch.
 //
-// A thread finishes one pack of the result: neighbouring channels of a pixel (channels-last) or neighbouring pixels of
-// a row (contiguous), for all terms, in registers. Source indices and weights are computed on the fly. Terms are walked
-// in a loop over the kernel's parameters, which stay in constant memory.
+// A thread computes one pack of the result: neighbouring channels of a pixel (channels-last) or neighbouring pixels of
+// a row (contiguous), for all terms, in registers. Source indices and weights are computed on the fly. The loop over
+// terms reads the kernel's parameters from constant memory.
 
 #pragma once
 
@@ -51,12 +51,12 @@ struct FuseSumPlan {
   bool relu;
 };
 
-// The mix of a term's values that one pack of the result takes, before its affine.
+// The interpolated values of a term for one pack of the result, before its affine.
 template <typename T, int kWidth, Resample kMode, bool kLast>
 HF_DEVICE void resampled(const typename FuseSumPlan<T>::Term& term, uint32_t n, uint32_t c, int y, int x,
                          math_t<T> (&value)[kWidth]) {
   using M = math_t<T>;
-  // A pack of a contiguous map is several pixels, each with neighbours of its own.
+  // A pack of a contiguous map is several pixels with different neighbours.
   constexpr int kPart = kLast ? kWidth : 1;
   const auto rows = neighbours<M, int>(kMode, term.scale_y, y, term.height);
   const uint32_t above = static_cast<uint32_t>(rows.first) * term.width;
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) fuse_sum_kernel(const __gri
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) total[j] += value[j];
     } else {
-      // The weights of a resampling sum to one: its affine may follow it.
+      // Interpolation weights sum to one, so the affine may follow.
       constexpr int kChannels = kLast ? kWidth : 1;
       M scale[kChannels], shift[kChannels];
       read_channels<kChannels>(term.scale + c, scale);
@@ -118,12 +118,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks) fuse_sum_kernel(const __gri
   }
   if (plan.relu) {
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) total[j] = total[j] < M(0) ? M(0) : total[j];  // keeps NaN, as max would not
+    for (int j = 0; j < kWidth; ++j) total[j] = total[j] < M(0) ? M(0) : total[j];  // keeps NaN, unlike max
   }
   write<kWidth>(plan.out.template at<kLast>(n, c, pixel), total);
 }
 
-// Whether packs of `width` values fit what the arguments say: channels or rows, strides and addresses.
+// Whether packs of `width` values fit channels or rows, strides and addresses of the arguments.
 template <typename T>
 bool fuse_sum_fits(const FuseSumArguments<T>& a, int width) {
   if ((a.channels_last ? a.channels : a.width) % width != 0 || !aligned(a.out, width)) return false;
@@ -171,7 +171,7 @@ cudaError_t fuse_sum_launch(const FuseSumArguments<T>& a, cudaStream_t stream) {
   return cudaErrorInvalidValue;
 }
 
-// Eight pixels of a contiguous row would gather from 32 places at once, and spill; four of a half type are 64 bits.
+// Eight pixels of a contiguous row would gather from 32 addresses and spill registers; four of a half type are 64 bits.
 template <typename T>
 constexpr int kRowWidth = kVectorWidth<T> < 4 ? kVectorWidth<T> : 4;
 

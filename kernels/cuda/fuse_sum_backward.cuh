@@ -1,9 +1,9 @@
 // fuse_sum in CUDA, backward of one term: the gradient, masked by the activation, gathered to the term's resolution.
 //
-// Every element of the term adds up the outputs that it reached, with the forward's own weights: no scatter, no
-// atomics. Where few elements reached many outputs, several threads share an element's rows and add up in shared
-// memory. Sums per channel, for an affine's gradient, leave one row of partials per block; a second kernel adds these
-// in a fixed order. So results are the same in every run.
+// Every element of the term adds the gradients of the outputs that it contributed to, with the forward's weights and
+// without atomics. If few elements contributed to many outputs, several threads share the rows of an element and add in
+// shared memory. For an affine's gradient every block stores one row of partial sums per channel, and a second kernel
+// adds these in a fixed order. Results are deterministic.
 
 #pragma once
 
@@ -15,11 +15,11 @@ namespace hrnet_fast::cuda {
 template <typename T>
 struct FuseSumBackwardArguments {
   Map<const T> grad;
-  Map<const T> out;  // looked at with `relu` alone
-  Map<const T> x;    // looked at where sums are wanted
+  Map<const T> out;  // read only with `relu`
+  Map<const T> x;    // read only for sums
   const math_t<T>* scale = nullptr;
-  Map<T> grad_x;               // data null: not wanted
-  double* partials = nullptr;  // [fuse_sum_partial_rows(), 2 * channels]; null: no sums wanted
+  Map<T> grad_x;               // data null: not needed
+  double* partials = nullptr;  // [fuse_sum_partial_rows(), 2 * channels]; null: no sums needed
   double* totals = nullptr;    // [2 * channels]: sums of the gradient (shift's), then of gradient * x (scale's)
   int64_t batch = 0;
   int channels = 0;
@@ -30,11 +30,11 @@ struct FuseSumBackwardArguments {
   bool channels_last = true;
 };
 
-// How a block's threads are spread: `groups` packs of channels (channels-last) or channels (contiguous), times `lanes`
-// elements of the term, times `split` shares of the rows that an element reached.
+// Distribution of a block's threads: `groups` packs of channels (channels-last) or channels (contiguous), times `lanes`
+// elements of the term, times `split` shares of the rows that an element contributed to.
 struct Spread {
   int groups = 1, lanes = 1, split = 1;
-  int repeats = 1;          // elements that a thread serves one after another
+  int repeats = 1;          // elements that a thread computes in sequence
   int64_t tiles = 1;        // blocks per image
   int64_t group_tiles = 1;  // blocks per pixel
 };
@@ -60,7 +60,7 @@ HF_DEVICE Range<int> outputs_of(M scale, M inverse, int src, int in, int out) {
   return range;
 }
 
-// The gradient of one pack of the result, zero where the activation was.
+// The gradient of one pack of the result, zero where the activation was zero.
 template <typename T, int kWidth, bool kLast>
 HF_DEVICE void masked(const FuseSumBackwardArguments<T>& a, uint32_t n, uint32_t c, uint32_t pixel,
                       math_t<T> (&g)[kWidth]) {
@@ -73,7 +73,7 @@ HF_DEVICE void masked(const FuseSumBackwardArguments<T>& a, uint32_t n, uint32_t
   for (int j = 0; j < kWidth; ++j) g[j] = out[j] <= M(0) ? M(0) : g[j];
 }
 
-// Share `share` of what element (y, x) of the term gathers.
+// Share `share` of the sum that element (y, x) of the term gathers.
 template <typename T, int kWidth, Resample kMode, bool kLast>
 HF_DEVICE void gathered(const FuseSumBackwardPlan<T>& plan, uint32_t n, uint32_t c, int y, int x, int share,
                         math_t<T> (&total)[kWidth]) {
@@ -85,7 +85,7 @@ HF_DEVICE void gathered(const FuseSumBackwardPlan<T>& plan, uint32_t n, uint32_t
     const M down = weight_of<M, int>(kMode, plan.scale_y, i, y, a.height);
     for (int k = columns.begin; k < columns.end; ++k) {
       const M weight = down * weight_of<M, int>(kMode, plan.scale_x, k, x, a.width);
-      if (weight == M(0)) continue;  // an infinite gradient there must not become NaN here
+      if (weight == M(0)) continue;  // zero times an infinite gradient would be NaN
       M g[kWidth];
       masked<T, kWidth, kLast>(a, n, c, static_cast<uint32_t>(i) * a.out_width + k, g);
 #pragma unroll
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) total[j] = M(0);
     if (valid && plan.same_size) masked<T, kWidth, kLast>(a, n, c, pixel, total);
-    // Packs of several pixels gather nothing: the launcher takes them for terms of the result's own size.
+    // Packs of several pixels gather nothing: the launcher uses them only for terms of the result's size.
     if constexpr (kLast || kWidth == 1) {
       if (!plan.same_size) {
         const uint32_t y = plan.per_row.quotient(pixel), x = plan.per_row.remainder(pixel, y);
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     __syncthreads();
     const int first = static_cast<int>(blockIdx.y) * plan.groups;
     for (int v = static_cast<int>(thread); v < plan.groups * kSums; v += kThreads) {
-      // Neighbouring threads take neighbouring groups, to meet in different banks.
+      // Neighbouring threads take neighbouring groups, to access different banks.
       const int j = v / plan.groups, g = v - j * plan.groups;
       if (first + g >= plan.all_groups) continue;
       const int start = j * kThreads + (kLast ? g : g * plan.lanes * plan.split), step = kLast ? plan.groups : 1;
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
 }
 
-// Adds up the rows of the partials: a block has 4 columns (a sector of memory) and kThreads / 4 rows at a time.
+// Adds the rows of the partials: a block has 4 columns (a sector of memory) and kThreads / 4 rows at a time.
 struct ColumnSums {
   const double* partials;
   double* totals;

@@ -1,4 +1,4 @@
-// Launches of fuse_sum's backward: which pack fits, and how a block's threads are spread over a term.
+// Launches of fuse_sum's backward: selection of the pack, and distribution of a block's threads over a term.
 
 #pragma once
 
@@ -10,7 +10,7 @@ namespace hrnet_fast::cuda {
 template <typename T>
 int fuse_sum_backward_width(const FuseSumBackwardArguments<T>& a) {
   const bool same = a.height == a.out_height && a.width == a.out_width;
-  if (!a.channels_last && !same) return 1;  // neighbours gather from different places
+  if (!a.channels_last && !same) return 1;  // neighbours gather from different addresses
   for (const int width : {kVectorWidth<T>, 2}) {
     bool fits = (a.channels_last ? a.channels : a.width) % width == 0 && aligned(a.grad, width);
     fits = fits && (!a.relu || aligned(a.out, width)) && (a.partials == nullptr || aligned(a.x, width));
@@ -21,7 +21,7 @@ int fuse_sum_backward_width(const FuseSumBackwardArguments<T>& a) {
   return 1;
 }
 
-// Enough threads to keep a large device busy, and blocks enough for its multiprocessors.
+// Enough threads and blocks to occupy a large device.
 constexpr int64_t kEnoughThreads = 1 << 17, kEnoughBlocks = 1 << 10;
 
 template <typename T>
@@ -29,7 +29,7 @@ Spread fuse_sum_spread(const FuseSumBackwardArguments<T>& a, int width) {
   const int64_t groups = a.channels_last ? a.channels / width : a.channels;
   const int64_t items = static_cast<int64_t>(a.height) * a.width / (a.channels_last ? 1 : width);
   Spread s;
-  // Rows are shared out while threads are few and every share still has a row.
+  // Rows are divided while threads are few and every share has a row.
   const int64_t reached = 2 * a.out_height / a.height;
   if (a.height != a.out_height || a.width != a.out_width)
     while (s.split < 16 && 2 * s.split <= reached && a.batch * items * groups * s.split < kEnoughThreads) s.split *= 2;
@@ -45,7 +45,7 @@ Spread fuse_sum_spread(const FuseSumBackwardArguments<T>& a, int width) {
     s.groups = static_cast<int>(room < groups ? room : groups);
     s.group_tiles = ceil_div(groups, s.groups);
   }
-  // Partials: few rows to add up later, but few values added in single precision.
+  // A compromise: few rows of partials to add later, and few values added in single precision.
   const int64_t once = ceil_div(items, s.lanes);
   if (a.partials != nullptr) {
     const int64_t spare = a.batch * once * s.group_tiles / kEnoughBlocks;

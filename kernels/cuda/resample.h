@@ -1,7 +1,7 @@
-// Where a resampled element comes from, and where its gradient goes: the element math of fuse_sum.
+// Source indices and weights of resampling, and their adjoint, for fuse_sum.
 //
-// One header for the CPU operator, the CUDA kernels and the tests that run them on a host. No framework, no CUDA
-// header: plain C++ with a decoration that a CUDA compiler understands. Indices and weights are those of
+// Used by the CPU operator, the CUDA kernels and the tests that run them on a host. It includes no framework or CUDA
+// header: plain C++ with an attribute for CUDA compilers. Indices and weights are those of
 // torch.nn.functional.interpolate with `size` given (not `scale_factor`), so that results agree with the reference.
 
 #pragma once
@@ -55,7 +55,7 @@ HF_INLINE Neighbours<T, Index> neighbours(Resample mode, T scale, Index dst, Ind
   return {first, second, weight};
 }
 
-// How much of output `dst` came from input `src`: the adjoint's weight, by the very arithmetic of the forward.
+// The weight of input `src` in output `dst`, by the same arithmetic as the forward.
 template <typename T, typename Index>
 HF_INLINE T weight_of(Resample mode, T scale, Index dst, Index src, Index in) {
   const Neighbours<T, Index> n = neighbours<T, Index>(mode, scale, dst, in);
@@ -65,15 +65,15 @@ HF_INLINE T weight_of(Resample mode, T scale, Index dst, Index src, Index in) {
   return weight;
 }
 
-// A range of outputs [begin, end) outside of which none came from input `src`. It may be wider than needed: callers
-// multiply by weight_of, which is zero there. Rounding of the inverse is covered by one element on either side.
+// A range [begin, end) that contains all outputs to which input `src` contributes. It may be too wide: callers multiply
+// by weight_of, which is zero there. One element on either side covers rounding of the inverse.
 template <typename Index = int64_t>
 struct Range {
   Index begin;
   Index end;
 };
 
-// The reciprocal of axis_scale; 0 where there is none: everything may come from anywhere.
+// The reciprocal of axis_scale, or 0 if there is none; any output may then depend on any input.
 template <typename T>
 HF_INLINE T inverse_scale(T scale) {
   return scale > T(0) ? T(1) / scale : T(0);
@@ -87,7 +87,7 @@ HF_INLINE Range<Index> reached_by(Resample mode, T inverse, Index src, Index in,
   const T high = static_cast<T>(src + 1) + offset;
   Index begin = static_cast<Index>(low * inverse - offset) - 2;
   Index end = static_cast<Index>(high * inverse - offset) + 3;
-  // The first and last inputs also serve every output beyond them.
+  // All outputs beyond the first and last inputs depend on these.
   if (src == 0) begin = 0;
   if (src == in - 1) end = out;
   begin = begin > 0 ? begin : 0;

@@ -1,7 +1,7 @@
-"""``bn_act`` in Triton: the pieces of ``hrnet_fast/reference/bn_act.py``, computed in float32.
+"""``bn_act`` in Triton: launchers of the primitives of ``hrnet_fast/reference/bn_act.py``, computed in float32.
 
-Reductions are split: every program leaves one partial per channel, and a second, small launch combines them in a fixed
-order. The number of programs depends on the shape alone, so that results repeat bit for bit.
+A reduction takes two launches: every program stores a partial result per channel, and a second kernel combines them in
+a fixed order. The number of programs depends on the shape alone, so results are reproducible bit for bit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hrnet_fast.kernels.triton.bn_act_kernels import (
     bn_statistics_kernel,
 )
 
-# Arithmetic on [C] tensors, only needed between the collectives of several processes: no kernel of its own.
+# Arithmetic on [C] tensors between the collectives of several processes is too small for a kernel.
 from hrnet_fast.reference.bn_act import Norm, affine, update_running
 
 __all__ = [
@@ -36,14 +36,14 @@ __all__ = [
     "update_running",
 ]
 
-# Programs of a reduction, over all blocks of channels: several for each multiprocessor of today's largest devices.
+# Programs of a reduction over all blocks of channels: several for each multiprocessor of the largest devices.
 PROGRAMS = 1024
-# What the kernels that combine partials take at once: partials, and channels.
+# Tile of the kernels that combine partials: partials and channels.
 COMBINE = {"BLOCK_R": 32, "BLOCK_C": 32}
 
 
 def tile(channels: int, pixels: int, channels_last: bool) -> dict[str, Any]:
-    """Layout, and pixels and channels of a program's tile: powers of two, 1024 together, wide where memory is."""
+    """Return layout, and pixels and channels of a tile: powers of two, 1024 together, wide along contiguous memory."""
     if channels_last:
         block_c = min(64, max(16, triton.next_power_of_2(channels)))
         return {"CHANNELS_LAST": True, "BLOCK_P": 1024 // block_c, "BLOCK_C": block_c}
@@ -52,13 +52,13 @@ def tile(channels: int, pixels: int, channels_last: bool) -> dict[str, Any]:
 
 
 class _View:
-    """How a map's memory is walked: its dense tensors, the kernels' size arguments and their grids."""
+    """The iteration over a map: its dense tensors, and the kernels' size arguments and grids."""
 
     def __init__(self, x: Tensor) -> None:
         batch, self.channels, height, width = x.shape
         last = x.is_contiguous(memory_format=torch.channels_last)
         self.format = torch.channels_last if last and not x.is_contiguous() else torch.contiguous_format
-        # One pixel per image is the same memory in both layouts, and walked channels-last leaves no lane idle.
+        # Images of one pixel have the same memory in both layouts; channels-last then uses all lanes.
         last = self.format is torch.channels_last or height * width == 1
         images, self.pixels = (1, batch * height * width) if last else (batch, height * width)
         self.blocks = tile(self.channels, self.pixels, last)
@@ -80,7 +80,7 @@ class _View:
 
 
 def _partial_moments(view: _View, x: Tensor) -> Tensor:
-    """Count, mean and sum of squared deviations of every program, [3, rows, C], and what the means are relative to."""
+    """Return count, mean and sum of squared deviations of every program [3, rows, C], and the origin of the means."""
     partials = view.table(3 * view.rows + 1)
     bn_statistics_kernel[(view.rows, view.columns)](
         view.dense(x), partials, view.channels, view.pixels, view.tiles, view.per_program, **view.blocks
@@ -103,7 +103,7 @@ def statistics(x: Tensor) -> Tensor:
 def batch_affine(xs: Sequence[Tensor], norms: Sequence[Norm]) -> list[Tensor]:
     """Return mean, invstd, scale and shift [4, C] of each map's own statistics, and update the running ones.
 
-    ``norms`` stand in order along the channels of all maps. Two launches per map.
+    ``norms`` cover the channels of all maps in order. Two launches per map.
     """
     results = []
     left = list(norms)
@@ -119,7 +119,7 @@ def batch_affine(xs: Sequence[Tensor], norms: Sequence[Norm]) -> list[Tensor]:
 
 
 def running_affine(norms: Sequence[Norm], dtype: torch.dtype) -> Tensor:
-    """Return mean, invstd, scale and shift [4, C] of the running statistics, float32 whatever `dtype`."""
+    """Return mean, invstd, scale and shift [4, C] of the running statistics, float32 for every `dtype`."""
     channels = sum(n.channels for n in norms)
     first = norms[0].running_mean
     assert first is not None
@@ -128,12 +128,12 @@ def running_affine(norms: Sequence[Norm], dtype: torch.dtype) -> Tensor:
 
 
 def _affine_of(norms: Sequence[Norm], result: Tensor, partials: Tensor | None, rows: int, unbiased: float) -> Tensor:
-    """Fill `result` from partial moments, or where there are none from the running statistics."""
+    """Fill `result` from partial moments, or without them from the running statistics."""
     sizes = [n.channels for n in norms]
     copies: list[tuple[Tensor, Tensor]] = []
 
     def given(tensors: list[Tensor | None], written: bool = False) -> tuple[int, tuple[Tensor, ...]]:
-        """Bits of those that there are, and all as dense pointers: `result` stands for an absent one."""
+        """Return a bit mask of the present tensors, and dense tensors, with `result` in place of an absent one."""
         dense = tuple(result if t is None else t.contiguous() for t in tensors)
         copies.extend((t, d) for t, d in zip(tensors, dense, strict=True) if written and t is not None and t is not d)
         return sum(1 << i for i, t in enumerate(tensors) if t is not None), dense
@@ -160,7 +160,7 @@ def bn_act(
 ) -> Tensor:
     """Return act(scale * x + shift + residual) in x's dtype and layout, rounded once; see the reference.
 
-    Not ``fuse_sum_kernel``: this one names its multiply-add, so that backward recomputes the very same sign.
+    It differs from ``fuse_sum_kernel`` by an explicit fused multiply-add, so that backward recomputes the same sign.
     """
     view = _View(x)
     out = view.like(x)
@@ -182,7 +182,7 @@ def backward_sums(
     kept = view.like(grad) if keep else None
     partials = view.table(2, view.rows)
     grad, x = view.dense(grad), view.dense(x)
-    # Without elements nothing is launched over: the one row is of zeros.
+    # Without elements no program runs, and the one row is zeros.
     if x.numel() == 0:
         return partials.zero_().sum(1), kept
     bn_backward_sums_kernel[(view.rows, view.columns)](

@@ -1,7 +1,8 @@
-"""Device code of ``bn_act`` in Triton; ``bn_act.py`` beside it launches it.
+"""Triton kernels of ``bn_act``, launched by ``bn_act.py``.
 
-A map is seen as [images, pixels, channels]: channels-last is one image of N*H*W pixels, contiguous N images of H*W. A
-reduction leaves one partial per program and channel; they are added up in a fixed order, without atomics.
+A map is treated as [images, pixels, channels]: one image of N*H*W pixels in channels-last, N images of H*W pixels in
+contiguous layout. A reduction stores one partial per program and channel; they are added in a fixed order, without
+atomics.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def bn_statistics_kernel(
 ):  # fmt: skip
     """Count, mean and sum of squared deviations of this program's tiles, into row program_id(0) of [3, rows, C].
 
-    Everything is relative to each channel's very first value, kept in one more row: x - centre has no large mean left
-    that could cost digits. Welford's update in every lane, should that value be far out; Chan's formula across lanes.
+    Values are relative to the first value of their channel, stored in one more row, so that a large mean costs no
+    precision. Each lane uses Welford's update, in case the first value is an outlier; lanes combine by Chan's formula.
     """
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     start = c.to(tl.int64)
@@ -84,7 +85,7 @@ def bn_statistics_kernel(
 def _combined(partials, rows, channels, c, keep, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     """Mean, in two parts to be added, and biased variance [C] of channels c, from all partials by Chan's formula.
 
-    Rows are added in their order. The mean's first part may be large and is exact; the second is small.
+    Rows are added in order. The first part of the mean may be large and is exact; the second is small.
     """
     size = tl.cast(rows, tl.int64) * channels
     centre = tl.load(partials + 3 * size + c, mask=keep, other=0.0)
@@ -133,11 +134,12 @@ def bn_affine_kernel(
     NORMS: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, MEAN: tl.constexpr, VARIANCE: tl.constexpr,
     BATCH: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Mean, invstd, scale and shift [4, C] of stacked norms: of the batch, moving the running statistics, or of those.
+    """Mean, invstd, scale and shift [4, C] of stacked norms, from batch or running statistics.
 
+    From batch statistics it also updates the running ones.
     ``WEIGHT``, ``BIAS``, ``MEAN`` and ``VARIANCE`` have a bit for every norm that has that tensor.
     """
-    # One norm per program: its tensors are its own, and only here is known which they are.
+    # One norm per program; the program index selects its tensors.
     k = tl.program_id(1)
     local = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     start, size, epsilon = k * 0, k * 0, k * 0.0
@@ -174,13 +176,13 @@ def bn_affine_kernel(
     tl.store(at, base + small, mask=keep)
     tl.store(at + channels, invstd, mask=keep)
     tl.store(at + 2 * channels, scale, mask=keep)
-    # Rounded once, and from the unrounded mean: with a large mean that rounding is the whole result's error.
+    # Rounded once, from the unrounded mean: with a large mean, rounding it first would dominate the error.
     tl.store(at + 3 * channels, tl.fma(-base, scale, tl.fma(-small, scale, bias)), mask=keep)
 
 
 @triton.jit
 def _normalised(x, affine_in, channels, BLOCK_C: tl.constexpr):
-    # One rounding by name, and not by the compiler's choice: backward must find the sign that forward found.
+    # An explicit fused multiply-add, so that backward recomputes the sign of forward under any compiler option.
     scale, shift = _row(affine_in, 2, channels, BLOCK_C), _row(affine_in, 3, channels, BLOCK_C)
     return tl.fma(x, tl.broadcast_to(scale, x.shape), tl.broadcast_to(shift, x.shape))
 
@@ -220,19 +222,19 @@ def bn_backward_sums_kernel(
         g = tl.load(grad + first + at, mask=inside, other=0.0).to(tl.float32)
         if ADDEND:
             g += tl.load(addend + first + at, mask=inside, other=0.0).to(tl.float32)
-            # As it will be kept: what is summed here and what the input's gradient uses must be the same numbers.
+            # Rounded as stored: these sums and the input's gradient must use the same numbers.
             g = g.to(grad.dtype.element_ty).to(tl.float32)
         x = tl.load(x_in + first + at, mask=inside, other=0.0).to(tl.float32)
         if OUT:
             g = tl.where(
                 tl.load(out + first + at, mask=inside, other=0.0).to(tl.float32) <= 0.0, 0.0, g
-            )  # NaN lets pass
+            )  # a NaN lets the gradient through
         elif RELU:
             g = tl.where(_normalised(x, affine_in, channels, BLOCK_C) <= 0.0, 0.0, g)
         if KEEP:
             tl.store(kept + first + at, g.to(kept.dtype.element_ty), mask=inside)
         sums += g
-        # A lane outside has g = 0, but its channel's statistics may be infinite.
+        # Masked lanes have g = 0, but the statistics of their channel may be infinite.
         products += tl.where(inside, g * ((x - mean) * invstd), 0.0)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     row = partials + tl.program_id(0).to(tl.int64) * channels + c

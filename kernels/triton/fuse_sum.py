@@ -1,8 +1,9 @@
 """``fuse_sum`` in Triton: one launch forward, one per term backward.
 
-A program owns a tile of pixels and channels of the result. The element math is that of ``kernels/cuda/resample.h``,
-in float32. Backward gathers: every low-resolution element adds up the outputs that it reached, so there are no atomics
-and results are deterministic; per-channel sums leave one partial per program, added by one library reduction.
+A program computes a tile of pixels and channels of the result. Source indices and weights are those of
+``kernels/cuda/resample.h``, in float32. Backward gathers: every low-resolution element adds the gradients of the
+outputs that it contributed to, without atomics, so results are deterministic. For sums per channel every program stores
+a partial, and PyTorch reduces the partials.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ def _scale(MODE: tl.constexpr, size_in, size_out):
     if MODE == 2:
         steps = tl.cast(tl.maximum(size_out - 1, 1), tl.float32)
         return tl.where(size_out > 1, tl.cast(size_in - 1, tl.float32) / steps, 0.0)
-    # cast and not .to: a size of 1 is specialised to a constant.
+    # tl.cast instead of .to: a size of 1 is specialised to a Python constant.
     return tl.cast(size_in, tl.float32) / tl.cast(size_out, tl.float32)
 
 
 @triton.jit
 def _neighbours(MODE: tl.constexpr, scale, dst, size_in):
-    """First and second source index of each `dst`, and the second's weight."""
+    """Two source indices of each `dst`, and the weight of the second."""
     if MODE == 0:
         first = tl.minimum((dst.to(tl.float32) * scale).to(tl.int32), size_in - 1)
         return first, first, tl.zeros_like(dst).to(tl.float32)
@@ -56,7 +57,7 @@ def _offsets(CHANNELS_LAST: tl.constexpr, n, y, x, c, channels, height, width):
 def _own_tile(channels, height, width, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     """Image n, rows and columns [P], channels [C] and mask [P, C] of this program's tile.
 
-    A tile stays within one image, so that only scalars need the range of the whole batch.
+    A tile is within one image, so that only scalars need 64 bits.
     """
     tiles = tl.cdiv(height * width, BLOCK_P)
     n = tl.program_id(0) // tiles
@@ -105,7 +106,7 @@ def fuse_sum_kernel(
 
 @triton.jit
 def _reach(MODE: tl.constexpr, scale, src, size_in, size_out):
-    """First output that may have come from each input `src`: nothing before it did. See Range in resample.h."""
+    """The first output that input `src` may contribute to. See Range in resample.h."""
     shift = 0.5 if MODE == 1 else 0.0
     low = src.to(tl.float32) + (0.0 if MODE == 0 else shift - 1.0)
     begin = (low / tl.maximum(scale, 1e-30) - shift).to(tl.int32) - 2
@@ -122,7 +123,7 @@ def _weight(MODE: tl.constexpr, scale, dst, src, size_in):
 
 @triton.jit
 def _masked(grad, out, at, mask, RELU: tl.constexpr):
-    """The gradient at the given offsets, zero where the activation was."""
+    """The gradient at the given offsets, zero where the activation was zero."""
     g = tl.load(grad + at, mask=mask, other=0.0).to(tl.float32)
     if RELU:
         g = tl.where(tl.load(out + at, mask=mask, other=0.0).to(tl.float32) <= 0.0, 0.0, g)
@@ -152,7 +153,7 @@ def fuse_sum_backward_kernel(
                 at = _offsets(CHANNELS_LAST, n, ys, columns, c, channels, height, width)
                 g = _masked(grad, out, at, good, RELU)
                 weight = _weight(MODE, scale_y, ys, y, h) * _weight(MODE, scale_x, columns, x, w)
-                # A zero weight must not turn an infinite gradient elsewhere into NaN.
+                # Zero times an infinite gradient would be NaN.
                 total += tl.where((weight != 0.0)[:, None], g * weight[:, None], 0.0)
     at = _offsets(CHANNELS_LAST, n, y, x, c, channels, h, w)
     if WANT_AFFINE:
@@ -167,9 +168,9 @@ def fuse_sum_backward_kernel(
 
 
 def tile(channels: int, channels_last: bool) -> tuple[int, int]:
-    """Pixels and channels of a program's tile: wide where memory is contiguous.
+    """Return pixels and channels of a tile, wide along contiguous memory.
 
-    Larger tiles spill: the offsets of four terms, or of the gathered gradient on sm_80, leave the registers.
+    Larger tiles spill registers: the offsets of four terms, or of the gathered gradient on sm_80, do not fit.
     """
     if channels_last:
         block_c = min(64, max(16, triton.next_power_of_2(channels)))
@@ -212,12 +213,12 @@ def forward(
 
 
 def _longest_reach(mode: int, size_in: int, size_out: int) -> int:
-    """How many outputs from the first that it may have reached an input can reach at most. See Range in resample.h."""
+    """Return the largest number of outputs that one input can contribute to. See Range in resample.h."""
     if mode == ALIGNED and (size_in == 1 or size_out == 1):
         return size_out
     ratio = (size_out - 1) / (size_in - 1) if mode == ALIGNED else size_out / size_in
     middle = int(ratio * (1 if mode == NEAREST else 2)) + 6
-    # Outputs before the first and behind the last input's centre all come from that one input.
+    # Outputs before the first input's centre and after the last one's depend on that input alone.
     return min(size_out, middle + int(ratio) + 2)
 
 
@@ -233,11 +234,11 @@ def backward(
     want_x: bool,
     want_affine: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return one term's gradients of x, scale and shift; an unwanted one is empty.
+    """Return one term's gradients of x, scale and shift; those that are not needed are empty.
 
     Args:
         grad, out: the result's gradient and the result, [N, C, H, W].
-        x: the term, or empty where no affine gradient is wanted.
+        x: the term, or empty if no gradient of the affine is needed.
         size: (h, w) of the term.
     """
     layout = _format(channels_last)

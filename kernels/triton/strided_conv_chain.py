@@ -1,7 +1,7 @@
-"""``strided_conv_chain`` in Triton: an implicit matrix product over the nine taps and every input's channels.
+"""``strided_conv_chain`` in Triton: an implicit matrix product over the nine taps and the channels of all inputs.
 
-A program owns a tile of output pixels and channels. The concatenation of the inputs exists only as the order of its
-loop, and bias, addend and ReLU are applied to the float32 sums before the one store. Inputs and addend are read by
+A program computes a tile of output pixels and channels. Its loop runs over the inputs, so their concatenation is never
+written. Bias, addend and ReLU are applied to the float32 sums before the only store. Inputs and addend are read by
 their strides, so slices of channels need no copy.
 """
 
@@ -28,16 +28,16 @@ def strided_conv_chain_kernel(
 ):  # fmt: skip
     n, y, x, c, inside = _own_tile(channels, height, width, BLOCK_P, BLOCK_C)
     total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    # Weights lie as [C_out, 3, 3, C_in], so that a block of input channels is contiguous.
+    # Weights are [C_out, 3, 3, C_in], so that a block of input channels is contiguous.
     filters = c * 9 * all_channels
     if WIDE:
         filters = c.to(tl.int64) * 9 * all_channels
-    before = 0  # channels of the inputs that came earlier
+    before = 0  # channels of the previous inputs
     for k in tl.static_range(INPUTS):
         size = in_channels[k]
         image = xs[k] + n.to(tl.int64) * strides_n[k]
         blocks = tl.cdiv(size, BLOCK_I)
-        # One loop over taps and channels: loads of the next step can be under way at every boundary.
+        # One loop over taps and channels, so that loads are pipelined across all iterations.
         for step in range(9 * blocks):
             tap = step // blocks
             i = step % blocks * BLOCK_I + tl.arange(0, BLOCK_I)
@@ -47,7 +47,7 @@ def strided_conv_chain_kernel(
             pixels = tl.load(image + at, mask=good[:, None] & (i < size)[None, :], other=0.0)
             at = filters[None, :] + (tap * all_channels + before + i)[:, None]
             taps = tl.load(weight + at, mask=(i < size)[:, None] & (c < channels)[None, :], other=0.0)
-            if WIDEN:  # the interpreter multiplies no bfloat16
+            if WIDEN:  # the interpreter cannot multiply bfloat16
                 pixels, taps = pixels.to(tl.float32), taps.to(tl.float32)
             total = tl.dot(pixels, taps, total, input_precision="ieee")
         before += size
@@ -64,9 +64,9 @@ def strided_conv_chain_kernel(
 
 
 def tile(channels: int, itemsize: int, narrow: bool) -> tuple[int, int, int, int]:
-    """Pixels, output and input channels of a program's tile, and its warps; tl.dot takes no fewer than 16 of each.
+    """Return pixels, output and input channels of a tile, at least 16 each for tl.dot, and its warps.
 
-    Where every element is addressed by itself (not `narrow`), more threads share the addresses.
+    If every element has its own address (not `narrow`), more threads share the addresses.
     """
     block_c = min(64, max(16, triton.next_power_of_2(channels)))
     if itemsize == 4:

@@ -1,8 +1,8 @@
-"""``upsample_conv1x1_sum`` in Triton: one launch for a whole target of the fusion.
+"""``upsample_conv1x1_sum`` in Triton: one launch for one target of a fusion.
 
-A program owns a tile of pixels and output channels. Term by term it gathers the interpolated rows of a block of input
-channels, in float32, rounds them to the operands' dtype and multiplies them by the weights; sums stay in float32 until
-the store. Nothing of a term is written to memory. Every load goes by strides, so slices of channels need no copy.
+A program computes a tile of pixels and output channels. For each term it gathers the interpolated pixels of a block of
+input channels in float32, rounds them to the operands' dtype and multiplies them by the weights. Sums are float32 until
+the store, and no term is written to memory. Loads use strides, so slices of channels need no copy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hrnet_fast.kernels.triton.fuse_sum import _neighbours, _offsets, _own_tile,
 def _strided(y, x, i, stride_c, stride_h, stride_w, WIDE: tl.constexpr):
     """Element offsets [P, I] of rows and columns [P] and channels [I] within one image.
 
-    64-bit only where an image needs it: a tile of 64-bit offsets fills the registers.
+    They have 64 bits only if an image needs it: a tile of 64-bit offsets fills the registers.
     """
     if WIDE:
         y, x, i = y.to(tl.int64), x.to(tl.int64), i.to(tl.int64)
@@ -40,7 +40,7 @@ def _resampled(
     term, y, x, i, mask, h, w, height, width, stride_c, stride_h, stride_w,
     SAME: tl.constexpr, MODE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The term's channels [I] at the result's pixels [P]. What does not depend on `i` leaves the caller's loop."""
+    """The term's channels [I] at the result's pixels [P]; what does not depend on `i` leaves the loop."""
     if SAME:
         value = _rows(term, y, x, i, mask, stride_c, stride_h, stride_w, WIDE)
     else:
@@ -83,7 +83,7 @@ def upsample_conv1x1_sum_kernel(
                     at = c.to(tl.int64)[None, :] * size + i[:, None]
                 weight = tl.load(weights[k] + at, mask=(i < size)[:, None] & (c < channels)[None, :], other=0.0)
                 rows = rows.to(weight.dtype)
-                if WIDEN:  # the interpreter multiplies no bfloat16
+                if WIDEN:  # the interpreter cannot multiply bfloat16
                     rows, weight = rows.to(tl.float32), weight.to(tl.float32)
                 total = tl.dot(rows, weight, total, input_precision="ieee")
         else:
@@ -100,20 +100,20 @@ def upsample_conv1x1_sum_kernel(
 
 
 def wide(xs: Sequence[Tensor], weights: int) -> bool:
-    """Whether an image of any of `xs`, or that many `weights`, needs 64-bit offsets; a batch may be larger without."""
+    """Whether an image of one of `xs`, or the number of `weights`, needs 64-bit offsets; the batch does not matter."""
     return weights >= 2**31 or any(sum((x.shape[d] - 1) * x.stride(d) for d in (1, 2, 3)) >= 2**31 for x in xs)
 
 
 def vectors(xs: Sequence[Tensor]) -> bool:
-    """Whether Triton can tell that channels lie in aligned 16-byte runs, and so reads several with one load."""
+    """Whether Triton can prove aligned 16-byte runs of channels, and so use vector loads."""
     runs = ((x.stride(1) == 1, x.shape[1], x.stride(2), x.stride(3), x.data_ptr()) for x in xs)
     return all(unit and not any(n % 16 for n in steps) for unit, *steps in runs)
 
 
 def tile(channels: int, itemsize: int, narrow: bool) -> tuple[int, int, int, int]:
-    """Pixels, output and input channels of a program's tile, and its warps; tl.dot takes no fewer than 16 of each.
+    """Return pixels, output and input channels of a tile, at least 16 each for tl.dot, and its warps.
 
-    Where every element is addressed by itself (not `narrow`), four gathers of a larger tile leave the registers.
+    If every element has its own address (not `narrow`), four gathers of a larger tile do not fit the registers.
     """
     block_c = min(64, max(16, triton.next_power_of_2(channels)))
     if itemsize == 4:

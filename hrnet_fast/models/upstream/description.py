@@ -1,4 +1,4 @@
-"""What reading a configuration gives, and the stages, which both dialects write alike."""
+"""``Description``, the result of reading a configuration, and the reader of its stages, common to both formats."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _BLOCKS: dict[str, BlockKind] = {"BASIC": "basic", "BOTTLENECK": "bottleneck"}
 
 @dataclass(frozen=True)
 class Description:
-    """A network, as a configuration describes it.
+    """The network that a configuration describes.
 
     Attributes:
         config: the network.
-        notes: what was assumed or left out, for people.
-        keypoints: how its heatmaps decode, a name in :data:`hrnet_fast.keypoints.METHODS`; None without top-down
-            heatmaps.
+        notes: messages on settings that were assumed or left out.
+        keypoints: method to decode its heatmaps, a name in :data:`hrnet_fast.keypoints.METHODS`; None without
+            top-down heatmaps.
     """
 
     config: HRNetConfig
@@ -35,8 +35,8 @@ def read_stages(extra: Section, *, first: bool = True) -> tuple[StageConfig, ...
     """Return the stages under ``STAGE1`` or ``stage1``, ``STAGE2``, ...
 
     Args:
-        extra: the section that has them.
-        first: whether the code reads the first one; else it is the constant of the pose repositories.
+        extra: the section with the stages.
+        first: whether the upstream reads the first stage; otherwise it is the constant of the pose repositories.
     """
     upper = any(str(key).startswith("STAGE") for key in extra.values)
     stages = [STAGE1]
@@ -50,13 +50,13 @@ def read_stages(extra: Section, *, first: bool = True) -> tuple[StageConfig, ...
         if k == 1 and not first:
             extra.no_effect(key)
         elif k == 1:
-            stages = [_stage(extra.section(key), upper)]
+            stages = [_read_stage(extra.section(key), upper)]
         else:
-            stages.append(_stage(extra.section(key), upper))
+            stages.append(_read_stage(extra.section(key), upper))
     return tuple(stages)
 
 
-def _stage(section: Section, upper: bool) -> StageConfig:
+def _read_stage(section: Section, upper: bool) -> StageConfig:
     def key(name: str) -> str:
         return name.upper() if upper else name
 
@@ -67,7 +67,7 @@ def _stage(section: Section, upper: bool) -> StageConfig:
     method = section.get(key("fuse_method"), "SUM")
     if str(method).upper() != "SUM":
         raise ConfigError(
-            f"from_config: {section.name(key('fuse_method'))} is {method!r}; the upstreams' code knows SUM only."
+            f"from_config: {section.name(key('fuse_method'))} is {method!r}; the upstreams' code has SUM only."
         )
     stage = StageConfig(
         tuple(section.get(key("num_channels"))),
@@ -75,7 +75,7 @@ def _stage(section: Section, upper: bool) -> StageConfig:
         section.get(key("num_modules")),
         block,
     )
-    for name in (key("num_branches"), "NUM_RANCHES"):  # the authors' first stages spell it so, and nothing reads it
+    for name in (key("num_branches"), "NUM_RANCHES"):  # a spelling in the authors' first stages, which no code reads
         if section.get(name, stage.num_branches) != stage.num_branches:
             raise ConfigError(
                 f"from_config: {section.name(name)} is {section.values[name]!r}, but num_channels and num_blocks name "
@@ -86,15 +86,23 @@ def _stage(section: Section, upper: bool) -> StageConfig:
     return stage
 
 
-def count(value: object, name: str) -> int:
-    """An integer of a configuration, such as a number of classes."""
+def check_int(value: object, name: str) -> int:
+    """Return an integer of a configuration, such as a number of classes.
+
+    Raises:
+        ConfigError: `value` is no integer.
+    """
     if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigError(f"from_config: the configuration mistypes {name}: {value!r} given; an integer belongs there.")
     return value
 
 
-def flag(value: object, name: str) -> bool:
-    """A boolean of a configuration; texts such as ``'False'``, numbers and null are none."""
+def check_flag(value: object, name: str) -> bool:
+    """Return a boolean of a configuration.
+
+    Raises:
+        ConfigError: `value` is no boolean; strings such as ``'False'``, numbers and null are none.
+    """
     if not isinstance(value, bool):
         raise ConfigError(f"from_config: the configuration mistypes {name}: {value!r} given; a boolean belongs there.")
     return value

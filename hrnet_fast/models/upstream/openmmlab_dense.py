@@ -1,4 +1,4 @@
-"""mmsegmentation's decode heads and mmdetection's neck on an HRNet."""
+"""Readers of mmsegmentation's decode heads and of mmdetection's HRFPN neck."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Mapping
 
 from hrnet_fast.config import HeadConfig, HRNetConfig
 from hrnet_fast.errors import ConfigError
-from hrnet_fast.models.upstream.description import count
-from hrnet_fast.models.upstream.openmmlab_parts import NO_EFFECT, Found, check_channels, read_norm, registered_name
+from hrnet_fast.models.upstream.description import check_int
+from hrnet_fast.models.upstream.openmmlab_parts import NO_EFFECT, Found, check_head_channels, read_norm, registered_name
 from hrnet_fast.models.upstream.section import Section
 
 _RELU = {"type": "ReLU"}
 
 
-def decode_head(model: Section, config: HRNetConfig) -> Found:
-    """mmsegmentation's: one FCN head, or FCN and OCR heads in a row."""
+def read_decode_head(model: Section, config: HRNetConfig) -> Found:
+    """Return the head of mmsegmentation's ``decode_head``, one FCN head or an FCN and an OCR head, and notes."""
     given = model.get("decode_head")
     rows = [given] if isinstance(given, Mapping) else list(given)
     sections = [Section(row, f"decode_head[{i}]" if len(rows) > 1 else "decode_head") for i, row in enumerate(rows)]
@@ -27,10 +27,10 @@ def decode_head(model: Section, config: HRNetConfig) -> Found:
     registered_name(fcn, "FCNHead")
     for key, built, default in (("num_convs", 1, 2), ("concat_input", False, True), ("kernel_size", 1, 3)):
         fcn.expect(key, built, default=default)
-    fcn.no_effect("dilation")  # of its 1x1 convolutions
-    check_channels(fcn, "channels", sum(fcn.get("in_channels", config.out_channels)))
-    dropout = [_dense_head(section, config, notes) for section in sections]
-    classes = [_classes(section) for section in sections]
+    fcn.no_effect("dilation")  # no effect on 1x1 convolutions
+    check_head_channels(fcn, "channels", sum(fcn.get("in_channels", config.out_channels)))
+    dropout = [_check_dense_head(section, config, notes) for section in sections]
+    classes = [_logit_channels(section) for section in sections]
     if len(sections) == 1:
         fcn.close()
         return HeadConfig("v2", classes[0], conv_bias=False, dropout=dropout[0]), tuple(notes)
@@ -42,7 +42,7 @@ def decode_head(model: Section, config: HRNetConfig) -> Found:
     ocr = sections[1]
     registered_name(ocr, "OCRHead")
     ocr.expect("scale", 1)
-    for key in ("num_convs", "concat_input", "kernel_size"):  # of configurations that copy the FCN head's
+    for key in ("num_convs", "concat_input", "kernel_size"):  # some configurations copy these keys from the FCN head
         ocr.expect(key, fcn.get(key))
     if classes[0] != classes[1]:
         raise ConfigError(
@@ -62,22 +62,22 @@ def decode_head(model: Section, config: HRNetConfig) -> Found:
     return head, tuple(notes)
 
 
-def _classes(head: Section) -> int:
-    """Channels of the logits: one for two classes if told so (``out_channels``)."""
-    classes = count(head.get("num_classes"), head.name("num_classes"))
+def _logit_channels(head: Section) -> int:
+    """Return the channels of the logits: ``out_channels`` (1 for two classes) or ``num_classes``."""
+    classes = check_int(head.get("num_classes"), head.name("num_classes"))
     given = head.get("out_channels", None)
-    return classes if given is None else count(given, head.name("out_channels"))
+    return classes if given is None else check_int(given, head.name("out_channels"))
 
 
-def _dense_head(head: Section, config: HRNetConfig, notes: list[str]) -> float:
-    """Check what all decode heads share; return the dropout."""
+def _check_dense_head(head: Section, config: HRNetConfig, notes: list[str]) -> float:
+    """Check the settings that all decode heads share; return the dropout probability."""
     head.no_effect(*NO_EFFECT, "loss_decode", "ignore_index", "sampler", "threshold")
     given = tuple(head.get("in_channels", config.out_channels))
-    if given != config.out_channels:  # which mmsegmentation fails on when it runs
+    if given != config.out_channels:  # mmsegmentation raises an error in forward
         notes.append(f"{head.name('in_channels')} is {given}; built is what the backbone gives, {config.out_channels}")
     head.expect("in_index", tuple(range(len(config.out_channels))), default=-1)
     head.expect("input_transform", "resize_concat", default=None)
-    head.expect("align_corners", False)  # the backbone interpolates so whatever its head does
+    head.expect("align_corners", False)  # the backbone always interpolates with False
     head.expect("conv_cfg", None, {"type": "Conv2d"})
     head.expect("act_cfg", _RELU)
     norm = read_norm(head)
@@ -99,8 +99,8 @@ def _dense_head(head: Section, config: HRNetConfig, notes: list[str]) -> float:
     return max(0.0, ratio)
 
 
-def pyramid(model: Section, config: HRNetConfig) -> Found:
-    """mmdetection's HRFPN, and the older one of the authors' detection repository."""
+def read_pyramid(model: Section, config: HRNetConfig) -> Found:
+    """Return the head of mmdetection's HRFPN or of the authors' older one, and notes."""
     given = model.get("neck")
     if isinstance(given, (list, tuple)):
         if len(given) != 1:
@@ -108,17 +108,17 @@ def pyramid(model: Section, config: HRNetConfig) -> Found:
         given = given[0]
     neck = Section(given, "neck")
     registered_name(neck, "HRFPN")
-    neck.no_effect("init_cfg", "with_cp", "with_checkpoint", "_scope_")  # memory, not numbers
+    neck.no_effect("init_cfg", "with_cp", "with_checkpoint", "_scope_")  # these change memory use, not numbers
     neck.expect("conv_cfg", None, {"type": "Conv2d"})
     neck.expect("share_conv", False)
     neck.expect("normalize", None)
-    check_channels(neck, "in_channels", config.out_channels)
+    check_head_channels(neck, "in_channels", config.out_channels)
     pooling = str(neck.expect("pooling_type", "AVG", "MAX", default=neck.expect("pooling", "AVG", "MAX")))
     norm = read_norm(neck)
     notes: tuple[str, ...] = ()
     if norm is not None:
         notes = (
-            "neck.norm_cfg is built after each of the neck's convolutions; mmdetection 3.3's HRFPN reads past it "
+            "neck.norm_cfg is built after each of the neck's convolutions; mmdetection 3.3's HRFPN ignores it "
             "(pyramid_norm=None builds that)",
         )
     head = HeadConfig(

@@ -1,4 +1,4 @@
-"""What OpenMMLab's heads and necks have in common: normalisations, registered names, widths."""
+"""Readers that OpenMMLab's heads and necks share: normalisation, registered names, channel counts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Found = tuple[HeadConfig, tuple[str, ...]]
 
 
 def read_norm(section: Section, default: Any = None) -> NormConfig | None:
-    """``norm_cfg``; None where it is absent or None and has no default.
+    """Return the normalisation of ``norm_cfg``, or None if there is none and no default.
 
     Raises:
-        ConfigError: another kind of normalisation, scales that are not to train, or an unknown key.
+        ConfigError: the kind is unknown, ``requires_grad`` is False, or a key is unknown.
     """
     values = section.get("norm_cfg", default)
     if values is None:
@@ -38,7 +38,7 @@ def read_norm(section: Section, default: Any = None) -> NormConfig | None:
 
 
 def registered_name(section: Section, *accepted: str) -> str:
-    """The registered name, without its scope; the first of `accepted` where there is none."""
+    """Return the registered name without its scope, by default the first of `accepted`."""
     given = section.get("type", accepted[0])
     name = given.__name__ if isinstance(given, type) else str(given).rpartition(".")[2]
     if name not in accepted:
@@ -46,7 +46,7 @@ def registered_name(section: Section, *accepted: str) -> str:
     return name
 
 
-def check_channels(section: Section, key: str, needed: Any) -> None:
+def check_head_channels(section: Section, key: str, needed: Any) -> None:
     given = section.get(key, needed)
     given = tuple(given) if isinstance(given, (list, tuple)) else given
     if given not in (needed, sum(needed) if isinstance(needed, tuple) else needed):

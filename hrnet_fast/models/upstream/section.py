@@ -1,4 +1,4 @@
-"""One section of an upstream's configuration, of which no key is passed over in silence."""
+"""``Section``: a mapping of a configuration that reports the keys nobody read."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _REQUIRED = object()
 
 
 class Section:
-    """A mapping that remembers which of its keys were read.
+    """A mapping that records which of its keys were read.
 
-    Every key is read, declared to have no effect on the network, or reported by :meth:`close`.
+    Each key is read, declared to have no effect on the network, or reported by :meth:`close`.
 
     Args:
         values: the section.
-        path: where it stands in the configuration, for messages; empty for the whole.
+        path: its key path in the configuration, for messages; empty for the whole.
     """
 
     def __init__(self, values: Any, path: str = "") -> None:
@@ -49,18 +49,18 @@ class Section:
         return value
 
     def section(self, key: str, default: Any = _REQUIRED) -> Section:
-        """Return a value that is a section of its own; the caller closes it."""
+        """Return a nested section, which the caller closes."""
         return Section(self.get(key, default), self.name(key))
 
     def expect(self, key: str, *accepted: Any, default: Any = _REQUIRED) -> Any:
-        """Return a value that only a few settings of can be built.
+        """Return a value after checking that it is one of `accepted`.
 
-        An absent key is its upstream's `default`, which has to be accepted too; without one, absence is accepted.
+        An absent key has the value `default`, which must be accepted too; without a `default`, absence is accepted.
 
         Raises:
-            ConfigError: another value; the message names key, value and what is accepted.
+            ConfigError: the value is another one; the message names key, value and accepted values.
         """
-        value = _plain(self.get(key, accepted[0] if default is _REQUIRED else default))
+        value = _lists_as_tuples(self.get(key, accepted[0] if default is _REQUIRED else default))
         if value not in accepted:
             given = repr(value) if key in self.values else f"{value!r}, its upstream's default"
             raise ConfigError(
@@ -69,14 +69,14 @@ class Section:
         return value
 
     def no_effect(self, *keys: str) -> None:
-        """Declare keys that do not change the network: losses, targets, weights to start from, memory."""
+        """Declare keys that do not change the network: losses, targets, initial weights, memory use."""
         self._seen.update(keys)
 
     def close(self) -> None:
-        """Report the keys that nobody asked for.
+        """Check that every key was read or declared.
 
         Raises:
-            ConfigError: there are any.
+            ConfigError: other keys exist; the message lists them.
         """
         unknown = [self.name(str(key)) for key in self.values if key not in self._seen]
         if unknown:
@@ -86,6 +86,6 @@ class Section:
             )
 
 
-def _plain(value: Any) -> Any:
-    """Lists and tuples alike, so that yaml's and Python's compare."""
+def _lists_as_tuples(value: Any) -> Any:
+    """Return a list as a tuple, so that values of yaml and Python compare equal."""
     return tuple(value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""From what an upstream's configuration comes as to plain mappings: yaml and Python files, objects, mappings."""
+"""Reading of configurations (yaml and Python files, mmengine and yacs objects, mappings) as plain dictionaries."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ def read_source(cfg: Source) -> dict[str, Any]:
             mapping.
 
     Raises:
-        ConfigError: a file that cannot be read, a ``.py`` without mmengine, or something else than these.
+        ConfigError: a file cannot be read, a ``.py`` file is given without mmengine, or `cfg` has another type.
     """
     if isinstance(cfg, (str, os.PathLike)):
         path = Path(cfg)
         cfg = _read_python(path) if path.suffix == ".py" else _read_yaml(path)
-    elif not isinstance(cfg, Mapping) and hasattr(cfg, "_cfg_dict"):  # mmengine's Config, known by what it has
-        cfg = _config_dict(cfg)
+    elif not isinstance(cfg, Mapping) and hasattr(cfg, "_cfg_dict"):  # mmengine's Config, without importing mmengine
+        cfg = _mmengine_dict(cfg)
     if not isinstance(cfg, Mapping):
         raise ConfigError(
             f"from_config: {type(cfg).__name__} given; accepted are the path of a .yaml or .py file, an mmengine "
             "Config, or a mapping."
         )
-    return {str(key): _plain(value) for key, value in cfg.items()}
+    return {str(key): _to_builtin(value) for key, value in cfg.items()}
 
 
-def _config_dict(config: Any) -> Any:
-    """mmengine's own conversion turns classes of its newer Python files into their names."""
+def _mmengine_dict(config: Any) -> Any:
+    """Return the dictionary of an mmengine ``Config``; ``to_dict`` replaces classes in newer Python files by names."""
     convert = getattr(config, "to_dict", None)
     return convert() if callable(convert) else config._cfg_dict
 
 
-def _plain(value: Any) -> Any:
+def _to_builtin(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _to_builtin(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else [_plain(v) for v in value]
+        return type(value)(map(_to_builtin, value)) if type(value) in (list, tuple) else [_to_builtin(v) for v in value]
     return value
 
 
@@ -62,7 +62,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
 
 
 def _read_python(path: Path) -> Any:
-    """mmengine runs the file and those it is based on; nothing here runs code of a configuration."""
+    """Read a Python file by mmengine, which runs the file and its bases; this package runs no configuration code."""
     try:
         from mmengine.config import Config  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
@@ -71,6 +71,6 @@ def _read_python(path: Path) -> Any:
             f"({error}). Install it (pip install mmengine), or give the configuration as a mapping."
         ) from error
     try:
-        return _config_dict(Config.fromfile(path, import_custom_modules=False))
+        return _mmengine_dict(Config.fromfile(path, import_custom_modules=False))
     except Exception as error:  # whatever the file's own code raises
         raise ConfigError(f"from_config: {path} cannot be read by mmengine: {type(error).__name__}: {error}") from error

@@ -1,7 +1,7 @@
-"""OpenMMLab's mappings: mmpose (0.x and 1.x), mmsegmentation, mmdetection, and the authors' detection repository.
+"""Reader of OpenMMLab's mappings: mmpose (0.x, 1.x), mmsegmentation, mmdetection, the authors' detection repository.
 
-The three packages have an HRNet of their own each, with defaults of its own (:data:`_DEFAULTS`), under one name.
-:func:`_identify` finds out whose a mapping is.
+The three packages have different HRNets under one name, with different defaults (:data:`_DEFAULTS`).
+:func:`_identify_upstream` finds the package of a mapping.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any
 
 from hrnet_fast.config import HeadConfig, HRNetConfig, NormConfig
 from hrnet_fast.errors import ConfigError
-from hrnet_fast.models.upstream.description import UPSTREAMS, Description, flag, names, read_stages
+from hrnet_fast.models.upstream.description import UPSTREAMS, Description, check_flag, names, read_stages
 from hrnet_fast.models.upstream.openmmlab_decoders import codec_note
-from hrnet_fast.models.upstream.openmmlab_dense import decode_head, pyramid
-from hrnet_fast.models.upstream.openmmlab_heads import heatmap_head
+from hrnet_fast.models.upstream.openmmlab_dense import read_decode_head, read_pyramid
+from hrnet_fast.models.upstream.openmmlab_heads import read_heatmap_head
 from hrnet_fast.models.upstream.openmmlab_parts import read_norm
 from hrnet_fast.models.upstream.section import Section
 
-# What each package's backbone does where its configuration says nothing. `norm_eval`: its constructor's default.
+# Defaults of each package's backbone. `norm_eval` is the default of its constructor.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "mmpose": {"upsample": "nearest", "norm_eval": False},
     "mmseg": {"upsample": "bilinear", "upsample_to": "scale_then_target", "norm_eval": False},
@@ -26,7 +26,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "unknown": {"upsample": "nearest", "norm_eval": False},
 }
 _BACKBONES = {"HRNet": None, "HighResolutionNet": "bn", "SyncHighResolutionNet": "syncbn"}
-# Parts of whole models that no output of an HRNet needs.
+# Entries of whole models that do not change the output of an HRNet.
 _NO_EFFECT = (
     *("type", "data_preprocessor", "train_cfg", "test_cfg", "init_cfg", "pretrained", "metainfo", "_scope_"),
     *("loss_pose", "num_stages"),
@@ -35,20 +35,20 @@ _OTHERS = (
     *("rpn_head", "roi_head", "bbox_head", "mask_head", "bbox_roi_extractor", "mask_roi_extractor"),
     *("semantic_roi_extractor", "semantic_head", "shared_head", "auxiliary_head"),
 )
-_SAY = "Give upstream='mmpose', 'mmseg' or 'mmdet' where that is wrong"
+_UPSTREAM_HINT = "Give upstream='mmpose', 'mmseg' or 'mmdet' if that is wrong"
 _HEADS = ("decode_head", "head", "keypoint_head", "neck")
 
 
-def read(cfg: Section, upstream: str | None, part: str) -> Description:
+def read_openmmlab_config(cfg: Section, upstream: str | None, part: str) -> Description:
     """Return the network of a whole configuration, a model, a backbone or its ``extra``.
 
     Args:
         cfg: the mapping.
-        upstream: whose it is; ``None`` finds out.
+        upstream: the package; ``None`` identifies it.
         part: ``"backbone"`` reads no head.
 
     Raises:
-        ConfigError: another network than HRNet, a value that cannot be built, or a key that is not known.
+        ConfigError: the network is no HRNet, a value cannot be built, or a key is unknown.
     """
     scope = cfg.values.get("default_scope")
     model = cfg.section("model") if "model" in cfg else cfg
@@ -57,21 +57,21 @@ def read(cfg: Section, upstream: str | None, part: str) -> Description:
     backbone = model.section("backbone") if whole else model
     nested = "extra" in backbone
     extra = backbone.section("extra") if nested else backbone
-    whose, notes = _identify(model if whole else None, backbone, extra, upstream, scope)
-    config = _backbone(backbone, extra, whose)
+    whose, notes = _identify_upstream(model if whole else None, backbone, extra, upstream, scope)
+    config = _read_backbone(backbone, extra, whose)
     if nested:
         extra.close()
     backbone.close()
     if not whole:
         return Description(config, notes)
-    found = _with_head(config, model, part)
+    found = _read_head(config, model, part)
     if found.keypoints is not None:
         notes += codec_note(cfg, model)
     return replace(found, notes=(*notes, *found.notes))
 
 
-def _type(section: Section, default: str) -> tuple[str, str | None]:
-    """A registered name and its scope: of ``mmpose.HRNet``, of a class, or of the path that mmengine writes for one."""
+def _registered_type(section: Section, default: str) -> tuple[str, str | None]:
+    """Return a registered name and its scope, from ``mmpose.HRNet``, a class, or an import path as mmengine writes."""
     given = section.get("type", default)
     if isinstance(given, type):
         given = f"{given.__module__}.{given.__qualname__}"
@@ -79,17 +79,19 @@ def _type(section: Section, default: str) -> tuple[str, str | None]:
     return parts[-1], parts[0] if len(parts) > 1 else None
 
 
-def _identify(
+def _identify_upstream(
     model: Section | None, backbone: Section, extra: Section, upstream: str | None, default_scope: Any
 ) -> tuple[str, tuple[str, ...]]:
-    """Whose mapping this is, and a note where nothing says so for certain."""
-    name, scope = _type(backbone, "HRNet")
+    """Return the package of a mapping, and a note if it is a guess."""
+    name, scope = _registered_type(backbone, "HRNet")
     if name not in _BACKBONES:
         raise ConfigError(
             f"from_config: {backbone.name('type')} is {name!r}; accepted backbones are {', '.join(_BACKBONES)}."
         )
     keys = set(model.values) if model else set()
-    neck = _type(model.section("neck"), "")[0] if model and isinstance(model.values.get("neck"), dict) else None
+    neck = (
+        _registered_type(model.section("neck"), "")[0] if model and isinstance(model.values.get("neck"), dict) else None
+    )
     stage4 = extra.values.get("stage4")
     evidence = (
         (upstream, upstream is not None),
@@ -104,14 +106,14 @@ def _identify(
     known = next((str(whose) for whose, true in evidence if true), None)
     if known is not None:
         return known, ()
-    return _assume(backbone)
+    return _guess_upstream(backbone)
 
 
-def _assume(backbone: Section) -> tuple[str, tuple[str, ...]]:
-    """Whose a bare backbone probably is, by how the packages' own configurations look.
+def _guess_upstream(backbone: Section) -> tuple[str, tuple[str, ...]]:
+    """Return the probable package of a bare backbone, by the keys of the packages' own configurations.
 
-    All of mmpose's give ``in_channels``, all of mmsegmentation's a SyncBN and ``norm_eval``, and none of the other
-    packages' does.
+    All configurations of mmpose have ``in_channels``, all of mmsegmentation SyncBN and ``norm_eval``; those of the
+    other packages do not.
     """
     norm = backbone.values.get("norm_cfg")
     if isinstance(norm, dict) and norm.get("type") == "SyncBN" and "norm_eval" in backbone:
@@ -121,22 +123,24 @@ def _assume(backbone: Section) -> tuple[str, tuple[str, ...]]:
     elif "type" in backbone:
         whose, reason = "mmdet", "having neither in_channels nor norm_eval: all branches, nearest fusions, norm_eval"
     else:
-        return "unknown", (f"whose HRNet this is cannot be told; all branches, nearest fusions assumed. {_SAY}",)
-    return whose, (f"whose HRNet this is was not said; {whose}'s assumed, by {reason}. {_SAY}",)
+        return "unknown", (
+            f"the package of this HRNet is unknown; all branches and nearest fusions are assumed. {_UPSTREAM_HINT}",
+        )
+    return whose, (f"the package of this HRNet is not given; {whose} is assumed, by {reason}. {_UPSTREAM_HINT}",)
 
 
-def _backbone(backbone: Section, extra: Section, upstream: str) -> HRNetConfig:
+def _read_backbone(backbone: Section, extra: Section, upstream: str) -> HRNetConfig:
     stages = read_stages(extra)
     backbone.no_effect("type", "init_cfg", "pretrained", "_scope_", "block_init_cfg")
     backbone.expect("conv_cfg", None, {"type": "Conv2d"})
     for key in ("plugins", "dcn"):
         backbone.expect(key, None)
     options = dict(_DEFAULTS[upstream])
-    kind = _BACKBONES[_type(backbone, "HRNet")[0]]
+    kind = _BACKBONES[_registered_type(backbone, "HRNet")[0]]
     norm = NormConfig(kind) if kind else read_norm(backbone, {"type": "BN"})  # type: ignore[arg-type]
     assert norm is not None
     if norm.kind == "gn":
-        options["norm_eval"] = False  # it has no statistics to keep
+        options["norm_eval"] = False  # group normalisation has no running statistics
     options |= {
         "in_channels": backbone.get("in_channels", 3),
         "norm": norm,
@@ -146,13 +150,13 @@ def _backbone(backbone: Section, extra: Section, upstream: str) -> HRNetConfig:
         "gradient_checkpointing": backbone.get("with_cp", False),
         "init": "kaiming",
     }
-    options |= _upsampling(extra, upstream, options)
-    options["multiscale_output"] = _multiscale(backbone, extra, upstream)
+    options |= _read_upsampling(extra, upstream, options)
+    options["multiscale_output"] = _read_multiscale(backbone, extra, upstream)
     return HRNetConfig(stages, HeadConfig("features"), **options)
 
 
-def _upsampling(extra: Section, upstream: str, options: dict[str, Any]) -> dict[str, Any]:
-    """mmpose's ``extra.upsample``; the other packages read past it."""
+def _read_upsampling(extra: Section, upstream: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of mmpose's ``extra.upsample``, which the other packages do not have."""
     if "upsample" not in extra:
         return {}
     if upstream != "mmpose":
@@ -161,23 +165,23 @@ def _upsampling(extra: Section, upstream: str, options: dict[str, Any]) -> dict[
     align = section.get("align_corners", None)
     found = {
         "upsample": section.get("mode", options["upsample"]),
-        # None is PyTorch's own default, which aligns none
-        "align_corners": align is not None and flag(align, section.name("align_corners")),
+        # None is PyTorch's default, False
+        "align_corners": align is not None and check_flag(align, section.name("align_corners")),
     }
     section.close()
     return found
 
 
-def _multiscale(backbone: Section, extra: Section, upstream: str) -> bool:
-    """mmpose's backbone reads its fourth stage's entry, the others' their own; without any, mmpose has one branch."""
+def _read_multiscale(backbone: Section, extra: Section, upstream: str) -> bool:
+    """Return ``multiscale_output``. mmpose reads it from stage 4, with default False; the others from the backbone."""
     stage4 = extra.values.get("stage4") or {}
     own = backbone.get("multiscale_output", upstream != "mmpose")
     name = (extra.name("stage4") if "multiscale_output" in stage4 else backbone.path) + ".multiscale_output"
-    return flag(stage4.get("multiscale_output", own), name.lstrip("."))
+    return check_flag(stage4.get("multiscale_output", own), name.lstrip("."))
 
 
-def _with_head(config: HRNetConfig, model: Section, part: str) -> Description:
-    """The network with what follows its backbone."""
+def _read_head(config: HRNetConfig, model: Section, part: str) -> Description:
+    """Return the network with its head or neck."""
     model.no_effect(*_NO_EFFECT)
     others = {key: None for key in _OTHERS if model.get(key, None) is not None}
     notes: tuple[str, ...] = (f"left out, as no part of HRNet: {names(others)}",) if others and part == "all" else ()
@@ -185,13 +189,13 @@ def _with_head(config: HRNetConfig, model: Section, part: str) -> Description:
     if part == "backbone":
         model.no_effect(*_HEADS)
     elif "decode_head" in model:
-        head, more = decode_head(model, config)
+        head, more = read_decode_head(model, config)
         config, notes = replace(config, head=head, upsample="bilinear", upsample_to="scale_then_target"), notes + more
     elif "head" in model or "keypoint_head" in model:
-        head, more, keypoints = heatmap_head(model, config)
+        head, more, keypoints = read_heatmap_head(model, config)
         config, notes = replace(config, head=head), notes + more
     elif model.get("neck", None):
-        head, more = pyramid(model, config)
+        head, more = read_pyramid(model, config)
         config, notes = replace(config, head=head), notes + more
     model.close()
     return Description(config, notes, keypoints)

@@ -1,4 +1,4 @@
-"""Option values that are more than one word."""
+"""Parsers of option values: sizes, boxes and shares."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """Return (H, W) of ``HxW``.
 
     Raises:
-        click.BadParameter: anything else.
+        click.BadParameter: `text` has another form.
     """
     match = re.fullmatch(r"(\d+)[x,](\d+)", text.strip())
     if not match or not all(1 <= int(side) <= 65536 for side in match.groups()):
@@ -26,7 +26,7 @@ def parse_box(text: str) -> Box:
     """Return (left, top, width, height) of four comma-separated numbers.
 
     Raises:
-        click.BadParameter: anything else.
+        click.BadParameter: `text` has another form.
     """
     try:
         left, top, width, height = (float(v) for v in text.split(","))
