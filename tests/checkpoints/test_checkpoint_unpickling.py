@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_checkpoint_families import State, assert_equal_states, state_of
+from family_states import State, assert_equal_states, state_of
 from tiny_networks import tiny
 from torch import Tensor, nn
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_checkpoint_families import State, assert_equal_states, state_of
+from family_states import State, assert_equal_states, state_of
 from tiny_networks import enliven, tiny
 from torch import nn
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_checkpoint_families import State, assert_equal_states, old_imagenet_head, state_of
+from family_states import State, assert_equal_states, old_imagenet_head, state_of
 from tiny_networks import image, tiny
 from torch import Tensor
 

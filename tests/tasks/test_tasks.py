@@ -17,7 +17,7 @@ from hrnet_fast.keypoints import flip_back, to_image, to_input
 from hrnet_fast.tasks import TASKS, Options
 from hrnet_fast.tasks.images import MEAN, STD, crop, find_images, read_image, to_tensor
 
-GOLDEN = Path(__file__).parent / "golden" / "crops.npz"  # see tests/keypoints/golden_keypoints.py
+GOLDEN = Path(__file__).parents[1] / "golden" / "crops.npz"  # see tests/keypoints/golden_keypoints.py
 
 
 @pytest.mark.parametrize("method", ["msra", "dark", "udp", "face"])

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from family_states import state_of
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
-from test_checkpoint_families import state_of
 from tiny_networks import enliven, image, maps, tiny
 from torch import Tensor
 

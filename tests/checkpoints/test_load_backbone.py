@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_checkpoint_families import State, assert_equal_states, state_of
+from family_states import State, assert_equal_states, state_of
 from tiny_networks import tiny
 
 import hrnet_fast as hf

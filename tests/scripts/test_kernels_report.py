@@ -16,8 +16,8 @@ OLD = "the whole table\n"
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
-    path = Path(__file__).parents[1] / "scripts" / "kernels_report.py"
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
+    path = Path(__file__).parents[2] / "scripts" / "kernels_report.py"
     spec = importlib.util.spec_from_file_location("kernels_report", path)
     assert spec is not None
     assert spec.loader is not None

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from family_states import State, assert_equal_states, state_of
 from mmengine.hooks import EMAHook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import load_checkpoint as mmengine_load
-from test_checkpoint_families import State, assert_equal_states, state_of
 from timm_helper import import_timm
 from tiny_networks import enliven, tiny, two_stages
 from torch import nn

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import call, refused
+from family_states import state_of
 from PIL import Image
-from test_checkpoint_families import state_of
-from test_cli import call, refused
 from tiny_networks import image, tiny
 
 import hrnet_fast as hf

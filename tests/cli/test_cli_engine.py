@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import call, checkpoint, photo, refused  # noqa: F401
+from command_line import call, checkpoint, refused
 
 import hrnet_fast as hf
 from hrnet_fast.errors import InputError
@@ -21,7 +21,7 @@ INFERENCE = Path(hf.__file__).parents[1] / "docs" / "inference.md"
 def test_run_answers_as_the_model_does(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
-    photo: Path,  # noqa: F811
+    photo: Path,
     dtype: str,
     apart: float,
 ) -> None:
@@ -42,7 +42,7 @@ def test_run_answers_as_the_model_does(
 def test_many_images_are_worth_an_engine(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
-    photo: Path,  # noqa: F811
+    photo: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("hrnet_fast.cli.run.ENGINE_PAYS", 2)
@@ -70,7 +70,7 @@ def _refuse(*args: object, **options: object) -> None:
     raise InputError("no engine of this")
 
 
-def test_what_excludes_each_other(capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: Path) -> None:  # noqa: F811
+def test_what_excludes_each_other(capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: Path) -> None:
     argv = ["run", photo, "-c", checkpoint(tmp_path, "v1", "mmpose", 17), "-t", "pose", "-o", tmp_path / "out"]
     assert "--engine off" in refused(capsys, *argv, "--engine", "off", "--dtype", "bfloat16")
     assert "--impl reference" in refused(capsys, *argv, "--engine", "on", "--impl", "reference")

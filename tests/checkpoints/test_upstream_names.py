@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_checkpoint_families import network, state_of
+from family_states import network, state_of
 from tiny_networks import image
 
 import hrnet_fast as hf

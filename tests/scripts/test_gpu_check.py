@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "gpu_check.sh"
 FULL = [
     "environment", "build", "doctor", "parity_kernels", "parity_cuda", "parity_engine", "parity_fuse_sum",

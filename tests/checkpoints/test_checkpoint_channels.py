@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_checkpoint_families import state_of
+from family_states import state_of
 from timm_helper import import_timm, timm_is_installed
 from tiny_networks import image, relative_l2, tiny
 
