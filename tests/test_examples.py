@@ -37,6 +37,7 @@ def test_example(
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.processes
 def test_distributed(tmp_path: Path) -> None:
     words, said = SMALL["distributed"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -96,6 +96,7 @@ def run_fresh(program: str) -> str:
     return done.stdout
 
 
+@pytest.mark.processes
 def test_imports_little_of_torch() -> None:
     """What takes seconds to import is not imported: the compiler, exporters, distributed training."""
     program = """
@@ -112,6 +113,7 @@ print(sorted(set(sys.modules) - before))
     assert "hrnet_fast.inference" not in loaded
 
 
+@pytest.mark.processes
 def test_imports_no_optional_package() -> None:
     program = """
 import sys
@@ -124,6 +126,7 @@ print(sorted({name.partition('.')[0] for name in sys.modules}))
     assert not {"triton", "timm", "torchvision", "matplotlib", "PIL", "safetensors", "click"} & set(loaded)
 
 
+@pytest.mark.processes
 def test_works_without_triton() -> None:
     program = """
 import sys
@@ -138,6 +141,7 @@ assert sys.modules["triton"] is None
     assert run_fresh(program).strip() == "(1, 3, 8, 8)"
 
 
+@pytest.mark.processes
 def test_works_without_the_compiled_extension() -> None:
     program = """
 import sys

@@ -18,23 +18,27 @@ from torch.utils._pytree import tree_map
 from hrnet_fast.implementations import describe
 
 ROUNDING = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
-# By its interpreter Triton would be usable without a device; those runs have tests of their own.
-NEEDS_CUDA = pytest.param(
-    "triton",
-    marks=[
-        pytest.mark.device,
-        pytest.mark.skipif(
-            not (torch.cuda.is_available() and describe("triton").usable),
-            reason=describe("triton").reason if torch.cuda.is_available() else "torch sees no CUDA device",
-        ),
-    ],
-)
-IMPLS = ["reference", NEEDS_CUDA]
+
+
+def param(impl: str) -> Any:
+    """A parameter for an implementation; one skip per file names those that this machine cannot run."""
+    state, device = describe(impl), impl in ("cuda", "triton")
+    marks = [pytest.mark.device] * device
+    # By its interpreter Triton would be usable without a device; those runs have tests of their own.
+    if device and not torch.cuda.is_available():
+        marks.append(pytest.mark.unavailable("torch sees no CUDA device"))
+    elif not state.usable:
+        marks.append(pytest.mark.unavailable(state.reason))
+    return pytest.param(impl, marks=marks)
+
+
+CPU, CUDA, TRITON = param("cpu"), param("cuda"), param("triton")
+IMPLS = ["reference", TRITON]
 FOLDER = Path(__file__).parent
 
 
 def device_of(impl: str) -> str:
-    return "cuda" if impl == "triton" and torch.cuda.is_available() else "cpu"
+    return "cuda" if impl in ("cuda", "triton") and torch.cuda.is_available() else "cpu"
 
 
 def widest(impl: str) -> torch.dtype:

@@ -6,18 +6,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from operator_cases import NEEDS_CUDA
+from operator_cases import CPU, ROUNDING, TRITON, device_of, distance
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
-from hrnet_fast.implementations import describe
 from hrnet_fast.ops import bn_act
 
-# The C++ implementation is built by `make setup`; where no compiler works there is none to test.
-needs_cpu = pytest.param("cpu", marks=pytest.mark.skipif(not describe("cpu").usable, reason=describe("cpu").reason))
-IMPLS = ["reference", needs_cpu, NEEDS_CUDA]
+IMPLS = ["reference", CPU, TRITON]
 SIZES = [(17, 25), (65, 97), (8, 6), (1, 1), (5, 1)]
-ROUNDING = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
 CHANNELS = 6
 
 
@@ -76,15 +72,6 @@ def eager(case: Case, relu: bool | None = None) -> Tensor:
     y = batch_norm(case.x, case.mean, case.variance, case.weight, case.bias, case.training, 0.1, 1e-5)
     y = y if case.residual is None else y + case.residual
     return y.relu() if (case.relu if relu is None else relu) else y
-
-
-def device_of(impl: str) -> str:
-    return "cuda" if impl == "triton" and torch.cuda.is_available() else "cpu"
-
-
-def distance(a: Tensor, exact: Tensor) -> float:
-    norm = exact.double().norm().item()
-    return (a.double() - exact.double()).norm().item() / (norm or 1.0)
 
 
 def within_budget(case: Case, impl: str, slack: float = 2.0) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from operator_cases import ROUNDING, distance
 from torch import Tensor
 
 from hrnet_fast.ops.fuse_sum import RESAMPLE
@@ -25,12 +26,11 @@ from hrnet_fast.reference.fuse_sum import fuse_sum as reference
 
 ROOT = Path(__file__).parents[2]
 CODES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
-ROUNDING = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
 MODES = [("nearest", False), ("bilinear", False), ("bilinear", True)]
 FLAGS = ["-std=c++17", "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-strict-aliasing",
          "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]  # fmt: skip
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+pytestmark = [pytest.mark.sanitizer, pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")]
 
 
 @pytest.fixture(scope="module")
@@ -139,11 +139,6 @@ class Given:
             torch.autograd.grad(out, [t for t in leaves if t is not None], torch.where(alive, self.grad, 0).to(dtype))
         )
         return (out.relu() if self.relu else out).detach(), [None if t is None else next(found) for t in leaves]
-
-
-def distance(a: Tensor, exact: Tensor) -> float:
-    norm = exact.double().norm().item()
-    return (a.double() - exact.double()).norm().item() / (norm or 1.0)
 
 
 class Results:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from operator_cases import (
     IMPLS,
-    NEEDS_CUDA,
     ROUNDING,
+    TRITON,
     compiled_ahead,
     copies,
     device_of,
@@ -142,7 +142,7 @@ def test_channels_of_wide_networks(impl: str) -> None:
     within_budget(case, impl)
 
 
-@pytest.mark.parametrize("impl", [NEEDS_CUDA])
+@pytest.mark.parametrize("impl", [TRITON])
 def test_products_of_tf32_where_convolutions_may(impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's default. Not judged by the library, which takes TF32 for some shapes only."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
@@ -195,6 +195,7 @@ def test_gradcheck_and_opcheck(channels_last: bool, relu: bool) -> None:
     torch.library.opcheck(_gradients, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("impl", IMPLS)
 def test_compiled_whole(impl: str) -> None:
     case = make_case(torch.float32, SMALL, device=device_of(impl))
@@ -357,10 +358,13 @@ print("parity held")
 """
 
 
+@pytest.mark.processes
 def test_triton_under_its_interpreter() -> None:
     interpreted(TRITON_CASES)
 
 
+@pytest.mark.compile
+@pytest.mark.processes
 def test_triton_kernels_spill_nothing() -> None:
     """Compiled ahead of time for one target here; `make kernels-report` does all three."""
     compiled_ahead("grouped_conv3x3", 10)

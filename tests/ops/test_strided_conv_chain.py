@@ -140,6 +140,7 @@ def test_gradcheck_and_opcheck(relu: tuple[int, int] | bool) -> None:
             torch.library.opcheck(_gradients, given, test_utils=("test_schema", "test_faketensor"))
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("impl", IMPLS)
 def test_compiled_whole(impl: str) -> None:
     case = make_case((9, 6), torch.float32, channels_last=True, device=device_of(impl))
@@ -280,10 +281,13 @@ print("parity held")
 """
 
 
+@pytest.mark.processes
 def test_triton_under_its_interpreter() -> None:
     interpreted(TRITON_CASES)
 
 
+@pytest.mark.compile
+@pytest.mark.processes
 def test_triton_kernels_spill_nothing() -> None:
     """Compiled ahead of time for one target here; `make kernels-report` does all three."""
     compiled_ahead("strided_conv_chain", 10)

@@ -136,6 +136,7 @@ def test_gradcheck_and_opcheck(impl: str, mode: str, align: bool) -> None:
         torch.library.opcheck(_gradients, (*given, impl), test_utils=("test_schema", "test_faketensor"))
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("impl", IMPLS)
 def test_compiled_whole(impl: str) -> None:
     case = make_case((9, 6), torch.float32, channels_last=True, device=device_of(impl))
@@ -271,10 +272,13 @@ print("parity held")
 """
 
 
+@pytest.mark.processes
 def test_triton_under_its_interpreter() -> None:
     interpreted(TRITON_CASES)
 
 
+@pytest.mark.compile
+@pytest.mark.processes
 def test_triton_kernels_spill_nothing() -> None:
     """Compiled ahead of time for one target here; `make kernels-report` does all three."""
     compiled_ahead("upsample_conv1x1_sum", 10)

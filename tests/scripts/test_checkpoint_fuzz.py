@@ -52,6 +52,7 @@ def test_every_payload_and_bomb(script: ModuleType, fuzz: Any, tmp_path: Path) -
             assert fuzz.watch.seen == []
 
 
+@pytest.mark.processes
 def test_payloads_would_run_in_an_ordinary_unpickler(script: ModuleType, fuzz: Any) -> None:
     """Else their being harmless would show nothing. All but Popen's are over when the process ends."""
     from hostile_pickles import payloads
@@ -83,6 +84,7 @@ def test_cases_follow_from_their_number(fuzz: Any) -> None:
         assert fuzz.make(number)[2].content == fuzz.make(number)[2].content
 
 
+@pytest.mark.processes
 def test_the_command(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, SCRIPTS / "fuzz_checkpoints.py", "--count", "12", "--seed", "3"],

@@ -39,6 +39,9 @@ USABLE = {"usable": True, "reason": "it is there"}
 DOCTOR = {"engine": ["float32: works"], "implementations": {"cuda": USABLE, "triton": USABLE}}
 
 
+pytestmark = pytest.mark.processes
+
+
 @pytest.fixture(scope="module")
 def module() -> ModuleType:
     spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "scripts" / "gpu_check.py")
@@ -318,7 +321,13 @@ def test_selections(module: ModuleType, tmp_path: Path) -> None:
     """Each kernel has tests, and each test that needs the device is in one part; other plugins are not there."""
     for package in ("hypothesis", "xdist", "pytest_timeout", "timm", "onnxruntime", "openvino"):
         (tmp_path / f"{package}.py").write_text("raise ImportError('it is not here')\n")
-    tests = ["tests/ops", "tests/training", "tests/inference", "tests/test_registry.py", "tests/test_cli_engine.py"]
+    tests = [
+        "tests/ops",
+        "tests/training",
+        "tests/inference",
+        "tests/models/test_registry.py",
+        "tests/cli/test_cli_engine.py",
+    ]
     asked: dict[str, list[str]] = {kernel: ["-k", k, *module.KERNEL_TESTS] for kernel, k in module.VISITS.items()}
     asked |= {name: list(selection) for name, selection in module.PARITY.items()}
     asked |= {"every": list(module.EVERY_KERNEL), "all": tests}
