@@ -9,6 +9,11 @@ from pathlib import Path
 
 # Before torch is imported: a graph that an earlier run compiled would hide a change of an operator's fake.
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+# Few compilations a run: a pool of processes that import torch first would take longer than they do.
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+# Workers run side by side; the processes that tests start would otherwise take every core each.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -19,6 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
+@pytest.hookimpl(trylast=True)  # after -k and -m have chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """One skip per file stands for all of its cases that this machine cannot run; ``--collect-only`` lists them all."""
     if config.option.collectonly:

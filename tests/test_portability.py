@@ -1,4 +1,4 @@
-"""Memory formats, precisions, copies, files, and PyTorch's compilers: the network is an ordinary module."""
+"""Memory formats, dtypes, autocast, copies, files and PyTorch's compilers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What files do not tell and defaults decide: named once, gone when given, and changeable from the command line."""
+"""Assumptions: what a file leaves open is named once, gone when it is given, and changed by options."""
 
 from __future__ import annotations
 

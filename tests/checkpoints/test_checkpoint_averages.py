@@ -173,7 +173,7 @@ def test_backbones_take_the_weights_asked_for() -> None:
     assert torch.equal(model.state_dict()["conv1.weight"], state["conv1.weight"] + 1)
 
 
-def test_other_weights_are_told() -> None:
+def test_other_weights_are_noted() -> None:
     state = state_of("pose")
     renamed = {
         "state_dict": state,

@@ -1,4 +1,4 @@
-"""RGB weights for networks of other input channels: timm's own function decides."""
+"""RGB weights adapted to other numbers of input channels, compared with timm's own function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every family of checkpoints: recognised, loaded, computed with and written back, bit for bit."""
+"""Every family of checkpoints: recognised, loaded, evaluated, and converted back bit for bit."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_timm_without_a_classifier_is_timms() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_other_precisions_are_handed_over_as_stored(dtype: torch.dtype) -> None:
+def test_other_precisions_are_returned_as_stored(dtype: torch.dtype) -> None:
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state_of("seg").items()}
     assert_equal_states(hf.convert_checkpoint(state, to="seg"), state)
     loaded = hf.load_checkpoint(state)

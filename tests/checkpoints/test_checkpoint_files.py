@@ -1,4 +1,4 @@
-"""Checkpoint files: every kind that is read, every way in which one can be broken, and writing whole or not at all."""
+"""Checkpoint files: formats that are read, damage that is refused, and atomic writing."""
 
 from __future__ import annotations
 

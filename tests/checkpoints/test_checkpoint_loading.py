@@ -1,4 +1,4 @@
-"""Loading: wrappers, left-out entries, overrides, incomplete files, and filling a trunk."""
+"""Loading: wrappers, entries that are left out, overrides, incomplete files, filling a trunk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HRNet inside something else: found by structure, told apart, loaded, converted; heads that fit in part."""
+"""Trunks inside larger checkpoints: found, distinguished, loaded, converted; heads that fit in part."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_signs_beside_a_network_under_a_prefix(prefix: str) -> None:
     assert loaded.config.head.pyramid_stride == 2
 
 
-def test_what_a_converted_file_does_not_tell_is_noted(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_a_converted_file_does_not_say_is_noted(caplog: pytest.LogCaptureFixture) -> None:
     fcos = state_of("mmdet") | {"bbox_head.conv_centerness.weight": torch.zeros(1, 16, 3, 3)}
     for source, target, told in (
         (fcos, "det", "pyramid_stride=2 is not in the file"),

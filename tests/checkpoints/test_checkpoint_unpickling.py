@@ -1,4 +1,4 @@
-"""Reading torch's two formats without torch.load: what is checked, what is inert, and what is refused."""
+"""Reading torch's two file formats without torch.load: what is rebuilt, what stays inert, what is refused."""
 
 from __future__ import annotations
 

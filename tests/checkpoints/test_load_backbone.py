@@ -1,4 +1,4 @@
-"""Filling stem, stages and transitions from any family's checkpoint."""
+"""``load_backbone``: stem, stages and transitions filled from any family's checkpoint."""
 
 from __future__ import annotations
 

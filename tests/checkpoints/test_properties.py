@@ -1,4 +1,4 @@
-"""Over random small networks and random damage: what is inferred is right, and no damage passes unnoticed."""
+"""Property tests over random small networks and random damage of their checkpoints."""
 
 from __future__ import annotations
 
@@ -103,6 +103,7 @@ def test_plain_data_round_trip(config: hf.HRNetConfig) -> None:
     assert hf.HRNetConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+@pytest.mark.slow
 @settings(max_examples=50, **SETTINGS)
 @given(config=configs())
 def test_inference_recovers_the_structure(config: hf.HRNetConfig) -> None:
@@ -116,6 +117,7 @@ def test_inference_recovers_the_structure(config: hf.HRNetConfig) -> None:
     assert expected_shapes(found) == shapes
 
 
+@pytest.mark.slow
 @settings(max_examples=40, **SETTINGS)
 @given(config=configs(), odd=st.booleans())
 def test_loading_gives_the_network_that_was_saved(config: hf.HRNetConfig, odd: bool) -> None:
@@ -198,6 +200,7 @@ def renamed(draw: st.DrawFn, key: str) -> str:
     return draw(st.sampled_from(names))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, **SETTINGS)
 @given(data=st.data(), family=st.sampled_from(FAMILIES), damage=st.sampled_from(["delete", "reshape", "rename", "add"]))
 def test_damage_is_refused(data: st.DataObject, family: str, damage: str) -> None:

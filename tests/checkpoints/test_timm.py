@@ -1,4 +1,4 @@
-"""timm's own models against this package, through their state_dicts and in both directions."""
+"""timm's models against this package: state_dicts in both directions, outputs, gradients."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ if not timm_is_installed():
 # Both sides run the same convolutions in the same order; what may differ is how a mean over pixels is summed.
 SAME = 1e-12
 
-CLASSIFIERS: list[tuple[str, dict[str, Any]]] = [
-    ("hrnet_w18_small", {}),
-    ("hrnet_w18_small_v2", {}),
-    ("hrnet_w18", {}),
-    ("hrnet_w18_ssld", {}),
-    ("hrnet_w18_small", {"in_chans": 4}),
-    ("hrnet_w18_small", {"num_classes": 10}),
-    ("hrnet_w18_small", {"num_classes": 0}),
+# Of each kind of layers one is trained; deeper trunks and other widths of the last layer repeat those.
+CLASSIFIERS: list[tuple[str, dict[str, Any], bool]] = [
+    ("hrnet_w18_small", {}, True),
+    ("hrnet_w18_small_v2", {}, False),
+    ("hrnet_w18", {}, False),
+    ("hrnet_w18_ssld", {}, True),
+    ("hrnet_w18_small", {"in_chans": 4}, True),
+    ("hrnet_w18_small", {"num_classes": 10}, False),
+    ("hrnet_w18_small", {"num_classes": 0}, False),
 ]
 OUT_INDICES: list[tuple[int, ...]] = [(0, 1, 2, 3, 4), (1, 3), (0, 4)]
 
@@ -34,6 +35,7 @@ NAMED = {f"hrnet_w{w}": f"hrnet_w{w}_c" for w in (18, 30, 32, 40, 44, 48, 64)}
 NAMED |= {name: name for name in ("hrnet_w18_small", "hrnet_w18_small_v2", "hrnet_w18_ssld", "hrnet_w48_ssld")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("theirs", "ours"), NAMED.items())
 def test_named_networks_have_timms_layers(theirs: str, ours: str) -> None:
     timm = import_timm()
@@ -59,14 +61,16 @@ def outputs(model: torch.nn.Module, x: Tensor) -> Any:
         return model(x)
 
 
-def assert_agree(ours: hf.HRNet, theirs: Any, channels: int = 3, idle: tuple[str, ...] = ()) -> None:
-    """Evaluation, training, gradients and running statistics but for those of modules in `idle`."""
+def assert_evaluate_alike(ours: hf.HRNet, theirs: Any, channels: int = 3) -> None:
     x = image(64, 96, channels=channels, dtype=torch.float64)
     own, expected = outputs(ours, x), outputs(theirs, x)
     assert type(own) is type(expected)
     for a, e in zip(maps(own), maps(expected), strict=True):
         assert relative_l2(a, e) <= SAME
 
+
+def assert_train_alike(ours: hf.HRNet, theirs: Any, channels: int = 3, idle: tuple[str, ...] = ()) -> None:
+    """Outputs, gradients and running statistics but for those of modules in `idle`."""
     x = image(64, 64, batch=2, channels=channels, dtype=torch.float64)
     for a, e in zip(train_once(ours, x), train_once(theirs, x), strict=True):
         assert relative_l2(a, e) <= SAME
@@ -82,15 +86,19 @@ def assert_agree(ours: hf.HRNet, theirs: Any, channels: int = 3, idle: tuple[str
             torch.testing.assert_close(value, state[key], rtol=1e-12, atol=1e-12, msg=key)
 
 
-@pytest.mark.parametrize(("name", "options"), CLASSIFIERS)
-def test_classifier_loads_and_computes_the_same(name: str, options: dict[str, Any]) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options", "trained"), CLASSIFIERS)
+def test_classifier_loads_and_computes_the_same(name: str, options: dict[str, Any], trained: bool) -> None:
     theirs = timm_model(name, **options)
     ours = hf.load_checkpoint(theirs.state_dict()).double()
     assert ours.family in ("cls", "timm")
     assert ours.config.head.conv_bias is not name.endswith("ssld")
-    assert_agree(ours, theirs, options.get("in_chans", 3))
+    assert_evaluate_alike(ours, theirs, options.get("in_chans", 3))
+    if trained:
+        assert_train_alike(ours, theirs, options.get("in_chans", 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("out_indices", OUT_INDICES)
 def test_features_load_and_compute_the_same(out_indices: tuple[int, ...]) -> None:
     theirs = features_model(out_indices)
@@ -98,9 +106,12 @@ def test_features_load_and_compute_the_same(out_indices: tuple[int, ...]) -> Non
     assert ours.family == "timm_features"
     # timm also widens the levels that nobody asked for, and counts their statistics; here they are not computed.
     idle = tuple(f"incre_modules.{level - 1}." for level in range(1, 5) if level not in out_indices)
-    assert_agree(ours, theirs, idle=idle)
+    assert_evaluate_alike(ours, theirs)
+    if out_indices != (0, 4):  # whose layers the others train
+        assert_train_alike(ours, theirs, idle=idle)
 
 
+@pytest.mark.slow
 def test_all_features_are_the_default() -> None:
     theirs = features_model((0, 1, 2, 3, 4))
     ours = hf.load_checkpoint(theirs.state_dict()).double()
@@ -108,6 +119,7 @@ def test_all_features_are_the_default() -> None:
     assert [m.shape for m in outputs(ours, x)] == [m.shape for m in outputs(theirs, x)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hrnet_w18_small", "hrnet_w18_ssld"])
 def test_our_weights_load_into_timm_strictly(name: str) -> None:
     ours = enliven(hf.create_model(name, num_outputs=7), seed=1).double().eval()
@@ -117,6 +129,7 @@ def test_our_weights_load_into_timm_strictly(name: str) -> None:
     assert relative_l2(outputs(theirs, x), outputs(ours, x)) <= SAME
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "to"),
     [

@@ -1,4 +1,4 @@
-"""The names under which the upstreams keep their heads, written out, and what their files leave unsaid."""
+"""The upstreams' key names of every head, and what their files leave open."""
 
 from __future__ import annotations
 

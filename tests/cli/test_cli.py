@@ -1,4 +1,4 @@
-"""The command line: what it prints, writes and refuses."""
+"""The command line: output, written files and refused arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine on the command line: answers, plans and launches."""
+"""The command line's use of the engine: results, plans and operator calls."""
 
 from __future__ import annotations
 

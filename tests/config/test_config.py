@@ -1,4 +1,4 @@
-"""The description of a network: what it refuses, how it is changed, and its way to and from plain data."""
+"""HRNetConfig: validation, overrides, and conversion to and from plain data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Named networks, and the choice of what runs them."""
+"""Named networks, and how their implementation is chosen."""
 
 from __future__ import annotations
 

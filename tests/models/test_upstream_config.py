@@ -1,4 +1,4 @@
-"""The upstreams' own configurations, read into ours."""
+"""The upstreams' configuration files, read as HRNetConfig."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a network of an upstream's configuration decodes its heatmaps, as read off the upstreams' code."""
+"""Heatmap decoding of a network built from an upstream's configuration."""
 
 from __future__ import annotations
 

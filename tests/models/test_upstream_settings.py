@@ -88,7 +88,7 @@ AE_0X: Mapping = {"type": "AEHigherResolutionHead", "in_channels": 18, "num_join
         "TEST.OUTPUT_INDEX",
     ],
 )
-def test_ocr_branch_aligns_corners_unless_told_otherwise(mark: str) -> None:
+def test_ocr_branch_aligns_corners_by_default(mark: str) -> None:
     """Its default.py has ALIGN_CORNERS = True, and knows keys that the other branches' refuses."""
     config = read(changed(seg(), mark, 1))
     assert (config.align_corners, config.norm.momentum) == (True, 0.1)
@@ -345,7 +345,7 @@ def test_mmsegmentation_heads() -> None:
 
 
 @pytest.mark.parametrize(("given", "built"), [({"dropout_ratio": 0.3}, 0.3), ({"dropout_ratio": 0}, 0), ({}, 0.1)])
-def test_mmsegmentation_drops_a_tenth_of_the_channels_unless_told_otherwise(given: Mapping, built: float) -> None:
+def test_mmsegmentation_drops_a_tenth_of_the_channels_by_default(given: Mapping, built: float) -> None:
     """Of the input of the classifier, in the FCN head and in OCR's main one."""
     fcn, ocr = ({k: v for k, v in head.items() if k != "dropout_ratio"} | given for head in (FCN, OCR))
     assert read({"backbone": backbone(), "decode_head": fcn}).head.dropout == built

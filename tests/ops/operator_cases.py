@@ -1,4 +1,4 @@
-"""What the tests of operators share: the error budget, implementations on their devices, Triton in a process."""
+"""Shared by the operators' tests: the error budget, implementations and their devices, Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -35,6 +35,17 @@ def param(impl: str) -> Any:
 CPU, CUDA, TRITON = param("cpu"), param("cuda"), param("triton")
 IMPLS = ["reference", TRITON]
 FOLDER = Path(__file__).parent
+# Kernels depend on the width of a value and on the layout: float32 in both layouts, each half format in one.
+LAYOUTS = [
+    pytest.param(dtype, last, id=f"{dtype}-{'last' if last else 'contiguous'}")
+    for dtype, last in (
+        (torch.float64, False), (torch.float32, False), (torch.float32, True), (torch.bfloat16, True),
+        (torch.float16, False),
+    )
+]  # fmt: skip
+# What of torch.library.opcheck depends on layouts and values; derivatives and their capture are registered once.
+FORMS = ("test_schema", "test_faketensor")
+EVERY = (*FORMS, "test_autograd_registration", "test_aot_dispatch_dynamic")
 
 
 def device_of(impl: str) -> str:
@@ -44,6 +55,14 @@ def device_of(impl: str) -> str:
 def widest(impl: str) -> torch.dtype:
     """The widest dtype of an implementation."""
     return torch.float32 if impl == "triton" else torch.float64
+
+
+def compiler_for(impl: str) -> str:
+    """Inductor for one implementation of each device; for a further one, the same capture without generated code.
+
+    To Inductor an operator is opaque and the implementation one of its arguments: the code around it does not change.
+    """
+    return "aot_eager" if impl == "cpu" else "inductor"
 
 
 class Case(Protocol):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
-from operator_cases import CPU, ROUNDING, TRITON, device_of, distance
+from operator_cases import CPU, LAYOUTS, ROUNDING, TRITON, device_of, distance
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
@@ -103,12 +105,20 @@ def within_budget(case: Case, impl: str, slack: float = 2.0) -> None:
         close(g, w, a, f"gradient {k}")
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "frozen"])
-@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
-@pytest.mark.parametrize("residual", [True, False], ids=["residual", "plain"])
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "last"])
-@pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
-@pytest.mark.parametrize("size", SIZES, ids=str)
+def sizes_and_options() -> list[Any]:
+    """All options at one size; at the others, everything and nothing: loops over pixels do not know the options."""
+    params = []
+    for size in SIZES:
+        for chosen in itertools.product((True, False), repeat=3):
+            if size == SIZES[0] or len(set(chosen)) == 1:
+                names = zip(("residual", "relu", "training"), ("plain", "linear", "frozen"), chosen, strict=True)
+                words = [yes if is_chosen else no for yes, no, is_chosen in names]
+                params.append(pytest.param(size, *chosen, id="-".join([str(size), *words])))
+    return params
+
+
+@pytest.mark.parametrize(("dtype", "channels_last"), LAYOUTS)
+@pytest.mark.parametrize(("size", "residual", "relu", "training"), sizes_and_options())
 @pytest.mark.parametrize("impl", IMPLS)
 def test_parity(
     impl: str,

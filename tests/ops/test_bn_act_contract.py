@@ -1,4 +1,4 @@
-"""``bn_act`` as torch sees it: registration, compilation, what is kept for backward, and what is refused."""
+"""``bn_act`` in PyTorch: registration, compilation, tensors saved for backward, refused arguments."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from operator_cases import device_of
+from operator_cases import EVERY, FORMS, compiler_for, device_of
 from test_bn_act import CHANNELS, IMPLS, make_case, run
 from torch import Tensor
 
 from hrnet_fast import ImplementationError, InputError
 from hrnet_fast.ops import bn_act
-from hrnet_fast.ops.bn_act import _batch_affine, _bn_act, _bn_act_backward, _running_affine, bn_act_primitives
+from hrnet_fast.ops.bn_act_primitives import bn_act_primitives
+
+OPS = torch.ops.hrnet_fast
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -34,22 +36,28 @@ def test_gradcheck(relu: bool, residual: bool, training: bool) -> None:
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("impl", IMPLS)
 def test_opcheck(impl: str, channels_last: bool) -> None:
+    """Layouts and results depend on the implementation; derivatives and their capture are registered once for all."""
     case = make_case((5, 7), torch.float32, device=device_of(impl), channels_last=channels_last)
     x, weight, bias = case.x.detach(), case.weight.detach(), case.bias.detach()  # type: ignore[union-attr]
+    every = FORMS if impl == "cpu" or channels_last else EVERY
     buffers = (case.mean, case.variance)
-    torch.library.opcheck(_batch_affine, (x, weight, bias, *buffers, 0.1, 1e-5, impl))
-    torch.library.opcheck(_batch_affine, (x, None, None, None, None, 0.1, 1e-5, impl))
-    torch.library.opcheck(_running_affine, (x, weight, None, *buffers, 1e-5, impl))
-    affine = _batch_affine(x, weight, bias, *buffers, 0.1, 1e-5, impl)
+    torch.library.opcheck(OPS.bn_batch_affine.default, (x, weight, bias, *buffers, 0.1, 1e-5, impl), test_utils=every)
+    torch.library.opcheck(OPS.bn_batch_affine.default, (x, None, None, None, None, 0.1, 1e-5, impl), test_utils=FORMS)
+    torch.library.opcheck(OPS.bn_running_affine.default, (x, weight, None, *buffers, 1e-5, impl), test_utils=every)
+    affine = OPS.bn_batch_affine.default(x, weight, bias, *buffers, 0.1, 1e-5, impl)
     for residual in (case.residual, None):
         for relu in (True, False):
-            torch.library.opcheck(_bn_act, (case.x, case.weight, case.bias, affine, residual, relu, True, impl))
-    torch.library.opcheck(_bn_act, (case.x, None, case.bias, affine, None, True, False, impl))
-    out, grad = _bn_act(x, weight, bias, affine, case.residual, True, True, impl).detach(), torch.randn_like(x)
-    for given in (out, None):
-        for wanted in ((True, True, given is not None), (True, False, False), (False, True, False)):
+            given = (case.x, case.weight, case.bias, affine, residual, relu, True, impl)
+            torch.library.opcheck(OPS.bn_act.default, given, test_utils=every)
+    given = (case.x, None, case.bias, affine, None, True, False, impl)
+    torch.library.opcheck(OPS.bn_act.default, given, test_utils=every)
+    out = OPS.bn_act.default(x, weight, bias, affine, case.residual, True, True, impl).detach()
+    grad = torch.randn_like(x)
+    for kept in (out, None):
+        for wanted in ((True, True, kept is not None), (True, False, False), (False, True, False)):
             for batch in (True, False):
-                torch.library.opcheck(_bn_act_backward, (grad, x, affine, given, True, batch, *wanted, impl))
+                given = (grad, x, affine, kept, True, batch, *wanted, impl)
+                torch.library.opcheck(OPS.bn_act_backward.default, given, test_utils=FORMS)
 
 
 @pytest.mark.compile
@@ -59,7 +67,8 @@ def test_opcheck(impl: str, channels_last: bool) -> None:
 )
 @pytest.mark.parametrize("impl", IMPLS)
 def test_compiled_whole(impl: str, residual: bool, training: bool, backend: str) -> None:
-    """To Inductor the operator is opaque: its code is the same for all options, which change what is captured."""
+    """To Inductor the operator is opaque: its options change what is captured, not the code that is generated."""
+    backend = backend if backend == "aot_eager" else compiler_for(impl)
     case = make_case((9, 6), torch.float32, device=device_of(impl), channels_last=True, residual=residual,
                      training=training)  # fmt: skip
     other = case.to(torch.float32, torch.float32)

@@ -1,4 +1,4 @@
-"""The C++ pieces of ``bn_act`` against the reference's: what lean units call, with stacked normalisations and masks."""
+"""The C++ primitives of ``bn_act`` against the reference's, with stacked normalisations and masks."""
 
 from __future__ import annotations
 

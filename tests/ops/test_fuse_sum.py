@@ -6,13 +6,26 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from operator_cases import CPU, CUDA, ROUNDING, TRITON, compiled_ahead, device_of, distance, interpreted
+from operator_cases import (
+    CPU,
+    CUDA,
+    EVERY,
+    FORMS,
+    LAYOUTS,
+    ROUNDING,
+    TRITON,
+    compiled_ahead,
+    compiler_for,
+    device_of,
+    distance,
+    interpreted,
+)
 from torch import Tensor
 
 from hrnet_fast import ImplementationError, InputError
 from hrnet_fast.ops import fuse_sum
-from hrnet_fast.ops.fuse_sum import _fuse_sum
 
+OPS = torch.ops.hrnet_fast
 DOUBLE_IMPLS = ["reference", CPU, CUDA]  # Triton's kernels compute in float32
 IMPLS = [*DOUBLE_IMPLS, TRITON]
 MODES = [("nearest", False), ("bilinear", False), ("bilinear", True)]
@@ -99,8 +112,7 @@ def within_budget(case: Case, impl: str, mode: str, align: bool) -> None:
         assert distance(g, w) <= 2 * distance(a, w) + floor
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
+@pytest.mark.parametrize(("dtype", "channels_last"), LAYOUTS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(("mode", "align"), MODES)
 @pytest.mark.parametrize("impl", [CPU, CUDA, TRITON])
@@ -146,7 +158,9 @@ def test_gradcheck_and_opcheck(impl: str, mode: str, align: bool) -> None:
     assert torch.autograd.gradcheck(call, case.leaves(), fast_mode=True)
     absent = torch.empty(0, dtype=torch.float64, device=device_of(impl))
     lists = [[absent if t is None else t for t in ts] for ts in (case.scales, case.shifts)]
-    torch.library.opcheck(_fuse_sum, (case.xs, *lists, list(case.size), mode, align, True, impl))
+    every = FORMS if impl == "cpu" or mode == "bilinear" else EVERY
+    given = (case.xs, *lists, list(case.size), mode, align, True, impl)
+    torch.library.opcheck(OPS.fuse_sum.default, given, test_utils=every)
 
 
 @pytest.mark.compile
@@ -160,7 +174,7 @@ def test_compiled_whole(impl: str) -> None:
 
     given = (case.xs, case.scales[1], case.shifts[1])
     leaves = [*case.xs, case.scales[1], case.shifts[1]]
-    eager, compiled = step(*given), torch.compile(step, fullgraph=True)(*given)  # type: ignore[arg-type]
+    eager, compiled = step(*given), torch.compile(step, fullgraph=True, backend=compiler_for(impl))(*given)  # type: ignore[arg-type]
     assert torch.equal(eager, compiled)
     for a, b in zip(
         torch.autograd.grad(eager.square().sum(), leaves),  # type: ignore[arg-type]

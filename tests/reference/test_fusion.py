@@ -1,4 +1,4 @@
-"""The fusion against a computation of its own, and the ablations of the paper's section 7."""
+"""The fusion against an independent computation, and the ablations of the paper's section 7."""
 
 from __future__ import annotations
 

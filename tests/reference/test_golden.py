@@ -1,4 +1,4 @@
-"""The reference, plain and accelerated, against what the upstreams computed, through their own checkpoints' names."""
+"""The reference network, plain and accelerated, against the upstreams' recorded results."""
 
 from __future__ import annotations
 
@@ -84,6 +84,7 @@ def test_evaluation(
     assert_stayed_fast(model)
 
 
+@pytest.mark.slow
 def test_training(loaded: tuple[GoldenCase, hf.HRNet], network: hf.HRNet) -> None:
     case, model = loaded[0], network.double().train()
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""HigherHRNet's head: its layers as the authors' code applies them, told from keys, converted and made fast."""
+"""HigherHRNet's head: compared with the authors' formula, inferred from keys, converted, accelerated."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_outputs(name: str) -> None:
 
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("family", ["higher_hrnet", "mmpose_0x_higher"])
-def test_told_from_keys(name: str, family: str) -> None:
+def test_inferred_from_keys(name: str, family: str) -> None:
     """All but the meaning of equally many channels is in the shapes."""
     model = network(name)
     state = hf.FAMILIES[family].from_canonical(model.state_dict())

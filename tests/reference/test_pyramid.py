@@ -1,4 +1,4 @@
-"""Necks of mmdetection: FCOS's stride of 2, normalised necks, maximum pooling; from checkpoints and in engines."""
+"""mmdetection's necks: FCOS's stride of 2, normalised necks, maximum pooling; loaded and in engines."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def fingerprint(tensor: Tensor) -> np.ndarray:
     return np.concatenate([[flat.mean(), flat.std()], flat[draw.integers(0, flat.size, 64)]])
 
 
+@pytest.mark.slow
 def test_fcos_of_mmdetection() -> None:
     """What mmdetection 3.3.0 itself computed in float64 from fcos_hrnetv2p-w18-gn-head_4xb4-1x_coco.py."""
     with torch.device("meta"):
@@ -73,12 +74,12 @@ def test_a_normalised_neck_from_a_checkpoint(kind: str) -> None:
             assert torch.equal(a, e)
 
 
-def test_batch_normalisation_of_a_neck_is_told_by_its_keys() -> None:
+def test_batch_normalisation_of_a_neck_is_inferred_from_its_keys() -> None:
     state = mmdet_state(tiny("v2p", pyramid_norm=NORMS["bn"]))
     assert hf.load_checkpoint(state).config.head.pyramid_norm == hf.NormConfig("bn")
 
 
-def test_groups_of_a_neck_cannot_be_told() -> None:
+def test_groups_of_a_neck_cannot_be_inferred() -> None:
     state = mmdet_state(tiny("v2p", channels=32, pyramid_norm=hf.NormConfig("gn", groups=4)))
     loaded = hf.load_checkpoint(state)
     assert loaded.config.norm.kind == "bn"

@@ -1,4 +1,4 @@
-"""Heads and inputs of the reference: what each returns, and what it refuses."""
+"""Heads and inputs of the reference: what each returns and refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Normalisations, freezing, recomputation and initial scales: what changes how a network trains."""
+"""Normalisation kinds, freezing, activation checkpointing and initialisation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A few hundred damaged checkpoints; ``scripts/fuzz_checkpoints.py`` runs ten thousand."""
+"""Fuzzing of the checkpoint reader: a few hundred cases of ``scripts/fuzz_checkpoints.py``."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def fuzz(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return script.Fuzz(SEED, tmp_path_factory.mktemp("fuzz"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_damaged_files_load_right_or_raise(part: int, script: ModuleType, fuzz: Any) -> None:
     results = [fuzz.run(number) for number in range(part * EACH, (part + 1) * EACH)]
@@ -35,6 +36,7 @@ def test_damaged_files_load_right_or_raise(part: int, script: ModuleType, fuzz: 
     assert {script.RIGHT, script.REFUSED} <= {r.outcome for r in results}
 
 
+@pytest.mark.slow
 def test_every_payload_and_bomb(script: ModuleType, fuzz: Any, tmp_path: Path) -> None:
     from checkpoint_mutations import put_in
     from hostile_pickles import bombs, payloads

@@ -137,7 +137,7 @@ def test_every_step_is_reached_in_order(stand: Stand, options: list[str], names:
     assert "--kernel-name kns=fuse_sum" in checked
 
 
-def test_a_failing_step_is_told_and_the_rest_goes_on(stand: Stand) -> None:
+def test_a_failing_step_is_reported_and_the_rest_goes_on(stand: Stand) -> None:
     stand.tool("python", "*bench_fuse_sum*) echo no such thing; exit 3;;", MACHINE)
     (stand.bin / "compute-sanitizer").write_text("#!/bin/sh\necho '==== ERROR SUMMARY: 2 errors'; exit 86\n")
     assert stand.run("--quick").returncode == 1
@@ -202,7 +202,7 @@ def test_without_a_device(stand: Stand) -> None:
     assert lines["memcheck"]["note"] == "torch sees no CUDA device"
 
 
-def test_an_interpreter_that_tells_nothing(stand: Stand) -> None:
+def test_an_interpreter_that_prints_nothing(stand: Stand) -> None:
     (stand.bin / "python").write_text("#!/bin/sh\nexit 1\n")
     assert stand.run("--quick").returncode == 1
     assert stand.lines()["environment"]["status"] == "failed"

@@ -1,4 +1,4 @@
-"""The script that tabulates what compiled kernels use: what it writes and when (nothing is compiled here)."""
+"""``scripts/kernels_report.py``: its tables and its failures, with compilation replaced by stand-ins."""
 
 from __future__ import annotations
 

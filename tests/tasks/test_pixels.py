@@ -1,4 +1,4 @@
-"""Pictures of any kind of pixels: scaled or refused, never clipped; and the channels that networks take."""
+"""Images of every pixel type: scaled or refused, never clipped; networks of other input channels."""
 
 from __future__ import annotations
 

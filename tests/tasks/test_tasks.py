@@ -1,4 +1,4 @@
-"""From images to answers: coordinates, flips and crops."""
+"""Prediction from images: keypoints, boxes, masks and labels."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_joint_comes_back_where_it_was() -> None:
     assert {(k["x"], k["y"]) for k in answer} == {(100.0, 120.0)}
 
 
-def test_what_is_not_known_is_told(pose: HRNet, face: HRNet) -> None:
+def test_unknown_conventions_are_reported(pose: HRNet, face: HRNet) -> None:
     image = photo(64, 64)
     with pytest.raises(InputError, match="COCO's 17 and MPII's 16, and this network has 29"):
         TASKS["pose"].predict(face, image, Options(size=(64, 64), flip=True))
