@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu kernels/cuda/*.h kernels/cuda/*.cuh)
 HOST_RUN := $(wildcard tests/cuda_host/*)
 
-.PHONY: help setup demo test lint format docs bench kernels-report cuda-report clean
+.PHONY: help setup demo test test-quick lint format docs bench kernels-report cuda-report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -33,8 +33,14 @@ $(READY): pyproject.toml setup.py constraints.txt $(SOURCES)
 demo: $(READY)  ## run HRNet on the photograph that ships with the project; the report goes to demo_output/
 	$(BIN)/hrnet-fast demo --output demo_output --force $(DEMO_ARGS)
 
+# Worksteal keeps the tests of a file, and what they build once, in one worker for as long as both are busy.
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
 test: $(READY)  ## run the tests, with coverage
-	$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term --cov-fail-under=90
+	$(PYTEST) --cov --cov-report=term --cov-fail-under=95
+
+test-quick: $(READY)  ## run the tests that neither compile, build, start processes nor take long; without coverage
+	$(PYTEST) tests -m "not compile and not sanitizer and not processes and not device and not slow"
 
 lint: $(READY) docs  ## ruff, mypy, clang-format, the documents
 	$(BIN)/ruff check .

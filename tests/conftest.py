@@ -1,12 +1,19 @@
-"""Settings that every test runs under: a fixed seed, fresh memory full of NaN, no fight over cores."""
+"""Settings of every test: a fixed seed, fresh memory full of NaN, one thread per worker; skips for missing devices."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 # Before torch is imported: a graph that an earlier run compiled would hide a change of an operator's fake.
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+# Few compilations a run: a pool of processes that import torch first would take longer than they do.
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+# Workers run side by side; the processes that tests start would otherwise take every core each.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -15,6 +22,29 @@ import torch
 def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m have chosen
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """One skip per file stands for all of its cases that this machine cannot run; ``--collect-only`` lists them all."""
+    if config.option.collectonly:
+        return
+    lacking: dict[Path, list[tuple[pytest.Item, str]]] = {}
+    for item in items:
+        mark = item.get_closest_marker("unavailable")
+        if mark is not None:
+            lacking.setdefault(item.path, []).append((item, mark.args[0]))
+        elif item.get_closest_marker("device") and not torch.cuda.is_available():
+            lacking.setdefault(item.path, []).append((item, "torch sees no CUDA device"))
+    deselected = set()
+    for found in lacking.values():
+        counts = Counter(reason for _, reason in found)
+        words = "; ".join(f"{count} cases: {reason}" for reason, count in counts.items())
+        found[0][0].add_marker(pytest.mark.skip(reason=words), append=False)
+        deselected |= {item for item, _ in found[1:]}
+    if deselected:
+        config.hook.pytest_deselected(items=list(deselected))
+        items[:] = [item for item in items if item not in deselected]
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +72,7 @@ def _poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a device, float32 convolutions without TF32: what is compared with them is held to float32's rounding."""
+    """On a device, float32 convolutions without TF32: the tolerances are multiples of float32's rounding."""
     if torch.cuda.is_available():
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 

@@ -1,4 +1,4 @@
-"""A clock that moves when somebody sleeps, and hardly otherwise: what it measures is the same on a busy machine."""
+"""A simulated clock that sleeping advances: measured times do not depend on how busy the machine is."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ def demo(*argv: object) -> int:
     return int(stop.value.code or 0)
 
 
+@pytest.mark.slow
 def test_report_of_random_and_of_given_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = tmp_path / "cls.pth"
     torch.save(random_state(get_config("hrnet_w18_small", num_outputs=5), "timm", seed=1), weights)

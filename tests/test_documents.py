@@ -1,4 +1,4 @@
-"""README and docs: every Python block runs, every link leads somewhere, figures are those of the result files."""
+"""README and docs: Python blocks run, links exist, figures equal the committed results."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def blocks(page: Path) -> list[str]:
     return BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.stem)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order, in one process, as a reader would paste them."""

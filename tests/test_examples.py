@@ -25,6 +25,7 @@ def test_every_example_is_run() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "distributed"])
 def test_example(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -37,6 +38,7 @@ def test_example(
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.processes
 def test_distributed(tmp_path: Path) -> None:
     words, said = SMALL["distributed"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

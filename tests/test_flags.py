@@ -1,4 +1,4 @@
-"""Flags of the process that several hold at once."""
+"""Process-wide flags with several holders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch.fx: symbolic tracing of every head, and what is built on it: extractors of features, quantisation."""
+"""torch.fx: symbolic tracing of every head, feature extraction and quantisation."""
 
 from __future__ import annotations
 

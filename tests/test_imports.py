@@ -1,4 +1,4 @@
-"""What may import what, and that the package imports quickly and with little."""
+"""What may import what; that importing the package loads little and needs no optional package."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_leaves_import_nothing_else(part: str) -> None:
 
 
 @pytest.mark.parametrize("part", FORBIDDEN)
-def test_arrows_go_one_way(part: str) -> None:
+def test_imports_point_downwards(part: str) -> None:
     for path in sources(part):
         assert {n for n in imported(path) if within(n, FORBIDDEN[part])} == set(), path
 
@@ -108,34 +108,24 @@ def run_fresh(program: str) -> str:
     return done.stdout
 
 
-def test_imports_little_of_torch() -> None:
-    """What takes seconds to import is not imported: the compiler, exporters, distributed training."""
+@pytest.mark.processes
+def test_imports_little() -> None:
+    """Neither what takes torch seconds to import (compiler, exporters, distributed) nor any optional package."""
     program = """
 import sys, torch
 before = set(sys.modules)
 import hrnet_fast as hf
-hf.HRNet, hf.load_checkpoint, hf.list_models
-print(sorted(set(sys.modules) - before))
+hf.HRNet, hf.load_checkpoint, hf.convert_checkpoint, hf.create_model, hf.list_models, hf.FAMILIES
+print((sorted(set(sys.modules) - before), sorted({name.partition('.')[0] for name in sys.modules})))
 """
-    loaded = ast.literal_eval(run_fresh(program))
-    assert not [
-        n for n in loaded if n.startswith(("torch._dynamo", "torch._inductor", "torch.onnx", "torch.distributed."))
-    ]
-    assert "hrnet_fast.inference" not in loaded
+    added, packages = ast.literal_eval(run_fresh(program))
+    slow = ("torch._dynamo", "torch._inductor", "torch.onnx", "torch.distributed.")
+    assert not [name for name in added if name.startswith(slow)]
+    assert "hrnet_fast.inference" not in added
+    assert not {"triton", "timm", "torchvision", "matplotlib", "PIL", "safetensors", "click"} & set(packages)
 
 
-def test_imports_no_optional_package() -> None:
-    program = """
-import sys
-import hrnet_fast as hf
-before = set(sys.modules)
-hf.HRNet, hf.load_checkpoint, hf.convert_checkpoint, hf.create_model, hf.FAMILIES
-print(sorted({name.partition('.')[0] for name in sys.modules}))
-"""
-    loaded = ast.literal_eval(run_fresh(program))
-    assert not {"triton", "timm", "torchvision", "matplotlib", "PIL", "safetensors", "click"} & set(loaded)
-
-
+@pytest.mark.processes
 def test_works_without_triton() -> None:
     program = """
 import sys
@@ -150,6 +140,7 @@ assert sys.modules["triton"] is None
     assert run_fresh(program).strip() == "(1, 3, 8, 8)"
 
 
+@pytest.mark.processes
 def test_works_without_the_compiled_extension() -> None:
     program = """
 import sys

@@ -1,4 +1,4 @@
-"""Memory formats, precisions, copies, files, and PyTorch's compilers: the network is an ordinary module."""
+"""Memory formats, dtypes, autocast, copies, files and PyTorch's compilers."""
 
 from __future__ import annotations
 
@@ -137,6 +137,7 @@ def test_hooks_and_submodule_access_work() -> None:
     assert seen == [(1, 3, 16, 16)]
 
 
+@pytest.mark.compile
 def test_compiled_in_one_graph() -> None:
     torch.compiler.reset()
     model, x = two_stages("v2"), image(65, 97)
@@ -144,6 +145,7 @@ def test_compiled_in_one_graph() -> None:
     assert relative_l2(run(compiled, x), run(model, x)) <= 1e-5
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("head", ALL_HEADS)
 def test_traced_in_one_graph_for_training(head: str) -> None:
     """Every head through the capture of forward and backward; the backend only replays what was captured."""
@@ -162,6 +164,7 @@ def test_traced_in_one_graph_for_training(head: str) -> None:
         torch.testing.assert_close(value, eager.get_buffer(key), msg=key)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("head", ALL_HEADS)
 def test_exported(head: str) -> None:
     model, x = two_stages(head), image(64, 96)

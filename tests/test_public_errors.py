@@ -1,4 +1,4 @@
-"""Arguments that no public function takes: one exception of this package, in one line, never a raw one."""
+"""Wrong arguments of public functions: one of the package's exceptions, with a message of one line."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def one_line(message: str) -> bool:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_wrong_arguments_are_told_in_one_line(place: str, tmp_path: Path) -> None:
+def test_wrong_arguments_raise_one_line(place: str, tmp_path: Path) -> None:
     """What is taken, is taken; whatever else happens is one of this package's exceptions."""
     call, right = PLACES[place]
     kinds = tuple(kind for kind in right if isinstance(kind, type))

@@ -1,4 +1,4 @@
-"""Small networks with every part of the large ones, weights that keep activations alive, and ways to compare."""
+"""Small networks with every part of the large ones, weights that keep activations alive, comparisons."""
 
 from __future__ import annotations
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -16,10 +18,11 @@ COUNTER = "num_batches_tracked"
 SHARED = "values in the memory of another layer"
 
 
-def expected_shapes(config: HRNetConfig) -> dict[str, tuple[int, ...]]:
-    """Return the canonical keys and shapes of a network, without allocating it."""
+@functools.lru_cache(maxsize=8)
+def expected_shapes(config: HRNetConfig) -> Mapping[str, tuple[int, ...]]:
+    """Return the canonical keys and shapes of a network, without allocating it; loading asks several times."""
     with torch.device("meta"):
-        return {k: tuple(v.shape) for k, v in HRNetReference(config).state_dict().items()}
+        return MappingProxyType({k: tuple(v.shape) for k, v in HRNetReference(config).state_dict().items()})
 
 
 def check_state(state: Mapping[str, Tensor], config: HRNetConfig, *, family: str, drawn: Collection[str] = ()) -> None:

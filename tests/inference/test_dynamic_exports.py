@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import hrnet_fast as hf
 
+pytestmark = pytest.mark.compile
 needs_onnx = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="onnx is not installed"
 )

@@ -192,6 +192,7 @@ def test_folded(head: str, dtype: torch.dtype) -> None:
         assert equal(folded(x), given)
 
 
+@pytest.mark.compile
 def test_export() -> None:
     engine = hf.optimize_for_inference(two_stages(), image(32, 32))
     program = engine.export()
@@ -200,6 +201,7 @@ def test_export() -> None:
     assert relative_l2(program.module()(image(32, 32)), engine(image(32, 32))) < 1e-5
 
 
+@pytest.mark.compile
 @pytest.mark.skipif(not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))), reason="onnx is not installed")
 def test_export_onnx(tmp_path: Path) -> None:
     engine = hf.optimize_for_inference(two_stages(), image(32, 32))

@@ -78,6 +78,7 @@ def test_every_head(head: str, impl: str) -> None:
     assert_exact(model, image(64, 96, batch=2, dtype=torch.float64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", case_names())
 def test_golden(name: str) -> None:
     case = load_case(name)

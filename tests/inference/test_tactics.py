@@ -66,6 +66,7 @@ print("parity held")
 """
 
 
+@pytest.mark.processes
 def test_triton_ways_under_its_interpreter() -> None:
     """In a process of its own: whether kernels are interpreted is decided when they are defined."""
     pytest.importorskip("triton", reason="the package triton is not installed")

@@ -52,6 +52,7 @@ def test_equals_the_interpreter(head: str, dtype: torch.dtype) -> None:
 
 
 # test_plan compares all golden networks' plans with their figures; here, one of each kind of head.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["official_pose_w32", "timm_hrnet_w18_features", "mmdet_w32", "mmseg_w18"])
 def test_golden_networks(name: str) -> None:
     case = golden_case(name, torch.float64)

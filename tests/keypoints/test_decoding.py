@@ -133,7 +133,7 @@ def test_layouts_and_batches(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_no_number_is_told(method: str) -> None:
+def test_nan_is_reported(method: str) -> None:
     maps = peaks().repeat(2, 1, 1, 1)
     maps[0, 1, 3, 4] = float("nan")
     points, values = hf.decode_keypoints(maps, (64, 48), method)

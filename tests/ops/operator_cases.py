@@ -1,4 +1,4 @@
-"""What the tests of operators share: the error budget, implementations on their devices, Triton in a process."""
+"""Shared by the operators' tests: the error budget, implementations and their devices, Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -18,28 +18,51 @@ from torch.utils._pytree import tree_map
 from hrnet_fast.implementations import describe
 
 ROUNDING = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
-# By its interpreter Triton would be usable without a device; those runs have tests of their own.
-NEEDS_CUDA = pytest.param(
-    "triton",
-    marks=[
-        pytest.mark.device,
-        pytest.mark.skipif(
-            not (torch.cuda.is_available() and describe("triton").usable),
-            reason=describe("triton").reason if torch.cuda.is_available() else "torch sees no CUDA device",
-        ),
-    ],
-)
-IMPLS = ["reference", NEEDS_CUDA]
+
+
+def param(impl: str) -> Any:
+    """A parameter for an implementation; one skip per file names those that this machine cannot run."""
+    state, device = describe(impl), impl in ("cuda", "triton")
+    marks = [pytest.mark.device] * device
+    # By its interpreter Triton would be usable without a device; those runs have tests of their own.
+    if device and not torch.cuda.is_available():
+        marks.append(pytest.mark.unavailable("torch sees no CUDA device"))
+    elif not state.usable:
+        marks.append(pytest.mark.unavailable(state.reason))
+    return pytest.param(impl, marks=marks)
+
+
+CPU, CUDA, TRITON = param("cpu"), param("cuda"), param("triton")
+IMPLS = ["reference", TRITON]
 FOLDER = Path(__file__).parent
+# Kernels depend on the width of a value and on the layout: float32 in both layouts, each half format in one.
+LAYOUTS = [
+    pytest.param(dtype, last, id=f"{dtype}-{'last' if last else 'contiguous'}")
+    for dtype, last in (
+        (torch.float64, False), (torch.float32, False), (torch.float32, True), (torch.bfloat16, True),
+        (torch.float16, False),
+    )
+]  # fmt: skip
+# What of torch.library.opcheck depends on layouts and values; derivatives and their capture are registered once.
+FORMS = ("test_schema", "test_faketensor")
+EVERY = (*FORMS, "test_autograd_registration", "test_aot_dispatch_dynamic")
 
 
 def device_of(impl: str) -> str:
-    return "cuda" if impl == "triton" and torch.cuda.is_available() else "cpu"
+    return "cuda" if impl in ("cuda", "triton") and torch.cuda.is_available() else "cpu"
 
 
 def widest(impl: str) -> torch.dtype:
     """The widest dtype of an implementation."""
     return torch.float32 if impl == "triton" else torch.float64
+
+
+def compiler_for(impl: str) -> str:
+    """Inductor for one implementation of each device; for a further one, the same capture without generated code.
+
+    To Inductor an operator is opaque and the implementation one of its arguments: the code around it does not change.
+    """
+    return "aot_eager" if impl == "cpu" else "inductor"
 
 
 class Case(Protocol):

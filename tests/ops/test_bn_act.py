@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
-from operator_cases import NEEDS_CUDA
+from operator_cases import CPU, LAYOUTS, ROUNDING, TRITON, device_of, distance
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
-from hrnet_fast.implementations import describe
 from hrnet_fast.ops import bn_act
 
-# The C++ implementation is built by `make setup`; where no compiler works there is none to test.
-needs_cpu = pytest.param("cpu", marks=pytest.mark.skipif(not describe("cpu").usable, reason=describe("cpu").reason))
-IMPLS = ["reference", needs_cpu, NEEDS_CUDA]
+IMPLS = ["reference", CPU, TRITON]
 SIZES = [(17, 25), (65, 97), (8, 6), (1, 1), (5, 1)]
-ROUNDING = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
 CHANNELS = 6
 
 
@@ -78,15 +76,6 @@ def eager(case: Case, relu: bool | None = None) -> Tensor:
     return y.relu() if (case.relu if relu is None else relu) else y
 
 
-def device_of(impl: str) -> str:
-    return "cuda" if impl == "triton" and torch.cuda.is_available() else "cpu"
-
-
-def distance(a: Tensor, exact: Tensor) -> float:
-    norm = exact.double().norm().item()
-    return (a.double() - exact.double()).norm().item() / (norm or 1.0)
-
-
 def within_budget(case: Case, impl: str, slack: float = 2.0) -> None:
     """Error against the oracle at most twice that of torch's own operators in the same dtype, plus one rounding."""
     dtype = case.x.dtype
@@ -116,12 +105,20 @@ def within_budget(case: Case, impl: str, slack: float = 2.0) -> None:
         close(g, w, a, f"gradient {k}")
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "frozen"])
-@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
-@pytest.mark.parametrize("residual", [True, False], ids=["residual", "plain"])
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "last"])
-@pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
-@pytest.mark.parametrize("size", SIZES, ids=str)
+def sizes_and_options() -> list[Any]:
+    """All options at one size; at the others, everything and nothing: loops over pixels do not know the options."""
+    params = []
+    for size in SIZES:
+        for chosen in itertools.product((True, False), repeat=3):
+            if size == SIZES[0] or len(set(chosen)) == 1:
+                names = zip(("residual", "relu", "training"), ("plain", "linear", "frozen"), chosen, strict=True)
+                words = [yes if is_chosen else no for yes, no, is_chosen in names]
+                params.append(pytest.param(size, *chosen, id="-".join([str(size), *words])))
+    return params
+
+
+@pytest.mark.parametrize(("dtype", "channels_last"), LAYOUTS)
+@pytest.mark.parametrize(("size", "residual", "relu", "training"), sizes_and_options())
 @pytest.mark.parametrize("impl", IMPLS)
 def test_parity(
     impl: str,

@@ -1,4 +1,4 @@
-"""``bn_act`` as torch sees it: registration, compilation, what is kept for backward, and what is refused."""
+"""``bn_act`` in PyTorch: registration, compilation, tensors saved for backward, refused arguments."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from test_bn_act import CHANNELS, IMPLS, device_of, make_case, run
+from operator_cases import EVERY, FORMS, compiler_for, device_of
+from test_bn_act import CHANNELS, IMPLS, make_case, run
 from torch import Tensor
 
 from hrnet_fast import ImplementationError, InputError
 from hrnet_fast.ops import bn_act
-from hrnet_fast.ops.bn_act import _batch_affine, _bn_act, _bn_act_backward, _running_affine, bn_act_primitives
+from hrnet_fast.ops.bn_act_primitives import bn_act_primitives
+
+OPS = torch.ops.hrnet_fast
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -33,27 +36,39 @@ def test_gradcheck(relu: bool, residual: bool, training: bool) -> None:
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("impl", IMPLS)
 def test_opcheck(impl: str, channels_last: bool) -> None:
+    """Layouts and results depend on the implementation; derivatives and their capture are registered once for all."""
     case = make_case((5, 7), torch.float32, device=device_of(impl), channels_last=channels_last)
     x, weight, bias = case.x.detach(), case.weight.detach(), case.bias.detach()  # type: ignore[union-attr]
+    every = FORMS if impl == "cpu" or channels_last else EVERY
     buffers = (case.mean, case.variance)
-    torch.library.opcheck(_batch_affine, (x, weight, bias, *buffers, 0.1, 1e-5, impl))
-    torch.library.opcheck(_batch_affine, (x, None, None, None, None, 0.1, 1e-5, impl))
-    torch.library.opcheck(_running_affine, (x, weight, None, *buffers, 1e-5, impl))
-    affine = _batch_affine(x, weight, bias, *buffers, 0.1, 1e-5, impl)
+    torch.library.opcheck(OPS.bn_batch_affine.default, (x, weight, bias, *buffers, 0.1, 1e-5, impl), test_utils=every)
+    torch.library.opcheck(OPS.bn_batch_affine.default, (x, None, None, None, None, 0.1, 1e-5, impl), test_utils=FORMS)
+    torch.library.opcheck(OPS.bn_running_affine.default, (x, weight, None, *buffers, 1e-5, impl), test_utils=every)
+    affine = OPS.bn_batch_affine.default(x, weight, bias, *buffers, 0.1, 1e-5, impl)
     for residual in (case.residual, None):
         for relu in (True, False):
-            torch.library.opcheck(_bn_act, (case.x, case.weight, case.bias, affine, residual, relu, True, impl))
-    torch.library.opcheck(_bn_act, (case.x, None, case.bias, affine, None, True, False, impl))
-    out, grad = _bn_act(x, weight, bias, affine, case.residual, True, True, impl).detach(), torch.randn_like(x)
-    for given in (out, None):
-        for wanted in ((True, True, given is not None), (True, False, False), (False, True, False)):
+            given = (case.x, case.weight, case.bias, affine, residual, relu, True, impl)
+            torch.library.opcheck(OPS.bn_act.default, given, test_utils=every)
+    given = (case.x, None, case.bias, affine, None, True, False, impl)
+    torch.library.opcheck(OPS.bn_act.default, given, test_utils=every)
+    out = OPS.bn_act.default(x, weight, bias, affine, case.residual, True, True, impl).detach()
+    grad = torch.randn_like(x)
+    for kept in (out, None):
+        for wanted in ((True, True, kept is not None), (True, False, False), (False, True, False)):
             for batch in (True, False):
-                torch.library.opcheck(_bn_act_backward, (grad, x, affine, given, True, batch, *wanted, impl))
+                given = (grad, x, affine, kept, True, batch, *wanted, impl)
+                torch.library.opcheck(OPS.bn_act_backward.default, given, test_utils=FORMS)
 
 
-@pytest.mark.parametrize(("residual", "training"), [(True, True), (False, True), (True, False)])
+@pytest.mark.compile
+@pytest.mark.parametrize(
+    ("residual", "training", "backend"),
+    [(True, True, "inductor"), (False, True, "aot_eager"), (True, False, "aot_eager")],
+)
 @pytest.mark.parametrize("impl", IMPLS)
-def test_compiled_whole(impl: str, residual: bool, training: bool) -> None:
+def test_compiled_whole(impl: str, residual: bool, training: bool, backend: str) -> None:
+    """To Inductor the operator is opaque: its options change what is captured, not the code that is generated."""
+    backend = backend if backend == "aot_eager" else compiler_for(impl)
     case = make_case((9, 6), torch.float32, device=device_of(impl), channels_last=True, residual=residual,
                      training=training)  # fmt: skip
     other = case.to(torch.float32, torch.float32)
@@ -64,7 +79,7 @@ def test_compiled_whole(impl: str, residual: bool, training: bool) -> None:
     def given(c: Any) -> tuple[Any, ...]:
         return c.x, c.weight, c.bias, c.mean, c.variance, c.residual
 
-    eager, compiled = step(*given(case)), torch.compile(step, fullgraph=True)(*given(other))
+    eager, compiled = step(*given(case)), torch.compile(step, fullgraph=True, backend=backend)(*given(other))
     assert torch.equal(eager, compiled)
     assert eager.stride() == compiled.stride()
     assert torch.equal(case.mean, other.mean)

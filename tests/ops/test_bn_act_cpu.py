@@ -1,4 +1,4 @@
-"""The C++ pieces of ``bn_act`` against the reference's: what lean units call, with stacked normalisations and masks."""
+"""The C++ primitives of ``bn_act`` against the reference's, with stacked normalisations and masks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from operator_cases import ROUNDING
 from torch import Tensor
 
 from hrnet_fast.implementations import build_info, describe
@@ -17,7 +18,6 @@ if not describe("cpu").usable:
 
 from hrnet_fast.ops import bn_act_cpu as cpu
 
-ROUNDING = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
 DTYPES = list(ROUNDING)
 # Odd sizes, one pixel, more channels than a tile has values, fewer than a vector.
 SHAPES = [(2, 18, 65, 97), (3, 6, 1, 1), (2, 700, 7, 5), (4, 3, 40, 56)]

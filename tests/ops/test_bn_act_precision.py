@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from operator_cases import CPU
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
-from hrnet_fast.implementations import describe
 from hrnet_fast.ops.bn_act_primitives import bn_act_primitives
 from hrnet_fast.reference.bn_act import Norm
 
-needs_cpu = pytest.param("cpu", marks=pytest.mark.skipif(not describe("cpu").usable, reason=describe("cpu").reason))
 FORMATS = [torch.contiguous_format, torch.channels_last]
 # One chunk and many, channels that fill vectors and tiles and ones that do not, planes below and above a tile.
 SHAPES = [(4, 18, 32, 24), (2, 64, 64, 48), (4, 144, 4, 3), (2, 18, 97, 65), (1, 700, 7, 5), (2, 6, 200, 200)]
@@ -46,7 +45,7 @@ def fused(impl: str, x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor) -> l
 @pytest.mark.parametrize("layout", FORMATS, ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("ratio", [1.0, 10.0])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("impl", ["reference", needs_cpu])
+@pytest.mark.parametrize("impl", ["reference", CPU])
 def test_no_further_from_float64_than_torch(
     impl: str, shape: tuple[int, ...], ratio: float, layout: torch.memory_format
 ) -> None:

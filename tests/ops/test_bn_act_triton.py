@@ -5,14 +5,9 @@ The interpreter truncates where a device rounds to bfloat16, so that bfloat16 re
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from operator_cases import NEEDS_CUDA, device_of
+from operator_cases import TRITON, device_of, interpreted
 
 PIECES = """
 import torch
@@ -134,21 +129,15 @@ print("parity held")
 OFFSETS = "import bn_act_tiles"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("program", [PIECES, WHOLE, OFFSETS], ids=["pieces", "whole", "offsets"])
 def test_triton_under_its_interpreter(program: str) -> None:
-    """In a process of its own: whether kernels are interpreted is decided when they are defined."""
-    pytest.importorskip("triton", reason="the package triton is not installed")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=280, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "parity held" in done.stdout
+    interpreted(program)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("impl", [NEEDS_CUDA])
+@pytest.mark.parametrize("impl", [TRITON])
 def test_statistics_on_a_device(impl: str, dtype: torch.dtype, layout: torch.memory_format) -> None:
     """What several processes exchange; one process alone never asks for it."""
     from hrnet_fast.kernels.triton import bn_act as triton

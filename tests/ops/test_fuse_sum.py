@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
-from operator_cases import NEEDS_CUDA, compiled_ahead
+from operator_cases import (
+    CPU,
+    CUDA,
+    EVERY,
+    FORMS,
+    LAYOUTS,
+    ROUNDING,
+    TRITON,
+    compiled_ahead,
+    compiler_for,
+    device_of,
+    distance,
+    interpreted,
+)
 from torch import Tensor
 
 from hrnet_fast import ImplementationError, InputError
-from hrnet_fast.implementations import describe
 from hrnet_fast.ops import fuse_sum
-from hrnet_fast.ops.fuse_sum import _fuse_sum
 
-# The C++ implementation is built by `make setup`; where no compiler works there is none to test.
-needs_cpu = pytest.param("cpu", marks=pytest.mark.skipif(not describe("cpu").usable, reason=describe("cpu").reason))
-needs_cuda = pytest.param(
-    "cuda",
-    marks=[pytest.mark.device, pytest.mark.skipif(not describe("cuda").usable, reason=describe("cuda").reason)],
-)
-DOUBLE_IMPLS = ["reference", needs_cpu, needs_cuda]  # Triton's kernels compute in float32
-IMPLS = [*DOUBLE_IMPLS, NEEDS_CUDA]
+OPS = torch.ops.hrnet_fast
+DOUBLE_IMPLS = ["reference", CPU, CUDA]  # Triton's kernels compute in float32
+IMPLS = [*DOUBLE_IMPLS, TRITON]
 MODES = [("nearest", False), ("bilinear", False), ("bilinear", True)]
 SIZES = [(16, 24), (17, 25), (65, 97), (1, 1), (5, 1)]
-ROUNDING = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
 CHANNELS = 6
-
-
-def device_of(impl: str) -> str:
-    return "cuda" if impl in ("cuda", "triton") else "cpu"
 
 
 @dataclass
@@ -88,11 +85,6 @@ def run(case: Case, impl: str, mode: str, align: bool, activation: str | None = 
     )  # fmt: skip
 
 
-def distance(a: Tensor, exact: Tensor) -> float:
-    norm = exact.double().norm().item()
-    return (a.double() - exact.double()).norm().item() / (norm or 1.0)
-
-
 def within_budget(case: Case, impl: str, mode: str, align: bool) -> None:
     """Error against the oracle at most twice the reference's own in the same dtype, plus one rounding."""
     dtype = case.xs[0].dtype
@@ -120,11 +112,10 @@ def within_budget(case: Case, impl: str, mode: str, align: bool) -> None:
         assert distance(g, w) <= 2 * distance(a, w) + floor
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
+@pytest.mark.parametrize(("dtype", "channels_last"), LAYOUTS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(("mode", "align"), MODES)
-@pytest.mark.parametrize("impl", [needs_cpu, needs_cuda, NEEDS_CUDA])
+@pytest.mark.parametrize("impl", [CPU, CUDA, TRITON])
 def test_parity(
     impl: str, mode: str, align: bool, size: tuple[int, int], dtype: torch.dtype, channels_last: bool
 ) -> None:
@@ -136,7 +127,7 @@ def test_parity(
 @pytest.mark.parametrize("channels", [32, 18, 7])
 @pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("impl", [needs_cuda])
+@pytest.mark.parametrize("impl", [CUDA])
 def test_every_width_of_access(impl: str, channels_last: bool, dtype: torch.dtype, channels: int) -> None:
     """Packs of 16 bytes, pairs and single values: along channels, or along rows as wide."""
     size = (24, channels)
@@ -167,9 +158,12 @@ def test_gradcheck_and_opcheck(impl: str, mode: str, align: bool) -> None:
     assert torch.autograd.gradcheck(call, case.leaves(), fast_mode=True)
     absent = torch.empty(0, dtype=torch.float64, device=device_of(impl))
     lists = [[absent if t is None else t for t in ts] for ts in (case.scales, case.shifts)]
-    torch.library.opcheck(_fuse_sum, (case.xs, *lists, list(case.size), mode, align, True, impl))
+    every = FORMS if impl == "cpu" or mode == "bilinear" else EVERY
+    given = (case.xs, *lists, list(case.size), mode, align, True, impl)
+    torch.library.opcheck(OPS.fuse_sum.default, given, test_utils=every)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("impl", IMPLS)
 def test_compiled_whole(impl: str) -> None:
     case = make_case((9, 6), torch.float32, channels_last=True, device=device_of(impl))
@@ -180,7 +174,7 @@ def test_compiled_whole(impl: str) -> None:
 
     given = (case.xs, case.scales[1], case.shifts[1])
     leaves = [*case.xs, case.scales[1], case.shifts[1]]
-    eager, compiled = step(*given), torch.compile(step, fullgraph=True)(*given)  # type: ignore[arg-type]
+    eager, compiled = step(*given), torch.compile(step, fullgraph=True, backend=compiler_for(impl))(*given)  # type: ignore[arg-type]
     assert torch.equal(eager, compiled)
     for a, b in zip(
         torch.autograd.grad(eager.square().sum(), leaves),  # type: ignore[arg-type]
@@ -303,17 +297,13 @@ print("parity held")
 """
 
 
+@pytest.mark.processes
 def test_triton_under_its_interpreter() -> None:
-    """In a process of its own: whether kernels are interpreted is decided when they are defined."""
-    pytest.importorskip("triton", reason="the package triton is not installed")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run(
-        [sys.executable, "-c", TRITON_CASES], env=environment, capture_output=True, text=True, timeout=280, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "parity held" in done.stdout
+    interpreted(TRITON_CASES)
 
 
+@pytest.mark.compile
+@pytest.mark.processes
 def test_triton_kernels_spill_nothing() -> None:
     """Compiled ahead of time for one target here; `make kernels-report` does all three."""
     compiled_ahead("fuse_sum", 36)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 pytestmark = [
+    pytest.mark.compile,
+    pytest.mark.processes,
     pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc"),
     pytest.mark.skipif(
         shutil.which("cuobjdump") is None and importlib.util.find_spec("triton") is None, reason="no cuobjdump"

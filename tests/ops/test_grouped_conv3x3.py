@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from operator_cases import (
+    FORMS,
     IMPLS,
-    NEEDS_CUDA,
-    ROUNDING,
+    LAYOUTS,
+    TRITON,
     compiled_ahead,
+    compiler_for,
     copies,
     device_of,
     distance,
@@ -24,9 +26,9 @@ from torch.nn.functional import pad
 
 from hrnet_fast import ImplementationError, InputError
 from hrnet_fast.ops import PackedConv3x3, grouped_conv3x3, pack_grouped_conv3x3
-from hrnet_fast.ops.grouped_conv3x3 import _forward, _forward_packed, _gradients
 from hrnet_fast.reference.grouped_conv3x3 import grouped_conv3x3 as reference
 
+OPS = torch.ops.hrnet_fast
 # Channels of the first stages' widths and of networks whose channels are no vectors, at resolutions that halve.
 SHAPES = [(18, 18, 11, 17), (30, 36, 6, 9), (40, 44, 3, 5), (48, 20, 1, 1)]
 SMALL = [(3, 5, 5, 6), (4, 2, 1, 3)]
@@ -105,8 +107,7 @@ def make_case(
     return case
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
+@pytest.mark.parametrize(("dtype", "channels_last"), LAYOUTS)
 @pytest.mark.parametrize("impl", IMPLS)
 def test_parity(impl: str, dtype: torch.dtype, channels_last: bool) -> None:
     if impl == "triton" and dtype == torch.float64:
@@ -142,7 +143,7 @@ def test_channels_of_wide_networks(impl: str) -> None:
     within_budget(case, impl)
 
 
-@pytest.mark.parametrize("impl", [NEEDS_CUDA])
+@pytest.mark.parametrize("impl", [TRITON])
 def test_products_of_tf32_where_convolutions_may(impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's default. Not judged by the library, which takes TF32 for some shapes only."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
@@ -182,19 +183,20 @@ def test_gradcheck_and_opcheck(channels_last: bool, relu: bool) -> None:
     absent = case.xs[0].new_empty(0)
     biases = [absent if b is None else b for b in case.biases]
     residuals = [absent if r is None else r for r in case.residuals]
-    torch.library.opcheck(_forward, (case.xs, case.weights, biases, residuals, relu, "reference"))
+    torch.library.opcheck(OPS.grouped_conv3x3.default, (case.xs, case.weights, biases, residuals, relu, "reference"))
     xs, weights = ([t.detach() for t in tensors] for tensors in (case.xs, case.weights))
     biases, residuals = ([t.detach() for t in tensors] for tensors in (biases, residuals))
     packed = pack_grouped_conv3x3(case.weights, case.biases)
     given = (xs, packed.weight, packed.bias, [c for pair in packed.channels for c in pair], residuals, relu, "auto")
-    torch.library.opcheck(_forward_packed, given)
-    outs = _forward(xs, weights, biases, residuals, relu, "reference")
+    torch.library.opcheck(OPS.grouped_conv3x3_packed.default, given)
+    outs = OPS.grouped_conv3x3.default(xs, weights, biases, residuals, relu, "reference")
     grads = [torch.randn_like(o) for o in outs]
     kept = outs if relu else [absent.detach()] * 2
     arguments = (grads, kept, xs, weights, biases, [3, 5, 6, 4, 1, 3], [1, 1, 1, 1, 1, 0, 0, 1])
-    torch.library.opcheck(_gradients, arguments, test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(OPS.grouped_conv3x3_backward.default, arguments, test_utils=FORMS)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("impl", IMPLS)
 def test_compiled_whole(impl: str) -> None:
     case = make_case(torch.float32, SMALL, device=device_of(impl))
@@ -203,7 +205,7 @@ def test_compiled_whole(impl: str) -> None:
         return grouped_conv3x3(case[0], case[1], biases=case[2], residuals=case[3], impl=impl)  # type: ignore[arg-type]
 
     given = [case.xs, case.weights, case.biases, case.residuals]
-    eager, compiled = step(given), torch.compile(step, fullgraph=True)(given)
+    eager, compiled = step(given), torch.compile(step, fullgraph=True, backend=compiler_for(impl))(given)
     assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(eager, compiled, strict=True))
     for a, b in zip(
         torch.autograd.grad(joined(eager).square().sum(), case.leaves()),
@@ -213,7 +215,9 @@ def test_compiled_whole(impl: str) -> None:
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)
     packed = pack_grouped_conv3x3(case.weights, case.biases)
     with torch.no_grad():
-        call = torch.compile(lambda xs: grouped_conv3x3(xs, packed, relu=False, impl=impl), fullgraph=True)
+        call = torch.compile(
+            lambda xs: grouped_conv3x3(xs, packed, relu=False, impl=impl), fullgraph=True, backend="aot_eager"
+        )
         for a, b in zip(call(case.xs), grouped_conv3x3(case.xs, packed, relu=False, impl=impl), strict=True):
             assert torch.equal(a, b)
 
@@ -357,10 +361,13 @@ print("parity held")
 """
 
 
+@pytest.mark.processes
 def test_triton_under_its_interpreter() -> None:
     interpreted(TRITON_CASES)
 
 
+@pytest.mark.compile
+@pytest.mark.processes
 def test_triton_kernels_spill_nothing() -> None:
     """Compiled ahead of time for one target here; `make kernels-report` does all three."""
     compiled_ahead("grouped_conv3x3", 10)

@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from operator_cases import (
+    EVERY,
+    FORMS,
     IMPLS,
-    ROUNDING,
+    LAYOUTS,
     compiled_ahead,
+    compiler_for,
     copies,
     device_of,
     interpreted,
@@ -22,9 +25,9 @@ from torch.nn.functional import conv2d
 
 from hrnet_fast import ImplementationError, InputError
 from hrnet_fast.ops import strided_conv_chain
-from hrnet_fast.ops.strided_conv_chain import _forward, _gradients
 from hrnet_fast.reference.strided_conv_chain import strided_conv_chain as reference
 
+OPS = torch.ops.hrnet_fast
 SIZES = [(16, 24), (17, 25), (65, 97), (1, 1), (6, 1)]
 OUT = 20
 CHANNELS = [3, 18, 33]
@@ -90,8 +93,7 @@ def make_case(
     return Case(xs, weight, bias.requires_grad_(), addend.requires_grad_(), relu)
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
+@pytest.mark.parametrize(("dtype", "channels_last"), LAYOUTS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("impl", IMPLS)
 def test_parity(impl: str, size: tuple[int, int], dtype: torch.dtype, channels_last: bool) -> None:
@@ -130,16 +132,18 @@ def test_gradcheck_and_opcheck(relu: tuple[int, int] | bool) -> None:
         begin, end = relu if isinstance(relu, tuple) else (0, OUT)
         for epilogue in ((case.bias, case.addend), (None, None)):
             arguments = (case.xs, case.weight, *epilogue, begin, end, "reference")
-            torch.library.opcheck(_forward, arguments)
-            out = _forward(*arguments).detach()
+            every = FORMS if channels_last or relu is not True else EVERY
+            torch.library.opcheck(OPS.strided_conv_chain.default, arguments, test_utils=every)
+            out = OPS.strided_conv_chain.default(*arguments).detach()
             shapes = [x.shape[1] for x in case.xs] + [5, 6]
             xs = [x.detach() for x in case.xs]
             bias = None if epilogue[0] is None else epilogue[0].detach()
             wanted = [1, 1, 1, int(bias is not None), 1]
             given = (torch.randn_like(out), out, xs, case.weight.detach(), bias, shapes, begin, end, wanted)
-            torch.library.opcheck(_gradients, given, test_utils=("test_schema", "test_faketensor"))
+            torch.library.opcheck(OPS.strided_conv_chain_backward.default, given, test_utils=FORMS)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("impl", IMPLS)
 def test_compiled_whole(impl: str) -> None:
     case = make_case((9, 6), torch.float32, channels_last=True, device=device_of(impl))
@@ -148,7 +152,7 @@ def test_compiled_whole(impl: str) -> None:
         return strided_conv_chain(xs, weight, bias=bias, addend=addend, relu=(3, 17), impl=impl)
 
     given = (case.xs, case.weight, case.bias, case.addend)
-    eager, compiled = step(*given), torch.compile(step, fullgraph=True)(*given)
+    eager, compiled = step(*given), torch.compile(step, fullgraph=True, backend=compiler_for(impl))(*given)
     assert torch.equal(eager, compiled)
     assert eager.stride() == compiled.stride()
     for a, b in zip(
@@ -280,10 +284,13 @@ print("parity held")
 """
 
 
+@pytest.mark.processes
 def test_triton_under_its_interpreter() -> None:
     interpreted(TRITON_CASES)
 
 
+@pytest.mark.compile
+@pytest.mark.processes
 def test_triton_kernels_spill_nothing() -> None:
     """Compiled ahead of time for one target here; `make kernels-report` does all three."""
     compiled_ahead("strided_conv_chain", 10)

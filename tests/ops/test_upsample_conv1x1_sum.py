@@ -6,16 +6,29 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from operator_cases import IMPLS, ROUNDING, compiled_ahead, copies, device_of, distance, interpreted, widest
+from operator_cases import (
+    EVERY,
+    FORMS,
+    IMPLS,
+    LAYOUTS,
+    ROUNDING,
+    compiled_ahead,
+    compiler_for,
+    copies,
+    device_of,
+    distance,
+    interpreted,
+    widest,
+)
 from operator_cases import within_budget as judge
 from torch import Tensor
 from torch.nn.functional import conv2d, interpolate
 
 from hrnet_fast import ImplementationError, InputError
 from hrnet_fast.ops import upsample_conv1x1_sum
-from hrnet_fast.ops.upsample_conv1x1_sum import _forward, _gradients
 from hrnet_fast.reference.upsample_conv1x1_sum import upsample_conv1x1_sum as reference
 
+OPS = torch.ops.hrnet_fast
 MODES = [("nearest", False), ("bilinear", False), ("bilinear", True)]
 SIZES = [(16, 24), (17, 25), (65, 97), (1, 1), (5, 1)]
 OUT = 6
@@ -81,8 +94,7 @@ def make_case(
     return Case(xs, weights, bias, size, mode, align)
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
+@pytest.mark.parametrize(("dtype", "channels_last"), LAYOUTS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(("mode", "align"), MODES)
 @pytest.mark.parametrize("impl", IMPLS)
@@ -127,15 +139,17 @@ def test_gradcheck_and_opcheck(impl: str, mode: str, align: bool) -> None:
     for channels_last in (False, True):
         xs = make_case((5, 7), torch.float64, channels_last=channels_last).xs
         arguments = (xs, matrices, case.bias, list(case.size), mode, align, True, impl)
-        torch.library.opcheck(_forward, arguments)
-        out = _forward(*arguments).detach()
+        every = FORMS if channels_last or mode == "bilinear" else EVERY
+        torch.library.opcheck(OPS.upsample_conv1x1_sum.default, arguments, test_utils=every)
+        out = OPS.upsample_conv1x1_sum.default(*arguments).detach()
         shapes = [s for x in xs for s in x.shape[1:]]
         wanted = [1] * len(xs) + [int(m.numel() > 0) for m in matrices] + [1]
         detached = [[t.detach() for t in ts] for ts in (xs, matrices)]
         given = (torch.randn_like(out), out, *detached, case.bias.detach(), shapes, mode, align, True, wanted)
-        torch.library.opcheck(_gradients, (*given, impl), test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(OPS.upsample_conv1x1_sum_backward.default, (*given, impl), test_utils=FORMS)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("impl", IMPLS)
 def test_compiled_whole(impl: str) -> None:
     case = make_case((9, 6), torch.float32, channels_last=True, device=device_of(impl))
@@ -144,7 +158,7 @@ def test_compiled_whole(impl: str) -> None:
         return upsample_conv1x1_sum(xs, weights, bias=bias, impl=impl)
 
     given = (case.xs, case.weights, case.bias)
-    eager, compiled = step(*given), torch.compile(step, fullgraph=True)(*given)
+    eager, compiled = step(*given), torch.compile(step, fullgraph=True, backend=compiler_for(impl))(*given)
     assert torch.equal(eager, compiled)
     assert eager.stride() == compiled.stride()
     for a, b in zip(
@@ -271,10 +285,13 @@ print("parity held")
 """
 
 
+@pytest.mark.processes
 def test_triton_under_its_interpreter() -> None:
     interpreted(TRITON_CASES)
 
 
+@pytest.mark.compile
+@pytest.mark.processes
 def test_triton_kernels_spill_nothing() -> None:
     """Compiled ahead of time for one target here; `make kernels-report` does all three."""
     compiled_ahead("upsample_conv1x1_sum", 10)

@@ -152,6 +152,7 @@ def test_vmap_takes_the_plain_path() -> None:
     assert "inside a functorch transform" in str(explain(fast))
 
 
+@pytest.mark.compile
 def test_compiled_whole() -> None:
     plain = two_stages().double()
     fast = accelerated(plain)
@@ -165,6 +166,7 @@ def test_compiled_whole() -> None:
     assert_all_fast(fast)
 
 
+@pytest.mark.compile
 def test_compiled_training() -> None:
     plain = two_stages().double()
     fast = accelerated(plain)
@@ -180,6 +182,7 @@ def test_compiled_training() -> None:
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12, msg=name)
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("strict", [True, False])
 def test_exported(strict: bool) -> None:
     plain = two_stages().double()

@@ -109,6 +109,7 @@ print("joined")
 """
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
 def test_two_processes_compute_what_one_would(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
