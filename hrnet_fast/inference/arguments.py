@@ -11,11 +11,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference.plan import CallStep, ImportStep, Plan, Slot, slot_leaves
-from hrnet_fast.inference.planning.tracer import Named, OwnDevice, OwnDtype
+from hrnet_fast.inference.planning.tracer import StateRef, EngineDevice, EngineDtype
 
 
-def named_leaves(tree: Any) -> list[Named]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Named)]
+def named_leaves(tree: Any) -> list[StateRef]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, StateRef)]
 
 
 def own_copy(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -51,10 +51,10 @@ def fill_in(tree: Any, slots: Sequence[Any], named: Mapping[str, Tensor], dtype:
     def fill(leaf: Any) -> Any:
         if isinstance(leaf, Slot):
             return slots[leaf.index]
-        if isinstance(leaf, Named):
+        if isinstance(leaf, StateRef):
             return named[leaf.name]
-        if isinstance(leaf, OwnDevice):
+        if isinstance(leaf, EngineDevice):
             return slots[0].device
-        return dtype if isinstance(leaf, OwnDtype) else leaf
+        return dtype if isinstance(leaf, EngineDtype) else leaf
 
     return tree_map(fill, tree)

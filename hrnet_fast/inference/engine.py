@@ -29,7 +29,7 @@ from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.profile import Profile, profile
 from hrnet_fast.inference.rwlock import RWLock
 from hrnet_fast.inference.verification import verify as compare_with
-from hrnet_fast.inference.weight_source import Living, Saved
+from hrnet_fast.inference.weight_source import ModelSource, FileSource
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -77,7 +77,7 @@ def optimize_for_inference(
     check_integer("optimize_for_inference", "max_shapes", max_shapes)
     check_bool("optimize_for_inference", verify=verify)
     images = checked_normalize(normalize)
-    engine = Engine(Living(model), chosen, outer, example.device, images, max_shapes)
+    engine = Engine(ModelSource(model), chosen, outer, example.device, images, max_shapes)
     shape = engine.check(example)
     if verify:
         compare_with(model, shape, outer)
@@ -99,7 +99,7 @@ class Engine:
 
     def __init__(
         self,
-        source: Living | Saved,
+        source: ModelSource | FileSource,
         dtype: torch.dtype,
         outer: torch.dtype,
         device: torch.device,
@@ -148,7 +148,7 @@ class Engine:
 
     def refresh(self) -> None:
         """Take over the source model's present weights. Waits for running calls; shapes stay prepared."""
-        if isinstance(self._source, Saved):
+        if isinstance(self._source, FileSource):
             raise InputError("Engine.refresh: this engine was loaded from a file and has no model to read from.")
         with self._lock_of_weights.alone(), self._building:
             self._making.refresh(self._source.tensors())
@@ -215,7 +215,7 @@ class Engine:
         plans, tensors, settings = load(path)
         images, bound = settings["images"], settings["max_shapes"]
         normalize = Normalize(*images) if images else None
-        source = Saved(plans, tensors, settings.get("keypoints"))
+        source = FileSource(plans, tensors, settings.get("keypoints"))
         engine = cls(source, settings["dtype"], settings["outer"], where, normalize, bound)
         engine.prepare(*list(plans)[-bound:])
         return engine
@@ -272,7 +272,7 @@ class Engine:
     ) -> tuple[torch.export.ExportedProgram, dict[int, str]]:
         self._making.check_unchanged("an export", self._source.tensors())
         plan = self.plan(shape)
-        saved = list(self._source.plans) if isinstance(self._source, Saved) else None
+        saved = list(self._source.plans) if isinstance(self._source, FileSource) else None
         tensors = {name: tensor.detach().cpu() for name, tensor in self._making.tensors.items()}
         return export_dynamic(plan, self._planned, saved, tensors, self._outer, axes)
 

@@ -23,14 +23,14 @@ from hrnet_fast.errors import InputError
 from hrnet_fast.inference import plan as p
 from hrnet_fast.inference import weights as w
 from hrnet_fast.inference.arguments import named_leaves
-from hrnet_fast.inference.planning.tracer import Named, OnCopy, OwnDevice, OwnDtype, Part
+from hrnet_fast.inference.planning.tracer import StateRef, OutOfPlace, EngineDevice, EngineDtype, GetItem
 
 FORMAT = 2
 _KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         p.Plan, p.Buffer, p.View, p.Slot, p.ImportStep, p.ExportStep, p.ConvStep, p.SumStep, p.SumTerm,
-        p.PoolStep, p.CallStep, w.WeightSpec, w.Piece, w.Source, w.NormNames, Named, Part, OnCopy, OwnDevice, OwnDtype,
+        p.PoolStep, p.CallStep, w.WeightSpec, w.Piece, w.Source, w.NormNames, StateRef, GetItem, OutOfPlace, EngineDevice, EngineDtype,
     )
 }  # fmt: skip
 

@@ -1,6 +1,6 @@
-"""The plan: a network as a list of steps over named buffers, as data. It knows shapes and weights' recipes, no device.
+"""The plan IR: a network for one input shape as steps over numbered buffers. It is data, without tensors or a device.
 
-Executors carry it out; :mod:`hrnet_fast.inference.execution.evaluator` does so in plain PyTorch and is their oracle.
+Executors run it; :mod:`hrnet_fast.inference.execution.evaluator` runs it in plain PyTorch and is their oracle.
 """
 
 from __future__ import annotations
@@ -36,23 +36,31 @@ class Buffer:
 
 @dataclass(frozen=True)
 class View:
-    """Channels of a buffer."""
+    """Channels `offset` .. `offset + channels` of a buffer."""
 
     buffer: int
     offset: int
     channels: int
 
+    def overlaps(self, other: View) -> bool:
+        """Whether both have a channel in common."""
+        return (
+            self.buffer == other.buffer
+            and self.offset < other.offset + other.channels
+            and other.offset < self.offset + self.channels
+        )
+
 
 @dataclass(frozen=True)
 class Slot:
-    """A tensor that is no map: the input (0), an output, what a call takes or makes."""
+    """A tensor outside the buffers: the input (0), an output, an argument or a result of a call."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class ImportStep:
-    """Tensor to map; images [N, H, W, C] of bytes become scale * x + shift, channel by channel."""
+    """Copy a tensor [N, C, H, W] to a buffer; images of bytes [N, H, W, C] become scale * x + shift per channel."""
 
     slot: int
     out: View
@@ -62,7 +70,7 @@ class ImportStep:
 
 @dataclass(frozen=True)
 class ExportStep:
-    """Map to tensor."""
+    """Copy a view to a tensor [N, C, H, W] of its own."""
 
     source: View
     slot: int
@@ -99,7 +107,7 @@ class SumStep:
 
 @dataclass(frozen=True)
 class PoolStep:
-    """Mean over size x size windows."""
+    """Mean over size x size windows, `size` apart."""
 
     source: View
     out: View
@@ -108,7 +116,7 @@ class PoolStep:
 
 @dataclass(frozen=True)
 class CallStep:
-    """A function on tensors; arguments hold :class:`Slot`, and names of the model's tensors."""
+    """Call a function. Arguments hold :class:`Slot` for tensors and references to the model's state."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
@@ -127,10 +135,11 @@ class Plan:
     Attributes:
         input_shape: [N, C, H, W].
         dtype: of the maps.
-        buffers, weights, steps: what steps refer to by number, and they themselves in an order in which they can run.
-        waves: steps (by number) that do not depend on each other, wave after wave.
+        buffers, weights: what steps refer to by number.
+        steps: in an order in which they can run.
+        waves: numbers of steps that do not depend on each other, wave after wave.
         output: what the network returns, with tensors as :class:`Slot`.
-        slots: how many there are.
+        slots: number of slots.
     """
 
     input_shape: tuple[int, ...]
@@ -143,7 +152,7 @@ class Plan:
     slots: int
 
     def with_images(self, scale: tuple[float, ...], shift: tuple[float, ...]) -> Plan:
-        """Return the plan for images of bytes [N, H, W, C], of which scale * x + shift is the network's input.
+        """Return the plan for images of bytes [N, H, W, C]; scale * x + shift is the network's input.
 
         Raises:
             InputError: the network does not begin with a convolution of the plan's own.
@@ -155,29 +164,42 @@ class Plan:
         ]
         return replace(self, steps=tuple(steps))
 
-    def groups(self) -> list[list[int]]:
-        """Waves' 3x3 convolutions of stride 1, where there are several: what one grouped launch computes."""
+    @property
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Scale and shift per channel of images of bytes; None for floating inputs."""
+        found = (s for s in self.steps if isinstance(s, ImportStep) and s.slot == 0)
+        return next(((s.scale, s.shift) for s in found if s.scale is not None and s.shift is not None), None)
+
+    def example_input(self, device: torch.device | None = None) -> torch.Tensor:
+        """Return zeros of the shape and dtype of the input: [N, C, H, W] in float32 or wider, or bytes [N, H, W, C]."""
+        n, c, h, w = self.input_shape
+        if self.normalization is not None:
+            return torch.zeros((n, h, w, c), dtype=torch.uint8, device=device)
+        return torch.zeros((n, c, h, w), dtype=torch.promote_types(self.dtype, torch.float32), device=device)
+
+    def parallel_convs(self) -> list[list[int]]:
+        """Return the 3x3 convolutions of stride 1 of each wave that has several: one grouped launch computes them."""
         found = [[k for k in wave if groupable(self.steps[k])] for wave in self.waves]
         return [group for group in found if len(group) > 1]
 
     def launches(self, grouped: bool = False) -> int:
-        """Return how many steps are launched; `grouped` counts branches' parallel 3x3 convolutions as one."""
-        saved = sum(len(group) - 1 for group in self.groups()) if grouped else 0
+        """Return the number of launches; `grouped` counts parallel 3x3 convolutions of the branches as one."""
+        saved = sum(len(group) - 1 for group in self.parallel_convs()) if grouped else 0
         return len(self.steps) - saved
 
     @property
     def flops(self) -> int:
-        """Two per multiply-add of the plan's own convolutions; what calls compute is not counted."""
+        """Two per multiply-add of the convolution steps; functions that are called are not counted."""
         return sum(self.step_flops(step) for step in self.steps)
 
     @property
     def bytes(self) -> int:
-        """Least bytes moved: every map and weight that a step of the plan's own takes or makes, once."""
+        """Least bytes moved: every map and weight that a step reads or writes, once; calls are not counted."""
         return sum(self.step_bytes(step) for step in self.steps)
 
     @property
     def peak_memory(self) -> int:
-        """Bytes of the arena that holds all buffers, each as long as it is needed."""
+        """Bytes of the arena that holds each buffer for its lifetime."""
         size = self.dtype.itemsize
         return assign_offsets([Interval(b.elements * size, b.first, b.last) for b in self.buffers])[1]
 
@@ -204,7 +226,7 @@ class Plan:
         return b.n * b.height * b.width
 
     def describe(self, step: Step) -> str:
-        """One line about a step."""
+        """Return one line about a step."""
         out = writes(step)
         made = "x".join(map(str, self.shape(out)[1:])) if out else ""
         if isinstance(step, ConvStep):
@@ -219,7 +241,7 @@ class Plan:
         if isinstance(step, PoolStep):
             return f"mean {step.size}x{step.size} -> {made}"
         if isinstance(step, CallStep):
-            function = getattr(step.function, "function", step.function)  # of a part, or on a copy
+            function = getattr(step.function, "function", step.function)  # without the tracer's wrappers
             return f"call {getattr(function, '__name__', function)} -> {'x'.join(map(str, step.shape))}"
         return f"{'import' if isinstance(step, ImportStep) else 'export'} slot {step.slot} {made}".rstrip()
 
@@ -239,7 +261,7 @@ class Plan:
         return "\n".join(lines)
 
     def to_dot(self) -> str:
-        """Return the plan as a Graphviz digraph: steps are nodes, values that pass between them edges."""
+        """Return the plan as a Graphviz digraph: nodes are steps, and edges are the values between them."""
         lines = ["digraph plan {", "  rankdir=TB; node [shape=box, fontname=monospace];"]
         writers: dict[tuple[int, int], int] = {}
         slots: dict[int, int] = {}
@@ -267,11 +289,12 @@ class Plan:
 
 
 def groupable(step: Step) -> bool:
+    """Whether ``grouped_conv3x3`` can compute a step: a 3x3 convolution of stride 1."""
     return isinstance(step, ConvStep) and (step.kernel, step.stride) == (3, 1)
 
 
 def reads(step: Step) -> list[View]:
-    """The maps that a step reads."""
+    """Return the views that a step reads."""
     if isinstance(step, ConvStep):
         return [step.source, *([step.residual] if step.residual else [])]
     if isinstance(step, SumStep):
@@ -282,12 +305,28 @@ def reads(step: Step) -> list[View]:
 
 
 def writes(step: Step) -> View | None:
-    """The map that a step writes."""
+    """Return the view that a step writes."""
     return None if isinstance(step, (ExportStep, CallStep)) else step.out
 
 
+def with_views(step: Step, change: Callable[[View], View]) -> Step:
+    """Return the step with every view replaced by `change` of it."""
+    if isinstance(step, CallStep):
+        return step
+    if isinstance(step, ExportStep):
+        return replace(step, source=change(step.source))
+    if isinstance(step, ImportStep):
+        return replace(step, out=change(step.out))
+    if isinstance(step, SumStep):
+        return replace(step, terms=tuple(replace(t, source=change(t.source)) for t in step.terms), out=change(step.out))
+    if isinstance(step, PoolStep):
+        return replace(step, source=change(step.source), out=change(step.out))
+    residual = None if step.residual is None else change(step.residual)
+    return replace(step, source=change(step.source), out=change(step.out), residual=residual)
+
+
 def slot_reads(step: Step) -> list[int]:
-    """The tensors that a step reads."""
+    """Return the slots that a step reads."""
     if isinstance(step, ImportStep):
         return [step.slot]
     if isinstance(step, CallStep):
@@ -296,5 +335,5 @@ def slot_reads(step: Step) -> list[int]:
 
 
 def slot_leaves(tree: Any) -> list[Slot]:
-    """The slots in nested lists, tuples and mappings."""
+    """Return the slots in nested lists, tuples and mappings."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Slot)]

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from hrnet_fast.errors import HRNetFastError, InputError
 from hrnet_fast.inference.execution.evaluator import interpret
 from hrnet_fast.inference.planning.lowering import make_plan
-from hrnet_fast.inference.weight_source import Living
+from hrnet_fast.inference.weight_source import ModelSource
 from hrnet_fast.training.equivalence_check import onednn_disabled
 
 _TRIAL = (64, 96)  # height and width: divisible by 32, and quick
@@ -35,7 +35,7 @@ def verify(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> None
                     told = f"{type(model).__name__} takes no input {list(trial)}: {str(failure)[:300]}"
                     raise InputError(f"optimize_for_inference: {told}") from failure
                 continue
-            given = interpret(make_plan(model, trial, dtype), Living(model).tensors(), x)
+            given = interpret(make_plan(model, trial, dtype), ModelSource(model).tensors(), x)
             break
     for a, b in zip(tree_leaves(given), tree_leaves(wanted), strict=True):
         if not isinstance(b, Tensor):

@@ -13,7 +13,7 @@ from hrnet_fast.inference.planning.lowering import make_plan
 from hrnet_fast.keypoints.methods import named_method
 
 
-class Living:
+class ModelSource:
     """A model, which goes on living."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -30,7 +30,7 @@ class Living:
         return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
 
 
-class Saved:
+class FileSource:
     """What a file held."""
 
     def __init__(

@@ -220,7 +220,7 @@ def test_grouped_branches(head: str, grouped: list[int]) -> None:
     run = executor(case, grouped=True)
     assert_equals_interpreter(run(case[2]), case)
     assert max(grouped) == 4
-    assert sum(grouped) >= sum(len(group) for group in case[0].groups()) - len(case[0].groups())
+    assert sum(grouped) >= sum(len(group) for group in case[0].parallel_convs()) - len(case[0].parallel_convs())
     assert len(run.units) < len(case[0].steps)
     assert sorted(i for i, _ in run.profile(case[2], rounds=1)) == list(range(len(case[0].steps)))
 
