@@ -1,4 +1,4 @@
-"""How many launches networks take: as PyTorch runs them, as plans, and with branches' convolutions grouped."""
+"""Numbers of launches of networks: operator calls of PyTorch, steps of the plan, and launches with grouped branches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hrnet_fast.measure import operator_calls
 from hrnet_fast.models import HRNet
 from hrnet_fast.models.registry import get_variant
 
-# One of each task, at the sizes of the paper.
+# One network of each task, at the paper's (height, width).
 NETWORKS: dict[str, tuple[int, int]] = {
     "hrnetv1_w32_pose": (256, 192),
     "hrnetv1_w48_pose": (384, 288),
@@ -29,8 +29,8 @@ class LaunchesRow:
 
     Attributes:
         operator_calls: computing operators that PyTorch dispatches for a plain forward.
-        steps: of the plan, the ways in and out included.
-        grouped: launches where the parallel 3x3 convolutions of branches are one.
+        steps: of the plan, imports and exports included.
+        grouped: launches where parallel 3x3 convolutions of the branches are one.
     """
 
     model: str
@@ -41,7 +41,7 @@ class LaunchesRow:
 
 
 def launches_row(name: str) -> LaunchesRow:
-    """Count one network of :data:`NETWORKS`, without allocating it."""
+    """Count one network of :data:`NETWORKS`, on the meta device."""
     size = NETWORKS[name]
     with torch.device("meta"), torch.no_grad():
         model = HRNet(get_variant(name).make(), impl="reference").eval()

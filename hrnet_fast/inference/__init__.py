@@ -1,4 +1,4 @@
-"""Inference: a network as a plan of few, large steps, and the engine that answers with it."""
+"""Inference: a network as a plan of few, large steps, and the engine that runs it."""
 
 from hrnet_fast.inference.engine import Engine, optimize_for_inference
 from hrnet_fast.inference.evaluation import flip_test, multi_scale

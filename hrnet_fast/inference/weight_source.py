@@ -1,4 +1,4 @@
-"""Where an engine's plans and weights come from: a living model or a file."""
+"""Sources of an engine's plans and weights: a model or a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hrnet_fast.keypoints.methods import named_method
 
 
 class ModelSource:
-    """A model, which goes on living."""
+    """A model, whose present weights are read and whose plans are made on demand."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -31,12 +31,12 @@ class ModelSource:
 
 
 class FileSource:
-    """What a file held."""
+    """The content of a file, with plans for some input shapes."""
 
     def __init__(
         self, plans: Mapping[tuple[int, ...], Plan], tensors: Mapping[str, Tensor], keypoints: str | None
     ) -> None:
-        self.plans, self.kept, self.keypoints = dict(plans), dict(tensors), keypoints
+        self.plans, self._tensors, self.keypoints = dict(plans), dict(tensors), keypoints
 
     def plan(self, shape: tuple[int, ...], dtype: torch.dtype) -> Plan:
         if shape not in self.plans:
@@ -48,4 +48,4 @@ class FileSource:
         return self.plans[shape]
 
     def tensors(self) -> dict[str, Tensor]:
-        return dict(self.kept)
+        return dict(self._tensors)

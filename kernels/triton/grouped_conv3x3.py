@@ -223,40 +223,59 @@ def _slots(device: torch.device) -> int:
     return RESIDENT * count
 
 
-# Planning takes longer than the kernel runs on small maps, and a network calls with the same sizes again and again.
+def _branch_numbers(
+    x: Map, residual: Map | None, channels: int, run: int, weight_at: int, bias_at: int
+) -> dict[str, int]:
+    """Return the kernel's integers of one branch, by the names of :data:`NUMBERS` without ``first_tiles``."""
+    divisors = (run, 1, run, run)  # of strides: the kernel multiplies by UNIT
+    added = (0, 0, 0, 0) if residual is None else residual.stride
+    return {
+        "in_channels": x.shape[1] // run, "channels": channels // run, "heights": x.shape[2], "widths": x.shape[3],
+        **{f"strides_{d}": n // by for d, n, by in zip("nchw", x.stride, divisors, strict=True)},
+        **{f"residuals_{d}": n // by for d, n, by in zip("nchw", added, divisors, strict=True)},
+        "weight_at": weight_at // PAD, "bias_at": bias_at // PAD,
+    }  # fmt: skip
+
+
+# Cached: planning takes longer than the kernel does on small maps, and a network repeats its sizes.
 @functools.lru_cache(maxsize=1024)
 def launch_plan(
     xs: tuple[Map, ...], residuals: tuple[Map | None, ...], channels: tuple[int, ...], slots: int, itemsize: int,
     exact: bool,
 ) -> LaunchPlan:  # fmt: skip
-    """Return how to launch the kernel; `exact` for products that tensor cores cannot do."""
+    """Return how to launch the kernel.
+
+    Args:
+        xs, residuals, channels: of the branches; channels are those of the results.
+        slots: programs that run at a time.
+        itemsize: bytes of an element.
+        exact: whether products are float32, which tensor cores cannot compute.
+
+    Post: branches are ordered by the length of their sums, the longest first; tiles are numbered in this order.
+    """
     sizes, maps = [x.shape[1] for x in xs], [*xs, *(r for r in residuals if r is not None)]
+    pixels = [x.shape[0] * x.shape[2] * x.shape[3] for x in xs]
     last = all(m.stride[1] == 1 or m.shape[1] == 1 for m in maps)
     run = unit(maps, channels) if last else 1
-    pixels = [x.shape[0] * x.shape[2] * x.shape[3] for x in xs]
     wide = far(maps, max(p * c for p, c in zip(pixels, channels, strict=True)))
-    narrow = run * itemsize > 4 and not wide
-    block_p, block_c, block_i, warps = tile(sizes, channels, pixels, slots, itemsize, not exact, narrow)
-    weight_at, bias_at = places(list(zip(channels, sizes, strict=True)))
-    order = sorted(range(len(xs)), key=lambda k: -sizes[k])  # the longest sums first
+    block_p, block_c, block_i, warps = tile(
+        sizes, channels, pixels, slots, itemsize, not exact, run * itemsize > 4 and not wide
+    )
+    order = sorted(range(len(xs)), key=lambda k: -sizes[k])
     tiles = [_tiles(pixels[k : k + 1], channels[k : k + 1], block_p, block_c) for k in order]
-    first = list(itertools.accumulate(tiles, initial=0))
-    steps = (run, 1, run, run)  # what strides come divided by
-    strides = [[xs[k].stride for k in order], [(r.stride if (r := residuals[k]) else (0,) * 4) for k in order]]
-    numbers = [
-        [sizes[k] // run for k in order], [channels[k] // run for k in order],
-        *([xs[k].shape[d] for k in order] for d in (2, 3)),
-        *([stride[d] // steps[d] for stride in own] for own in strides for d in range(4)),
-        [weight_at[k] // PAD for k in order], [bias_at[k] // PAD for k in order], first[:-1],
-    ]  # fmt: skip
+    *first, total = itertools.accumulate(tiles, initial=0)
+    weight_at, bias_at = places(list(zip(channels, sizes, strict=True)))
+    rows = [
+        {**_branch_numbers(xs[k], residuals[k], channels[k], run, weight_at[k], bias_at[k]), "first_tiles": begin}
+        for k, begin in zip(order, first, strict=True)
+    ]
+    columns = [tuple(unspecialised(row[name]) for row in rows) for name in NUMBERS]
     constants = {
         "BRANCHES": len(xs), "ADDED": sum(1 << j for j, k in enumerate(order) if residuals[k]), "LAST": last,
-        "UNIT": run, "WIDE": wide,
-        "PRECISION": "ieee" if exact else "tf32", "PADDING": PAD, "BLOCK_P": block_p, "BLOCK_C": block_c,
-        "BLOCK_I": block_i, "num_warps": warps,
+        "UNIT": run, "WIDE": wide, "PRECISION": "ieee" if exact else "tf32", "PADDING": PAD,
+        "BLOCK_P": block_p, "BLOCK_C": block_c, "BLOCK_I": block_i, "num_warps": warps,
     }  # fmt: skip
-    branches = (tuple(unspecialised(number) for number in own) for own in numbers)
-    return LaunchPlan(tuple(order), min(first[-1], slots), (*branches, xs[0].shape[0], first[-1]), constants)
+    return LaunchPlan(tuple(order), min(total, slots), (*columns, xs[0].shape[0], total), constants)
 
 
 def _map(tensor: Tensor) -> Map:

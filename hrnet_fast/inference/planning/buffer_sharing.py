@@ -12,7 +12,7 @@ Size = tuple[int, int, int, int]  # n, channels, height, width
 
 @dataclass
 class _Lifetime:
-    """First and last wave of a buffer, the steps of the last wave that touch it, and whether every view is all of it."""
+    """First and last wave of a buffer, the steps of the last wave that use it, and whether every view is all of it."""
 
     first: int
     last: int
@@ -51,9 +51,7 @@ def share_buffers(
     return [with_views(step, rename) for step in steps], buffers
 
 
-def _lifetimes(
-    steps: Sequence[Step], waves: Sequence[Sequence[int]], sizes: Sequence[Size]
-) -> dict[int, _Lifetime]:
+def _lifetimes(steps: Sequence[Step], waves: Sequence[Sequence[int]], sizes: Sequence[Size]) -> dict[int, _Lifetime]:
     """Return lifetimes by buffer, in the order of first use."""
     lives: dict[int, _Lifetime] = {}
     for k, wave in enumerate(waves):

@@ -120,7 +120,9 @@ class CallNode(Node):
     floating: bool = True
 
     def reads(self) -> list[int]:
-        return [leaf.value for leaf in tree_leaves((self.args, self.kwargs), is_leaf=_is_ref) if isinstance(leaf, ValueRef)]
+        return [
+            leaf.value for leaf in tree_leaves((self.args, self.kwargs), is_leaf=_is_ref) if isinstance(leaf, ValueRef)
+        ]
 
     def rename(self, names: Callable[[int], int]) -> None:
         def swap(leaf: Any) -> Any:
@@ -188,7 +190,9 @@ class Graph:
         for node in self.nodes.values():
             node.rename(names)
         self.output = tree_map(
-            lambda leaf: ValueRef(names(leaf.value)) if isinstance(leaf, ValueRef) else leaf, self.output, is_leaf=_is_ref
+            lambda leaf: ValueRef(names(leaf.value)) if isinstance(leaf, ValueRef) else leaf,
+            self.output,
+            is_leaf=_is_ref,
         )
 
     def prune(self) -> None:

@@ -26,7 +26,7 @@ from hrnet_fast.inference.planning.graph import (
     ResampledTerm,
     SumNode,
 )
-from hrnet_fast.inference.planning.tracer import StateRef, OutOfPlace, EngineDtype, TracedCall, Trace, ValueRef
+from hrnet_fast.inference.planning.tracer import EngineDtype, OutOfPlace, StateRef, Trace, TracedCall, ValueRef
 from hrnet_fast.inference.weights import NormNames, Piece, Source, WeightSpec
 
 _CONV = inspect.Signature(
@@ -205,7 +205,7 @@ def _read_pool(graph: Graph, call: TracedCall) -> Node | None:
 
 
 def _read_alias(graph: Graph, call: TracedCall) -> Node | None:
-    """Return an alias for a copy or conversion of a map. Results of calls have a layout and a dtype that must be kept."""
+    """Return an alias for a copy or conversion of a map. Results of calls keep their own layout and dtype."""
     if not call.args or not _is_map(graph, call.args[0]) or isinstance(graph.nodes[call.args[0].value], CallNode):
         return None
     return _Alias(call.shape, input=call.args[0].value)

@@ -44,7 +44,12 @@ def _conv2d(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
     size = [
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(
-            x.shape[2:], weight.shape[2:], _height_width(stride), _height_width(padding), _height_width(dilation), strict=True
+            x.shape[2:],
+            weight.shape[2:],
+            _height_width(stride),
+            _height_width(padding),
+            _height_width(dilation),
+            strict=True,
         )
     ]
     return _meta_like(x, (x.shape[0], weight.shape[0], *size)) if min(size) > 0 else None

@@ -1,7 +1,7 @@
 """The tracer: a model's forward on meta tensors, recorded call by call.
 
-A trace is of one input shape. Models branch on shapes (whether to interpolate at all, for instance), so a trace that was
-used for other shapes would change numbers in silence. Nothing is inferred from the names of modules.
+A trace is of one input shape. Models branch on shapes (whether to interpolate at all, for instance), so a trace that
+was used for other shapes would change numbers in silence. Nothing is inferred from the names of modules.
 """
 
 from __future__ import annotations

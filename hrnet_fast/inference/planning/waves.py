@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from hrnet_fast.inference.plan import CallStep, ExportStep, Step, View, groupable, reads, slot_reads, writes
 
-# Of the steps that are ready, those of the lowest rank make the next wave. Parallel 3x3 convolutions of the branches wait
-# for everything else, so that they meet in one wave; calls interrupt the executor and come last.
+# Of the steps that are ready, those of the lowest rank make the next wave. Parallel 3x3 convolutions of the branches
+# wait for everything else, so that they meet in one wave; calls interrupt the executor and come last.
 _RANKS: tuple[Callable[[Step], bool], ...] = (
     lambda step: not groupable(step) and not isinstance(step, CallStep),
     groupable,

@@ -1,8 +1,8 @@
 """Graph passes: rewrites into fewer, larger nodes that compute the same sums.
 
-Each pass changes a graph in place and keeps its outputs, exactly in real arithmetic. :func:`run_passes` prunes and sorts
-after each one, so every pass may assume a graph in topological order without dead nodes. After all of them a fusion of
-four branches is 11 steps (paper, section 3.2 and Figure 3).
+Each pass changes a graph in place and keeps its outputs, exactly in real arithmetic. :func:`run_passes` prunes and
+sorts after each one, so every pass may assume a graph in topological order without dead nodes. After all of them a
+fusion of four branches is 11 steps (paper, section 3.2 and Figure 3).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hrnet_fast.inference.planning.graph import ConvNode, Graph, ResampledTerm, SumNode
+from hrnet_fast.inference.planning.graph import Graph, ResampledTerm, SumNode
 from hrnet_fast.inference.planning.passes.merge_summed_convs import added_conv
 
 

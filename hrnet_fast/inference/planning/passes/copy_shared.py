@@ -17,8 +17,8 @@ from hrnet_fast.inference.planning.graph import (
 def copy_shared(graph: Graph) -> None:
     """Insert copies, which are sums of one term, where a value would have to lie in two buffers.
 
-    Post: every input of a concatenation or a merged convolution has its place in that one's buffer alone. An input that is
-    a slice is the first of a merged convolution.
+    Post: every input of a concatenation or a merged convolution has its place in that one's buffer alone. An input that
+    is a slice is the first of a merged convolution.
     """
     placed: set[int] = set()
     for node in list(graph.nodes.values()):

@@ -42,9 +42,7 @@ def added_conv(graph: Graph, term: ResampledTerm, uses: Counter[int]) -> ConvNod
     return node if uses[term.value] == 1 and not node.activated and node.residual is None else None
 
 
-def _by_geometry(
-    graph: Graph, node: SumNode, uses: Counter[int]
-) -> dict[tuple[int, ...], list[tuple[int, ConvNode]]]:
+def _by_geometry(graph: Graph, node: SumNode, uses: Counter[int]) -> dict[tuple[int, ...], list[tuple[int, ConvNode]]]:
     """Return positions and convolutions of a sum's terms by kernel, stride and input size.
 
     Inputs of two sizes may have one output size under a stride, and cannot be concatenated.

@@ -12,8 +12,8 @@ def stack_convs(graph: Graph) -> None:
     """Stack convolutions of one input and geometry; their values become slices of the stack's.
 
     Pre: only merged convolutions have several inputs. No convolution has a residual.
-    Post: the ReLU of a stack covers one range of channels, up to the last. A slice that a merged convolution reads is the
-    last of its stack and the first input of that convolution, so that both can lie in one buffer.
+    Post: the ReLU of a stack covers one range of channels, up to the last. A slice that a merged convolution reads is
+    the last of its stack and the first input of that convolution, so that both can lie in one buffer.
     """
     readers = _Readers.of(graph)
     started: set[int] = set()  # merged convolutions whose first input is a slice
