@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_leaves
 from hrnet_fast.errors import HRNetFastError, InputError, shown
 from hrnet_fast.inference.execution.evaluator import ResizeRule, by_planned_factor, to_planned_size, to_present_size
 from hrnet_fast.inference.folded import FoldedNetwork
-from hrnet_fast.inference.plan import CallStep, Plan
+from hrnet_fast.inference.plan import Plan
+from hrnet_fast.inference.steps import CallStep
 
 AXES = ("batch", "height", "width")
 Shape = tuple[int, ...]

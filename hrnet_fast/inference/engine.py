@@ -1,4 +1,4 @@
-"""``optimize_for_inference`` and the :class:`Engine` it returns."""
+"""The :class:`Engine`: executors of several input shapes, weights, files and exports."""
 
 from __future__ import annotations
 
@@ -9,78 +9,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hrnet_fast.checks import check_bool, check_device, check_integer, check_module, check_path, check_shape
+from hrnet_fast.checks import check_device, check_integer, check_path, check_shape
 from hrnet_fast.errors import InputError, shown
 from hrnet_fast.inference import engine_file
 from hrnet_fast.inference.dynamic import checked_axes, export_dynamic
 from hrnet_fast.inference.execution.executors import Executor, Executors
 from hrnet_fast.inference.folded import FoldedNetwork, write_onnx
-from hrnet_fast.inference.normalize import Normalize, checked_normalize
+from hrnet_fast.inference.normalize import Normalize
 from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.profile import Profile, profile
 from hrnet_fast.inference.rwlock import RWLock
-from hrnet_fast.inference.verification import verify_plan
 from hrnet_fast.inference.weight_source import FileSource, ModelSource
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-def optimize_for_inference(
-    model: nn.Module,
-    example: Tensor,
-    *,
-    dtype: torch.dtype | None = None,
-    normalize: tuple[Sequence[float], Sequence[float]] | None = None,
-    max_shapes: int = 8,
-    verify: bool = True,
-) -> Engine:
-    """Return an engine that computes what `model` computes, in fewer and larger steps.
-
-    Takes any HRNet in evaluation mode: this package's, the authors', timm's, OpenMMLab's, accelerated or not, with any
-    head. Operations other than convolutions, sums, resamplings and concatenations are called as the model calls them.
-
-    Args:
-        model: takes one [N, C, H, W] and returns tensors in lists, tuples or mappings. It is not changed; the engine
-            reads its weights now and at :meth:`Engine.refresh`.
-        example: an input. Its shape is prepared, and its device is the engine's. Other shapes are prepared at their
-            first call.
-        dtype: of the computation: float32, bfloat16, float16 or float64; None is the model's own. Outputs have the
-            model's dtype. Sums inside a step are float32 at least.
-        normalize: (mean, std) per channel, of values in 0 .. 1: the engine then takes images of bytes [N, H, W, C].
-        max_shapes: number of input shapes that stay prepared; the least recently used is dropped first.
-        verify: whether to compare the plan with the model on a small input, once.
-
-    Raises:
-        InputError: the model cannot be traced, is in training mode or has hooks; the example or the dtype does not fit.
-        HRNetFastError: the plan's result differs from the model's.
-    """
-    if not isinstance(example, Tensor) or example.is_meta:
-        given = "a tensor without data" if isinstance(example, Tensor) else type(example).__name__
-        raise InputError(f"optimize_for_inference: example is {given}; accepted is an input with data, [N, C, H, W].")
-    check_module("optimize_for_inference", model)
-    parameter = next(model.parameters(), None)
-    outer = torch.float32 if parameter is None else parameter.dtype
-    chosen = outer if dtype is None else dtype
-    if not isinstance(chosen, torch.dtype) or chosen not in DTYPES:
-        raise InputError(
-            f"optimize_for_inference: dtype={shown(chosen)}; accepted are torch.float32, bfloat16, float16 and float64."
-        )
-    check_integer("optimize_for_inference", "max_shapes", max_shapes)
-    check_bool("optimize_for_inference", verify=verify)
-    images = checked_normalize(normalize)
-    engine = Engine(ModelSource(model), chosen, outer, example.device, images, max_shapes)
-    shape = engine.check(example)
-    if verify:
-        verify_plan(model, shape, outer)
-    engine.prepare(shape)
-    return engine
 
 
 class Engine:
-    """A network prepared for inference, from :func:`optimize_for_inference` or :meth:`load`. Call it as the model.
+    """A network prepared for inference, which is called as the model is.
 
+    Made by :func:`~hrnet_fast.optimize_for_inference` or :meth:`load`.
     Several threads may call one engine. Results are new tensors unless ``copy=False`` allows the next call to overwrite
     them. An input that does not fit raises :class:`~hrnet_fast.errors.InputError` and does not change the engine.
 

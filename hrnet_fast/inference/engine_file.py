@@ -21,6 +21,7 @@ from torch.overrides import get_overridable_functions, resolve_name
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference import plan as p
+from hrnet_fast.inference import steps as s
 from hrnet_fast.inference import weights as w
 from hrnet_fast.inference.planning.tracer import EngineDevice, EngineDtype, GetItem, OutOfPlace, StateRef
 from hrnet_fast.inference.slots import state_names
@@ -29,8 +30,8 @@ FORMAT = 3
 _KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        p.Plan, p.Buffer, p.View, p.Slot, p.ImportStep, p.ExportStep, p.ConvStep, p.SumStep, p.SumTerm,
-        p.PoolStep, p.CallStep, w.WeightSpec, w.Piece, w.Source, w.NormNames, StateRef, GetItem, OutOfPlace,
+        p.Plan, s.Buffer, s.View, s.Slot, s.ImportStep, s.ExportStep, s.ConvStep, s.SumStep, s.SumTerm,
+        s.PoolStep, s.CallStep, w.WeightSpec, w.Piece, w.Source, w.NormNames, StateRef, GetItem, OutOfPlace,
         EngineDevice, EngineDtype,
     )
 }  # fmt: skip

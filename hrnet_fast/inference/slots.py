@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hrnet_fast.inference.plan import CallStep, Plan, Slot
+from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.planning.tracer import EngineDevice, EngineDtype, StateRef
+from hrnet_fast.inference.steps import CallStep, Slot
 
 
 def state_names(plan: Plan) -> list[str]:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 import hrnet_fast as hf
 from hrnet_fast.inference.execution.arena import ArenaMaps
 from hrnet_fast.inference.execution.launch_groups import LaunchGroup
-from hrnet_fast.inference.plan import Plan, View
+from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.planning.lowering import make_plan
+from hrnet_fast.inference.steps import View
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

@@ -19,8 +19,9 @@ from hrnet_fast.errors import InputError
 from hrnet_fast.inference.buffer_assignment import Interval, assign_offsets
 from hrnet_fast.inference.execution.evaluator import evaluate
 from hrnet_fast.inference.folded import FoldedNetwork
-from hrnet_fast.inference.plan import CallStep, ConvStep, Plan, reads, writes
+from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.planning.lowering import make_plan
+from hrnet_fast.inference.steps import CallStep, ConvStep, reads, writes
 
 EXACT = 1e-10
 

@@ -14,8 +14,9 @@ from hrnet_fast.inference.execution.autotuner import Autotuner
 from hrnet_fast.inference.execution.evaluator import evaluate
 from hrnet_fast.inference.execution.torch_executor import TorchExecutor
 from hrnet_fast.inference.folded import FoldedNetwork
-from hrnet_fast.inference.plan import Plan, View, reads, writes
+from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.planning.lowering import make_plan
+from hrnet_fast.inference.steps import View, reads, writes
 
 Size = tuple[int, int]
 # Fuses every sum that it may, so that a wrong condition shows.

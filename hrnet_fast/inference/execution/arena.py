@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.inference.buffer_assignment import Interval, assign_offsets
-from hrnet_fast.inference.plan import Plan, View, writes
+from hrnet_fast.inference.plan import Plan
+from hrnet_fast.inference.steps import View, writes
 
 ALIGNMENT = 256  # bytes, as CUDA's allocator aligns
 

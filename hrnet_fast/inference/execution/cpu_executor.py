@@ -17,19 +17,19 @@ from torch import Tensor
 
 from hrnet_fast.implementations import build_info
 from hrnet_fast.inference.buffer_assignment import Interval, assign_offsets
-from hrnet_fast.inference.plan import (
+from hrnet_fast.inference.plan import Plan
+from hrnet_fast.inference.slots import Slots, normalization_tensors, own_copy, state_names
+from hrnet_fast.inference.steps import (
     CallStep,
     ConvStep,
     ExportStep,
     ImportStep,
-    Plan,
     PoolStep,
     Step,
     SumStep,
     View,
     slot_reads,
 )
-from hrnet_fast.inference.slots import Slots, normalization_tensors, own_copy, state_names
 from hrnet_fast.inference.weights import WeightSpec
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}

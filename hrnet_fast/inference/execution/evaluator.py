@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hrnet_fast.errors import InputError
-from hrnet_fast.inference.plan import ConvStep, ExportStep, ImportStep, Plan, PoolStep, SumStep, SumTerm, View
+from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.slots import Slots, copy_state, normalization_tensors, own_copy
+from hrnet_fast.inference.steps import ConvStep, ExportStep, ImportStep, PoolStep, SumStep, SumTerm, View
 from hrnet_fast.ops.common import wrong_in_bfloat16
 
 Size = tuple[int, int]

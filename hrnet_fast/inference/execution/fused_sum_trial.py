@@ -12,7 +12,9 @@ from hrnet_fast.inference.execution.sum_fusion import FusedSum, SumFusion
 from hrnet_fast.inference.execution.sums import add_up, fused, fusible
 from hrnet_fast.inference.execution.tactics import Geometry, Tactic, geometry
 from hrnet_fast.inference.execution.weight_store import FoldedWeight, FusedSumWeights, WeightStore
-from hrnet_fast.inference.plan import ConvStep, Plan, SumStep, View
+from hrnet_fast.inference.plan import Plan
+from hrnet_fast.inference.steps import ConvStep, SumStep, View
+from hrnet_fast.ops import upsample_conv1x1_sum
 
 FUSED = "upsample_conv1x1_sum"
 
@@ -37,8 +39,6 @@ def fused_sum_weights(plan: Plan, fused_sum: FusedSum, weights: WeightStore) -> 
 
 def run_fused_sum(step: SumStep, xs: Sequence[Tensor], weights: FusedSumWeights, size: tuple[int, int]) -> Tensor:
     """Return the sum [N, C, *size] in new memory, from the inputs of its convolutions."""
-    from hrnet_fast.ops import upsample_conv1x1_sum
-
     resampled = next(t for t in step.terms if t.mode != "identity")
     return upsample_conv1x1_sum(
         xs, weights.weights, bias=weights.bias, size=size, mode=resampled.mode,

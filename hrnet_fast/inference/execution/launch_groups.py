@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from hrnet_fast.inference.execution.sum_fusion import FusedSum, SumFusion
-from hrnet_fast.inference.plan import CallStep, ConvStep, ExportStep, Plan, View, groupable, reads, slot_reads, writes
+from hrnet_fast.inference.plan import Plan
+from hrnet_fast.inference.steps import CallStep, ConvStep, ExportStep, View, groupable, reads, slot_reads, writes
 
 MAX_BRANCHES = 8  # of one grouped_conv3x3
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from hrnet_fast.inference.execution.arena import ArenaLayout
 from hrnet_fast.inference.execution.launch_groups import LaunchGroup
-from hrnet_fast.inference.plan import Plan, View
+from hrnet_fast.inference.plan import Plan
+from hrnet_fast.inference.steps import View
 
 MAX_STREAMS = 4  # the number of branches
 

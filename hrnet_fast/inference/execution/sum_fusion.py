@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hrnet_fast.inference.plan import ConvStep, Plan, Step, SumStep, SumTerm, View, reads, writes
+from hrnet_fast.inference.plan import Plan
+from hrnet_fast.inference.steps import ConvStep, Step, SumStep, SumTerm, View, reads, writes
 
 MAX_TERMS = 8  # of one upsample_conv1x1_sum
 

@@ -30,8 +30,9 @@ from hrnet_fast.inference.execution.sum_fusion import find_sum_fusions
 from hrnet_fast.inference.execution.sums import add_up, copies, fused, fusible
 from hrnet_fast.inference.execution.tactics import Geometry, Tactic, geometry
 from hrnet_fast.inference.execution.weight_store import FoldedWeight, FusedSumWeights, GroupedWeights, WeightStore
-from hrnet_fast.inference.plan import ConvStep, Plan, PoolStep, SumStep
+from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.slots import Slots, copy_state, normalization_tensors
+from hrnet_fast.inference.steps import ConvStep, PoolStep, SumStep
 
 
 class StreamFork(Protocol):

@@ -5,14 +5,14 @@ A refresh writes new values into the same storage, so that captured graphs stay 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from hrnet_fast.inference.execution.cuda_graph import settle
 from hrnet_fast.inference.weights import WeightSpec
+from hrnet_fast.ops import PackedConv3x3, grouped_conv3x3, pack_grouped_conv3x3
 
 
 class FoldedWeight:
@@ -63,37 +63,25 @@ class FoldedWeight:
 
 
 class GroupedWeights:
-    """Weights of the convolutions of one ``grouped_conv3x3``, packed where the operator has a packed format."""
+    """Packed weights of the convolutions of one ``grouped_conv3x3``."""
 
     def __init__(self, members: Sequence[FoldedWeight]) -> None:
         self._members = list(members)
         self._packed = self._pack()
 
-    def _pack(self) -> Any:
-        from hrnet_fast import ops
-
-        pack: Callable[..., Any] | None = getattr(ops, "pack_grouped_conv3x3", None)
-        weights, biases = [m.weight for m in self._members], [m.shift for m in self._members]
-        return None if pack is None else pack(weights, biases)
+    def _pack(self) -> PackedConv3x3:
+        return pack_grouped_conv3x3([m.weight for m in self._members], [m.shift for m in self._members])
 
     def refresh(self) -> None:
         """Write the members' present values into the packed storage."""
-        if self._packed is not None:
-            new = self._pack()
-            self._packed.weight.copy_(new.weight)
-            self._packed.bias.copy_(new.bias)
+        new = self._pack()
+        self._packed.weight.copy_(new.weight)
+        self._packed.bias.copy_(new.bias)
 
     def __call__(self, xs: Sequence[Tensor], residuals: Sequence[Tensor | None], relu: bool) -> list[Tensor]:
         """Return act(conv3x3(x_k) + bias_k + residual_k) of every branch."""
-        from hrnet_fast.ops import grouped_conv3x3
-
         added = list(residuals) if any(r is not None for r in residuals) else None
-        weights: Any = self._packed
-        biases = None
-        if weights is None:
-            weights, biases = [m.weight for m in self._members], [m.bias for m in self._members]
-        made: list[Tensor] = grouped_conv3x3(xs, weights, biases=biases, residuals=added, relu=relu)
-        return made
+        return grouped_conv3x3(xs, self._packed, residuals=added, relu=relu)
 
 
 class FusedSumWeights:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from hrnet_fast.inference.plan import Buffer, ConvStep, Step, SumStep, View, reads, with_views, writes
+from hrnet_fast.inference.steps import Buffer, ConvStep, Step, SumStep, View, reads, with_views, writes
 
 Size = tuple[int, int, int, int]  # n, channels, height, width
 

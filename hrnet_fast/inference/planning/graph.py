@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch.utils._pytree import tree_leaves, tree_map
@@ -29,32 +29,32 @@ class ResampledTerm:
 
 @dataclass
 class Node:
-    """Makes one value of `shape`. `relu` is the range of channels that pass a ReLU; (0, 0) is none."""
+    """Makes one value of `shape` from the values `inputs`. `relu` is the range of channels that pass a ReLU, if any."""
 
     shape: tuple[int, ...]
     relu: tuple[int, int] = (0, 0)
+    inputs: list[int] = field(default_factory=list)
 
     def reads(self) -> list[int]:
-        return []
+        return self.inputs
 
     def rename(self, names: Callable[[int], int]) -> None:
         """Replace the values that this node reads."""
+        self.inputs = [names(v) for v in self.inputs]
 
     @property
     def activated(self) -> bool:
         return self.relu[1] > self.relu[0]
 
 
-@dataclass
 class InputNode(Node):
-    pass
+    """The network's input."""
 
 
 @dataclass
 class ConvNode(Node):
     """A 1x1 or 3x3 convolution (padding 0 or 1) over the concatenation of `inputs`, plus `residual`."""
 
-    inputs: list[int] = field(default_factory=list)
     weight: WeightSpec | None = None
     kernel: int = 1
     stride: int = 1
@@ -64,7 +64,7 @@ class ConvNode(Node):
         return [*self.inputs, *([] if self.residual is None else [self.residual])]
 
     def rename(self, names: Callable[[int], int]) -> None:
-        self.inputs = [names(v) for v in self.inputs]
+        super().rename(names)
         self.residual = None if self.residual is None else names(self.residual)
 
     @property
@@ -74,40 +74,33 @@ class ConvNode(Node):
 
 @dataclass
 class SumNode(Node):
+    """The sum of `terms`."""
+
     terms: list[ResampledTerm] = field(default_factory=list)
 
     def reads(self) -> list[int]:
         return [t.value for t in self.terms]
 
     def rename(self, names: Callable[[int], int]) -> None:
-        self.terms = [ResampledTerm(names(t.value), t.mode, t.align_corners) for t in self.terms]
+        self.terms = [replace(t, value=names(t.value)) for t in self.terms]
 
 
-@dataclass
 class CatNode(Node):
     """Concatenation over channels."""
-
-    inputs: list[int] = field(default_factory=list)
-
-    def reads(self) -> list[int]:
-        return list(self.inputs)
-
-    def rename(self, names: Callable[[int], int]) -> None:
-        self.inputs = [names(v) for v in self.inputs]
 
 
 @dataclass
 class PoolNode(Node):
-    """Mean over k x k windows, k apart."""
+    """Mean over size x size windows, `size` apart."""
 
-    input: int = 0
     size: int = 1
 
-    def reads(self) -> list[int]:
-        return [self.input]
 
-    def rename(self, names: Callable[[int], int]) -> None:
-        self.input = names(self.input)
+@dataclass
+class SliceNode(Node):
+    """Channels of the input from `begin` on: a view, which computes nothing."""
+
+    begin: int = 0
 
 
 @dataclass
@@ -120,33 +113,26 @@ class CallNode(Node):
     floating: bool = True
 
     def reads(self) -> list[int]:
-        return [
-            leaf.value for leaf in tree_leaves((self.args, self.kwargs), is_leaf=_is_ref) if isinstance(leaf, ValueRef)
-        ]
+        return refs((self.args, self.kwargs))
 
     def rename(self, names: Callable[[int], int]) -> None:
-        def swap(leaf: Any) -> Any:
-            return ValueRef(names(leaf.value)) if isinstance(leaf, ValueRef) else leaf
+        self.args, self.kwargs = rename_refs((self.args, self.kwargs), names)
 
-        self.args, self.kwargs = tree_map(swap, (self.args, self.kwargs), is_leaf=_is_ref)
+
+def refs(tree: Any) -> list[int]:
+    """Return the values that references in nested lists, tuples and mappings name."""
+    return [leaf.value for leaf in tree_leaves(tree, is_leaf=_is_ref) if isinstance(leaf, ValueRef)]
+
+
+def rename_refs(tree: Any, names: Callable[[int], int]) -> Any:
+    """Replace the values that references in nested lists, tuples and mappings name."""
+    return tree_map(
+        lambda leaf: ValueRef(names(leaf.value)) if isinstance(leaf, ValueRef) else leaf, tree, is_leaf=_is_ref
+    )
 
 
 def _is_ref(leaf: Any) -> bool:
     return isinstance(leaf, (ValueRef, StateRef))
-
-
-@dataclass
-class SliceNode(Node):
-    """Channels of another value, from `begin` on: a view, which computes nothing."""
-
-    input: int = 0
-    begin: int = 0
-
-    def reads(self) -> list[int]:
-        return [self.input]
-
-    def rename(self, names: Callable[[int], int]) -> None:
-        self.input = names(self.input)
 
 
 @dataclass
@@ -164,7 +150,7 @@ class Graph:
     parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def outputs(self) -> list[int]:
-        return [leaf.value for leaf in tree_leaves(self.output, is_leaf=_is_ref) if isinstance(leaf, ValueRef)]
+        return refs(self.output)
 
     def uses(self) -> Counter[int]:
         """How often each value is read; an output of the network counts."""
@@ -189,11 +175,7 @@ class Graph:
 
         for node in self.nodes.values():
             node.rename(names)
-        self.output = tree_map(
-            lambda leaf: ValueRef(names(leaf.value)) if isinstance(leaf, ValueRef) else leaf,
-            self.output,
-            is_leaf=_is_ref,
-        )
+        self.output = rename_refs(self.output, names)
 
     def prune(self) -> None:
         """Drop nodes that the output does not depend on. Nodes may stand in any order."""

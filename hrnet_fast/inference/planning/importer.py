@@ -29,20 +29,6 @@ from hrnet_fast.inference.planning.graph import (
 from hrnet_fast.inference.planning.tracer import EngineDtype, OutOfPlace, StateRef, Trace, TracedCall, ValueRef
 from hrnet_fast.inference.weights import NormNames, Piece, Source, WeightSpec
 
-_CONV = inspect.Signature(
-    [
-        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
-        for name, default in (
-            ("input", inspect.Parameter.empty),
-            ("weight", inspect.Parameter.empty),
-            ("bias", None),
-            ("stride", 1),
-            ("padding", 0),
-            ("dilation", 1),
-            ("groups", 1),
-        )
-    ]
-)
 _ADDS = (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__)
 _RELUS = (F.relu, torch.relu, torch.relu_, F.relu_, Tensor.relu, Tensor.relu_)
 _CATS = (torch.cat, torch.concat, torch.concatenate)
@@ -61,35 +47,25 @@ def import_trace(trace: Trace) -> Graph:
     return graph
 
 
-@dataclass
 class _Alias(Node):
-    input: int = 0
+    """The input itself."""
 
-    def reads(self) -> list[int]:
-        return [self.input]
 
-    def rename(self, names: Callable[[int], int]) -> None:
-        self.input = names(self.input)
+class _Relu(Node):
+    """A ReLU of the input."""
 
 
 @dataclass
 class _Affine(Node):
-    input: int = 0
+    """A batch normalisation of the input in evaluation mode, and the call that it is if it cannot be folded."""
+
     norm: NormNames | None = None
     call: CallNode | None = None
 
-    def reads(self) -> list[int]:
-        return [self.input]
-
     def rename(self, names: Callable[[int], int]) -> None:
-        self.input = names(self.input)
+        super().rename(names)
         if self.call is not None:
             self.call.rename(names)
-
-
-@dataclass
-class _Relu(_Alias):
-    pass
 
 
 def _node(graph: Graph, call: TracedCall) -> Node:
@@ -119,9 +95,7 @@ def _is_map(graph: Graph, value: Any) -> bool:
 
 
 def _read_conv(graph: Graph, call: TracedCall) -> Node | None:
-    a = _CONV.bind(*call.args, **call.kwargs)
-    a.apply_defaults()
-    x, weight, bias, stride, padding, dilation, groups = a.arguments.values()
+    x, weight, bias, stride, padding, dilation, groups = _conv2d_arguments(*call.args, **call.kwargs)
     if not (_is_map(graph, x) and isinstance(weight, StateRef) and (bias is None or isinstance(bias, StateRef))):
         return None
     shape = graph.nodes[x.value].shape
@@ -140,6 +114,13 @@ def _read_conv(graph: Graph, call: TracedCall) -> Node | None:
     return ConvNode(call.shape, inputs=[x.value], weight=spec, kernel=kernel, stride=square[0])
 
 
+def _conv2d_arguments(
+    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: Any = 1
+) -> tuple[Any, ...]:
+    """Return the arguments of ``torch.conv2d``, which has no signature to inspect."""
+    return input, weight, bias, stride, padding, dilation, groups
+
+
 def _uniform(value: Any) -> Any:
     """Return the one number of a setting for two dimensions, or None where they differ."""
     values = {value} if isinstance(value, (int, str)) else set(value)
@@ -155,7 +136,7 @@ def _read_norm(graph: Graph, call: TracedCall) -> Node | None:
     if not (isinstance(mean, StateRef) and isinstance(var, StateRef)):
         return None
     norm = NormNames(mean.name, var.name, weight and weight.name, bias and bias.name, float(eps))
-    return _Affine(call.shape, input=x.value, norm=norm, call=_call(call))
+    return _Affine(call.shape, inputs=[x.value], norm=norm, call=_call(call))
 
 
 def _read_add(graph: Graph, call: TracedCall) -> Node | None:
@@ -167,7 +148,7 @@ def _read_add(graph: Graph, call: TracedCall) -> Node | None:
 
 
 def _read_relu(graph: Graph, call: TracedCall) -> Node | None:
-    return _Relu(call.shape, input=call.args[0].value) if call.args and _is_map(graph, call.args[0]) else None
+    return _Relu(call.shape, inputs=[call.args[0].value]) if call.args and _is_map(graph, call.args[0]) else None
 
 
 def _read_resample(graph: Graph, call: TracedCall) -> Node | None:
@@ -185,7 +166,7 @@ def _read_resample(graph: Graph, call: TracedCall) -> Node | None:
         if not align and any(n * f != m for n, f, m in zip(before, factors, call.shape[2:], strict=True)):
             return None
     if before == call.shape[2:]:
-        return _Alias(call.shape, input=x.value)
+        return _Alias(call.shape, inputs=[x.value])
     return SumNode(call.shape, terms=[ResampledTerm(x.value, mode, align)])
 
 
@@ -201,14 +182,16 @@ def _read_pool(graph: Graph, call: TracedCall) -> Node | None:
     if not call.args or not _is_map(graph, call.args[0]) or call.kwargs or len(call.args) not in (2, 3):
         return None
     sizes = [_uniform(a) for a in call.args[1:] if a is not None]  # kernel size and stride
-    return PoolNode(call.shape, input=call.args[0].value, size=sizes[0]) if len(set(sizes)) == 1 and sizes[0] else None
+    if len(set(sizes)) != 1 or not sizes[0]:
+        return None
+    return PoolNode(call.shape, inputs=[call.args[0].value], size=sizes[0])
 
 
 def _read_alias(graph: Graph, call: TracedCall) -> Node | None:
     """Return an alias for a copy or conversion of a map. Results of calls keep their own layout and dtype."""
     if not call.args or not _is_map(graph, call.args[0]) or isinstance(graph.nodes[call.args[0].value], CallNode):
         return None
-    return _Alias(call.shape, input=call.args[0].value)
+    return _Alias(call.shape, inputs=[call.args[0].value])
 
 
 def _read_conversion(graph: Graph, call: TracedCall) -> Node | None:
@@ -217,7 +200,9 @@ def _read_conversion(graph: Graph, call: TracedCall) -> Node | None:
 
 def _read_dropout(graph: Graph, call: TracedCall) -> Node | None:
     training = call.args[2] if len(call.args) > 2 else call.kwargs.get("training", True)
-    return None if training or not isinstance(call.args[0], ValueRef) else _Alias(call.shape, input=call.args[0].value)
+    if training or not isinstance(call.args[0], ValueRef):
+        return None
+    return _Alias(call.shape, inputs=[call.args[0].value])
 
 
 _READERS: tuple[tuple[tuple[Any, ...], Callable[[Graph, TracedCall], Node | None]], ...] = (
@@ -234,7 +219,7 @@ _READERS: tuple[tuple[tuple[Any, ...], Callable[[Graph, TracedCall], Node | None
 
 
 def _drop_aliases(graph: Graph) -> None:
-    graph.replace({value: node.input for value, node in graph.nodes.items() if type(node) is _Alias})
+    graph.replace({value: node.inputs[0] for value, node in graph.nodes.items() if type(node) is _Alias})
 
 
 def _fold_norms(graph: Graph) -> None:
@@ -245,9 +230,9 @@ def _fold_norms(graph: Graph) -> None:
             continue
         assert node.norm is not None
         assert node.call is not None
-        before = news.get(node.input, node.input)
+        before = news.get(node.inputs[0], node.inputs[0])
         conv = graph.nodes[before]
-        if isinstance(conv, ConvNode) and uses[node.input] == 1:
+        if isinstance(conv, ConvNode) and uses[node.inputs[0]] == 1:
             assert conv.weight is not None
             (piece,) = conv.weight.pieces
             conv.weight = WeightSpec(conv.weight.shape, (Piece(piece.source.normalised(node.norm), 0, 0),))
@@ -280,10 +265,10 @@ def _fold_relus(graph: Graph) -> None:
     for value, node in list(graph.nodes.items()):
         if type(node) is not _Relu:
             continue
-        before = graph.nodes[node.input]
-        if isinstance(before, (ConvNode, SumNode)) and uses[node.input] == 1 and not before.activated:
+        before = graph.nodes[node.inputs[0]]
+        if isinstance(before, (ConvNode, SumNode)) and uses[node.inputs[0]] == 1 and not before.activated:
             before.relu = (0, before.shape[1])
-            news[value] = node.input
+            news[value] = node.inputs[0]
         else:
-            graph.nodes[value] = SumNode(node.shape, (0, node.shape[1]), [ResampledTerm(node.input)])
+            graph.nodes[value] = SumNode(node.shape, (0, node.shape[1]), terms=[ResampledTerm(node.inputs[0])])
     graph.replace(news)

@@ -9,12 +9,18 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from hrnet_fast.errors import HRNetFastError
-from hrnet_fast.inference.plan import (
+from hrnet_fast.inference.plan import Plan
+from hrnet_fast.inference.planning import graph as g
+from hrnet_fast.inference.planning.buffer_sharing import Size, share_buffers
+from hrnet_fast.inference.planning.importer import import_trace
+from hrnet_fast.inference.planning.passes import run_passes
+from hrnet_fast.inference.planning.tracer import ValueRef, trace
+from hrnet_fast.inference.planning.waves import schedule_waves
+from hrnet_fast.inference.steps import (
     CallStep,
     ConvStep,
     ExportStep,
     ImportStep,
-    Plan,
     PoolStep,
     Slot,
     Step,
@@ -22,12 +28,6 @@ from hrnet_fast.inference.plan import (
     SumTerm,
     View,
 )
-from hrnet_fast.inference.planning import graph as g
-from hrnet_fast.inference.planning.buffer_sharing import Size, share_buffers
-from hrnet_fast.inference.planning.importer import import_trace
-from hrnet_fast.inference.planning.passes import run_passes
-from hrnet_fast.inference.planning.tracer import ValueRef, trace
-from hrnet_fast.inference.planning.waves import schedule_waves
 from hrnet_fast.inference.weights import WeightSpec
 
 
@@ -94,7 +94,7 @@ class _Places:
             self.views[value] = View(self._buffer(node.shape, node.shape[1]), 0, node.shape[1])
         for value, node in graph.nodes.items():
             if isinstance(node, g.SliceNode) and value not in self.views:
-                whole = self.views[node.input]
+                whole = self.views[node.inputs[0]]
                 self.views[value] = View(whole.buffer, whole.offset + node.begin, node.shape[1])
 
     def _buffer(self, shape: tuple[int, ...], channels: int) -> int:
@@ -108,7 +108,7 @@ class _Places:
             assert (other[0], *other[2:]) == (first.shape[0], *first.shape[2:]), "parts of two sizes"
         parts, offset = list(node.inputs), 0
         if isinstance(first, g.SliceNode):  # the last of a stack: the whole stack lies before the others
-            parts, offset = [first.input, *parts[1:]], first.begin
+            parts, offset = [first.inputs[0], *parts[1:]], first.begin
         widths = [graph.nodes[v].shape[1] for v in parts]
         buffer = self._buffer(first.shape, sum(widths))
         at = 0
@@ -153,7 +153,7 @@ class _StepWriter:
             terms = tuple(SumTerm(self.map(t.value), t.mode, t.align_corners) for t in node.terms)
             return SumStep(terms, self.places.views[value], node.activated)
         if isinstance(node, g.PoolNode):
-            return PoolStep(self.map(node.input), self.places.views[value], node.size)
+            return PoolStep(self.map(node.inputs[0]), self.places.views[value], node.size)
         if isinstance(node, g.CatNode):
             for v in node.inputs:
                 self.map(v)

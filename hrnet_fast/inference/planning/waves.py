@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from hrnet_fast.inference.plan import CallStep, ExportStep, Step, View, groupable, reads, slot_reads, writes
+from hrnet_fast.inference.steps import CallStep, ExportStep, Step, View, groupable, reads, slot_reads, writes
 
 # Of the steps that are ready, those of the lowest rank make the next wave. Parallel 3x3 convolutions of the branches
 # wait for everything else, so that they meet in one wave; calls interrupt the executor and come last.

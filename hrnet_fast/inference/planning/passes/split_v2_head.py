@@ -25,7 +25,7 @@ def split_v2_head(graph: Graph) -> None:
         upsampled = [_upsampled_term(graph, v) for v in cat.inputs]
         if any(upsampled):
             terms = [term or ResampledTerm(v) for v, term in zip(cat.inputs, upsampled, strict=True)]
-            graph.nodes[value] = SumNode(node.shape, node.relu, _convolve_each(graph, node, cat, terms))
+            graph.nodes[value] = SumNode(node.shape, node.relu, terms=_convolve_each(graph, node, cat, terms))
 
 
 def _convolve_each(graph: Graph, conv: ConvNode, cat: CatNode, terms: list[ResampledTerm]) -> list[ResampledTerm]:

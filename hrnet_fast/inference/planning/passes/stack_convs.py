@@ -115,5 +115,5 @@ def _stack_group(graph: Graph, group: list[int]) -> None:
     shape = (first.shape[0], offset, *first.shape[2:])
     stack = graph.add(ConvNode(shape, relu, list(first.inputs), spec, first.kernel, first.stride))
     for value, node in slices.items():
-        node.input = stack
+        node.inputs = [stack]
         graph.nodes[value] = node
