@@ -15,7 +15,7 @@ from hrnet_fast.checks import check_device, check_integer, check_path, check_sha
 from hrnet_fast.errors import InputError, shown
 from hrnet_fast.inference import engine_file
 from hrnet_fast.inference.dynamic import checked_axes, export_dynamic
-from hrnet_fast.inference.execution.executors import Executor, Executors
+from hrnet_fast.inference.execution.executors import Executor, ExecutorFactory
 from hrnet_fast.inference.folded import FoldedNetwork, write_onnx
 from hrnet_fast.inference.normalize import Normalize
 from hrnet_fast.inference.plan import Plan
@@ -48,7 +48,7 @@ class Engine:
         self.dtype, self.device = dtype, device
         self._source, self._outer, self._images, self._max_shapes = source, outer, images, max_shapes
         self._executors: OrderedDict[tuple[int, ...], Executor] = OrderedDict()
-        self._factory = Executors(dtype, outer, device, source.tensors())
+        self._factory = ExecutorFactory(dtype, outer, device, source.tensors())
         self._executors_lock = threading.RLock()
         self._weights_lock = RWLock()
 

@@ -163,8 +163,9 @@ def test_no_capture_is_told() -> None:
     case, device = tiny_case("v1", torch.float32), StandIn(breaks=True)
     for mode in ("sequential", "streams", "auto"):
         run = executor(case, mode, device)
-        assert run.state is not State.CAPTURED
+        assert run.state is State.TUNED
         assert_equals_evaluator(run(case[2]), case)
+        assert run.describe()[0].startswith("tuned: ")
         assert "no graph: RuntimeError: operation not permitted" in run.describe()[0]
     assert "no candidate runs" in run.describe()[1]
 
@@ -174,9 +175,10 @@ def test_a_shape_that_comes_once_is_not_captured(mode: str) -> None:
     case, device = tiny_case("v1", torch.float32), StandIn()
     run = executor(case, mode, device, ready=False)
     assert_equals_evaluator(run(case[2]), case)
-    assert run.state is not State.CAPTURED
+    assert run.state is State.EAGER
     assert "warm" not in device.log
-    assert "eager: " in run.describe()[0]
+    assert run.describe()[0].startswith("eager: ")
+    assert "no graph: this is the first call of this shape" in run.describe()[0]
     assert "not measured" in run.describe()[1]
     assert_equals_evaluator(run(case[2]), case)
     assert run.state is State.CAPTURED
@@ -202,10 +204,14 @@ def test_without_memory_there_is_none_or_it_goes_on_as_before(mode: str) -> None
     device.lacks_memory = True
     for _ in range(2):
         assert_equals_evaluator(run(case[2]), case)
-    assert run.state is not State.CAPTURED
+    assert run.state is State.EAGER
     assert "OutOfMemoryError: tried to allocate" in run.describe()[0]
     with pytest.raises(torch.OutOfMemoryError, match="tried to allocate"):
         executor(case, mode, device)
+    device.lacks_memory = False
+    run.ready()  # who asks for it gets another attempt
+    assert run.state is State.CAPTURED
+    assert_equals_evaluator(run(case[2]), case)
 
 
 def test_preparing_waits_for_whoever_runs_in_the_same_memory() -> None:

@@ -89,7 +89,7 @@ LAYOUTS = ["contiguous", "channels_last", "sliced", "expanded"]
 @DTYPES
 @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_ways_in_and_out(dtype: torch.dtype, given: torch.dtype, layout: str) -> None:
+def test_inputs_and_outputs(dtype: torch.dtype, given: torch.dtype, layout: str) -> None:
     x = strided(torch.randn(2, 19, 5, 7).to(given), layout)
     x[0, 3, 2, 1] = float("inf")
     for made in (torch.float32, torch.bfloat16, torch.float16):

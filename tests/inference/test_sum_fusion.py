@@ -161,7 +161,7 @@ def test_another_result_is_rejected(offered: None, monkeypatch: pytest.MonkeyPat
     assert len(run.groups) == len(case[0].steps)
 
 
-def test_nothing_is_fused_unmeasured() -> None:
+def test_nothing_is_fused_unmeasured(offered: None) -> None:
     case = tiny_case("v1", torch.float32)
     for autotuner in (Autotuner(CPU, torch.float32, "library"), Autotuner(CPU, torch.float32, budget=0.0)):
         assert len(TorchExecutor(*case[:2], "cpu", autotuner=autotuner).groups) == len(case[0].steps)

@@ -45,7 +45,7 @@ class Executor(Protocol):
         """Return lines about what was chosen, and why."""
 
 
-class Executors:
+class ExecutorFactory:
     """Makes executors of one dtype and device from one set of weights."""
 
     def __init__(

@@ -7,7 +7,7 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -114,10 +114,12 @@ class TorchExecutor:
         with plain_tensors(self.device):
             self._owns_weights = weights is None
             self.weights = weights or WeightStore(tensors, plan.dtype, self.device)
+            # Convolutions first: fusions are compared with their tactics, and get what is left of the time for tuning.
+            convs = self._tuned_convs(launch_groups(plan, grouped))
             fusions = find_sum_fusions(plan) if self.autotuner.fuses_sums else []
             fused = [fusion for fusion in fusions if self.autotuner.fuses(plan, fusion, self.weights)]
             self.groups = launch_groups(plan, grouped, fused)
-            self._convs = self._tuned_convs()
+            self._convs = {i: conv for i, conv in convs.items() if all(i not in fusion.convs for fusion in fused)}
             self._tuned = {c.geometry for c in self._convs.values()} | {describe_fusion(plan, f) for f in fusions}
             self._grouped_weights: dict[LaunchGroup, GroupedWeights] = {
                 group: self.weights.group([plan.weights[convolution(plan, i).weight] for i in group.steps])
@@ -252,11 +254,11 @@ class TorchExecutor:
         else:
             add_up(step, terms, size, lambda: maps.target(step.out))
 
-    def _tuned_convs(self) -> dict[int, _TunedConv]:
+    def _tuned_convs(self, groups: Sequence[LaunchGroup]) -> dict[int, _TunedConv]:
         """Return tactics of the convolutions that are launched by themselves, by step."""
         may_adopt = adoptable(self.plan)
         found = {}
-        for group in self.groups:
+        for group in groups:
             step = self.plan.steps[group.steps[0]]
             if len(group.steps) == 1 and isinstance(step, ConvStep):
                 g = geometry(self.plan, step, step.out.buffer in may_adopt)
