@@ -18,7 +18,7 @@ from hrnet_fast.errors import ImplementationError, InputError
 from hrnet_fast.inference.execution.arrangement import MODES
 from hrnet_fast.inference.execution.autotuner import Autotuner
 from hrnet_fast.inference.execution.cuda_executor import CudaExecutor
-from hrnet_fast.inference.execution.cuda_graph import GraphPool
+from hrnet_fast.inference.execution.cuda_graph import CudaDevice, GraphPool
 from hrnet_fast.inference.execution.evaluator import evaluate
 from hrnet_fast.inference.execution.execution_state import State
 from hrnet_fast.inference.execution.stream_schedule import Schedule
@@ -28,10 +28,11 @@ from hrnet_fast.inference.planning.lowering import make_plan
 CPU = torch.device("cpu")
 
 
-class StandIn:
+class StandIn(CudaDevice):
     """A device whose graphs are the run itself, done again into the results of the first time."""
 
     def __init__(self, breaks: bool = False) -> None:
+        super().__init__(CPU)
         self.log: list[Any] = []
         self.breaks = breaks
         self.lacks_memory = False

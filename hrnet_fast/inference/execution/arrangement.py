@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hrnet_fast.inference.execution.cuda_graph import CapturedGraph, Device, GraphPool
+from hrnet_fast.inference.execution.cuda_graph import CapturedGraph, CudaDevice, GraphPool
 from hrnet_fast.inference.execution.stream_schedule import Schedule, schedule
 from hrnet_fast.inference.execution.torch_executor import TorchExecutor
 
@@ -23,7 +23,7 @@ class Arrangement:
         device: graphs and streams.
     """
 
-    def __init__(self, mode: str, executor: TorchExecutor, x: Tensor, device: Device) -> None:
+    def __init__(self, mode: str, executor: TorchExecutor, x: Tensor, device: CudaDevice) -> None:
         self.mode, self.executor = mode, executor
         self._input, self._device = x, device
         self._schedule: Schedule | None = None

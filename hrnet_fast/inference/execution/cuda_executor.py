@@ -14,7 +14,7 @@ from hrnet_fast.errors import ImplementationError, InputError
 from hrnet_fast.inference.execution.arrangement import MODES, Arrangement
 from hrnet_fast.inference.execution.autotuner import Autotuner
 from hrnet_fast.inference.execution.candidate_timing import fastest
-from hrnet_fast.inference.execution.cuda_graph import CudaDevice, Device, GraphPool
+from hrnet_fast.inference.execution.cuda_graph import CudaDevice, GraphPool
 from hrnet_fast.inference.execution.execution_state import ExecutionState, State
 from hrnet_fast.inference.execution.tactics import Library, operator_unsupported_reason
 from hrnet_fast.inference.execution.torch_executor import TorchExecutor, check_input, indexed, plain_tensors
@@ -53,7 +53,7 @@ class CudaExecutor:
         pool: GraphPool | None = None,
         weights: WeightStore | None = None,
         autotuner: Autotuner | None = None,
-        backend: Device | None = None,
+        backend: CudaDevice | None = None,
         ready: bool = True,
     ) -> None:
         if mode not in ("auto", *MODES):

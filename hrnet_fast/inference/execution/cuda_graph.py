@@ -1,4 +1,4 @@
-"""CUDA graphs, streams and events behind a small protocol, which tests implement without a device."""
+"""CUDA graphs, streams and events behind a small interface, which tests implement without a device."""
 
 from __future__ import annotations
 
@@ -27,37 +27,6 @@ class CapturedGraph(Protocol):
         """Launch the graph on the current stream."""
 
 
-class Device(Protocol):
-    """Graphs, streams and events of a device."""
-
-    def here(self) -> contextlib.AbstractContextManager[None]:
-        """Make this the current device."""
-
-    def settings(self) -> contextlib.AbstractContextManager[None]:
-        """Set the flags under which libraries choose algorithms, at warm-up and capture alike."""
-
-    def warm_up(self, run: Callable[[], Any]) -> None:
-        """Run a few times on a stream beside the current one, and wait for the end."""
-
-    def capture(self, run: Callable[[], Any], pool: Any) -> tuple[CapturedGraph, Any]:
-        """Return a graph of `run` with its memory in `pool`, and what it returned."""
-
-    def pool(self) -> Any:
-        """Return a new memory pool for graphs."""
-
-    def fork(self, schedule: Schedule) -> StreamFork:
-        """Return the streams of a schedule, forked from the current one."""
-
-    def after(self, mark: Any) -> None:
-        """Let the current stream wait for a mark; None is no mark."""
-
-    def mark(self) -> Any:
-        """Return a mark behind all work on the current stream so far."""
-
-    def capturing(self) -> bool:
-        """Whether the current stream is being captured."""
-
-
 class GraphPool:
     """Memory that graphs of several input shapes share. They run one at a time.
 
@@ -72,7 +41,7 @@ class GraphPool:
         self._memory: Any = None
         self._arena: Tensor | None = None
 
-    def memory(self, device: Device) -> Any:
+    def memory(self, device: CudaDevice) -> Any:
         """Return the memory pool, made at the first call."""
         if self._memory is None:
             self._memory = device.pool()
@@ -86,13 +55,14 @@ class GraphPool:
 
 
 class CudaDevice:
-    """A CUDA device as :class:`Device`."""
+    """Graphs, streams and events of a CUDA device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     @contextlib.contextmanager
     def here(self) -> Iterator[None]:
+        """Make this the current device."""
         with torch.cuda.device(self._device):
             yield
 
@@ -105,6 +75,7 @@ class CudaDevice:
         return _search.held(not deterministic)
 
     def warm_up(self, run: Callable[[], Any]) -> None:
+        """Run a few times on a stream beside the current one, and wait for the end."""
         with _one_capture:  # all engines share the side streams, and another one may be capturing on them
             self._warm_up(run)
 
@@ -119,27 +90,33 @@ class CudaDevice:
         torch.cuda.current_stream(self._device).wait_stream(side)
 
     def capture(self, run: Callable[[], Any], pool: Any) -> tuple[CapturedGraph, Any]:
+        """Return a graph of `run` with its memory in `pool`, and what it returned."""
         graph, made = torch.cuda.CUDAGraph(), []
         _capture(graph, lambda: made.append(run()), self._device, *pool)
         return graph, made[0]
 
     def pool(self) -> Any:
+        """Return a new memory pool for graphs."""
         # Graphs that share memory have to be captured on one stream.
         return _stream(self._device), torch.cuda.graph_pool_handle()
 
     def fork(self, schedule: Schedule) -> StreamFork:
+        """Return the streams of a schedule, forked from the current one."""
         return _CudaStreamFork(schedule, self._device)
 
     def after(self, mark: Any) -> None:
+        """Let the current stream wait for a mark; None is no mark."""
         if mark is not None:
             torch.cuda.current_stream(self._device).wait_event(mark)
 
     def mark(self) -> Any:
+        """Return a mark behind all work on the current stream so far."""
         event = _event()
         event.record(torch.cuda.current_stream(self._device))
         return event
 
     def capturing(self) -> bool:
+        """Whether the current stream is being captured."""
         return torch.cuda.is_current_stream_capturing()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,29 +19,7 @@ from hrnet_fast.inference.plan import Plan
 TUNING_SECONDS = 2.0  # for all convolutions of an engine; later engines find the results in the cache
 
 
-class Executor(Protocol):
-    """Runs one plan."""
-
-    plan: Plan
-
-    def ready(self) -> None:
-        """Prepare what is otherwise prepared at the second call."""
-
-    @property
-    def arena_bytes(self) -> int:
-        """Bytes of maps that a call keeps at once."""
-
-    def __call__(self, x: Tensor, copy: bool = True) -> Any:
-        """Return the network's output; with `copy`, tensors that no later call touches."""
-
-    def refresh(self, tensors: Mapping[str, Tensor]) -> None:
-        """Replace the weights. No call may run meanwhile."""
-
-    def profile(self, x: Tensor) -> list[tuple[int, float]]:
-        """Return (number of the step in the plan, seconds) with every step run by itself."""
-
-    def describe(self) -> list[str]:
-        """Return lines about what was chosen, and why."""
+Executor = cpu_executor.CpuExecutor | TorchExecutor | CudaExecutor
 
 
 class ExecutorFactory:

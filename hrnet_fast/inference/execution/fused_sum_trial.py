@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from hrnet_fast.inference.execution.arena import adoptable
 from hrnet_fast.inference.execution.sum_fusion import FusedSum, SumFusion
-from hrnet_fast.inference.execution.sums import add_up, fused, fusible
+from hrnet_fast.inference.execution.sums import fused
 from hrnet_fast.inference.execution.tactics import Geometry, Tactic, geometry
 from hrnet_fast.inference.execution.weight_store import FoldedWeight, FusedSumWeights, WeightStore
 from hrnet_fast.inference.plan import Plan
@@ -89,14 +88,7 @@ class SumFusionTrial:
                 self._map(t.source) if t.conv is None else made[t.conv][:, slice(*t.channels)] for t in fused_sum.terms
             ]
             step = self._step(fused_sum)
-            shape = self._plan.shape(step.out)
-            if fusible(step, terms[0]):
-                results.append(fused(step, terms, shape[2:]))
-            else:
-                like = terms[0]
-                out = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
-                add_up(step, terms, shape[2:], lambda out=out: out)  # type: ignore[misc]
-                results.append(out)
+            results.append(fused(step, terms, self._plan.shape(step.out)[2:]))
         return results
 
     def fused(self) -> list[Tensor]:
