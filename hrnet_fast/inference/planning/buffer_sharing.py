@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hrnet_fast.inference.steps import Buffer, ConvStep, Step, SumStep, View, reads, with_views, writes
@@ -46,9 +46,12 @@ def share_buffers(
                 before.last, before.last_steps = after.last, after.last_steps
     kept = [b for b in lives if b not in replaced]
     number = {b: n for n, b in enumerate(kept)}
-    rename: Callable[[View], View] = lambda v: replace(v, buffer=number[replaced.get(v.buffer, v.buffer)])  # noqa: E731
+
+    def renumbered(view: View) -> View:
+        return replace(view, buffer=number[replaced.get(view.buffer, view.buffer)])
+
     buffers = tuple(Buffer(*sizes[b], lives[b].first, lives[b].last) for b in kept)
-    return [with_views(step, rename) for step in steps], buffers
+    return [with_views(step, renumbered) for step in steps], buffers
 
 
 def _lifetimes(steps: Sequence[Step], waves: Sequence[Sequence[int]], sizes: Sequence[Size]) -> dict[int, _Lifetime]:
