@@ -1,4 +1,4 @@
-"""Launch counts of networks: operators of eager PyTorch, steps of a plan, and launches with grouped branches."""
+"""Numbers of launches of networks: operator calls of PyTorch, steps of the plan, and launches with grouped branches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hrnet_fast.measure import operator_calls
 from hrnet_fast.models import HRNet
 from hrnet_fast.models.registry import get_variant
 
-# One or two networks of each task, at the input sizes of the paper.
+# One network of each task, at the paper's (height, width).
 NETWORKS: dict[str, tuple[int, int]] = {
     "hrnetv1_w32_pose": (256, 192),
     "hrnetv1_w48_pose": (384, 288),
@@ -25,14 +25,12 @@ NETWORKS: dict[str, tuple[int, int]] = {
 
 @dataclass(frozen=True)
 class LaunchesRow:
-    """Launch counts of one network for one image.
+    """One network on one image of (H, W).
 
     Attributes:
-        model: name of the network.
-        input_size: (H, W) in pixels.
         operator_calls: computing operators that PyTorch dispatches for a plain forward.
-        steps: steps of the plan, with those that convert input and output.
-        grouped: launches if the parallel 3x3 convolutions of all branches are one.
+        steps: of the plan, imports and exports included.
+        grouped: launches where parallel 3x3 convolutions of the branches are one.
     """
 
     model: str
@@ -43,7 +41,7 @@ class LaunchesRow:
 
 
 def launches_row(name: str) -> LaunchesRow:
-    """Return the counts of one network of :data:`NETWORKS`, without allocating its weights."""
+    """Count one network of :data:`NETWORKS`, on the meta device."""
     size = NETWORKS[name]
     with torch.device("meta"), torch.no_grad():
         model = HRNet(get_variant(name).make(), impl="reference").eval()

@@ -1,16 +1,16 @@
-"""Buffers in one arena: those that are never alive together may lie in one place."""
+"""Offsets of buffers in one arena: buffers with disjoint lifetimes share memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-ALIGNMENT = 64  # bytes: a cache line, and what vector loads want
+ALIGNMENT = 64  # bytes: a cache line
 
 
 @dataclass(frozen=True)
 class Interval:
-    """`size` bytes that are needed from wave `first` to wave `last`, both included."""
+    """`size` bytes, live from wave `first` to wave `last`, both included."""
 
     size: int
     first: int
@@ -20,8 +20,7 @@ class Interval:
 def assign_offsets(intervals: Sequence[Interval]) -> tuple[list[int], int]:
     """Return every interval's offset in bytes, and the arena's size.
 
-    Largest first, each at the lowest place that is free while it lives: within a few per cent of the least possible
-    for networks' lifetimes.
+    Greedy by size: each interval, largest first, gets the lowest offset that is free during its lifetime.
     """
     offsets = [0] * len(intervals)
     placed: list[int] = []

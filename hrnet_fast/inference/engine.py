@@ -1,4 +1,4 @@
-"""``optimize_for_inference`` and the :class:`Engine` it returns: a network ready to answer, and its manners."""
+"""The :class:`Engine`: executors of several input shapes, weights, files and exports."""
 
 from __future__ import annotations
 
@@ -9,88 +9,27 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hrnet_fast.checks import (
-    check_bool,
-    check_device,
-    check_integer,
-    check_module,
-    check_path,
-    check_shape,
-)
+from hrnet_fast.checks import check_device, check_integer, check_path, check_shape
 from hrnet_fast.errors import InputError, shown
+from hrnet_fast.inference import engine_file
 from hrnet_fast.inference.dynamic import checked_axes, export_dynamic
-from hrnet_fast.inference.engine_file import load, save
-from hrnet_fast.inference.execution.executors import Executor, Executors
+from hrnet_fast.inference.execution.executors import Executor, ExecutorFactory
 from hrnet_fast.inference.folded import FoldedNetwork, write_onnx
-from hrnet_fast.inference.normalize import Normalize, checked_normalize
+from hrnet_fast.inference.normalize import Normalize
 from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.profile import Profile, profile
 from hrnet_fast.inference.rwlock import RWLock
-from hrnet_fast.inference.verification import verify as compare_with
-from hrnet_fast.inference.weight_source import Living, Saved
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-def optimize_for_inference(
-    model: nn.Module,
-    example: Tensor,
-    *,
-    dtype: torch.dtype | None = None,
-    normalize: tuple[Sequence[float], Sequence[float]] | None = None,
-    max_shapes: int = 8,
-    verify: bool = True,
-) -> Engine:
-    """Return an engine that computes what `model` computes, in fewer and larger steps.
-
-    Takes any HRNet in evaluation mode: this package's, the authors', timm's, OpenMMLab's, accelerated or not, with
-    whatever head. What is no convolution, sum, resampling or concatenation is called as the model calls it.
-
-    Args:
-        model: takes one [N, C, H, W] and returns tensors in lists, tuples or mappings. It is not changed; the engine
-            reads its weights now and at :meth:`Engine.refresh`.
-        example: an input: its shape is prepared, its device is the engine's. Other shapes are prepared when they come.
-        dtype: of the computation: float32, bfloat16, float16 or float64; None is the model's own. Outputs have the
-            model's dtype in any case, sums inside a step are float32 at least.
-        normalize: (mean, std) per channel, of values in 0 .. 1: the engine then takes images of bytes [N, H, W, C].
-        max_shapes: how many input shapes stay prepared; the one unused for longest goes first.
-        verify: compare the plan with the model on a small input, once.
-
-    Raises:
-        InputError: a model whose forward cannot be followed, that is in training mode or has hooks; an example or a
-            dtype that does not fit.
-        HRNetFastError: the plan computes something else than the model.
-    """
-    if not isinstance(example, Tensor) or example.is_meta:
-        given = "a tensor without data" if isinstance(example, Tensor) else type(example).__name__
-        raise InputError(f"optimize_for_inference: example is {given}; accepted is an input with data, [N, C, H, W].")
-    check_module("optimize_for_inference", model)
-    parameter = next(model.parameters(), None)
-    outer = torch.float32 if parameter is None else parameter.dtype
-    chosen = outer if dtype is None else dtype
-    if not isinstance(chosen, torch.dtype) or chosen not in DTYPES:
-        raise InputError(
-            f"optimize_for_inference: dtype={shown(chosen)}; accepted are torch.float32, bfloat16, float16 and float64."
-        )
-    check_integer("optimize_for_inference", "max_shapes", max_shapes)
-    check_bool("optimize_for_inference", verify=verify)
-    images = checked_normalize(normalize)
-    engine = Engine(Living(model), chosen, outer, example.device, images, max_shapes)
-    shape = engine.check(example)
-    if verify:
-        compare_with(model, shape, outer)
-    engine.prepare(shape)
-    return engine
+from hrnet_fast.inference.weight_source import FileSource, ModelSource
 
 
 class Engine:
-    """A network prepared for inference. CallStep it as the model: ``engine(x)``.
+    """A network prepared for inference, which is called as the model is.
 
-    Several threads may call one engine. Results are new tensors unless ``copy=False`` allows them to be overwritten by
-    the next call. An input that does not fit raises :class:`~hrnet_fast.errors.InputError` and leaves the engine as
-    it was. Made by :func:`optimize_for_inference` or :meth:`load`.
+    Made by :func:`~hrnet_fast.optimize_for_inference` or :meth:`load`.
+    Several threads may call one engine. Results are new tensors unless ``copy=False`` allows the next call to overwrite
+    them. An input that does not fit raises :class:`~hrnet_fast.errors.InputError` and does not change the engine.
 
     Attributes:
         dtype: of the computation.
@@ -99,7 +38,7 @@ class Engine:
 
     def __init__(
         self,
-        source: Living | Saved,
+        source: ModelSource | FileSource,
         dtype: torch.dtype,
         outer: torch.dtype,
         device: torch.device,
@@ -109,9 +48,9 @@ class Engine:
         self.dtype, self.device = dtype, device
         self._source, self._outer, self._images, self._max_shapes = source, outer, images, max_shapes
         self._executors: OrderedDict[tuple[int, ...], Executor] = OrderedDict()
-        self._making = Executors(dtype, outer, device, source.tensors())
-        self._building = threading.RLock()
-        self._lock_of_weights = RWLock()
+        self._factory = ExecutorFactory(dtype, outer, device, source.tensors())
+        self._executors_lock = threading.RLock()
+        self._weights_lock = RWLock()
 
     def __call__(self, x: Tensor, *, copy: bool = True) -> Any:
         """Return what the model returns for `x`.
@@ -121,44 +60,44 @@ class Engine:
             copy: False may return tensors that the next call overwrites.
         """
         shape = self.check(x)
-        with self._lock_of_weights.using(), self._plainly():
+        with self._weights_lock.read(), self._without_autocast():
             return self._executor(shape)(x, copy)
 
     @property
     def keypoints(self) -> str | None:
-        """What heatmaps' pixels stand for, as its model says; None where that is not known."""
+        """The model's method of reading keypoints from heatmaps; None where it is not known."""
         return self._source.keypoints
 
     def prepare(self, *shapes: Sequence[int]) -> None:
-        """Get ready for inputs of these shapes [N, C, H, W].
+        """Prepare inputs of these shapes [N, C, H, W].
 
-        A shape that comes without this is answered at once; on a CUDA device, in single steps: what is fastest is
-        measured and captured when it comes a second time.
+        On a CUDA device this measures tactics and captures a graph. Otherwise that happens at a shape's second call,
+        and the first one runs launch by launch.
         """
-        with self._lock_of_weights.using():
+        with self._weights_lock.read():
             for shape in [check_shape("Engine.prepare", shape) for shape in shapes]:
                 self._executor(shape).ready()
 
     def plan(self, shape: Sequence[int] | None = None) -> Plan:
         """Return the plan for inputs [N, C, H, W]; None is the shape used last."""
-        with self._building:
+        with self._executors_lock:
             key = check_shape("Engine.plan", shape) if shape is not None else self._last()
             ready = self._executors.get(key)
             return ready.plan if ready else self._planned(key)
 
     def refresh(self) -> None:
-        """Take over the source model's present weights. Waits for running calls; shapes stay prepared."""
-        if isinstance(self._source, Saved):
+        """Read the model's present weights. Waits for running calls; shapes stay prepared."""
+        if isinstance(self._source, FileSource):
             raise InputError("Engine.refresh: this engine was loaded from a file and has no model to read from.")
-        with self._lock_of_weights.alone(), self._building:
-            self._making.refresh(self._source.tensors())
+        with self._weights_lock.write(), self._executors_lock:
+            self._factory.refresh(self._source.tensors())
             for executor in self._executors.values():
-                executor.refresh(self._making.tensors)
+                executor.refresh(self._factory.tensors)
 
     def explain(self) -> str:
-        """Say how each prepared shape executes, and why so."""
+        """Return a text about how each prepared shape executes, and why."""
         lines = [f"{str(self.dtype).removeprefix('torch.')} on {self.device}"]
-        with self._building:
+        with self._executors_lock:
             for shape, executor in self._executors.items():
                 plan = executor.plan
                 lines.append(
@@ -170,28 +109,28 @@ class Engine:
 
     def memory(self, shape: Sequence[int] | None = None) -> int:
         """Return the bytes of maps that a call on inputs [N, C, H, W] keeps at once; None is the shape used last."""
-        with self._building:
+        with self._executors_lock:
             key = check_shape("Engine.memory", shape) if shape is not None else self._last()
             return self._executor(key).arena_bytes
 
     def profile(self, x: Tensor, rounds: int = 3) -> Profile:
-        """Time every step by itself on `x`; beside it what the device could do (measured now)."""
+        """Time every step by itself on `x`, and measure the device's limits."""
         check_integer("Engine.profile", "rounds", rounds)
         shape = self.check(x)
-        with self._lock_of_weights.using(), self._plainly():
+        with self._weights_lock.read(), self._without_autocast():
             return profile(self._executor(shape), x, rounds)
 
     def save(self, path: Any, shapes: Sequence[Sequence[int]] = ()) -> None:
         """Write plans and weights to a file for :meth:`load`, which needs no model.
 
         Args:
-            path: of the file; written whole or not at all.
+            path: of the file; written completely or not at all.
             shapes: [N, C, H, W] besides those that are prepared now.
         """
         check_path("Engine.save", path)
         if not isinstance(shapes, (list, tuple)):
             raise InputError(f"Engine.save: shapes={shown(shapes)}; accepted is a list of shapes [N, C, H, W].")
-        self._making.check_unchanged("weights to be saved", self._source.tensors())
+        self._factory.check_unchanged("weights to be saved", self._source.tensors())
         wanted = [*self._executors, *(check_shape("Engine.save", s) for s in shapes)]
         plans = {shape: self.plan(shape) for shape in wanted}
         settings = {
@@ -201,33 +140,32 @@ class Engine:
             "max_shapes": self._max_shapes,
             "keypoints": self.keypoints,
         }
-        save(path, plans, self._making.tensors, settings)
+        engine_file.save(path, plans, self._factory.tensors, settings)
 
     @classmethod
     def load(cls, path: Any, device: torch.device | str = "cpu") -> Engine:
-        """Read what :meth:`save` wrote.
+        """Return the engine of a file that :meth:`save` wrote.
 
         Raises:
-            InputError: no such file, one that is no saved engine, or a device that is not there.
+            InputError: the file does not exist or holds no engine, or the device does not exist.
         """
         where = check_device("Engine.load", device)
         check_path("Engine.load", path)
-        plans, tensors, settings = load(path)
+        plans, tensors, settings = engine_file.load(path)
         images, bound = settings["images"], settings["max_shapes"]
         normalize = Normalize(*images) if images else None
-        source = Saved(plans, tensors, settings.get("keypoints"))
+        source = FileSource(plans, tensors, settings.get("keypoints"))
         engine = cls(source, settings["dtype"], settings["outer"], where, normalize, bound)
         engine.prepare(*list(plans)[-bound:])
         return engine
 
     def folded(self, shape: Sequence[int] | None = None) -> FoldedNetwork:
-        """Return the network as a plain module with folded weights, for inputs [N, C, H, W] of this shape.
+        """Return the network as a module with folded weights, for inputs [N, C, H, W] of this shape.
 
-        It is what ``torch.export.export`` and ``torch.onnx.export`` take; it takes, returns and computes in what the
-        engine does.
+        Its inputs, outputs and dtypes are the engine's. ``torch.export`` and ``torch.onnx.export`` accept it.
         """
-        self._making.check_unchanged("a folded network", self._source.tensors())
-        return FoldedNetwork(self.plan(shape), self._making.tensors, self._outer)
+        self._factory.check_unchanged("a folded network", self._source.tensors())
+        return FoldedNetwork(self.plan(shape), self._factory.tensors, self._outer)
 
     def export(self, shape: Sequence[int] | None = None, dynamic: Sequence[str] = ()) -> Any:
         """Return the folded network as a ``torch.export.ExportedProgram``.
@@ -235,26 +173,26 @@ class Engine:
         Args:
             shape: [N, C, H, W] of inputs; None is the shape used last.
             dynamic: axes that may differ at every call: ``"batch"``, ``"height"``, ``"width"``, or ``"size"`` for both.
-                Networks that upsample by factors (nearest, mmsegmentation's) then take multiples of the stride of their
-                smallest map, 32 for four branches, and fail at other sizes; those that upsample to each other's sizes
-                take any. (A program of ``torch.export`` fails also where a map would have a side of 1.)
+                With a dynamic size, networks that upsample by factors (nearest, mmsegmentation's) take multiples of the
+                stride of their smallest map, 32 for four branches, and fail at other sizes. Networks that upsample to
+                each other's sizes take any size. A program fails where a map would have a side of 1.
 
         Raises:
-            InputError: the network's forward holds this batch or size as a number, so that another would be answered
-                wrongly: programs are compared with the plans of other shapes before they are returned.
+            InputError: the network's forward contains this batch or size as a number. Programs are compared with the
+                plans of other shapes before they are returned.
         """
         axes = checked_axes(dynamic)
         if axes:
             return self._dynamic(shape, axes)[0]
         module = self.folded(shape)
-        return torch.export.export(module, (module.example(),))
+        return torch.export.export(module, (module.plan.example_input(),))
 
     def export_onnx(self, path: Any, shape: Sequence[int] | None = None, dynamic: Sequence[str] = ()) -> None:
         """Write the folded network as an ONNX file with one input, ``image``; needs the packages onnx and onnxscript.
 
         Args:
-            path: of the file; written whole or not at all.
-            shape, dynamic: as :meth:`export` has them; free dimensions of the input have these names in the file.
+            path: of the file; written completely or not at all.
+            shape, dynamic: as in :meth:`export`; dynamic dimensions of the input have these names in the file.
 
         Raises:
             InputError: as :meth:`export`; the packages are not installed; the file cannot be written.
@@ -270,24 +208,24 @@ class Engine:
     def _dynamic(
         self, shape: Sequence[int] | None, axes: tuple[str, ...]
     ) -> tuple[torch.export.ExportedProgram, dict[int, str]]:
-        self._making.check_unchanged("an export", self._source.tensors())
+        self._factory.check_unchanged("an export", self._source.tensors())
         plan = self.plan(shape)
-        saved = list(self._source.plans) if isinstance(self._source, Saved) else None
-        tensors = {name: tensor.detach().cpu() for name, tensor in self._making.tensors.items()}
+        saved = list(self._source.plans) if isinstance(self._source, FileSource) else None
+        tensors = {name: tensor.detach().cpu() for name, tensor in self._factory.tensors.items()}
         return export_dynamic(plan, self._planned, saved, tensors, self._outer, axes)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Refuse ``copy``, ``deepcopy``, ``pickle`` and ``torch.save``, which all come here."""
+        """Raise InputError for ``copy``, ``deepcopy``, ``pickle`` and ``torch.save``."""
         raise InputError(
             "Engine: an engine holds locks, memory and compiled code, which cannot be copied or pickled. Write it by "
             "Engine.save(path) and read it by Engine.load(path), or call optimize_for_inference on the model again."
         )
 
     def check(self, x: Tensor) -> tuple[int, ...]:
-        """Return the shape [N, C, H, W] that an input stands for.
+        """Return the shape [N, C, H, W] of an input's network input.
 
         Raises:
-            InputError: another type, dtype, rank or device than this engine takes.
+            InputError: the type, dtype, rank or device is not what this engine takes.
         """
         wanted = "bytes [N, H, W, C]" if self._images else "floating [N, C, H, W]"
         if not isinstance(x, Tensor):
@@ -308,8 +246,8 @@ class Engine:
         plan = self._source.plan(shape, self.dtype)
         return plan.with_images(self._images.scale, self._images.shift) if self._images else plan
 
-    def _plainly(self) -> contextlib.AbstractContextManager[Any]:
-        """The engine's dtype is the engine's business: no autocast of the caller's changes it."""
+    def _without_autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which the caller's autocast does not change the engine's dtype."""
         kind = self.device.type
         return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
 
@@ -317,12 +255,12 @@ class Engine:
         return next(reversed(self._executors))
 
     def _executor(self, shape: tuple[int, ...]) -> Executor:
-        with self._building:
+        with self._executors_lock:
             if shape in self._executors:
                 self._executors.move_to_end(shape)
             else:
-                self._making.check_unchanged("an input of a new shape", self._source.tensors())
-                self._executors[shape] = self._making.make(self.plan(shape))
+                self._factory.check_unchanged("an input of a new shape", self._source.tensors())
+                self._executors[shape] = self._factory.make(self.plan(shape))
                 while len(self._executors) > self._max_shapes:
-                    self._making.retire(self._executors.popitem(last=False)[1])
+                    self._factory.retire(self._executors.popitem(last=False)[1])
             return self._executors[shape]

@@ -1,7 +1,7 @@
-"""Engines in files: plans as plain data, and the tensors that their weights are made of.
+"""Files of engines: plans as plain data, and the tensors that their weights are made of.
 
-Files are read with ``weights_only=True``: they hold tensors, numbers, strings, lists and mappings, no objects.
-Functions stand there by name, and only functions of tensors are found again: no file can name one that reads or runs.
+Files are read with ``weights_only=True``: they hold tensors, numbers, strings, lists and mappings, and no objects.
+Functions are stored by name, and only PyTorch's functions of tensors are accepted, none that reads files or runs code.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from torch.overrides import get_overridable_functions, resolve_name
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference import plan as p
+from hrnet_fast.inference import steps as s
 from hrnet_fast.inference import weights as w
-from hrnet_fast.inference.arguments import named_leaves
-from hrnet_fast.inference.planning.tracer import Named, OnCopy, OwnDevice, OwnDtype, Part
+from hrnet_fast.inference.planning.tracer import EngineDevice, EngineDtype, GetItem, OutOfPlace, StateRef
+from hrnet_fast.inference.slots import state_names
 
-FORMAT = 2
+FORMAT = 3
 _KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        p.Plan, p.Buffer, p.View, p.Slot, p.ImportStep, p.ExportStep, p.ConvStep, p.SumStep, p.SumTerm,
-        p.PoolStep, p.CallStep, w.WeightSpec, w.Piece, w.Source, w.NormNames, Named, Part, OnCopy, OwnDevice, OwnDtype,
+        p.Plan, s.Buffer, s.View, s.Slot, s.ImportStep, s.ExportStep, s.ConvStep, s.SumStep, s.SumTerm,
+        s.PoolStep, s.CallStep, w.WeightSpec, w.Piece, w.Source, w.NormNames, StateRef, GetItem, OutOfPlace,
+        EngineDevice, EngineDtype,
     )
 }  # fmt: skip
 
@@ -41,7 +43,7 @@ def save(
     tensors: Mapping[str, Tensor],
     settings: Mapping[str, Any],
 ) -> None:
-    """Write plans, the tensors they need and an engine's settings; the file appears whole or not at all."""
+    """Write plans, the tensors they need and an engine's settings, completely or not at all."""
     names = {name for plan in plans.values() for name in _needed(plan)}
     content = {
         "hrnet_fast_engine": FORMAT,
@@ -55,7 +57,7 @@ def save(
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
-    """Give a new file beside `path` to write to, which takes its place at the end, or goes if anything fails.
+    """Yield a temporary file beside `path`, which replaces it on success and is removed on failure.
 
     Raises:
         InputError: the folder does not exist or cannot be written, or `path` is a folder.
@@ -80,14 +82,14 @@ def whole_file(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[tuple[int, ...], p.Plan], dict[str, Tensor], dict[str, Any]]:
-    """Return plans by input shape, tensors by name and settings of a file that :func:`save` wrote.
+    """Return plans by input shape, tensors by name, and settings of a file that :func:`save` wrote.
 
     Raises:
-        InputError: no such file, or none of this format.
+        InputError: the file does not exist, is damaged or has another format.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its unpickler trips over
+    except Exception as error:  # damaged files make the unpickler raise many types
         raise InputError(
             f"Engine.load: {path} cannot be read ({type(error).__name__}: {_first_line(error)})."
         ) from error
@@ -114,8 +116,7 @@ def _first_line(error: Exception) -> str:
 
 def _needed(plan: p.Plan) -> set[str]:
     """Names of the tensors that a plan's weights and calls read."""
-    names = {leaf.name for s in plan.steps if isinstance(s, p.CallStep) for leaf in named_leaves((s.args, s.kwargs))}
-    names |= {leaf.name for leaf in named_leaves(plan.output)}
+    names = set(state_names(plan))
     for spec in plan.weights:
         for piece in spec.pieces:
             source = piece.source
@@ -176,7 +177,7 @@ def _decode(data: Any) -> Any:
 @functools.cache
 def _functions() -> dict[str, Callable[..., Any]]:
     """PyTorch's functions of tensors by name."""
-    # Those that the list leaves out: one by mistake, others as they take no tensors.
+    # Functions that the list lacks: one by mistake, and those that take no tensors.
     found: dict[str, Callable[..., Any]] = {"torch.Tensor.unflatten": Tensor.unflatten}
     for make in (torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.ones, torch.zeros):
         found[f"torch.{make.__name__}"] = make

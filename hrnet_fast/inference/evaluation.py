@@ -1,4 +1,4 @@
-"""What evaluations of pose and segmentation do around a network: flipped copies and several scales, in few calls."""
+"""Test-time augmentation of pose and segmentation networks: mirror images and several scales."""
 
 from __future__ import annotations
 

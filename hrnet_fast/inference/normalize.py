@@ -1,4 +1,4 @@
-"""Images of bytes as an engine's input: what makes a network's input of them."""
+"""Normalisation of images of bytes to a network's input."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Normalize:
 
 
 def checked_normalize(given: Any) -> Normalize | None:
-    """Return what `normalize` of :func:`optimize_for_inference` asks for; None is no images.
+    """Return `normalize` of :func:`optimize_for_inference` as :class:`Normalize`, or None.
 
     Raises:
-        InputError: no pair (mean, std) of one number for each channel, or a deviation that is not positive.
+        InputError: it is no pair (mean, std) of one number for each channel, or a deviation is not positive.
     """
     if given is None:
         return None

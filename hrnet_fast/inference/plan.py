@@ -1,123 +1,34 @@
-"""The plan: a network as a list of steps over named buffers, as data. It knows shapes and weights' recipes, no device.
+"""The plan IR: a network for one input shape as steps over numbered buffers. It is data, without tensors or a device.
 
-Executors carry it out; :mod:`hrnet_fast.inference.execution.evaluator` does so in plain PyTorch and is their oracle.
+Executors run it; :mod:`hrnet_fast.inference.execution.evaluator` runs it in plain PyTorch and is their oracle.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference.buffer_assignment import Interval, assign_offsets
+from hrnet_fast.inference.steps import (
+    Buffer,
+    CallStep,
+    ConvStep,
+    ExportStep,
+    ImportStep,
+    PoolStep,
+    Step,
+    SumStep,
+    View,
+    groupable,
+    reads,
+    slot_reads,
+    writes,
+)
 from hrnet_fast.inference.weights import WeightSpec
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """A map [n, channels, height, width] that is alive from wave `first` to wave `last`."""
-
-    n: int
-    channels: int
-    height: int
-    width: int
-    first: int
-    last: int
-
-    @property
-    def elements(self) -> int:
-        return self.n * self.channels * self.height * self.width
-
-
-@dataclass(frozen=True)
-class View:
-    """Channels of a buffer."""
-
-    buffer: int
-    offset: int
-    channels: int
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A tensor that is no map: the input (0), an output, what a call takes or makes."""
-
-    index: int
-
-
-@dataclass(frozen=True)
-class ImportStep:
-    """Tensor to map; images [N, H, W, C] of bytes become scale * x + shift, channel by channel."""
-
-    slot: int
-    out: View
-    scale: tuple[float, ...] | None = None
-    shift: tuple[float, ...] | None = None
-
-
-@dataclass(frozen=True)
-class ExportStep:
-    """Map to tensor."""
-
-    source: View
-    slot: int
-
-
-@dataclass(frozen=True)
-class ConvStep:
-    """1x1 (padding 0) or 3x3 (padding 1) convolution, bias, residual, and ReLU on channels relu[0] .. relu[1]."""
-
-    weight: int
-    source: View
-    out: View
-    residual: View | None
-    kernel: int
-    stride: int
-    relu: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class SumTerm:
-    source: View
-    mode: str
-    align_corners: bool
-
-
-@dataclass(frozen=True)
-class SumStep:
-    """Sum of terms, each resampled to the output's size; ReLU on all channels or none."""
-
-    terms: tuple[SumTerm, ...]
-    out: View
-    relu: bool
-
-
-@dataclass(frozen=True)
-class PoolStep:
-    """Mean over size x size windows."""
-
-    source: View
-    out: View
-    size: int
-
-
-@dataclass(frozen=True)
-class CallStep:
-    """A function on tensors; arguments hold :class:`Slot`, and names of the model's tensors."""
-
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    slot: int
-    shape: tuple[int, ...]
-
-
-Step = ImportStep | ExportStep | ConvStep | SumStep | PoolStep | CallStep
 
 
 @dataclass(frozen=True)
@@ -127,10 +38,11 @@ class Plan:
     Attributes:
         input_shape: [N, C, H, W].
         dtype: of the maps.
-        buffers, weights, steps: what steps refer to by number, and they themselves in an order in which they can run.
-        waves: steps (by number) that do not depend on each other, wave after wave.
+        buffers, weights: what steps refer to by number.
+        steps: in an order in which they can run.
+        waves: numbers of steps that do not depend on each other, wave after wave.
         output: what the network returns, with tensors as :class:`Slot`.
-        slots: how many there are.
+        slots: number of slots.
     """
 
     input_shape: tuple[int, ...]
@@ -143,7 +55,7 @@ class Plan:
     slots: int
 
     def with_images(self, scale: tuple[float, ...], shift: tuple[float, ...]) -> Plan:
-        """Return the plan for images of bytes [N, H, W, C], of which scale * x + shift is the network's input.
+        """Return the plan for images of bytes [N, H, W, C]; scale * x + shift is the network's input.
 
         Raises:
             InputError: the network does not begin with a convolution of the plan's own.
@@ -155,29 +67,42 @@ class Plan:
         ]
         return replace(self, steps=tuple(steps))
 
-    def groups(self) -> list[list[int]]:
-        """Waves' 3x3 convolutions of stride 1, where there are several: what one grouped launch computes."""
+    @property
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Scale and shift per channel of images of bytes; None for floating inputs."""
+        found = (s for s in self.steps if isinstance(s, ImportStep) and s.slot == 0)
+        return next(((s.scale, s.shift) for s in found if s.scale is not None and s.shift is not None), None)
+
+    def example_input(self, device: torch.device | None = None) -> torch.Tensor:
+        """Return zeros of the shape and dtype of the input: [N, C, H, W] in float32 or wider, or bytes [N, H, W, C]."""
+        n, c, h, w = self.input_shape
+        if self.normalization is not None:
+            return torch.zeros((n, h, w, c), dtype=torch.uint8, device=device)
+        return torch.zeros((n, c, h, w), dtype=torch.promote_types(self.dtype, torch.float32), device=device)
+
+    def parallel_convs(self) -> list[list[int]]:
+        """Return the 3x3 convolutions of stride 1 of each wave that has several: one grouped launch computes them."""
         found = [[k for k in wave if groupable(self.steps[k])] for wave in self.waves]
         return [group for group in found if len(group) > 1]
 
     def launches(self, grouped: bool = False) -> int:
-        """Return how many steps are launched; `grouped` counts branches' parallel 3x3 convolutions as one."""
-        saved = sum(len(group) - 1 for group in self.groups()) if grouped else 0
+        """Return the number of launches; `grouped` counts parallel 3x3 convolutions of the branches as one."""
+        saved = sum(len(group) - 1 for group in self.parallel_convs()) if grouped else 0
         return len(self.steps) - saved
 
     @property
     def flops(self) -> int:
-        """Two per multiply-add of the plan's own convolutions; what calls compute is not counted."""
+        """Two per multiply-add of the convolution steps; functions that are called are not counted."""
         return sum(self.step_flops(step) for step in self.steps)
 
     @property
     def bytes(self) -> int:
-        """Least bytes moved: every map and weight that a step of the plan's own takes or makes, once."""
+        """Least bytes moved: every map and weight that a step reads or writes, once; calls are not counted."""
         return sum(self.step_bytes(step) for step in self.steps)
 
     @property
     def peak_memory(self) -> int:
-        """Bytes of the arena that holds all buffers, each as long as it is needed."""
+        """Bytes of the arena that holds each buffer for its lifetime."""
         size = self.dtype.itemsize
         return assign_offsets([Interval(b.elements * size, b.first, b.last) for b in self.buffers])[1]
 
@@ -204,7 +129,7 @@ class Plan:
         return b.n * b.height * b.width
 
     def describe(self, step: Step) -> str:
-        """One line about a step."""
+        """Return one line about a step."""
         out = writes(step)
         made = "x".join(map(str, self.shape(out)[1:])) if out else ""
         if isinstance(step, ConvStep):
@@ -219,7 +144,7 @@ class Plan:
         if isinstance(step, PoolStep):
             return f"mean {step.size}x{step.size} -> {made}"
         if isinstance(step, CallStep):
-            function = getattr(step.function, "function", step.function)  # of a part, or on a copy
+            function = getattr(step.function, "function", step.function)  # without the tracer's wrappers
             return f"call {getattr(function, '__name__', function)} -> {'x'.join(map(str, step.shape))}"
         return f"{'import' if isinstance(step, ImportStep) else 'export'} slot {step.slot} {made}".rstrip()
 
@@ -239,7 +164,7 @@ class Plan:
         return "\n".join(lines)
 
     def to_dot(self) -> str:
-        """Return the plan as a Graphviz digraph: steps are nodes, values that pass between them edges."""
+        """Return the plan as a Graphviz digraph: nodes are steps, and edges are the values between them."""
         lines = ["digraph plan {", "  rankdir=TB; node [shape=box, fontname=monospace];"]
         writers: dict[tuple[int, int], int] = {}
         slots: dict[int, int] = {}
@@ -264,37 +189,3 @@ class Plan:
             for i, view in made:
                 writers |= {(view.buffer, c): i for c in range(view.offset, view.offset + view.channels)}
         return "\n".join([*lines, "}"])
-
-
-def groupable(step: Step) -> bool:
-    return isinstance(step, ConvStep) and (step.kernel, step.stride) == (3, 1)
-
-
-def reads(step: Step) -> list[View]:
-    """The maps that a step reads."""
-    if isinstance(step, ConvStep):
-        return [step.source, *([step.residual] if step.residual else [])]
-    if isinstance(step, SumStep):
-        return [t.source for t in step.terms]
-    if isinstance(step, (PoolStep, ExportStep)):
-        return [step.source]
-    return []
-
-
-def writes(step: Step) -> View | None:
-    """The map that a step writes."""
-    return None if isinstance(step, (ExportStep, CallStep)) else step.out
-
-
-def slot_reads(step: Step) -> list[int]:
-    """The tensors that a step reads."""
-    if isinstance(step, ImportStep):
-        return [step.slot]
-    if isinstance(step, CallStep):
-        return [leaf.index for leaf in slot_leaves((step.args, step.kwargs))]
-    return []
-
-
-def slot_leaves(tree: Any) -> list[Slot]:
-    """The slots in nested lists, tuples and mappings."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Slot)]

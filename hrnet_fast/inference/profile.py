@@ -1,4 +1,4 @@
-"""Where an engine's time goes: every step by itself, against what the device can do."""
+"""Profiles: the time of every step by itself, and the device's measured limits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the device did just now: bytes per second of a copy (read and written), and FLOP/s of a matrix product."""
+    """Measured limits: bytes per second of a copy (read and written), and FLOP/s of a matrix product."""
 
     bytes_per_second: float
     flops_per_second: float
@@ -25,7 +25,7 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class StepTime:
-    """One step: its least bytes and FLOPs, and the seconds it took by itself."""
+    """One step: its description, the seconds it took by itself, its least bytes, and its FLOPs."""
 
     step: int
     what: str
@@ -34,14 +34,14 @@ class StepTime:
     flops: int
 
     def share_of(self, ceilings: Ceilings) -> float:
-        """Seconds that the device's ceilings would allow at best, over those taken."""
+        """Return the least seconds that the ceilings allow, over those taken."""
         least = max(self.bytes / ceilings.bytes_per_second, self.flops / ceilings.flops_per_second)
         return least / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Times of all steps, the whole call's, and the device's ceilings. ``str(profile)`` is a table, slowest first."""
+    """Times of all steps, seconds of a whole call, and the device's ceilings. ``str(profile)`` is a table."""
 
     steps: tuple[StepTime, ...]
     seconds: float
@@ -66,7 +66,7 @@ class Profile:
 def profile(executor: Executor, x: Tensor, rounds: int) -> Profile:
     """Return the medians over `rounds` of an executor's times on `x`."""
     plan = executor.plan
-    executor(x)  # whatever is made at the first call is made now
+    executor(x)  # the first call may allocate
     runs = [executor.profile(x) for _ in range(rounds)]
     wholes = [wall_seconds(lambda: executor(x), x.device) for _ in range(rounds)]
     steps = []

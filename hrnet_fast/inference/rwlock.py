@@ -1,4 +1,4 @@
-"""Who may use an engine's weights, and who may change them."""
+"""A readers-writer lock: calls share an engine's weights, a refresh has them exclusively."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from collections.abc import Iterator
 
 
 class RWLock:
-    """Many may use, or one alone; who wants to be alone waits for those inside and holds off new ones."""
+    """Many readers or one writer. A waiting writer holds off new readers."""
 
     def __init__(self) -> None:
-        self._free = threading.Condition()
-        self._users = 0
-        self._closed = False
+        self._changed = threading.Condition()
+        self._readers = 0
+        self._writing = False
 
     @contextlib.contextmanager
-    def using(self) -> Iterator[None]:
-        with self._free:
-            self._free.wait_for(lambda: not self._closed)
-            self._users += 1
+    def read(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._writing)
+            self._readers += 1
         try:
             yield
         finally:
-            with self._free:
-                self._users -= 1
-                self._free.notify_all()
+            with self._changed:
+                self._readers -= 1
+                self._changed.notify_all()
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        with self._free:
-            self._free.wait_for(lambda: not self._closed)
-            self._closed = True
-        try:  # an interrupt while it waits must not leave the gate closed
-            with self._free:
-                self._free.wait_for(lambda: self._users == 0)
+    def write(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._writing)
+            self._writing = True
+        try:  # an interrupt while it waits must not leave the lock held
+            with self._changed:
+                self._changed.wait_for(lambda: self._readers == 0)
             yield
         finally:
-            with self._free:
-                self._closed = False
-                self._free.notify_all()
+            with self._changed:
+                self._writing = False
+                self._changed.notify_all()

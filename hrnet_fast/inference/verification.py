@@ -1,4 +1,4 @@
-"""The trial that every plan passes before it is used: the model's own forward on a small input."""
+"""The verification of a plan against the model's own forward on a small input."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from hrnet_fast.errors import HRNetFastError, InputError
-from hrnet_fast.inference.execution.evaluator import interpret
+from hrnet_fast.inference.execution.evaluator import evaluate
 from hrnet_fast.inference.planning.lowering import make_plan
-from hrnet_fast.inference.weight_source import Living
+from hrnet_fast.inference.weight_source import ModelSource
 from hrnet_fast.training.equivalence_check import onednn_disabled
 
 _TRIAL = (64, 96)  # height and width: divisible by 32, and quick
 _TOLERANCE = 1e-3  # relative; plans differ from models by rounding, 1e-6
 
 
-def verify(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Compare the plan with the model's own forward, in the model's dtype on a small input.
+def verify_plan(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Compare a plan with the model's own forward, in the model's dtype on a small input.
 
     Raises:
         InputError: the model's own forward fails.
-        HRNetFastError: they differ.
+        HRNetFastError: the results differ.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with torch.no_grad(), onednn_disabled(), torch.autocast(device.type, enabled=False):
@@ -30,18 +30,18 @@ def verify(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> None
             x = torch.randn(trial, generator=random).to(device, dtype)
             try:
                 wanted = model(x.clone())
-            except Exception as failure:  # a size that this model cannot take; its own example is next
+            except Exception as failure:  # the model may not take this size; the example's own is next
                 if trial[2:] == shape[2:]:
-                    told = f"{type(model).__name__} takes no input {list(trial)}: {str(failure)[:300]}"
-                    raise InputError(f"optimize_for_inference: {told}") from failure
+                    message = f"{type(model).__name__} takes no input {list(trial)}: {str(failure)[:300]}"
+                    raise InputError(f"optimize_for_inference: {message}") from failure
                 continue
-            given = interpret(make_plan(model, trial, dtype), Living(model).tensors(), x)
+            given = evaluate(make_plan(model, trial, dtype), ModelSource(model).tensors(), x)
             break
     for a, b in zip(tree_leaves(given), tree_leaves(wanted), strict=True):
         if not isinstance(b, Tensor):
             continue
         finite = b.isfinite() if b.is_floating_point() else torch.zeros_like(b, dtype=torch.bool)
-        # What was counted or compared may turn with a rounding: of it, only the kind is held.
+        # Integers, such as the index of a maximum, may change with a rounding: only their shape is compared.
         same = a.shape == b.shape and (torch.equal(a.isfinite(), finite) or not b.is_floating_point())
         error = (a[finite].double() - b[finite].double()).norm().item() if same else float("inf")
         scale = b[finite].double().norm().item()

@@ -1,4 +1,4 @@
-"""Where an engine's plans and weights come from: a living model or a file."""
+"""Sources of an engine's plans and weights: a model or a file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hrnet_fast.inference.planning.lowering import make_plan
 from hrnet_fast.keypoints.methods import named_method
 
 
-class Living:
-    """A model, which goes on living."""
+class ModelSource:
+    """A model, whose present weights are read and whose plans are made on demand."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -30,13 +30,13 @@ class Living:
         return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
 
 
-class Saved:
-    """What a file held."""
+class FileSource:
+    """The content of a file, with plans for some input shapes."""
 
     def __init__(
         self, plans: Mapping[tuple[int, ...], Plan], tensors: Mapping[str, Tensor], keypoints: str | None
     ) -> None:
-        self.plans, self.kept, self.keypoints = dict(plans), dict(tensors), keypoints
+        self.plans, self._tensors, self.keypoints = dict(plans), dict(tensors), keypoints
 
     def plan(self, shape: tuple[int, ...], dtype: torch.dtype) -> Plan:
         if shape not in self.plans:
@@ -48,4 +48,4 @@ class Saved:
         return self.plans[shape]
 
     def tensors(self) -> dict[str, Tensor]:
-        return dict(self.kept)
+        return dict(self._tensors)

@@ -1,4 +1,4 @@
-"""Weights of a plan: which convolutions of the model stand where in them, and their values, folded in float64."""
+"""Recipes of a plan's weights: convolutions of the model, where they stand in a weight, and folding in float64."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class NormNames:
 
 @dataclass(frozen=True)
 class Source:
-    """A convolution of the model and the normalisations behind it; `begin`, `end` select input channels."""
+    """A convolution of the model and the normalisations after it; `begin`, `end` select input channels."""
 
     weight: str
     bias: str | None
@@ -37,7 +37,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Piece:
-    """Where a source's weight stands in the whole."""
+    """Where a source's weight stands in a larger one."""
 
     source: Source
     out_offset: int
@@ -46,7 +46,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class WeightSpec:
-    """A weight [out, in, k, k] and its bias [out], put together from pieces; biases of one output add up."""
+    """A weight [out, in, k, k] and its bias [out], assembled from pieces; biases of one output add up."""
 
     shape: tuple[int, int, int, int]
     pieces: tuple[Piece, ...]

@@ -1,9 +1,9 @@
 """``grouped_conv3x3`` in Triton: the 3x3 convolutions of all branches of a stage in one persistent launch.
 
-The tiles of all branches form one list, ordered by the length of their sums, and program p takes every P-th tile from
-the p-th on. So the few pixels of a deep branch and the many of a shallow one share the multiprocessors. A tile is an
-implicit matrix product of pixels by channels over the nine taps. Bias, residual and ReLU are applied to its float32
-sums before the only store. One loop serves all branches: a tile first selects the sizes of its branch at run time.
+The tiles of all branches form one list, those with the longest sums first, and a program takes every so-many-th: the
+few pixels of a deep branch and the many of a shallow one keep the multiprocessors busy together. A tile is an implicit
+matrix product of pixels by channels over the nine taps; bias, residual and ReLU are applied to its float32 sums before
+the one store. There is one loop, and so one set of registers, for all branches: a tile first picks its branch's sizes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from torch import Tensor
 from hrnet_fast.implementations import interpreting
 from hrnet_fast.kernels.packing import PAD, places
 
-# Programs per multiprocessor, so that one multiplies while another waits for memory.
+# Programs per multiprocessor: while one waits for memory another multiplies.
 RESIDENT = 2
 
-# The kernel's arguments that are tuples of integers.
+# The kernel's tuples of integers.
 NUMBERS = (
     "in_channels", "channels", "heights", "widths", "strides_n", "strides_c", "strides_h", "strides_w",
     "residuals_n", "residuals_c", "residuals_h", "residuals_w", "weight_at", "bias_at", "first_tiles",
@@ -34,7 +34,7 @@ NUMBERS = (
 
 @triton.jit
 def _pick(values, branch, BRANCHES: tl.constexpr):
-    """The element of a tuple at a branch index that is known at run time only."""
+    """The element of a tuple that belongs to a branch known at run time only."""
     value = values[0]
     for k in tl.static_range(1, BRANCHES):
         value = tl.where(branch == k, values[k], value)
@@ -43,15 +43,15 @@ def _pick(values, branch, BRANCHES: tl.constexpr):
 
 @triton.jit
 def _number(values, branch, BRANCHES: tl.constexpr):
-    """The element of a tuple of integers that `unspecialised` encoded."""
+    """The element of a tuple of integers, as `unspecialised` passes them."""
     return (_pick(values, branch, BRANCHES) >> 1) - 1
 
 
 def unspecialised(number: int) -> int:
-    """Return the value encoded as an odd number above 1, which kernels decode.
+    """Return an odd number above 1, which kernels turn back.
 
-    Triton specialises kernels for arguments that equal 1 or are divisible by 16, in tuples even with do_not_specialize:
-    here that would be one kernel for every combination of sizes. UNIT carries the divisibility instead.
+    Triton compiles another kernel for a 1 and for what 16 divides, in tuples against all orders: here for every mix
+    of sizes. What the kernel gains from knowing about divisors, UNIT tells it.
     """
     return 2 * number + 3
 
@@ -70,7 +70,7 @@ def _residual(
     residuals, strides_n, strides_c, strides_h, strides_w, n, y, x, c, pixel, count, branch,
     BRANCHES: tl.constexpr, ADDED: tl.constexpr, LAST: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """Float32 values [P, C] of the branch's residual, or zeros, by a fully masked load."""
+    """Float32 values [P, C] of the branch's residual: zeros where it has none, by a load of no channels."""
     origin, _, _ = _pixels(strides_n, strides_h, strides_w, n, y, x, branch, BRANCHES, UNIT)
     stride_c = 1
     if not LAST:
@@ -80,8 +80,8 @@ def _residual(
     return tl.load(_pick(residuals, branch, BRANCHES) + at, mask=mask, other=0.0).to(tl.float32)
 
 
-# Channels and pixel strides are passed divided by UNIT, and offsets of weights and biases divided by PADDING. The
-# multiplications show the compiler their divisors; a hint would be lost when a branch is selected.
+# Channels and the strides of pixels come divided by UNIT, and begins of weights and biases by PADDING: multiplied here,
+# they tell the compiler what divides them, where a hint would not survive the choice of a branch.
 @triton.jit(do_not_specialize=["images", "tiles"])
 def grouped_conv3x3_kernel(
     outs, xs, residuals, weight, bias, in_channels, channels, heights, widths, strides_n, strides_c, strides_h,
@@ -99,7 +99,7 @@ def grouped_conv3x3_kernel(
         own = tile - _number(first_tiles, branch, BRANCHES)
         across = tl.cdiv(count, BLOCK_C)
         c = own % across * BLOCK_C + tl.arange(0, BLOCK_C)
-        # A tile may span images: 48 pixels of a deep branch do not fill one.
+        # A tile may reach over images: the 48 pixels of a deep branch fill none.
         p = own // across * BLOCK_P + tl.arange(0, BLOCK_P)
         i = tl.arange(0, BLOCK_I)
         all_pixels = images * height * width
@@ -120,7 +120,7 @@ def grouped_conv3x3_kernel(
         filters = weight + _number(weight_at, branch, BRANCHES) * PADDING
         blocks = tl.cdiv(size, BLOCK_I)
         total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-        # One loop over taps and channels, so that loads are pipelined across all iterations.
+        # One loop over taps and channels: loads of the next step can be under way at every boundary.
         for step in range(9 * blocks):
             tap = step // blocks
             channel = step % blocks * BLOCK_I + i
@@ -129,7 +129,7 @@ def grouped_conv3x3_kernel(
             at = (origin + (down * stride_h + right * stride_w))[:, None] + (channel * stride_c)[None, :]
             pixels = tl.load(image + at, mask=good[:, None] & (channel < size)[None, :], other=0.0)
             taps = tl.load(filters + ((tap * padded_in + channel) * padded)[:, None] + c[None, :])
-            if WIDEN:  # the interpreter cannot multiply bfloat16
+            if WIDEN:  # the interpreter multiplies no bfloat16
                 pixels, taps = pixels.to(tl.float32), taps.to(tl.float32)
             total = tl.dot(pixels, taps, total, input_precision=PRECISION)
 
@@ -150,20 +150,17 @@ def tile(
     sizes: Sequence[int], channels: Sequence[int], pixels: Sequence[int], slots: int, itemsize: int,
     tensor_cores: bool, narrow: bool,
 ) -> tuple[int, int, int, int]:  # fmt: skip
-    """Return pixels, output and input channels of a tile, and its warps.
+    """Pixels, output and input channels of a program's tile, and its warps.
 
-    Args:
-        slots: programs that run at a time.
-        narrow: whether loads have at least 8 bytes and 32-bit offsets; otherwise more threads share the addresses.
-
-    Without tensor cores all operands are in registers, so tiles are small.
+    `slots` is how many programs run at a time; `narrow`, whether loads take 8 bytes or more, at 32-bit offsets: else
+    more threads share the addresses. Outside the tensor cores all operands are in registers, so tiles are small.
     """
     if not tensor_cores:
         return 32, 32, 16, 4
-    # Every step of the sum waits for memory, so few steps are better, even with some padding.
+    # Every step of the sum waits for memory, so there should be few of them, even where padding fills a part.
     block_i = min(128 // itemsize, max(32, triton.next_power_of_2(max(sizes))))
-    # Wide tiles read the pixels less often. Narrow ones have less padding, and there are more of them. All branches of
-    # a stage do equal work, so the mean padding decides.
+    # Wide tiles read the pixels less often; narrow ones waste less on padding, and there are more of them. Branches of
+    # a stage do equal work, so the mean of the padding counts.
     small, large = (sum(triton.cdiv(c, block) * block / c for c in channels) for block in (32, 64))
     full = _tiles(pixels, channels, 64, 64) >= slots
     return 64, 64 if full and large <= 1.1 * small else 32, block_i, 4 if narrow else 8
@@ -174,20 +171,20 @@ def _tiles(pixels: Sequence[int], channels: Sequence[int], block_p: int, block_c
 
 
 class Map(NamedTuple):
-    """The properties of a tensor [N, C, H, W] that a launch depends on."""
+    """What a launch depends on of a tensor [N, C, H, W]."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
 
 class LaunchPlan(NamedTuple):
-    """The parameters of a launch, without its tensors.
+    """Everything of a launch but its tensors.
 
     Attributes:
-        order: order of the branches in the kernel.
-        programs: number of programs.
-        numbers: the kernel's arguments after its tensors.
-        constants: the kernel's constexpr arguments and options.
+        order: the branches as the kernel takes them.
+        programs: how many are started.
+        numbers: the kernel's arguments behind its tensors.
+        constants: its constexpr arguments and options.
     """
 
     order: tuple[int, ...]
@@ -197,69 +194,88 @@ class LaunchPlan(NamedTuple):
 
 
 def far(maps: Sequence[Map], elements: int) -> bool:
-    """Whether offsets within `maps` or within a result of `elements` need 64 bits.
+    """Whether offsets need 64 bits: within `maps`, or within a result of so many `elements`.
 
-    A tile may extend beyond the last pixel.
+    A tile reaches beyond the last pixel.
     """
     reach = [sum((n - 1) * step for n, step in zip(m.shape, m.stride, strict=True)) for m in maps]
     return max(*reach, elements) + PAD >= 2**31
 
 
 def unit(maps: Sequence[Map], channels: Sequence[int]) -> int:
-    """Return the length of aligned runs: the largest power of two up to 16 that divides all strides.
+    """How many elements always lie in one aligned run: the power of two, up to 16, that divides all steps.
 
-    Triton itself tests divisibility by 16 only. The 40 channels of W40 have runs of 8, and those of W18 runs of 2.
+    Triton itself asks whether 16 divides them, which 40 channels of W40 fail that lie in runs of 8, and W18's of 2.
     """
     return math.gcd(16, *channels, *(m.stride[d] for m in maps for d in (0, 2, 3)), *(m.shape[1] for m in maps))
 
 
 def tf32() -> bool:
-    """Whether PyTorch's float32 convolutions may use TF32; this kernel follows that setting."""
-    # `allow_tf32` raises an error if convolutions and recurrent networks have different settings.
+    """Whether the library's float32 convolutions may round operands to TF32; this one then does."""
+    # Not `allow_tf32`: it raises where convolutions and recurrent networks were told apart.
     return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")
 
 
 @functools.cache
 def _slots(device: torch.device) -> int:
-    """Return the number of programs that run at a time; few in the interpreter, so that each loops as on a device."""
+    """How many programs run at a time. Interpreted, few: each then loops, as on a device."""
     count = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
     return RESIDENT * count
 
 
-# Cached: planning takes longer than the kernel on small maps, and a network repeats its sizes at every call.
+def _branch_numbers(
+    x: Map, residual: Map | None, channels: int, run: int, weight_at: int, bias_at: int
+) -> dict[str, int]:
+    """Return the kernel's integers of one branch, by the names of :data:`NUMBERS` without ``first_tiles``."""
+    divisors = (run, 1, run, run)  # of strides: the kernel multiplies by UNIT
+    added = (0, 0, 0, 0) if residual is None else residual.stride
+    return {
+        "in_channels": x.shape[1] // run, "channels": channels // run, "heights": x.shape[2], "widths": x.shape[3],
+        **{f"strides_{d}": n // by for d, n, by in zip("nchw", x.stride, divisors, strict=True)},
+        **{f"residuals_{d}": n // by for d, n, by in zip("nchw", added, divisors, strict=True)},
+        "weight_at": weight_at // PAD, "bias_at": bias_at // PAD,
+    }  # fmt: skip
+
+
+# Cached: planning takes longer than the kernel does on small maps, and a network repeats its sizes.
 @functools.lru_cache(maxsize=1024)
 def launch_plan(
     xs: tuple[Map, ...], residuals: tuple[Map | None, ...], channels: tuple[int, ...], slots: int, itemsize: int,
     exact: bool,
 ) -> LaunchPlan:  # fmt: skip
-    """Return how to launch the kernel; `exact` excludes tensor cores."""
+    """Return how to launch the kernel.
+
+    Args:
+        xs, residuals, channels: of the branches; channels are those of the results.
+        slots: programs that run at a time.
+        itemsize: bytes of an element.
+        exact: whether products are float32, which tensor cores cannot compute.
+
+    Post: branches are ordered by the length of their sums, the longest first; tiles are numbered in this order.
+    """
     sizes, maps = [x.shape[1] for x in xs], [*xs, *(r for r in residuals if r is not None)]
+    pixels = [x.shape[0] * x.shape[2] * x.shape[3] for x in xs]
     last = all(m.stride[1] == 1 or m.shape[1] == 1 for m in maps)
     run = unit(maps, channels) if last else 1
-    pixels = [x.shape[0] * x.shape[2] * x.shape[3] for x in xs]
     wide = far(maps, max(p * c for p, c in zip(pixels, channels, strict=True)))
-    narrow = run * itemsize > 4 and not wide
-    block_p, block_c, block_i, warps = tile(sizes, channels, pixels, slots, itemsize, not exact, narrow)
-    weight_at, bias_at = places(list(zip(channels, sizes, strict=True)))
-    order = sorted(range(len(xs)), key=lambda k: -sizes[k])  # longest sums first
+    block_p, block_c, block_i, warps = tile(
+        sizes, channels, pixels, slots, itemsize, not exact, run * itemsize > 4 and not wide
+    )
+    order = sorted(range(len(xs)), key=lambda k: -sizes[k])
     tiles = [_tiles(pixels[k : k + 1], channels[k : k + 1], block_p, block_c) for k in order]
-    first = list(itertools.accumulate(tiles, initial=0))
-    steps = (run, 1, run, run)  # divisors of the strides
-    strides = [[xs[k].stride for k in order], [(r.stride if (r := residuals[k]) else (0,) * 4) for k in order]]
-    numbers = [
-        [sizes[k] // run for k in order], [channels[k] // run for k in order],
-        *([xs[k].shape[d] for k in order] for d in (2, 3)),
-        *([stride[d] // steps[d] for stride in own] for own in strides for d in range(4)),
-        [weight_at[k] // PAD for k in order], [bias_at[k] // PAD for k in order], first[:-1],
-    ]  # fmt: skip
+    *first, total = itertools.accumulate(tiles, initial=0)
+    weight_at, bias_at = places(list(zip(channels, sizes, strict=True)))
+    rows = [
+        {**_branch_numbers(xs[k], residuals[k], channels[k], run, weight_at[k], bias_at[k]), "first_tiles": begin}
+        for k, begin in zip(order, first, strict=True)
+    ]
+    columns = [tuple(unspecialised(row[name]) for row in rows) for name in NUMBERS]
     constants = {
         "BRANCHES": len(xs), "ADDED": sum(1 << j for j, k in enumerate(order) if residuals[k]), "LAST": last,
-        "UNIT": run, "WIDE": wide,
-        "PRECISION": "ieee" if exact else "tf32", "PADDING": PAD, "BLOCK_P": block_p, "BLOCK_C": block_c,
-        "BLOCK_I": block_i, "num_warps": warps,
+        "UNIT": run, "WIDE": wide, "PRECISION": "ieee" if exact else "tf32", "PADDING": PAD,
+        "BLOCK_P": block_p, "BLOCK_C": block_c, "BLOCK_I": block_i, "num_warps": warps,
     }  # fmt: skip
-    branches = (tuple(unspecialised(number) for number in own) for own in numbers)
-    return LaunchPlan(tuple(order), min(first[-1], slots), (*branches, xs[0].shape[0], first[-1]), constants)
+    return LaunchPlan(tuple(order), min(total, slots), (*columns, xs[0].shape[0], total), constants)
 
 
 def _map(tensor: Tensor) -> Map:
@@ -274,9 +290,9 @@ def forward(
     residuals: Sequence[Tensor],
     relu: bool,
 ) -> list[Tensor]:
-    """Return act(conv3x3(x_k) + bias_k + residual_k), channels-last, of weights and biases packed by packing.pack.
+    """Return act(conv3x3(x_k) + bias_k + residual_k), channels-last, of weights and biases as packing lays them out.
 
-    A residual of one dimension marks an absent one.
+    A residual of one dimension is an absent one.
     """
     batch, device, dtype = xs[0].shape[0], xs[0].device, xs[0].dtype
     shapes = [(batch, c, *x.shape[2:]) for x, c in zip(xs, channels, strict=True)]

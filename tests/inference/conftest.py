@@ -1,4 +1,4 @@
-"""What tests of plans share: no cache of choices from outside, and a stand-in for the grouped convolution."""
+"""Shared by tests of plans: an empty tuning cache, and a counter of grouped convolutions."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
-from hrnet_fast.inference.execution import tuning_cache
+from hrnet_fast.inference.execution import tuning_cache, weight_store
 
 
 @pytest.fixture(autouse=True)
@@ -17,25 +16,15 @@ def _no_cache_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv(tuning_cache.ENV_VAR, str(tmp_path / "cache"))
 
 
-def _grouped_stand_in(xs: Any, weights: Any, *, biases: Any, residuals: Any, relu: bool) -> list[Tensor]:
-    """What the operator promises, from the library's convolution."""
-    made = []
-    for k, x in enumerate(xs):
-        y = torch.nn.functional.conv2d(x, weights[k], biases[k], padding=1)
-        y = y if residuals is None or residuals[k] is None else y + residuals[k]
-        made.append(y.relu() if relu else y)
-    return made
-
-
 @pytest.fixture
 def grouped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Puts a stand-in for ``grouped_conv3x3`` in place; collects how many branches each call has."""
+    """Collects how many branches each call of ``grouped_conv3x3`` has; on CPUs its reference runs."""
     calls: list[int] = []
+    operator = weight_store.grouped_conv3x3
 
-    def stand_in(xs: Any, weights: Any, **options: Any) -> list[Tensor]:
+    def counted(xs: Any, weights: Any, **options: Any) -> list[Tensor]:
         calls.append(len(xs))
-        return _grouped_stand_in(xs, weights, **{"biases": None, "residuals": None, "relu": True} | options)
+        return operator(xs, weights, **options)
 
-    monkeypatch.setattr("hrnet_fast.ops.grouped_conv3x3", stand_in, raising=False)
-    monkeypatch.delattr("hrnet_fast.ops.pack_grouped_conv3x3", raising=False)
+    monkeypatch.setattr(weight_store, "grouped_conv3x3", counted)
     return calls

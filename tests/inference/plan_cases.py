@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,10 @@ from torch import Tensor, nn
 
 import hrnet_fast as hf
 from hrnet_fast.inference.execution.arena import ArenaMaps
-from hrnet_fast.inference.plan import Plan, View, reads, slot_reads, writes
+from hrnet_fast.inference.execution.launch_groups import LaunchGroup
+from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.planning.lowering import make_plan
+from hrnet_fast.inference.steps import View
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -44,24 +45,21 @@ def golden_case(name: str, dtype: torch.dtype) -> tuple[Plan, Any, Tensor]:
     return make_plan(model, tuple(x.shape), dtype), tensors_of(model), x
 
 
-def touched(plan: Plan, maps: ArenaMaps, unit: Sequence[int]) -> tuple[int, int]:
-    """Return which elements a unit reads and writes, as bits: of the arena, then of the adopted buffers, then slots.
+def touched(plan: Plan, maps: ArenaMaps, group: LaunchGroup) -> tuple[int, int]:
+    """Return the elements that a launch group reads and writes, as bits: of the arena, of adopted buffers, and slots.
 
-    Told from the views themselves, strides and all.
+    The bits come from the views themselves, strides included.
     """
     read = written = 0
-    for i in unit:
-        step = plan.steps[i]
-        for view in reads(step):
-            read |= _bits(plan, maps, view)
-        out = writes(step)
-        if out is not None:
-            written |= _bits(plan, maps, out)
-        end = _slots(plan, maps)
-        for slot in slot_reads(step):
-            read |= 1 << (end + slot)
-        if out is None:
-            written |= 1 << (end + step.slot)  # type: ignore[union-attr]
+    for view in group.reads:
+        read |= _bits(plan, maps, view)
+    for view in group.writes:
+        written |= _bits(plan, maps, view)
+    end = _slots(plan, maps)
+    for slot in group.slot_reads:
+        read |= 1 << (end + slot)
+    for slot in group.slot_writes:
+        written |= 1 << (end + slot)
     return read, written
 
 

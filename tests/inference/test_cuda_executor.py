@@ -1,4 +1,4 @@
-"""Plans as one graph: with a stand-in for graphs and streams on CPUs, and with a device where there is one."""
+"""The CUDA executor, with a stand-in for graphs and streams on CPUs, and on a device where there is one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from hrnet_fast.errors import ImplementationError, InputError
+from hrnet_fast.inference.execution.arrangement import MODES
 from hrnet_fast.inference.execution.autotuner import Autotuner
-from hrnet_fast.inference.execution.cuda_executor import MODES, CudaExecutor
-from hrnet_fast.inference.execution.cuda_graph import GraphPool
-from hrnet_fast.inference.execution.evaluator import interpret
+from hrnet_fast.inference.execution.cuda_executor import CudaExecutor
+from hrnet_fast.inference.execution.cuda_graph import CudaDevice, GraphPool
+from hrnet_fast.inference.execution.evaluator import evaluate
+from hrnet_fast.inference.execution.execution_state import State
 from hrnet_fast.inference.execution.stream_schedule import Schedule
 from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.planning.lowering import make_plan
@@ -26,10 +28,11 @@ from hrnet_fast.inference.planning.lowering import make_plan
 CPU = torch.device("cpu")
 
 
-class StandIn:
+class StandIn(CudaDevice):
     """A device whose graphs are the run itself, done again into the results of the first time."""
 
     def __init__(self, breaks: bool = False) -> None:
+        super().__init__(CPU)
         self.log: list[Any] = []
         self.breaks = breaks
         self.lacks_memory = False
@@ -66,8 +69,8 @@ class StandIn:
     def pool(self) -> Any:
         return object()
 
-    def lanes(self, schedule: Schedule) -> Any:
-        return _StandInLanes(self, schedule)
+    def fork(self, schedule: Schedule) -> Any:
+        return _StandInStreams(self, schedule)
 
     def after(self, mark: Any) -> None:
         self.log.append(("after", mark))
@@ -90,7 +93,7 @@ class _StandInGraph:
             old.copy_(new)
 
 
-class _StandInLanes:
+class _StandInStreams:
     """Checks that every wait is for work that was signalled before."""
 
     def __init__(self, device: StandIn, schedule: Schedule) -> None:
@@ -98,11 +101,11 @@ class _StandInLanes:
         self.device = device
 
     @contextlib.contextmanager
-    def __call__(self, unit: int) -> Iterator[None]:
-        assert set(self._schedule.waits[unit]) <= self._done
+    def __call__(self, group: int) -> Iterator[None]:
+        assert set(self._schedule.waits[group]) <= self._done
         yield
-        if unit in self._schedule.signals:
-            self._done.add(unit)
+        if group in self._schedule.signals:
+            self._done.add(group)
 
     def join(self) -> None:
         assert set(self._schedule.joins) <= self._done
@@ -110,12 +113,12 @@ class _StandInLanes:
 
 
 def executor(case: tuple[Plan, Any, Tensor], mode: str, device: StandIn | None = None, **options: Any) -> CudaExecutor:
-    chooser = Autotuner(CPU, case[0].dtype, "library")
-    return CudaExecutor(case[0], case[1], "cpu", mode, chooser=chooser, backend=device or StandIn(), **options)
+    autotuner = Autotuner(CPU, case[0].dtype, "library")
+    return CudaExecutor(case[0], case[1], "cpu", mode, autotuner=autotuner, backend=device or StandIn(), **options)
 
 
-def assert_equals_interpreter(made: Any, case: tuple[Plan, Any, Tensor], bound: float = 2e-6) -> None:
-    expected = interpret(*case)
+def assert_equals_evaluator(made: Any, case: tuple[Plan, Any, Tensor], bound: float = 2e-6) -> None:
+    expected = evaluate(*case)
     assert type(made) is type(expected)
     for actual, right in zip(maps(made), maps(expected), strict=True):
         assert actual.dtype == right.dtype
@@ -127,22 +130,22 @@ def assert_equals_interpreter(made: Any, case: tuple[Plan, Any, Tensor], bound: 
 def test_modes(head: str, mode: str) -> None:
     case, device = tiny_case(head, torch.float32), StandIn()
     run = executor(case, mode, device)
-    assert run.captured
+    assert run.state is State.CAPTURED
     assert run.mode == mode
-    assert_equals_interpreter(run(case[2]), case)
+    assert_equals_evaluator(run(case[2]), case)
     other = (case[0], case[1], case[2].flip(3))
-    assert_equals_interpreter(run(other[2]), other)
+    assert_equals_evaluator(run(other[2]), other)
     assert device.log.count("replay") == 2
     assert ("joined" in device.log) == (mode == "streams")
-    assert run.choice is None
-    assert "as asked" in run.describe()[1]
+    assert run.tuning is None
+    assert "as requested" in run.describe()[1]
 
 
 def test_images_of_bytes() -> None:
     plan, tensors, _ = tiny_case("v1", torch.float32)
     images = torch.randint(0, 256, (1, 64, 96, 3), dtype=torch.uint8)
     case = plan.with_images((0.1, 0.2, 0.3), (-1.0, 0.0, 1.0)), tensors, images
-    assert_equals_interpreter(executor(case, "sequential")(images), case)
+    assert_equals_evaluator(executor(case, "sequential")(images), case)
 
 
 def test_copies() -> None:
@@ -161,9 +164,10 @@ def test_no_capture_is_told() -> None:
     case, device = tiny_case("v1", torch.float32), StandIn(breaks=True)
     for mode in ("sequential", "streams", "auto"):
         run = executor(case, mode, device)
-        assert not run.captured
-        assert_equals_interpreter(run(case[2]), case)
-        assert "no graph, as RuntimeError: operation not permitted" in run.describe()[0]
+        assert run.state is State.TUNED
+        assert_equals_evaluator(run(case[2]), case)
+        assert run.describe()[0].startswith("tuned: ")
+        assert "no graph: RuntimeError: operation not permitted" in run.describe()[0]
     assert "no candidate runs" in run.describe()[1]
 
 
@@ -171,13 +175,14 @@ def test_no_capture_is_told() -> None:
 def test_a_shape_that_comes_once_is_not_captured(mode: str) -> None:
     case, device = tiny_case("v1", torch.float32), StandIn()
     run = executor(case, mode, device, ready=False)
-    assert_equals_interpreter(run(case[2]), case)
-    assert not run.captured
+    assert_equals_evaluator(run(case[2]), case)
+    assert run.state is State.EAGER
     assert "warm" not in device.log
-    assert "no graph, as it is the first call of this shape" in run.describe()[0]
+    assert run.describe()[0].startswith("eager: ")
+    assert "no graph: this is the first call of this shape" in run.describe()[0]
     assert "not measured" in run.describe()[1]
-    assert_equals_interpreter(run(case[2]), case)
-    assert run.captured
+    assert_equals_evaluator(run(case[2]), case)
+    assert run.state is State.CAPTURED
     assert "replay" in device.log
 
 
@@ -187,7 +192,7 @@ def test_who_is_asked_to_be_ready_is_at_the_first_call() -> None:
     run.ready()
     run.ready()
     assert device.log.count("warm") == 1
-    assert_equals_interpreter(run(case[2]), case)
+    assert_equals_evaluator(run(case[2]), case)
     assert device.log.count("replay") == 1
     assert executor(case, "streams", ready=False).profile(case[2], rounds=1)
 
@@ -199,11 +204,15 @@ def test_without_memory_there_is_none_or_it_goes_on_as_before(mode: str) -> None
     run(case[2])
     device.lacks_memory = True
     for _ in range(2):
-        assert_equals_interpreter(run(case[2]), case)
-    assert not run.captured
+        assert_equals_evaluator(run(case[2]), case)
+    assert run.state is State.EAGER
     assert "OutOfMemoryError: tried to allocate" in run.describe()[0]
     with pytest.raises(torch.OutOfMemoryError, match="tried to allocate"):
         executor(case, mode, device)
+    device.lacks_memory = False
+    run.ready()  # who asks for it gets another attempt
+    assert run.state is State.CAPTURED
+    assert_equals_evaluator(run(case[2]), case)
 
 
 def test_preparing_waits_for_whoever_runs_in_the_same_memory() -> None:
@@ -221,7 +230,7 @@ def test_preparing_waits_for_whoever_runs_in_the_same_memory() -> None:
 def test_work_before_an_error_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     case, device, pool = tiny_case("v1", torch.float32), StandIn(), GraphPool()
     run = executor(case, "sequential", device, pool=pool, ready=False)
-    monkeypatch.setattr(run._run.library, "run", lambda x: 1 / 0)
+    monkeypatch.setattr(run._arrangement.executor, "run", lambda x: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(case[2])
     assert pool.mark is not None
@@ -249,23 +258,23 @@ def test_maps_of_several_shapes_share_memory() -> None:
     device, pool = StandIn(), GraphPool()
     large, small = tiny_case("v1", torch.float32), tiny_case("v1", torch.float32, 1, 32, 32)
     runs = [executor(case, "sequential", device, pool=pool) for case in (large, small)]
-    places = {run._run.library.maps.arena.data_ptr() for run in runs}
+    places = {run._arrangement.executor.maps.arena.data_ptr() for run in runs}
     assert len(places) == 1
     for run, case in [*zip(runs, (large, small), strict=True)] * 2:
-        assert_equals_interpreter(run(case[2]), case)
+        assert_equals_evaluator(run(case[2]), case)
 
 
 def test_auto_measures_and_remembers() -> None:
     case = tiny_case("v1", torch.float32)
     first = executor(case, "auto")
-    assert first.choice is not None
-    assert set(first.choice.seconds) == {"sequential", "streams"}
-    assert first.mode == first.choice.winner
-    assert_equals_interpreter(first(case[2]), case)
+    assert first.tuning is not None
+    assert set(first.tuning.seconds) == {"sequential", "streams"}
+    assert first.mode == first.tuning.winner
+    assert_equals_evaluator(first(case[2]), case)
     device = StandIn()
     second = executor(case, "auto", device)
-    assert second.choice is not None
-    assert second.choice.from_cache
+    assert second.tuning is not None
+    assert second.tuning.from_cache
     assert second.mode == first.mode
     assert device.log.count("warm") == 1  # only the winner was made
 
@@ -284,11 +293,11 @@ def test_refresh_keeps_the_graph() -> None:
     device = StandIn()
     run = executor((plan, tensors_of(model), x), "streams", device)
     run(x)
-    graph = run._run.graph
+    graph = run._arrangement.graph
     enliven(model, seed=3)
     run.refresh(tensors_of(model))
-    assert run._run.graph is graph
-    assert_equals_interpreter(run(x), (plan, tensors_of(model), x))
+    assert run._arrangement.graph is graph
+    assert_equals_evaluator(run(x), (plan, tensors_of(model), x))
 
 
 def test_one_pool_for_several_shapes() -> None:
@@ -299,7 +308,7 @@ def test_one_pool_for_several_shapes() -> None:
     assert len({id(entry[1]) for entry in device.log if entry[0] == "capture"}) == 1
     for run, case in zip(runs, (small, large), strict=True):
         before = pool.mark
-        assert_equals_interpreter(run(case[2]), case)
+        assert_equals_evaluator(run(case[2]), case)
         assert ("after", before) in device.log
         assert pool.mark != before
 
@@ -308,7 +317,7 @@ def test_inside_somebody_elses_capture() -> None:
     case, device = tiny_case("v1", torch.float32), StandIn()
     run = executor(case, "sequential", device)
     device.foreign = True
-    assert_equals_interpreter(run(case[2]), case)
+    assert_equals_evaluator(run(case[2]), case)
     assert "replay" not in device.log
     with pytest.raises(InputError, match="prepare shapes before"):
         executor(case, "sequential", device)
@@ -342,10 +351,10 @@ def test_another_shape_is_refused() -> None:
 def test_nothing_of_the_capture_stays_behind() -> None:
     """What steps made besides outputs goes back to the pool."""
     run = executor(tiny_case("v2", torch.float32), "streams")
-    layout = run._run.library.maps.layout
-    buffers = run._run.library.maps._buffers
+    layout = run._arrangement.executor.maps.layout
+    buffers = run._arrangement.executor.maps._buffers
     assert all(b is None for b, offset in zip(buffers, layout.offsets, strict=True) if offset is None)
-    assert run._run.library.maps._kept is None
+    assert run._arrangement.executor.maps._kept is None
 
 
 def test_profile() -> None:
@@ -367,9 +376,9 @@ def test_on_a_device(head: str, mode: str, dtype: torch.dtype) -> None:
         run = CudaExecutor(plan, tensors, "cuda", mode)
     except ImplementationError as error:
         pytest.skip(str(error))
-    assert run.captured, run.describe()
+    assert run.state is State.CAPTURED, run.describe()
     bound = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
     for given in (x, x.flip(3), x):
         made = [t.cpu() for t in maps(run(given.cuda()))]
-        for actual, right in zip(made, maps(interpret(plan, tensors, given)), strict=True):
+        for actual, right in zip(made, maps(evaluate(plan, tensors, given)), strict=True):
             assert relative_l2(actual, right) <= bound

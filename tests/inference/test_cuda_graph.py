@@ -67,7 +67,7 @@ class Runtime:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Runtime:
     runtime = Runtime()
-    cuda_graph._lane_streams.cache_clear()
+    cuda_graph._side_streams.cache_clear()
     monkeypatch.setattr(cuda_graph, "_stream", lambda device: runtime.new("side"))
     monkeypatch.setattr(cuda_graph, "_event", runtime.event)
     for name, value in {
@@ -83,14 +83,14 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Runtime:
     return runtime
 
 
-def test_lanes_fork_wait_and_join(cuda: Runtime) -> None:
-    """Units 0 and 2 on the current stream, 1 and 3 on another; 2 needs 1, 3 needs 2."""
+def test_streams_fork_wait_and_join(cuda: Runtime) -> None:
+    """Groups 0 and 2 on the current stream, 1 and 3 on another; 2 needs 1, 3 needs 2."""
     made = Schedule((0, 1, 0, 1), ((), (0,), (1,), (2,)), frozenset({0, 1, 2, 3}), (3,))
-    lanes = CudaDevice(CPU).lanes(made)
-    for unit in range(4):
-        with lanes(unit):
-            cuda.log.append((cuda.current, unit))
-    lanes.join()
+    streams = CudaDevice(CPU).fork(made)
+    for group in range(4):
+        with streams(group):
+            cuda.log.append((cuda.current, group))
+    streams.join()
     main = cuda.current
     work = [(stream is main, what) for stream, what in cuda.log]
     events = [what[1] for _, what in work if isinstance(what, tuple) and what[0] == "record"]
@@ -103,14 +103,14 @@ def test_lanes_fork_wait_and_join(cuda: Runtime) -> None:
         (False, ("wait", ends[2])), (False, 3), (False, ("record", ends[3])),
         (True, ("wait", ends[3])),
     ]  # fmt: skip
-    assert CudaDevice(CPU).lanes(made)._streams[1] is lanes._streams[1]  # its memory is found again
+    assert CudaDevice(CPU).fork(made)._streams[1] is streams._streams[1]  # its memory is found again
 
 
-def test_a_lane_is_never_the_current_stream(cuda: Runtime) -> None:
+def test_a_side_stream_is_never_the_current_one(cuda: Runtime) -> None:
     made = Schedule((0, 1, 2), ((), (), ()), frozenset({1, 2}), (1, 2))
-    first = CudaDevice(CPU).lanes(made)
+    first = CudaDevice(CPU).fork(made)
     with cuda.stream(first._streams[1]):
-        again = CudaDevice(CPU).lanes(made)
+        again = CudaDevice(CPU).fork(made)
     assert len({id(stream) for stream in again._streams}) == 3
 
 
@@ -159,7 +159,7 @@ def test_marks_and_warm_up(cuda: Runtime) -> None:
     assert cuda.log[-1] == (user, ("wait", "side"))
 
 
-def test_no_work_gets_on_lanes_that_somebody_captures(cuda: Runtime) -> None:
+def test_no_work_gets_on_streams_that_are_captured(cuda: Runtime) -> None:
     device, order = CudaDevice(CPU), []
     other = threading.Thread(target=lambda: device.warm_up(lambda: order.append("warm-up")))
 

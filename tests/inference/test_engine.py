@@ -22,8 +22,8 @@ from hrnet_fast.errors import HRNetFastError
 from hrnet_fast.inference import verification
 from hrnet_fast.inference.buffer_assignment import Interval, assign_offsets
 from hrnet_fast.inference.execution import cpu_executor
-from hrnet_fast.inference.plan import CallStep
 from hrnet_fast.inference.planning.lowering import make_plan
+from hrnet_fast.inference.steps import CallStep
 from hrnet_fast.measure import operator_calls, peak_activations
 from hrnet_fast.training.equivalence_check import onednn_disabled
 

@@ -16,7 +16,7 @@ import hrnet_fast as hf
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference import engine_file
 from hrnet_fast.inference.execution import cpu_executor
-from hrnet_fast.inference.plan import CallStep
+from hrnet_fast.inference.steps import CallStep
 
 native = pytest.mark.skipif(not cpu_executor.available(), reason="the compiled extension is not there")
 DTYPES = pytest.mark.parametrize(

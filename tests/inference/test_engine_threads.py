@@ -320,7 +320,7 @@ def test_models_that_fail_are_told_of() -> None:
 
 def test_no_new_shape_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = hf.optimize_for_inference(two_stages(), image(64, 64))
-    monkeypatch.setattr(engine._making, "device", torch.device("cuda", 0))
+    monkeypatch.setattr(engine._factory, "device", torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(InputError, match="a CUDA graph is captured"):
         engine(image(32, 64))
@@ -333,7 +333,7 @@ def test_shapes_share_memory() -> None:
     engine = hf.optimize_for_inference(tiny("v1"), image(32, 32))
     for size in (*SIZES, *SIZES):
         engine(image(*size))
-    spare = engine._making._packed.arenas._spare  # type: ignore[union-attr]
+    spare = engine._factory._packed.arenas._spare  # type: ignore[union-attr]
     most = max(engine.memory((1, 3, *size)) for size in SIZES)
     assert [most <= arena.numel() <= most + 64 for arena in spare] == [True]
 

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 import hrnet_fast as hf
 from hrnet_fast.errors import InputError
-from hrnet_fast.inference.plan import CallStep
+from hrnet_fast.inference.steps import CallStep
 
 Forward = Callable[[Any, Tensor], Any]
 Pair = namedtuple("Pair", "first second")

@@ -17,10 +17,11 @@ from torch.nn import functional as F
 import hrnet_fast as hf
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference.buffer_assignment import Interval, assign_offsets
-from hrnet_fast.inference.execution.evaluator import interpret
+from hrnet_fast.inference.execution.evaluator import evaluate
 from hrnet_fast.inference.folded import FoldedNetwork
-from hrnet_fast.inference.plan import CallStep, ConvStep, Plan, reads, writes
+from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.planning.lowering import make_plan
+from hrnet_fast.inference.steps import CallStep, ConvStep, reads, writes
 
 EXACT = 1e-10
 
@@ -34,7 +35,7 @@ def assert_exact(model: nn.Module, x: Tensor) -> Plan:
     plan = make_plan(model, tuple(x.shape), torch.float64)
     with torch.no_grad():
         wanted = model(x.clone())
-        results = [interpret(plan, tensors(model), x), FoldedNetwork(plan, tensors(model))(x)]
+        results = [evaluate(plan, tensors(model), x), FoldedNetwork(plan, tensors(model))(x)]
     for given in results:
         assert type(given) is type(wanted)
         for a, b in zip(maps(given), maps(wanted), strict=True):
@@ -85,7 +86,7 @@ def test_golden(name: str) -> None:
     model = hf.load_checkpoint(case.state(), impl="reference").double()
     x = golden_image(case.input_shape).double()
     plan = make_plan(model, tuple(x.shape), torch.float64)
-    for given, wanted in zip(maps(interpret(plan, tensors(model), x)), case.expected_outputs, strict=True):
+    for given, wanted in zip(maps(evaluate(plan, tensors(model), x)), case.expected_outputs, strict=True):
         assert relative_l2(given, wanted) <= 1e-6
     assert not {type(step) for step in plan.steps if isinstance(step, CallStep)} or case.family in (
         "cls",
@@ -197,10 +198,26 @@ def test_shared_weights_and_reused_layers() -> None:
     model = enliven(Twice()).eval().double()
     x = torch.randn(2, 4, 6, 8, dtype=torch.float64)
     plan = make_plan(model, tuple(x.shape), torch.float64)
-    given, wanted = interpret(plan, tensors(model), x), model(x)
+    given, wanted = evaluate(plan, tensors(model), x), model(x)
     for a, b in zip((given[0], *given[1].values()), (wanted[0], *wanted[1].values()), strict=True):
         assert relative_l2(a, b) <= EXACT
     assert_no_collision(plan)
+
+
+def test_sums_of_convolutions_of_two_geometries() -> None:
+    """Each geometry is merged by itself, and no term is lost or read twice."""
+
+    class Alternating(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stems = nn.ModuleList(nn.Conv2d(3, 4, 1) for _ in range(4))
+            self.convs = nn.ModuleList(nn.Conv2d(4, 4, 1 + 2 * (k % 2), padding=k % 2) for k in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b, c, d = (conv(stem(x)) for conv, stem in zip(self.convs, self.stems, strict=True))
+            return a + b + c + d
+
+    assert_exact(Alternating().eval().double(), torch.randn(1, 3, 6, 8, dtype=torch.float64))
 
 
 def test_other_convolutions_are_called() -> None:

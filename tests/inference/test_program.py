@@ -25,7 +25,7 @@ from hrnet_fast import _C
 
 ROUNDING = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
 DTYPES = pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
-TACTICS = [("nearest", False), ("bilinear", False), ("bilinear", True)]
+MODES = [("nearest", False), ("bilinear", False), ("bilinear", True)]
 
 
 class Builder:
@@ -89,7 +89,7 @@ LAYOUTS = ["contiguous", "channels_last", "sliced", "expanded"]
 @DTYPES
 @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_ways_in_and_out(dtype: torch.dtype, given: torch.dtype, layout: str) -> None:
+def test_inputs_and_outputs(dtype: torch.dtype, given: torch.dtype, layout: str) -> None:
     x = strided(torch.randn(2, 19, 5, 7).to(given), layout)
     x[0, 3, 2, 1] = float("inf")
     for made in (torch.float32, torch.bfloat16, torch.float16):
@@ -117,21 +117,21 @@ def test_images_of_bytes(dtype: torch.dtype, contiguous: bool) -> None:
 
 
 def summed(
-    xs: Sequence[Tensor], size: tuple[int, int], ways: Sequence[tuple[str, bool]], relu: bool, dtype: torch.dtype,
+    xs: Sequence[Tensor], size: tuple[int, int], modes: Sequence[tuple[str, bool]], relu: bool, dtype: torch.dtype,
     offset: int = 0, threads: int = 1,
 ) -> Tensor:  # fmt: skip
     n, channels = xs[0].shape[:2]
     build = Builder(dtype)
     places = [build.load(k, x, offset, beside=k) for k, x in enumerate(xs)]
     out = (build.buffer(n, channels + 2 * offset, *size), offset)
-    build.step("sum", [(*p, *way) for p, way in zip(places, ways, strict=True)], out, channels, relu)
+    build.step("sum", [(*p, *mode) for p, mode in zip(places, modes, strict=True)], out, channels, relu)
     build.step("output", out, channels, 0)
     return build.run(xs, [torch.empty(n, channels, *size)], threads)[0]
 
 
-def direct(xs: Sequence[Tensor], size: tuple[int, int], ways: Sequence[tuple[str, bool]], relu: bool) -> Tensor:
+def direct(xs: Sequence[Tensor], size: tuple[int, int], modes: Sequence[tuple[str, bool]], relu: bool) -> Tensor:
     total: Any = None
-    for x, (mode, align) in zip(xs, ways, strict=True):
+    for x, (mode, align) in zip(xs, modes, strict=True):
         align_corners = align if mode == "bilinear" else None
         term = x if mode == "identity" else F.interpolate(x, size, mode=mode, align_corners=align_corners)
         total = term if total is None else total + term
@@ -143,14 +143,14 @@ RATIOS = [((5, 7), (17, 13)), ((5, 7), (65, 97)), ((17, 13), (5, 7)), ((8, 6), (
 
 @DTYPES
 @pytest.mark.parametrize(("size", "to"), [*RATIOS, ((6, 9), (1, 1))])
-@pytest.mark.parametrize("way", TACTICS)
-def test_resampling(dtype: torch.dtype, size: tuple[int, int], to: tuple[int, int], way: tuple[str, bool]) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_resampling(dtype: torch.dtype, size: tuple[int, int], to: tuple[int, int], mode: tuple[str, bool]) -> None:
     for channels in (1, 3, 18, 48):
         x = drawn(dtype, 2, channels, *size)
-        given = summed([x], to, [way], False, dtype)
-        assert_as_good(given, direct([x.to(dtype)], to, [way], False), direct([x.double()], to, [way], False), dtype)
-        if way[0] == "nearest":
-            assert torch.equal(given, direct([x], to, [way], False))
+        given = summed([x], to, [mode], False, dtype)
+        assert_as_good(given, direct([x.to(dtype)], to, [mode], False), direct([x.double()], to, [mode], False), dtype)
+        if mode[0] == "nearest":
+            assert torch.equal(given, direct([x], to, [mode], False))
 
 
 @DTYPES
@@ -158,21 +158,21 @@ def test_resampling(dtype: torch.dtype, size: tuple[int, int], to: tuple[int, in
 @pytest.mark.parametrize("terms", [1, 2, 3, 8])
 @pytest.mark.parametrize("relu", [False, True])
 def test_sums(dtype: torch.dtype, channels: int, terms: int, relu: bool) -> None:
-    ways = ([("identity", False), *TACTICS] * 2)[:terms]
+    modes = ([("identity", False), *MODES] * 2)[:terms]
     xs = [
-        drawn(dtype, 1, channels, *((9, 7) if mode == "identity" else (3, 2 + k))) for k, (mode, _) in enumerate(ways)
+        drawn(dtype, 1, channels, *((9, 7) if mode == "identity" else (3, 2 + k))) for k, (mode, _) in enumerate(modes)
     ]
-    given = summed(xs, (9, 7), ways, relu, dtype, offset=terms % 3)
-    exact = direct([x.double() for x in xs], (9, 7), ways, relu)
-    assert_as_good(given, direct([x.to(dtype) for x in xs], (9, 7), ways, relu), exact, dtype)
+    given = summed(xs, (9, 7), modes, relu, dtype, offset=terms % 3)
+    exact = direct([x.double() for x in xs], (9, 7), modes, relu)
+    assert_as_good(given, direct([x.to(dtype) for x in xs], (9, 7), modes, relu), exact, dtype)
 
 
 @DTYPES
 def test_what_is_not_finite_survives(dtype: torch.dtype) -> None:
     x = drawn(dtype, 1, 20, 6, 5)
     x[0, 0, 1, 2], x[0, 7, 0, 0], x[0, 19, 5, 4] = float("nan"), float("inf"), float("-inf")
-    for way in [("identity", False), ("nearest", False)]:
-        given = summed([x], (6, 5), [way], True, dtype)
+    for mode in [("identity", False), ("nearest", False)]:
+        given = summed([x], (6, 5), [mode], True, dtype)
         assert torch.equal(given.isnan(), x.isnan())
         assert torch.equal(given.nan_to_num(), x.relu().nan_to_num())
     given = summed([x], (12, 10), [("bilinear", False)], True, dtype)

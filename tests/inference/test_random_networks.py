@@ -1,4 +1,4 @@
-"""Networks put together at random from what plans regroup: plan, engine and folded module equal the network itself."""
+"""Networks put together at random from what plans regroup: plan, executors and folded module equal the network."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hrnet_fast as hf
-from hrnet_fast.inference.execution.evaluator import interpret
+from hrnet_fast.inference.execution.autotuner import Autotuner
+from hrnet_fast.inference.execution.evaluator import evaluate
+from hrnet_fast.inference.execution.torch_executor import TorchExecutor
 from hrnet_fast.inference.folded import FoldedNetwork
-from hrnet_fast.inference.plan import Plan, View, reads, writes
+from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.planning.lowering import make_plan
+from hrnet_fast.inference.steps import View, reads, writes
 
 Size = tuple[int, int]
+# Fuses every sum that it may, so that a wrong condition shows.
+FUSING = Autotuner(torch.device("cpu"), torch.float64, "upsample_conv1x1_sum")
 
 
 class Random(nn.Module):
@@ -133,7 +138,8 @@ def test_random_networks(block: int) -> None:
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         plan = make_plan(model, tuple(x.shape), torch.float64)
         assert_apart(plan)
-        assert_close(interpret(plan, tensors, x), wanted, 1e-10)
+        assert_close(evaluate(plan, tensors, x), wanted, 1e-10)
         assert_close(FoldedNetwork(plan, tensors)(x), wanted, 1e-10)
+        assert_close(TorchExecutor(plan, tensors, "cpu", autotuner=FUSING)(x), wanted, 1e-10)
         engine = hf.optimize_for_inference(model.float(), x.float(), verify=False)
         assert_close(engine(x.float()), wanted, 1e-4)

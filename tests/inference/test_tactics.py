@@ -1,4 +1,4 @@
-"""Ways of one convolution step, each by itself against the library's convolution."""
+"""Tactics of one convolution step, each by itself against the library's convolution."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_tactics(name: str, place: str, relu: tuple[int, int], kernel: int, stri
         assert made.data_ptr() == out.data_ptr()
 
 
-TRITON_WAYS = """
+TRITON_TACTICS = """
 import torch
 from hrnet_fast.inference.execution.weight_store import FoldedWeight
 from hrnet_fast.inference.execution.tactics import TACTICS, Geometry
@@ -62,16 +62,40 @@ for name, stride, relu in (("strided_conv_chain", 2, (4, 12)), ("library_then_fu
         made = TACTICS[name].run(g, folded, x, residual, None)
         torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
         assert made.is_contiguous(memory_format=torch.channels_last)
+
+from hrnet_fast.inference.execution.autotuner import Autotuner
+from hrnet_fast.inference.execution.evaluator import evaluate
+from hrnet_fast.inference.execution.torch_executor import TorchExecutor
+from hrnet_fast.inference.planning.lowering import make_plan
+
+class Fusion(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.down = torch.nn.Conv2d(3, 8, 1), torch.nn.Conv2d(8, 16, 3, 2, 1)
+        self.point = torch.nn.Conv2d(16, 8, 1)
+
+    def forward(self, x):
+        large = self.stem(x)
+        return F.relu(large + F.interpolate(self.point(self.down(large)), size=large.shape[2:]))
+
+model, x = Fusion().eval(), torch.randn(1, 3, 6, 8)
+tensors = dict(model.named_parameters())
+plan = make_plan(model, tuple(x.shape), torch.float32)
+fusing = Autotuner(torch.device("cpu"), torch.float32, "upsample_conv1x1_sum")
+run = TorchExecutor(plan, tensors, "cpu", autotuner=fusing)
+assert len(run.groups) == len(plan.steps) - 1
+torch.testing.assert_close(run(x), evaluate(plan, tensors, x), rtol=1e-4, atol=1e-4)
 print("parity held")
 """
 
 
 @pytest.mark.processes
-def test_triton_ways_under_its_interpreter() -> None:
+def test_triton_tactics_under_its_interpreter() -> None:
     """In a process of its own: whether kernels are interpreted is decided when they are defined."""
     pytest.importorskip("triton", reason="the package triton is not installed")
     done = subprocess.run(
-        [sys.executable, "-c", TRITON_WAYS], env={**os.environ, "TRITON_INTERPRET": "1", "HRNET_FAST_IMPL": "triton"},
+        [sys.executable, "-c", TRITON_TACTICS],
+        env={**os.environ, "TRITON_INTERPRET": "1", "HRNET_FAST_IMPL": "triton"},
         capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

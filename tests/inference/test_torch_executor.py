@@ -1,4 +1,4 @@
-"""Plans on the library's operators against the interpreter: all dtypes of the machine, every way of a convolution."""
+"""The torch executor against the evaluator: all dtypes of the machine, every tactic of a convolution."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hrnet_fast.errors import ImplementationError, InputError
 from hrnet_fast.inference.execution.arena import adoptable
 from hrnet_fast.inference.execution.autotuner import Autotuner
-from hrnet_fast.inference.execution.evaluator import interpret
+from hrnet_fast.inference.execution.evaluator import evaluate
 from hrnet_fast.inference.execution.tactics import TACTICS
 from hrnet_fast.inference.execution.torch_executor import TorchExecutor
 from hrnet_fast.inference.planning.lowering import make_plan
@@ -22,18 +22,18 @@ from hrnet_fast.measure import operator_calls, peak_activations
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-# Distance to the interpreter in the same dtype: fused steps round once where it rounds between additions.
+# Distance to the evaluator in the same dtype: fused steps round once where it rounds between additions.
 BOUNDS = {torch.float64: 1e-10, torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
-def executor(case: tuple[Any, Any, Tensor], way: str = "library", **options: Any) -> TorchExecutor:
+def executor(case: tuple[Any, Any, Tensor], tactic: str = "library", **options: Any) -> TorchExecutor:
     plan, tensors, _ = case
-    return TorchExecutor(plan, tensors, "cpu", chooser=Autotuner(CPU, plan.dtype, way), **options)
+    return TorchExecutor(plan, tensors, "cpu", autotuner=Autotuner(CPU, plan.dtype, tactic), **options)
 
 
-def assert_equals_interpreter(made: Any, case: tuple[Any, Any, Tensor]) -> None:
+def assert_equals_evaluator(made: Any, case: tuple[Any, Any, Tensor]) -> None:
     plan, tensors, x = case
-    expected = interpret(plan, tensors, x)
+    expected = evaluate(plan, tensors, x)
     assert type(made) is type(expected)
     for actual, right in zip(maps(made), maps(expected), strict=True):
         assert actual.dtype == right.dtype
@@ -42,13 +42,13 @@ def assert_equals_interpreter(made: Any, case: tuple[Any, Any, Tensor]) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head", ALL_HEADS)
-def test_equals_the_interpreter(head: str, dtype: torch.dtype) -> None:
+def test_equals_the_evaluator(head: str, dtype: torch.dtype) -> None:
     case = tiny_case(head, dtype)
     # oneDNN's own operators have two of the dtypes.
-    for way in ("library", "onednn") if dtype in (torch.float32, torch.bfloat16) else ("library",):
-        run = executor(case, way)
-        assert_equals_interpreter(run(case[2]), case)
-        assert_equals_interpreter(run(case[2]), case)  # over the last call's maps
+    for tactic in ("library", "onednn") if dtype in (torch.float32, torch.bfloat16) else ("library",):
+        run = executor(case, tactic)
+        assert_equals_evaluator(run(case[2]), case)
+        assert_equals_evaluator(run(case[2]), case)  # over the last call's maps
 
 
 # test_plan compares all golden networks' plans with their figures; here, one of each kind of head.
@@ -56,15 +56,15 @@ def test_equals_the_interpreter(head: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", ["official_pose_w32", "timm_hrnet_w18_features", "mmdet_w32", "mmseg_w18"])
 def test_golden_networks(name: str) -> None:
     case = golden_case(name, torch.float64)
-    assert_equals_interpreter(executor(case)(case[2]), case)
+    assert_equals_evaluator(executor(case)(case[2]), case)
 
 
 @pytest.mark.parametrize("batch", [0, 3])
 def test_batches(batch: int) -> None:
     plan, tensors, x = case = tiny_case("v2", torch.float32, batch, 65, 97)
-    for way in ("library", "onednn"):
-        made = executor(case, way)(x)
-        expected = interpret(plan, tensors, x)
+    for tactic in ("library", "onednn"):
+        made = executor(case, tactic)(x)
+        expected = evaluate(plan, tensors, x)
         assert made.shape == expected.shape
         torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
 
@@ -72,14 +72,14 @@ def test_batches(batch: int) -> None:
 def test_without_a_fast_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     case = tiny_case("v2", torch.float32)
     monkeypatch.setenv("HRNET_FAST_IMPL", "reference")
-    assert_equals_interpreter(executor(case)(case[2]), case)
+    assert_equals_evaluator(executor(case)(case[2]), case)
 
 
 def test_images_of_bytes() -> None:
     plan, tensors, _ = tiny_case("v1", torch.float64)
     images = torch.randint(0, 256, (1, 64, 96, 3), dtype=torch.uint8)
     plan = plan.with_images((0.1, 0.2, 0.3), (-1.0, 0.0, 1.0))
-    assert_equals_interpreter(executor((plan, tensors, images))(images), (plan, tensors, images))
+    assert_equals_evaluator(executor((plan, tensors, images))(images), (plan, tensors, images))
 
 
 def test_outputs_are_new() -> None:
@@ -132,24 +132,24 @@ def test_odd_surroundings() -> None:
     assert_same(inside, cast)
     assert_same(inside, run(x))
     assert not outside.requires_grad
-    assert_equals_interpreter(inside, case)
+    assert_equals_evaluator(inside, case)
 
 
-@pytest.mark.parametrize("way", ["library", "onednn"])
-def test_refresh_writes_into_the_same_storage(way: str) -> None:
+@pytest.mark.parametrize("tactic", ["library", "onednn"])
+def test_refresh_writes_into_the_same_storage(tactic: str) -> None:
     model, x = tiny("ocr"), image()
     plan = make_plan(model, tuple(x.shape), torch.float32)
-    run = executor((plan, tensors_of(model), x), way)
+    run = executor((plan, tensors_of(model), x), tactic)
     before = run(x)
     places = [(f.weight.data_ptr(), f.bias.data_ptr()) for f in run.weights._folded.values()]
-    names = {k: t.data_ptr() for k, t in run._named.items()}
+    names = {k: t.data_ptr() for k, t in run._state.items()}
     enliven(model, seed=5)
     for a, b in zip(maps(run(x)), maps(before), strict=True):
         assert torch.equal(a, b)  # the model's own tensors are not what is read
     run.refresh(tensors_of(model))
     assert places == [(f.weight.data_ptr(), f.bias.data_ptr()) for f in run.weights._folded.values()]
-    assert names == {k: t.data_ptr() for k, t in run._named.items()}
-    assert_equals_interpreter(run(x), (plan, tensors_of(model), x))
+    assert names == {k: t.data_ptr() for k, t in run._state.items()}
+    assert_equals_evaluator(run(x), (plan, tensors_of(model), x))
 
 
 def test_threads_take_turns() -> None:
@@ -191,44 +191,44 @@ def test_profile_and_describe() -> None:
 
 def test_measured_choices_are_shared_and_remembered() -> None:
     plan, tensors, x = case = tiny_case("v1", torch.float32)
-    chooser = Autotuner(CPU, torch.float32)
-    run = TorchExecutor(plan, tensors, "cpu", chooser=chooser)
-    assert_equals_interpreter(run(x), case)
-    assert all(set(c.seconds) == {"onednn", "library"} for c in chooser.choices.values())
+    autotuner = Autotuner(CPU, torch.float32)
+    run = TorchExecutor(plan, tensors, "cpu", autotuner=autotuner)
+    assert_equals_evaluator(run(x), case)
+    assert all(set(c.seconds) == {"onednn", "library"} for c in autotuner.results.values())
     again = TorchExecutor(plan, tensors, "cpu")
-    assert all(c.from_cache for c in again.chooser.choices.values())
-    assert any("remembered" in line for line in again.describe())
-    spent = TorchExecutor(plan, tensors, "cpu", chooser=Autotuner(CPU, torch.float32, budget=0.0))
+    assert all(c.from_cache for c in again.autotuner.results.values())
+    assert any("from the cache" in line for line in again.describe())
+    spent = TorchExecutor(plan, tensors, "cpu", autotuner=Autotuner(CPU, torch.float32, budget=0.0))
     assert any("the time for measuring was spent" in line for line in spent.describe())
-    with pytest.raises(ImplementationError, match="no way of a convolution"):
+    with pytest.raises(ImplementationError, match="is no tactic"):
         Autotuner(CPU, torch.float32, prefer="magic")
 
 
-def test_a_way_that_computes_something_else_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    way = TACTICS["onednn"]
-    right = type(way).run
-    monkeypatch.setattr(type(way), "run", lambda self, *args: right(self, *args) * 1.01)
+def test_a_tactic_that_computes_something_else_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    tactic = TACTICS["onednn"]
+    right = type(tactic).run
+    monkeypatch.setattr(type(tactic), "run", lambda self, *args: right(self, *args) * 1.01)
     plan, tensors, x = case = tiny_case("v1", torch.float32)
     run = TorchExecutor(plan, tensors, "cpu")
-    assert_equals_interpreter(run(x), case)
-    assert all(c.winner == "library" for c in run.chooser.choices.values())
-    assert all("differs" in c.reasons["onednn"] for c in run.chooser.choices.values())
+    assert_equals_evaluator(run(x), case)
+    assert all(c.winner == "library" for c in run.autotuner.results.values())
+    assert all("differs" in c.reasons["onednn"] for c in run.autotuner.results.values())
 
 
 @pytest.mark.parametrize("head", ["v1", "v2", "ocr", "cii"])
 def test_grouped_branches(head: str, grouped: list[int]) -> None:
     case = tiny_case(head, torch.float64)
     run = executor(case, grouped=True)
-    assert_equals_interpreter(run(case[2]), case)
+    assert_equals_evaluator(run(case[2]), case)
     assert max(grouped) == 4
-    assert sum(grouped) >= sum(len(group) for group in case[0].groups()) - len(case[0].groups())
-    assert len(run.units) < len(case[0].steps)
+    assert sum(grouped) >= sum(len(group) for group in case[0].parallel_convs()) - len(case[0].parallel_convs())
+    assert len(run.groups) < len(case[0].steps)
     assert sorted(i for i, _ in run.profile(case[2], rounds=1)) == list(range(len(case[0].steps)))
 
 
-@pytest.mark.parametrize("way", ["library", "onednn"])
-def test_half_precision_over_one_column(way: str) -> None:
+@pytest.mark.parametrize("tactic", ["library", "onednn"])
+def test_half_precision_over_one_column(tactic: str) -> None:
     """Where the library's own convolution in bfloat16 is wrong."""
     model, x = nn.Sequential(nn.Conv2d(16, 32, 3, 2, 1)).eval(), torch.randn(1, 16, 20, 2)
     plan = make_plan(model, tuple(x.shape), torch.bfloat16)
-    assert relative_l2(executor((plan, tensors_of(model), x), way)(x), model(x)) < 0.02
+    assert relative_l2(executor((plan, tensors_of(model), x), tactic)(x), model(x)) < 0.02

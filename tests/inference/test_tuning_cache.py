@@ -1,4 +1,4 @@
-"""Choices: what wins, what is remembered, and that no cache, however broken, is ever in the way."""
+"""Measurements: what wins, what is stored, and that no cache, however broken, is an error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from simulated_time import simulate_time
 
 from hrnet_fast.errors import ImplementationError
 from hrnet_fast.inference.execution import tuning_cache
-from hrnet_fast.inference.execution.tuning_cache import Choice, fastest, key_for
+from hrnet_fast.inference.execution.candidate_timing import fastest
+from hrnet_fast.inference.execution.tuning_cache import TuningResult, key_for
 
 CPU = torch.device("cpu")
 
@@ -59,7 +60,7 @@ def test_the_fastest_wins_and_is_remembered(folder: Path) -> None:
     second = fastest("key", again, rounds=3)
     assert (second.winner, second.seconds, second.from_cache) == ("fast", first.seconds, True)
     assert [c.calls for c in again.values()] == [0, 0]
-    assert json.loads((folder / "tuning_cache.json").read_text())["choices"]["key"]["winner"] == "fast"
+    assert json.loads((folder / "tuning_cache.json").read_text())["results"]["key"]["winner"] == "fast"
     assert [path.name for path in folder.iterdir()] == ["tuning_cache.json"]
 
 
@@ -75,7 +76,7 @@ def test_a_candidate_that_raises_is_left_out() -> None:
     assert "no such kernel" in found.reasons["broken"]
     assert "broken: RuntimeError: no such kernel" in str(found)
     assert str(found).startswith("fast ")
-    assert str(fastest("key", {"broken": broken, **pair()})).endswith("remembered")
+    assert str(fastest("key", {"broken": broken, **pair()})).endswith("from the cache")
 
 
 def test_a_candidate_that_breaks_later_is_left_out() -> None:
@@ -98,7 +99,7 @@ def test_none_runs() -> None:
 
 def test_one_candidate_is_not_measured(folder: Path) -> None:
     only = Sleeper(0)
-    assert fastest("key", {"only": only}) == Choice("key", "only")
+    assert fastest("key", {"only": only}) == TuningResult("key", "only")
     assert only.calls == 1
     assert not folder.exists()
 
@@ -118,11 +119,11 @@ def test_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "\0", '{"format": 1}', '{"format": 1, "choices": 3}', '{"format": 99, "choices": {}}',
-     '{"format": 1, "choices": {"key": 7}}',
-     '{"format": 1, "choices": {"key": {"winner": "gone", "seconds": {"slow": 1, "fast": 2}, "reasons": {}}}}',
-     '{"format": 1, "choices": {"key": {"winner": ["fast"], "seconds": {"slow": 1, "fast": 2}, "reasons": {}}}}',
-     '{"format": 1, "choices": {"key": {"winner": "fast", "seconds": {"fast": "x"}, "reasons": {}}}}'],
+    ["", "{", "[]", "\0", '{"format": 2}', '{"format": 2, "results": 3}', '{"format": 99, "results": {}}',
+     '{"format": 2, "results": {"key": 7}}',
+     '{"format": 2, "results": {"key": {"winner": "gone", "seconds": {"slow": 1, "fast": 2}, "reasons": {}}}}',
+     '{"format": 2, "results": {"key": {"winner": ["fast"], "seconds": {"slow": 1, "fast": 2}, "reasons": {}}}}',
+     '{"format": 2, "results": {"key": {"winner": "fast", "seconds": {"fast": "x"}, "reasons": {}}}}'],
 )  # fmt: skip
 def test_an_unreadable_cache_is_measured_over(folder: Path, content: str) -> None:
     folder.mkdir()
@@ -147,7 +148,7 @@ def test_what_others_wrote_stays(folder: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    kept = json.loads((folder / "tuning_cache.json").read_text())["choices"]
+    kept = json.loads((folder / "tuning_cache.json").read_text())["results"]
     assert set(kept) == {"theirs", *(f"ours{k}" for k in range(8))}
 
 

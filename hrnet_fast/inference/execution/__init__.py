@@ -1,1 +1,1 @@
-"""Plans carried out: one C++ program, PyTorch's operators, or a CUDA graph; and the interpreter, their oracle."""
+"""Execution: plans run by one C++ program, PyTorch's operators or a CUDA graph; and the evaluator, their oracle."""

@@ -1,20 +1,21 @@
-"""Where a plan's maps lie: channels-last views of one static arena, and those that hold what the library returned.
+"""The arena: channels-last buffers at fixed addresses, which a captured graph replays on, and adopted tensors.
 
-Static addresses are what a captured graph replays on.
+A buffer that only operators with new results write adopts these results instead of having a place in the arena.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hrnet_fast.inference.buffer_assignment import Interval, assign_offsets
-from hrnet_fast.inference.plan import Plan, View, writes
+from hrnet_fast.inference.plan import Plan
+from hrnet_fast.inference.steps import View, writes
 
-ALIGNMENT = 256  # bytes: the widest that a GPU's loads and its allocator know
+ALIGNMENT = 256  # bytes, as CUDA's allocator aligns
 
 
 @dataclass(frozen=True)
@@ -22,22 +23,31 @@ class ArenaLayout:
     """Places of a plan's buffers.
 
     Attributes:
-        offsets: in bytes, into the arena; None for an adopted buffer, which has no place of its own.
-        bytes: of the arena.
+        offsets: into the arena, in bytes; None for a buffer without a place, which adopts tensors or is not used.
+        bytes: size of the arena.
     """
 
     offsets: tuple[int | None, ...]
     bytes: int
 
 
-def arena_layout(plan: Plan, adopted: Collection[int] = ()) -> ArenaLayout:
-    """Return places for all buffers but the `adopted` ones."""
-    static = [k for k in range(len(plan.buffers)) if k not in adopted]
+def arena_layout(
+    plan: Plan, adopted: Collection[int] = (), lifetimes: Mapping[int, tuple[int, int]] | None = None
+) -> ArenaLayout:
+    """Return places for all buffers except `adopted` ones.
+
+    Args:
+        plan: the plan.
+        adopted: buffers without a place.
+        lifetimes: first and last wave of the buffers that are used; None is the plan's.
+    """
+    if lifetimes is None:
+        lifetimes = {k: (b.first, b.last) for k, b in enumerate(plan.buffers)}
+    static = [k for k in range(len(plan.buffers)) if k not in adopted and k in lifetimes]
     size = plan.dtype.itemsize
-    lives = [plan.buffers[k] for k in static]
-    # assign_offsets aligns to what it is given: sizes that are multiples give offsets that are.
+    # Offsets are sums of sizes, so sizes are rounded up to the alignment.
     places, total = assign_offsets(
-        [Interval(-(-b.elements * size // ALIGNMENT) * ALIGNMENT, b.first, b.last) for b in lives]
+        [Interval(-(-plan.buffers[k].elements * size // ALIGNMENT) * ALIGNMENT, *lifetimes[k]) for k in static]
     )
     offsets: list[int | None] = [None] * len(plan.buffers)
     for k, place in zip(static, places, strict=True):
@@ -46,7 +56,7 @@ def arena_layout(plan: Plan, adopted: Collection[int] = ()) -> ArenaLayout:
 
 
 def adoptable(plan: Plan) -> set[int]:
-    """Return the buffers that every write fills: there, a tensor that the library returned can be the buffer."""
+    """Return the buffers that every step writes as a whole, so that a result can become the buffer."""
     partial = {
         view.buffer
         for step in plan.steps
@@ -78,19 +88,23 @@ class ArenaMaps:
         return buffer if view.channels == buffer.shape[1] else buffer.narrow(1, view.offset, view.channels)
 
     def adopts(self, view: View) -> bool:
-        """Whether the view's buffer has no place, and holds what it is given."""
+        """Whether the view's buffer adopts tensors."""
         return self.layout.offsets[view.buffer] is None
 
     def put(self, view: View, result: Tensor) -> None:
-        """Let `result` be the view's map: adopted where the buffer is, copied where it has a place."""
+        """Make `result` the view's map: the buffer adopts it, or it is copied to the buffer's place."""
         if self.adopts(view):
-            # Operators may return any layout; the steps behind expect one.
+            # Operators may return any layout; steps expect channels-last.
             self._adopt(view, result.contiguous(memory_format=torch.channels_last))
         else:
             self[view].copy_(result)
 
+    def write(self, view: View, source: Tensor) -> None:
+        """Copy `source` to the view, in the dtype of the maps."""
+        self.target(view).copy_(source)
+
     def target(self, view: View) -> Tensor:
-        """Return the map to write a result to: the view, or new memory that the buffer adopts."""
+        """Return memory to write a result to: the view, or a new tensor that the buffer adopts."""
         if self.adopts(view):
             like = {"dtype": self.plan.dtype, "device": self.arena.device}
             shape = self.plan.shape(view)
@@ -103,10 +117,10 @@ class ArenaMaps:
             self._kept.append(tensor)
 
     def release(self, buffer: int) -> None:
-        """Let go of an adopted tensor."""
+        """Drop the tensor of an adopting buffer."""
         if self.layout.offsets[buffer] is None:
             self._buffers[buffer] = None
 
     def keeping(self, keep: bool) -> None:
-        """From now on keep adopted tensors even when others take their place, or not; those kept so far go."""
+        """Set whether adopted tensors are kept when others replace them. Drops those that are kept so far."""
         self._kept = [] if keep else None

@@ -1,103 +1,149 @@
-"""Which way computes a convolution step: measured once for every geometry, remembered, and proven before it counts.
+"""The autotuner: which tactic computes a convolution step, and which sums are fused with their 1x1 convolutions.
 
-All ways compute the same: one that differs from the library's plain convolution by more than rounding is left out.
+Each geometry is measured once. A candidate whose result differs from PyTorch's by more than rounding is rejected.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hrnet_fast.errors import ImplementationError
+from hrnet_fast.inference.execution.candidate_timing import fastest
 from hrnet_fast.inference.execution.cuda_graph import graphed
-from hrnet_fast.inference.execution.tactics import TACTICS, Geometry, Library, Tactic
-from hrnet_fast.inference.execution.tuning_cache import Choice, fastest, key_for
-from hrnet_fast.inference.execution.weight_store import FoldedWeight
+from hrnet_fast.inference.execution.fused_sum_trial import FUSED, SumFusionTrial, describe_fusion
+from hrnet_fast.inference.execution.sum_fusion import SumFusion
+from hrnet_fast.inference.execution.tactics import TACTICS, Geometry, Library, Tactic, operator_unsupported_reason
+from hrnet_fast.inference.execution.tuning_cache import TuningResult, key_for
+from hrnet_fast.inference.execution.weight_store import FoldedWeight, WeightStore
+from hrnet_fast.inference.plan import Plan
 
 # Relative L2 distance between two right results: rounding of the inputs, the sums and the result.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 _TF32 = 4e-3
 
+Results = Sequence[Tensor]
+
 
 class Autotuner:
-    """Chooses ways for one device and dtype, once for each geometry.
+    """Chooses tactics for one device and dtype.
 
     Args:
         device, dtype: of the maps.
-        prefer: name of the way to take wherever it applies, unmeasured; None measures.
-        budget: seconds of measuring altogether; geometries that come later take the first way that applies.
+        prefer: a tactic to take wherever it applies, without measuring; None measures.
+        budget: seconds for all measurements. When it is spent, convolutions are PyTorch's and sums are not fused.
+
+    Attributes:
+        results: by geometry of a convolution, or description of a fusion.
+
+    Raises:
+        ImplementationError: `prefer` is no tactic.
     """
 
     def __init__(
-        self,
-        device: torch.device,
-        dtype: torch.dtype,
-        prefer: str | None = None,
-        budget: float = 10.0,
+        self, device: torch.device, dtype: torch.dtype, prefer: str | None = None, budget: float = 10.0
     ) -> None:
-        if prefer is not None and prefer not in TACTICS:
-            raise ImplementationError(f"{prefer!r} is no way of a convolution; there are {', '.join(TACTICS)}.")
+        if prefer is not None and prefer not in (*TACTICS, FUSED):
+            raise ImplementationError(f"{prefer!r} is no tactic; accepted are {', '.join((*TACTICS, FUSED))}.")
         self.device, self.dtype, self.prefer, self.budget = device, dtype, prefer, budget
-        self.choices: dict[Geometry, Choice] = {}
+        self.results: dict[Geometry | str, TuningResult] = {}
 
-    def way(self, g: Geometry, weights: FoldedWeight) -> Tactic:
-        """Return the way for a geometry. `weights` are what it would run with."""
-        if g not in self.choices:
-            self.choices[g] = self._choose(g, weights)
-        return TACTICS[self.choices[g].winner]
+    def tactic(self, g: Geometry, weights: FoldedWeight) -> Tactic:
+        """Return the tactic for a convolution's geometry. It is measured with `weights`."""
+        if g not in self.results:
+            self.results[g] = self._choose(g, weights)
+        return TACTICS[self.results[g].winner]
 
-    def _choose(self, g: Geometry, weights: FoldedWeight) -> Choice:
-        able = [name for name, way in TACTICS.items() if way.unsupported_reason(g, self.device, self.dtype) is None]
+    @property
+    def fuses_sums(self) -> bool:
+        """Whether any sums may be fused."""
+        if self.prefer is not None:
+            return self.prefer == FUSED
+        return operator_unsupported_reason(FUSED, self.device, self.dtype) is None
+
+    def fuses(self, plan: Plan, fusion: SumFusion, weights: WeightStore) -> bool:
+        """Return whether the sums of `fusion` are faster together with their 1x1 convolutions."""
+        if not self.fuses_sums or plan.input_shape[0] == 0:
+            return False
+        if self.prefer is not None:
+            return True
+        name = describe_fusion(plan, fusion)
+        if name not in self.results:
+            if self.budget <= 0:
+                return False
+            trial = SumFusionTrial(plan, fusion, weights, self.tactic, self.random_map)
+            separate, fused = (_Candidate(self, run, run, trial.separate) for run in (trial.separate, trial.fused))
+            self.results[name] = self._measured(name, {"separate": separate, FUSED: fused})
+        return self.results[name].winner == FUSED
+
+    def _choose(self, g: Geometry, weights: FoldedWeight) -> TuningResult:
+        able = [name for name, t in TACTICS.items() if t.unsupported_reason(g, self.device, self.dtype) is None]
         if self.prefer is not None or 0 in g.out:
-            return Choice(str(g), self.prefer if self.prefer in able else Library.name)
+            return TuningResult(str(g), self.prefer if self.prefer in able else Library.name)
         if len(able) == 1:
-            return Choice(str(g), able[0])
+            return TuningResult(str(g), able[0])
         if self.budget <= 0:
-            # Unproven, only the library's own way is sure to be right.
-            return Choice(str(g), Library.name, reasons={"others": "not measured, the time for measuring was spent"})
+            # Without a comparison, only PyTorch's own convolution is known to be right.
+            reason = "not measured, the time for measuring was spent"
+            return TuningResult(str(g), Library.name, reasons={"others": reason})
+        return self._measured(f"convolution {g}", self._candidates(g, weights, able))
+
+    def _measured(self, what: str, candidates: Mapping[str, Callable[[], Any]]) -> TuningResult:
         tf32 = self.device.type == "cuda" and _tf32()
-        key = key_for(f"convolution {g}", f"tf32={tf32}", device=self.device, dtype=self.dtype)
+        key = key_for(what, f"tf32={tf32}", device=self.device, dtype=self.dtype)
         start = time.perf_counter()
         try:
-            return fastest(key, self._candidates(g, weights, able), time=0.2, device=self.device)
+            return fastest(key, candidates, time=0.2, device=self.device)
         finally:
             self.budget -= time.perf_counter() - start
 
     def _candidates(self, g: Geometry, weights: FoldedWeight, able: list[str]) -> Mapping[str, Callable[[], Any]]:
-        """Calls of each way on random maps with the step's own strides, copies into place included."""
-        made: list[tuple[Tensor, Tensor, Tensor]] = []
+        """Return calls of each tactic on random maps with the step's strides, with copies to the result's place."""
+        made: list[Tensor] = []
 
-        def maps() -> tuple[Tensor, Tensor, Tensor]:  # lazily: what is remembered needs none
+        def maps() -> list[Tensor]:  # a result from the cache needs none
             if not made:
-                x = self._map(g.source, g.pitches[0])
-                made.append((x, self._map(g.out, g.out[1]), self._map(g.out, g.pitches[1])))
-            return made[0]
+                made.append(self.random_map(g.source, g.pitches[0]))
+                made.extend(self.random_map(g.out, pitch) for pitch in (g.out[1], g.pitches[1]))
+            return made
 
-        def call(way: Tactic) -> None:
+        def call(tactic: Tactic) -> None:
             x, residual, out = maps()
-            place = None if g.adoptable and way.fresh(g) else out
-            before = (out if g.over else residual) if g.residual else None
-            result = way.run(g, weights, x, before, place)
+            place = None if g.adoptable and tactic.fresh(g) else out
+            added = (out if g.over else residual) if g.residual else None
+            result = tactic.run(g, weights, x, added, place)
             if place is not None and result is not place:
                 place.copy_(result)
 
-        return {name: _Candidate(self, TACTICS[name], call, maps, g, weights) for name in able}
+        def result(tactic: Tactic) -> Results:
+            x, residual, _ = maps()
+            return [tactic.run(g, weights, x, residual.clone() if g.residual else None, None)]
 
-    def _map(self, shape: tuple[int, int, int, int], pitch: int) -> Tensor:
+        return {
+            name: _Candidate(
+                self, lambda t=TACTICS[name]: call(t), lambda t=TACTICS[name]: result(t),  # type: ignore[misc]
+                lambda: result(TACTICS[Library.name]),
+            )
+            for name in able
+        }  # fmt: skip
+
+    def random_map(self, shape: tuple[int, int, int, int], pitch: int) -> Tensor:
+        """Return the first channels of a random channels-last map with `pitch` channels."""
         n, c, h, w = shape
         whole = torch.randn(n, h, w, pitch, device=self.device).to(self.dtype)
         return whole.permute(0, 3, 1, 2)[:, :c]
 
     def timed(self, call: Callable[[], Any]) -> Callable[[], Any]:
-        """Return what is timed of a call: on CUDA, a graph of several, as launches take longer than small kernels."""
+        """Return what is timed of a call: on CUDA a graph of several, as a launch takes longer than a small kernel."""
         return graphed(self.device, call) if self.device.type == "cuda" else call
 
     @property
     def tolerance(self) -> float:
+        """Accepted relative L2 distance to PyTorch's result."""
         tf32 = self.device.type == "cuda" and self.dtype == torch.float32 and _tf32()
         return _TF32 if tf32 else TOLERANCES[self.dtype]
 
@@ -109,31 +155,28 @@ def _tf32() -> bool:
 
 
 class _Candidate:
-    """A way as it is timed: its first call proves that it computes the same as the library."""
+    """A call to be timed. Its first call compares its results with the expected ones."""
 
     def __init__(
         self,
-        chooser: Autotuner,
-        way: Tactic,
-        call: Callable[[Tactic], None],
-        maps: Callable[[], tuple[Tensor, Tensor, Tensor]],
-        g: Geometry,
-        weights: FoldedWeight,
+        autotuner: Autotuner,
+        call: Callable[[], Any],
+        results: Callable[[], Results],
+        expected: Callable[[], Results],
     ) -> None:
-        self._chooser, self._way, self._plain, self._maps, self._g, self._weights = chooser, way, call, maps, g, weights
-        self._ready: Callable[[], Any] | None = None
+        self._autotuner, self._call, self._results, self._expected = autotuner, call, results, expected
+        self._timed: Callable[[], Any] | None = None
 
     def __call__(self) -> None:
-        if self._ready is None:
-            self._prove()
-            self._ready = self._chooser.timed(lambda: self._plain(self._way))
-        self._ready()
+        if self._timed is None:
+            self._check()
+            self._timed = self._autotuner.timed(self._call)
+        self._timed()
 
-    def _prove(self) -> None:
-        x, residual, _ = self._maps()
-        given = [residual.clone() if self._g.residual else None for _ in range(2)]
-        expected = TACTICS[Library.name].run(self._g, self._weights, x, given[0], None).double()
-        actual = self._way.run(self._g, self._weights, x, given[1], None).double()
-        error = ((actual - expected).norm() / expected.norm().clamp_min(1e-30)).item()
-        if not error <= self._chooser.tolerance:
-            raise ImplementationError(f"differs from the library's result by {error:.1e}")
+    def _check(self) -> None:
+        """Raise ImplementationError where a result differs by more than rounding."""
+        for result, wanted in zip(self._results(), self._expected(), strict=True):
+            expected = wanted.double()
+            error = ((result.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+            if not error <= self._autotuner.tolerance:
+                raise ImplementationError(f"differs from the library's result by {error:.1e}")

@@ -1,6 +1,6 @@
-"""Plans on CPUs: every run of steps between two calls is one C++ program, carried out by a team of threads.
+"""The CPU executor: the steps between two calls are one C++ program, which a team of threads runs.
 
-The threads pass from wave to wave without leaving their parallel region: a network is one, not three hundred.
+The threads go from wave to wave inside one parallel region.
 """
 
 from __future__ import annotations
@@ -14,38 +14,37 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from hrnet_fast.implementations import build_info
-from hrnet_fast.inference.arguments import as_calls_read_it, calls_read_input, fill_in, named_leaves, own_copy
 from hrnet_fast.inference.buffer_assignment import Interval, assign_offsets
-from hrnet_fast.inference.plan import (
+from hrnet_fast.inference.plan import Plan
+from hrnet_fast.inference.slots import Slots, normalization_tensors, own_copy, state_names
+from hrnet_fast.inference.steps import (
     CallStep,
     ConvStep,
     ExportStep,
     ImportStep,
-    Plan,
     PoolStep,
     Step,
     SumStep,
     View,
-    slot_leaves,
+    slot_reads,
 )
 from hrnet_fast.inference.weights import WeightSpec
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-_READ = (torch.float32, torch.bfloat16, torch.float16)  # what programs read and write, besides images of bytes
+_READ = (torch.float32, torch.bfloat16, torch.float16)  # dtypes of programs' inputs and outputs, besides bytes
 
 
 def available() -> bool:
-    """Whether the compiled extension with the executor is there."""
+    """Whether the compiled extension was built with the CPU program."""
     return "convolutions" in (build_info() or {})
 
 
 def wins(dtype: torch.dtype) -> bool:
-    """Whether the executor has a convolution kernel for this processor in `dtype`.
+    """Whether the CPU program has a convolution kernel for this processor in `dtype`.
 
-    Its portable kernel is for tests and for processors that no other kernel knows: there oneDNN's are faster.
+    Its portable kernel is slower than oneDNN's and serves tests.
     """
     if dtype not in DTYPES or not available():
         return False
@@ -56,7 +55,7 @@ def wins(dtype: torch.dtype) -> bool:
 
 @dataclass(frozen=True)
 class _Packing:
-    """What decides how a weight lies in memory."""
+    """What decides the format of a packed weight."""
 
     weight: WeightSpec
     stride: int
@@ -65,7 +64,7 @@ class _Packing:
 
 
 class Arenas:
-    """Memory for maps: one arena for each call that runs at the same time, as large as the largest of them needed."""
+    """Memory for maps: one arena for each concurrent call, as large as the largest call needed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -73,12 +72,11 @@ class Arenas:
 
     @contextlib.contextmanager
     def lent(self, size: int) -> Iterator[Tensor]:
-        """Lend at least `size` bytes, with whatever is in them."""
+        """Yield at least `size` bytes of uninitialised memory."""
         with self._lock:
             arena = self._spare.pop() if self._spare else None
         if arena is None or arena.numel() < size:
-            del arena  # before there is a larger one in its place
-            # On the CPU, whatever the caller's default device is.
+            del arena  # frees memory before the larger one is allocated
             arena = torch.empty(size, dtype=torch.uint8, device="cpu")
         try:
             yield arena
@@ -88,7 +86,7 @@ class Arenas:
 
 
 class PackedWeights:
-    """Weights as the convolution kernels read them, and memory for maps: what executors of all shapes share."""
+    """Weights packed for the convolution kernels, and memory for maps, shared by the executors of all input shapes."""
 
     def __init__(self, dtype: torch.dtype, tensors: Mapping[str, Tensor]) -> None:
         self.dtype = dtype
@@ -108,13 +106,13 @@ class PackedWeights:
         return self._packed[packing]
 
     def named(self, name: str) -> Tensor:
-        """A tensor that calls use, as it was when weights were read."""
+        """Return a copy of a tensor that calls read, from when weights were read."""
         if name not in self._named:
             self._named[name] = _own(self._tensors[name])
         return self._named[name]
 
     def refresh(self, tensors: Mapping[str, Tensor]) -> None:
-        """Pack new values in the place of the old ones, all of them or none. No call may run meanwhile."""
+        """Pack new values in place of the old ones, all or none. No call may run meanwhile."""
         named = {name: _own(tensors[name]) for name in self._named}
         made = [(packed, self._values(packing.weight, tensors)) for packing, packed in self._packed.items()]
         self._tensors, self._named = tensors, named
@@ -132,7 +130,7 @@ def _own(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Segment:
-    """Waves between two calls: a program, the slots it reads and those it makes (with their shapes)."""
+    """The waves between two calls: a program, the slots it reads, and the slots it writes with their shapes."""
 
     program: Any
     inputs: tuple[int, ...]
@@ -141,7 +139,7 @@ class _Segment:
 
 
 class CpuExecutor:
-    """Carries out a plan whose dtype is float32 or bfloat16; calls may come from several threads at once.
+    """Runs a plan whose dtype is float32 or bfloat16. Several threads may call it at once.
 
     Args:
         plan: the plan.
@@ -155,10 +153,8 @@ class CpuExecutor:
         sizes = [_map_bytes(plan, k) for k in range(len(plan.buffers))]
         lives = [Interval(size, b.first, b.last) for size, b in zip(sizes, plan.buffers, strict=True)]
         self._offsets, self._arena_bytes = assign_offsets(lives)
-        calls = [(step.args, step.kwargs) for step in plan.steps if isinstance(step, CallStep)]
-        self._called = {leaf.index for leaf in slot_leaves(calls)}
-        self._names = {leaf.name for leaf in named_leaves([*calls, plan.output])}
-        self._calls_read_input = calls_read_input(plan)
+        self._called = {slot for step in plan.steps if isinstance(step, CallStep) for slot in slot_reads(step)}
+        self._normalization = normalization_tensors(plan, torch.device("cpu"), torch.float32)
         self._segments: list[_Segment | int] = []  # or the number of a call
         pending: list[tuple[int, ...]] = []
         for wave in [*plan.waves, ()]:
@@ -173,22 +169,22 @@ class CpuExecutor:
         self.refresh()
 
     def ready(self) -> None:
-        """Nothing waits for a later call."""
+        """Do nothing: everything is prepared in the constructor."""
 
     @property
     def arena_bytes(self) -> int:
         return self._arena_bytes
 
     def refresh(self, tensors: Mapping[str, Tensor] | None = None) -> None:
-        """Take the tensors that calls use from the weights, which are refreshed by themselves, before."""
-        self._named = {name: self._weights.named(name) for name in self._names}
+        """Read the tensors that calls use from the shared weights, which have been refreshed before."""
+        self._state = {name: self._weights.named(name) for name in state_names(self.plan)}
 
     def __call__(self, x: Tensor, copy: bool = True) -> Any:
-        """Return the network's output for `x` of the plan's shape: new tensors, whatever `copy` says."""
+        """Return the network's output for `x` of the plan's shape, always in new tensors."""
         return self._run(x, None)
 
     def profile(self, x: Tensor) -> list[tuple[int, float]]:
-        """Return (step, seconds) of one call in which every step runs by itself."""
+        """Return (step, seconds) of one call, with every step timed by itself."""
         times: list[tuple[int, float]] = []
         self._run(x, times)
         return times
@@ -200,32 +196,25 @@ class CpuExecutor:
         return [f"one C++ program, {kernel} convolutions, {torch.get_num_threads()} threads"]
 
     def _run(self, x: Tensor, times: list[tuple[int, float]] | None) -> Any:
-        slots: list[Any] = [None] * self.plan.slots
-        slots[0] = x = x.resolve_neg()
-        # Whatever is called or returned sees the input as the model does; imports read what was given.
-        given = as_calls_read_it(self.plan, x, torch.float32) if self._calls_read_input else x
+        slots = Slots(self.plan, x.resolve_neg(), self._state, torch.float32, self._normalization)
         with torch.no_grad(), self._weights.arenas.lent(self._arena_bytes + 64) as arena:
             for segment in self._segments:
                 if isinstance(segment, int):
-                    self._call(segment, [given, *slots[1:]], slots, times)
+                    self._call(segment, slots, times)
                 else:
                     self._run_segment(segment, slots, arena, times)
-        return tree_map(self._as_outer, fill_in(self.plan.output, [given, *slots[1:]], self._named, torch.float32))
+        return slots.output(self.outer)
 
-    def _as_outer(self, leaf: Any) -> Any:
-        return leaf.to(self.outer) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-    def _call(self, number: int, given: list[Any], slots: list[Any], times: list[tuple[int, float]] | None) -> None:
+    def _call(self, number: int, slots: Slots, times: list[tuple[int, float]] | None) -> None:
         step = self.plan.steps[number]
         assert isinstance(step, CallStep)
         start = time.perf_counter()
-        args, kwargs = (fill_in(part, given, self._named, torch.float32) for part in (step.args, step.kwargs))
-        slots[step.slot] = step.function(*args, **kwargs)
+        slots.call(step)
         if times is not None:
             times.append((number, time.perf_counter() - start))
 
     def _run_segment(
-        self, segment: _Segment, slots: list[Any], arena: Tensor, times: list[tuple[int, float]] | None
+        self, segment: _Segment, slots: Slots, arena: Tensor, times: list[tuple[int, float]] | None
     ) -> None:
         outputs = [torch.empty(shape, dtype=self._slot_dtype(slot), device="cpu") for slot, shape in segment.outputs]
         inputs = [self._readable(slots[i], i) for i in segment.inputs]
@@ -239,7 +228,7 @@ class CpuExecutor:
             slots[slot] = tensor
 
     def _readable(self, tensor: Tensor, slot: int) -> Tensor:
-        """A tensor as programs read it. Bytes are the engine's images; those that a call made are numbers."""
+        """Return a tensor in a dtype that programs read. Bytes are images only where they are the engine's input."""
         image = slot == 0 and tensor.dtype == torch.uint8
         tensor = tensor if image or tensor.dtype in _READ else tensor.float()
         return tensor.resolve_neg()

@@ -1,166 +1,208 @@
-"""Plans in plain PyTorch, step by step: the oracle of every executor, and what runs where none does."""
+"""The functional evaluator of plans: the oracle of every executor, the exported module, and steps without a tactic."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map
 
-from hrnet_fast.inference.arguments import as_calls_read_it, calls_read_input, fill_in, named_leaves, own_copy
-from hrnet_fast.inference.plan import (
-    CallStep,
-    ConvStep,
-    ExportStep,
-    ImportStep,
-    Plan,
-    PoolStep,
-    Step,
-    SumStep,
-    SumTerm,
-    View,
-)
+from hrnet_fast.errors import InputError
+from hrnet_fast.inference.plan import Plan
+from hrnet_fast.inference.slots import Slots, copy_state, normalization_tensors, own_copy
+from hrnet_fast.inference.steps import ConvStep, ExportStep, ImportStep, PoolStep, SumStep, SumTerm, View
 from hrnet_fast.ops.common import wrong_in_bfloat16
 
+Size = tuple[int, int]
 
-def interpret(plan: Plan, tensors: Mapping[str, Tensor], x: Tensor, dtype: torch.dtype | None = None) -> Any:
-    """Return what `plan` computes on `x`, with maps of `dtype` (the plan's, if None) on the device of `x`.
+
+class Maps(Protocol):
+    """How steps read and write views."""
+
+    def __getitem__(self, view: View) -> Tensor:
+        """Return [n, view.channels, height, width]."""
+
+    def put(self, view: View, result: Tensor) -> None:
+        """Write a result, of which the view may keep the memory."""
+
+    def write(self, view: View, source: Tensor) -> None:
+        """Write a copy of `source`, in the dtype of the maps."""
+
+
+class Operators(Protocol):
+    """Convolutions and sums, which executors compute in different ways."""
+
+    def convolve(self, number: int, step: ConvStep) -> None:
+        """Compute a convolution step and write its result."""
+
+    def add(self, step: SumStep) -> None:
+        """Compute a sum step and write its result."""
+
+
+def run_step(plan: Plan, number: int, maps: Maps, slots: Slots, operators: Operators) -> None:
+    """Run one step of a plan: read views and slots, compute, and write the result."""
+    step = plan.steps[number]
+    if isinstance(step, ConvStep):
+        operators.convolve(number, step)
+    elif isinstance(step, SumStep):
+        operators.add(step)
+    elif isinstance(step, PoolStep):
+        maps.put(step.out, F.avg_pool2d(maps[step.source], step.size, step.size))
+    elif isinstance(step, ImportStep):
+        maps.write(step.out, slots[step.slot] if step.scale is None else slots.network_input())
+    elif isinstance(step, ExportStep):
+        source = maps[step.source]
+        slots[step.slot] = source.to(slots.dtype, copy=True, memory_format=torch.contiguous_format)
+    else:
+        slots.call(step)
+
+
+class FunctionalMaps:
+    """Views as the tensors that were written, by buffer and channel offset. Nothing is written in place.
+
+    Attributes:
+        sizes: present (height, width) of maps by their size in the plan.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.sizes: dict[Size, Size] = {}
+        self._plan = plan
+        self._parts: list[dict[int, Tensor]] = [{} for _ in plan.buffers]
+
+    def __getitem__(self, view: View) -> Tensor:
+        found = []
+        for offset, part in sorted(self._parts[view.buffer].items()):
+            begin = max(view.offset - offset, 0)
+            end = min(view.offset + view.channels - offset, part.shape[1])
+            if begin < end:
+                found.append(part if end - begin == part.shape[1] else part[:, begin:end])
+        return found[0] if len(found) == 1 else torch.cat(found, 1)
+
+    def put(self, view: View, result: Tensor) -> None:
+        parts = self._parts[view.buffer]
+        if view.channels == self._plan.buffers[view.buffer].channels:
+            parts.clear()
+        parts[view.offset] = result.to(self._plan.dtype)
+        self.sizes.setdefault(self._plan.shape(view)[2:], (result.shape[2], result.shape[3]))
+
+    write = put
+
+    def end_wave(self, wave: int) -> None:
+        """Drop buffers whose lifetime ends with a wave."""
+        for parts, buffer in zip(self._parts, self._plan.buffers, strict=True):
+            if buffer.last == wave:
+                parts.clear()
+
+
+# Returns the arguments by which ``interpolate`` brings a term to the size of its sum.
+ResizeRule = Callable[[Plan, SumStep, SumTerm, FunctionalMaps], dict[str, Any]]
+
+
+def to_planned_size(plan: Plan, step: SumStep, term: SumTerm, maps: FunctionalMaps) -> dict[str, Any]:
+    """Resize to the size that the plan has, a constant."""
+    return {"size": plan.shape(step.out)[2:]}
+
+
+def to_present_size(plan: Plan, step: SumStep, term: SumTerm, maps: FunctionalMaps) -> dict[str, Any]:
+    """Resize to the present size of the map that has the sum's size in the plan.
+
+    Raises:
+        InputError: there is no such map.
+    """
+    size = plan.shape(step.out)[2:]
+    if size not in maps.sizes:
+        raise InputError(f"a map is brought to {size[0]}x{size[1]}, which no map before it has.")
+    return {"size": maps.sizes[size]}
+
+
+def by_planned_factor(plan: Plan, step: SumStep, term: SumTerm, maps: FunctionalMaps) -> dict[str, Any]:
+    """Resize by the factor between the sizes in the plan; as :func:`to_present_size` where it is no integer."""
+    size, own = plan.shape(step.out)[2:], plan.shape(term.source)[2:]
+    factor = size[0] // own[0]
+    if size == (factor * own[0], factor * own[1]):
+        return {"scale_factor": float(factor)}
+    return to_present_size(plan, step, term, maps)
+
+
+class PlanEvaluator:
+    """Evaluates a plan with PyTorch's operators, out of place.
 
     Args:
-        plan: for inputs of the shape of `x`.
-        tensors: the model's parameters and buffers by name.
-        x: [N, C, H, W].
+        plan: the plan; its dtype is that of the maps.
+        weights: (weight, bias) of each of the plan's weights, in that dtype.
+        state: tensors that calls read, by name.
+        result: dtype of outputs; None is the maps', float32 at least.
+        resize: how terms of a sum are brought to its size.
     """
-    return Interpreter(plan, tensors, dtype or plan.dtype, x.device)(x)
-
-
-class Interpreter:
-    """Holds a plan's weights in `dtype` on `device`; a call carries the plan out. Outputs have the dtype `result`."""
 
     def __init__(
         self,
         plan: Plan,
-        tensors: Mapping[str, Tensor],
-        dtype: torch.dtype,
-        device: torch.device,
+        weights: Sequence[tuple[Tensor, Tensor]],
+        state: Mapping[str, Tensor],
         result: torch.dtype | None = None,
+        resize: ResizeRule = to_planned_size,
     ) -> None:
-        self.plan, self.dtype, self.device = plan, dtype, device
-        self._calls_read_input = calls_read_input(plan)
-        self.outer = torch.promote_types(dtype, torch.float32)  # of tensors that are no maps
-        self.result = result or self.outer
-        made = [spec.make(tensors) for spec in plan.weights]
-        self.weights = [(own_copy(w, device, dtype), own_copy(b, device, dtype)) for w, b in made]
-        self.named = {
-            leaf.name: own_copy(tensors[leaf.name], device, self.outer)
-            for leaf in named_leaves(
-                [*((s.args, s.kwargs) for s in plan.steps if isinstance(s, CallStep)), plan.output]
-            )
-        }
+        self._plan, self._weights, self._state, self._resize = plan, weights, state, resize
+        self._dtype = torch.promote_types(plan.dtype, torch.float32)  # of tensors outside the buffers
+        self._result = result or self._dtype
+        self._maps = FunctionalMaps(plan)
 
-    def __call__(self, x: Tensor, times: list[tuple[int, float]] | None = None) -> Any:
-        """Return the network's output; `times` collects (step, seconds)."""
-        buffers: list[Tensor | None] = [None] * len(self.plan.buffers)
-        slots: list[Any] = [None] * self.plan.slots
-        slots[0] = x
-        # Whatever is called or returned sees the input as the model does; imports read what was given.
-        read = as_calls_read_it(self.plan, x, self.outer) if self._calls_read_input else x
-        last = _last_uses(self.plan)
-        with torch.no_grad():
-            for k, wave in enumerate(self.plan.waves):
-                for i in wave:
-                    start = time.perf_counter()
-                    self._run(self.plan.steps[i], buffers, slots, read)
-                    if times is not None:
-                        times.append((i, time.perf_counter() - start))
-                for buffer in last.get(k, ()):
-                    buffers[buffer] = None
-        return tree_map(
-            lambda t: t.to(self.result) if isinstance(t, Tensor) and t.is_floating_point() else t,
-            fill_in(self.plan.output, [read, *slots[1:]], self.named, self.outer),
-        )
+    def __call__(self, x: Tensor) -> Any:
+        """Return the network's output for `x`, floating [N, C, H, W] or, for plans of images, bytes [N, H, W, C]."""
+        plan, maps = self._plan, FunctionalMaps(self._plan)
+        slots = Slots(plan, x, self._state, self._dtype, normalization_tensors(plan, x.device, self._dtype))
+        self._maps = maps
+        for k, wave in enumerate(plan.waves):
+            for number in wave:
+                run_step(plan, number, maps, slots, self)
+            maps.end_wave(k)
+        return slots.output(self._result)
 
-    def _run(self, step: Step, buffers: list[Tensor | None], slots: list[Any], given: Tensor) -> None:
-        def read(view: View) -> Tensor:
-            buffer = buffers[view.buffer]
-            assert buffer is not None
-            return buffer[:, view.offset : view.offset + view.channels]
-
-        if isinstance(step, ExportStep):
-            slots[step.slot] = read(step.source).to(self.outer, copy=True, memory_format=torch.contiguous_format)
-        elif isinstance(step, CallStep):
-            args, kwargs = (
-                fill_in(part, [given, *slots[1:]], self.named, self.outer) for part in (step.args, step.kwargs)
-            )
-            slots[step.slot] = step.function(*args, **kwargs)
-        else:
-            result = compute(self.plan, step, read, self.weights, slots, self.dtype)
-            size = self.plan.buffers[step.out.buffer]
-            if buffers[step.out.buffer] is None:
-                buffers[step.out.buffer] = torch.empty(
-                    (size.n, size.channels, size.height, size.width), dtype=self.dtype, device=self.device
-                ).to(memory_format=torch.channels_last)
-            out = read(step.out)
-            assert out.shape == result.shape  # copy_ would broadcast
-            out.copy_(result)
-
-
-Resizing = Callable[[SumTerm], dict[str, Any]]
-
-
-def compute(
-    plan: Plan,
-    step: ImportStep | ConvStep | SumStep | PoolStep,
-    read: Callable[[View], Tensor],
-    weights: Sequence[tuple[Tensor, Tensor]],
-    slots: Sequence[Any],
-    dtype: torch.dtype,
-    resizing: Resizing | None = None,
-) -> Tensor:
-    """Return the map [N, C, H, W] that a step makes.
-
-    `resizing` gives the arguments by which a sum's term is interpolated; None is to the size in the plan.
-    """
-    if isinstance(step, ImportStep):
-        given: Tensor = slots[step.slot]
-        if step.scale is not None:
-            wide = torch.promote_types(dtype, torch.float32)
-            scale, shift = (torch.tensor(v, dtype=wide, device=given.device) for v in (step.scale, step.shift))
-            given = (given.to(wide) * scale + shift).permute(0, 3, 1, 2)
-        return given.to(dtype)
-    if isinstance(step, PoolStep):
-        return F.avg_pool2d(read(step.source), step.size, step.size)
-    if isinstance(step, ConvStep):
-        x, (weight, bias) = read(step.source), weights[step.weight]
+    def convolve(self, number: int, step: ConvStep) -> None:
+        x, (weight, bias) = self._maps[step.source], self._weights[step.weight]
         if wrong_in_bfloat16(x, step.kernel, step.stride):
             out = F.conv2d(x.float(), weight.float(), bias.float(), step.stride, step.kernel // 2).to(x.dtype)
         else:
             out = F.conv2d(x, weight, bias, step.stride, step.kernel // 2)
         if step.residual is not None:
-            out = out + read(step.residual)
+            out = out + self._maps[step.residual]
         begin, end = step.relu
         if (begin, end) == (0, out.shape[1]):
-            return out.relu()
-        return torch.cat([out[:, :begin], out[:, begin:end].relu(), out[:, end:]], 1) if begin < end else out
-    size = plan.shape(step.out)[2:]
-    total: Tensor | None = None
-    for term in step.terms:
-        x = read(term.source)
-        if term.mode != "identity":
-            align = term.align_corners if term.mode == "bilinear" else None
-            how = resizing(term) if resizing else {"size": size}
-            x = F.interpolate(x, mode=term.mode, align_corners=align, **how)
-        total = x if total is None else total + x
-    assert total is not None
-    return total.relu() if step.relu else total
+            out = out.relu()
+        elif begin < end:
+            out = torch.cat([out[:, :begin], out[:, begin:end].relu(), out[:, end:]], 1)
+        self._maps.put(step.out, out)
+
+    def add(self, step: SumStep) -> None:
+        terms = []
+        for term in step.terms:
+            x = self._maps[term.source]
+            if term.mode != "identity":
+                align_corners = term.align_corners if term.mode == "bilinear" else None
+                size = self._resize(self._plan, step, term, self._maps)
+                x = F.interpolate(x, mode=term.mode, align_corners=align_corners, **size)
+            terms.append(x)
+        total = terms[0]
+        for x in terms[1:]:
+            total = total + x
+        self._maps.put(step.out, total.relu() if step.relu else total)
 
 
-def _last_uses(plan: Plan) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
-    for k, buffer in enumerate(plan.buffers):
-        found.setdefault(buffer.last, []).append(k)
-    return found
+def evaluate(plan: Plan, tensors: Mapping[str, Tensor], x: Tensor, dtype: torch.dtype | None = None) -> Any:
+    """Return what `plan` computes on `x`, with maps of `dtype` (None: the plan's) on the device of `x`.
+
+    Args:
+        plan: for inputs of the shape of `x`.
+        tensors: the model's parameters and buffers by name.
+        x: floating [N, C, H, W], or bytes [N, H, W, C] for plans of images.
+    """
+    plan = replace(plan, dtype=dtype or plan.dtype)
+    made = [spec.make(tensors) for spec in plan.weights]
+    weights = [(own_copy(w, x.device, plan.dtype), own_copy(b, x.device, plan.dtype)) for w, b in made]
+    state = copy_state(plan, tensors, x.device, torch.promote_types(plan.dtype, torch.float32))
+    with torch.no_grad():
+        return PlanEvaluator(plan, weights, state)(x)

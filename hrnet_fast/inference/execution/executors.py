@@ -1,9 +1,8 @@
-"""Which executor carries out a plan, and the weights that executors of several shapes share."""
+"""The choice of an executor for a plan, and the weights that executors of all input shapes share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,35 +16,13 @@ from hrnet_fast.inference.execution.torch_executor import TorchExecutor
 from hrnet_fast.inference.execution.weight_store import WeightStore
 from hrnet_fast.inference.plan import Plan
 
-SECONDS_OF_CHOOSING = 2.0  # an engine is to be ready in seconds; what was measured once is remembered
+TUNING_SECONDS = 2.0  # for all convolutions of an engine; later engines find the results in the cache
 
 
-class Executor(Protocol):
-    """Carries out one plan."""
-
-    plan: Plan
-
-    def ready(self) -> None:
-        """Do what otherwise waits until a second call comes."""
-
-    @property
-    def arena_bytes(self) -> int:
-        """Bytes of maps that a call keeps at once."""
-
-    def __call__(self, x: Tensor, copy: bool = True) -> Any:
-        """Return the network's output; with `copy`, tensors that no later call touches."""
-
-    def refresh(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over new weights. No call runs meanwhile."""
-
-    def profile(self, x: Tensor) -> list[tuple[int, float]]:
-        """Return (number of the step in the plan, seconds) with every step run by itself."""
-
-    def describe(self) -> list[str]:
-        """What was chosen, and why."""
+Executor = cpu_executor.CpuExecutor | TorchExecutor | CudaExecutor
 
 
-class Executors:
+class ExecutorFactory:
     """Makes executors of one dtype and device from one set of weights."""
 
     def __init__(
@@ -59,28 +36,28 @@ class Executors:
         )
         if self._packed is None:
             self._weights = WeightStore(tensors, dtype, device)
-            self._chooser = Autotuner(device, dtype, budget=SECONDS_OF_CHOOSING)
+            self._autotuner = Autotuner(device, dtype, budget=TUNING_SECONDS)
             self._pool = GraphPool()
 
     def make(self, plan: Plan) -> Executor:
         """Return an executor for `plan`. Weights must be those that were read (:meth:`check_unchanged`)."""
         if self._packed is not None:
             return cpu_executor.CpuExecutor(plan, self._packed, self.outer)
-        shared = {"outer": self.outer, "weights": self._weights, "chooser": self._chooser}
+        shared = {"outer": self.outer, "weights": self._weights, "autotuner": self._autotuner}
         if self.device.type == "cuda":
             return CudaExecutor(plan, self.tensors, self.device, pool=self._pool, ready=False, **shared)  # type: ignore[arg-type]
         return TorchExecutor(plan, self.tensors, self.device, **shared)  # type: ignore[arg-type]
 
     def retire(self, executor: Executor) -> None:
-        """Let go of an executor: its memory goes to others when what other streams still do with it is over."""
+        """Wait for the work of an executor before its memory is freed."""
         if self.device.type == "cuda":
             settle(self.device)
 
     def check_unchanged(self, what: str, present: Mapping[str, Tensor]) -> None:
-        """Hold that `what` would be made of the weights that answers are, `present` being the source's now.
+        """Check that the source's `present` weights are those that executors use, before `what` is made of them.
 
         Raises:
-            InputError: it would not; or a CUDA graph is being captured, where neither can be told.
+            InputError: they changed; or a CUDA graph is being captured, when they cannot be read.
         """
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise InputError(f"Engine: {what} while a CUDA graph is captured; call engine.prepare(shape) before that.")
@@ -91,10 +68,10 @@ class Executors:
             )
 
     def refresh(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over new weights into what executors share; each executor is to be refreshed after that.
+        """Replace the weights that executors share. Each executor has to be refreshed after that.
 
         Raises:
-            InputError: tensors of other names or shapes; nothing is changed then.
+            InputError: tensors of other names or shapes; the old weights stay.
         """
         for name, old in self.tensors.items():
             if name not in tensors or tensors[name].shape != old.shape:
@@ -104,17 +81,17 @@ class Executors:
                 )
             if tensors[name].is_meta:
                 raise InputError(f"Engine.refresh: {name} has no data; load the weights before.")
-        state, self._state = _state(tensors), []  # which no weights have: should this end halfway, nothing new is made
+        state, self._state = _state(tensors), []  # until all is replaced, no weights pass check_unchanged
         (self._packed or self._weights).refresh(tensors)
         self.tensors, self._state = tensors, state
 
 
 def _state(tensors: Mapping[str, Tensor]) -> list[tuple[int, int]]:
-    """What changes when tensors are replaced or written to: sums of their bits too, as ``.data`` has no versions."""
+    """Return addresses and sums of bits, as version counters do not see writes through ``.data``."""
     return [(t.data_ptr(), 0 if t.is_meta else int(_bits(t).sum(dtype=torch.int64))) for t in tensors.values()]
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """A tensor's memory as integers."""
+    """Return a tensor's memory as integers."""
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return tensor.detach().view(kinds[tensor.element_size()])

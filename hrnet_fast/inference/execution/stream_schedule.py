@@ -1,8 +1,8 @@
-"""Which steps run side by side: a lane (a stream) for each, and what it has to wait for. A pure function of a plan.
+"""The stream schedule: which launch group runs on which stream, and which groups of other streams it waits for.
 
-Waves would join all branches after every step. Here a lane follows one chain of steps, and waits for others only where
-a step needs what they made, or writes where they still read: buffers share memory, so that is told from places in the
-arena and not from values alone.
+A stream follows a chain of groups. It waits for another stream only where a group reads what that one wrote, or writes
+memory that it reads or writes. Buffers share memory, so hazards are found by places in the arena. The schedule is a
+pure function of plan and layout.
 """
 
 from __future__ import annotations
@@ -11,139 +11,119 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hrnet_fast.inference.execution.arena import ArenaLayout
-from hrnet_fast.inference.plan import CallStep, ExportStep, Plan, View, reads, slot_reads, writes
+from hrnet_fast.inference.execution.launch_groups import LaunchGroup
+from hrnet_fast.inference.plan import Plan
+from hrnet_fast.inference.steps import View
 
-MAX_LANES = 4  # as many as branches
+MAX_STREAMS = 4  # the number of branches
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Units (steps, or groups of them) on lanes. Units of one lane run in order; lane 0 begins and ends.
+    """Launch groups on streams. Groups of one stream run in order; stream 0 begins and ends.
 
     Attributes:
-        lanes: of each unit.
-        waits: units of other lanes that each one waits for, none that it could not but run behind anyway.
-        signals: units that others wait for.
-        joins: the last unit of every other lane, for which lane 0 waits at the end.
+        streams: of each group.
+        waits: groups of other streams that each group waits for, without those that are implied by other waits.
+        signals: groups that others wait for.
+        joins: the last group of every other stream, for which stream 0 waits at the end.
     """
 
-    lanes: tuple[int, ...]
+    streams: tuple[int, ...]
     waits: tuple[tuple[int, ...], ...]
     signals: frozenset[int]
     joins: tuple[int, ...]
 
     @property
     def count(self) -> int:
-        return max(self.lanes, default=0) + 1
+        """Number of streams."""
+        return max(self.streams, default=0) + 1
 
 
-def schedule(plan: Plan, layout: ArenaLayout, units: Sequence[Sequence[int]], lanes: int = MAX_LANES) -> Schedule:
-    """Return lanes and waits of `units`, which are steps of `plan` by number, in an order in which they can run.
-
-    Args:
-        layout: where buffers lie.
-        lanes: how many there may be.
-    """
-    before = dependencies(plan, layout, units)
-    weight = _weights(plan, units, before)
-    lane_of: list[int] = []
-    tails: list[int] = []  # the last unit of each lane
-    known: list[list[int]] = []  # of each unit: the last one of each lane that is over when it ends
+def schedule(
+    plan: Plan, layout: ArenaLayout, groups: Sequence[LaunchGroup], max_streams: int = MAX_STREAMS
+) -> Schedule:
+    """Return streams and waits of `groups`, which are in an order in which they can run."""
+    before = dependencies(plan, layout, groups)
+    path_cost = _path_costs(plan, groups, before)
+    stream_of: list[int] = []
+    tails: list[int] = []  # the last group of each stream
+    finished: list[list[int]] = []  # for each group: the last group of each stream that has finished when it ends
     waits: list[tuple[int, ...]] = []
-    for u, needs in enumerate(before):
-        lane = _lane(needs, tails, known, weight, lanes)
-        if lane == len(tails):
+    for g, needs in enumerate(before):
+        stream = _choose_stream(needs, tails, finished, path_cost, max_streams)
+        if stream == len(tails):
             tails.append(-1)
-        over = [-1] * lanes
-        if tails[lane] >= 0:
-            over = list(known[tails[lane]])
-        mine: list[int] = []
-        # The latest first: what it waited for itself needs no wait of ours.
+        over = list(finished[tails[stream]]) if tails[stream] >= 0 else [-1] * max_streams
+        own: list[int] = []
+        # The latest first: it implies waits for whatever it waited for itself.
         for need in sorted(needs, reverse=True):
-            if need > over[lane_of[need]]:
-                mine.append(need)
-                over = [max(a, b) for a, b in zip(over, known[need], strict=True)]
-        over[lane] = u
-        tails[lane] = u
-        lane_of.append(lane)
-        known.append(over)
-        waits.append(tuple(sorted(need for need in mine if lane_of[need] != lane)))
+            if need > over[stream_of[need]]:
+                own.append(need)
+                over = [max(a, b) for a, b in zip(over, finished[need], strict=True)]
+        over[stream] = g
+        tails[stream] = g
+        stream_of.append(stream)
+        finished.append(over)
+        waits.append(tuple(sorted(need for need in own if stream_of[need] != stream)))
     joins = tuple(tails[1:])
-    signals = frozenset([*(need for mine in waits for need in mine), *joins])
-    return Schedule(tuple(lane_of), tuple(waits), signals, joins)
+    signals = frozenset([*(need for own in waits for need in own), *joins])
+    return Schedule(tuple(stream_of), tuple(waits), signals, joins)
 
 
-def dependencies(plan: Plan, layout: ArenaLayout, units: Sequence[Sequence[int]]) -> list[set[int]]:
-    """Return the units that each one has to run behind: reads after writes, writes after reads and after writes."""
-    touched = [_Touched.of(plan, unit) for unit in units]
-    before: list[set[int]] = []
-    for u, this in enumerate(touched):
-        needs = {
-            v
-            for v in range(u)
-            if touched[v].slots_out & this.slots_in
-            or _meet(plan, layout, touched[v].writes, this.reads)
-            or _meet(plan, layout, touched[v].reads, this.writes)
-            or _meet(plan, layout, touched[v].writes, this.writes)
+def dependencies(plan: Plan, layout: ArenaLayout, groups: Sequence[LaunchGroup]) -> list[set[int]]:
+    """Return the groups that each group has to run after: reads after writes, writes after reads and writes."""
+    return [
+        {
+            k
+            for k, earlier in enumerate(groups[:g])
+            if earlier.slot_writes & group.slot_reads
+            or _overlap(plan, layout, earlier.writes, group.reads)
+            or _overlap(plan, layout, earlier.reads, group.writes)
+            or _overlap(plan, layout, earlier.writes, group.writes)
         }
-        before.append(needs)
-    return before
+        for g, group in enumerate(groups)
+    ]
 
 
-@dataclass(frozen=True)
-class _Touched:
-    """What a unit reads and writes."""
-
-    reads: tuple[View, ...]
-    writes: tuple[View, ...]
-    slots_in: frozenset[int]
-    slots_out: frozenset[int]
-
-    @classmethod
-    def of(cls, plan: Plan, unit: Sequence[int]) -> _Touched:
-        steps = [plan.steps[i] for i in unit]
-        return cls(
-            tuple(view for s in steps for view in reads(s)),
-            tuple(view for s in steps if (view := writes(s)) is not None),
-            frozenset(slot for s in steps for slot in slot_reads(s)),
-            frozenset(s.slot for s in steps if isinstance(s, (ExportStep, CallStep))),
-        )
+def _overlap(plan: Plan, layout: ArenaLayout, these: Sequence[View], those: Sequence[View]) -> bool:
+    """Whether any two of the views share memory."""
+    return any(_share_memory(plan, layout, a, b) for a in these for b in those)
 
 
-def _meet(plan: Plan, layout: ArenaLayout, these: Sequence[View], those: Sequence[View]) -> bool:
-    """Whether any two of the views have bytes in common."""
-    return any(_overlap(plan, layout, a, b) for a in these for b in those)
-
-
-def _overlap(plan: Plan, layout: ArenaLayout, a: View, b: View) -> bool:
+def _share_memory(plan: Plan, layout: ArenaLayout, a: View, b: View) -> bool:
     if a.buffer == b.buffer:
-        return a.offset < b.offset + b.channels and b.offset < a.offset + a.channels
+        return a.overlaps(b)
     first, second = layout.offsets[a.buffer], layout.offsets[b.buffer]
     if first is None or second is None:
-        return False  # a tensor of its own
-    # Channels alternate in memory, so a part of a buffer reaches over all of it.
+        return False  # an adopted tensor has memory of its own
+    # Channels-last: a view of some channels reaches over all of its buffer.
     size = plan.dtype.itemsize
     ends = first + plan.buffers[a.buffer].elements * size, second + plan.buffers[b.buffer].elements * size
     return first < ends[1] and second < ends[0]
 
 
-def _weights(plan: Plan, units: Sequence[Sequence[int]], before: Sequence[set[int]]) -> list[int]:
-    """The most work on any way to each unit, in operations of a device that moves a byte in the time of 100."""
+def _path_costs(plan: Plan, groups: Sequence[LaunchGroup], before: Sequence[set[int]]) -> list[int]:
+    """Return the cost of the most expensive path to each group, where moving a byte costs as much as 100 FLOPs."""
     found: list[int] = []
-    for unit, needs in zip(units, before, strict=True):
-        steps = [plan.steps[i] for i in unit]
+    for group, needs in zip(groups, before, strict=True):
+        steps = [plan.steps[i] for i in group.steps]
         own = sum(max(plan.step_flops(s), 100 * plan.step_bytes(s)) for s in steps)
-        found.append(own + max((found[v] for v in needs), default=0))
+        found.append(own + max((found[k] for k in needs), default=0))
     return found
 
 
-def _lane(needs: set[int], tails: list[int], known: list[list[int]], weight: list[int], lanes: int) -> int:
-    """The lane to go on with: behind the heaviest need, else where it waits for nothing new, else a new one."""
-    behind = [lane for lane, tail in enumerate(tails) if tail in needs]
-    if behind:
-        return max(behind, key=lambda lane: weight[tails[lane]])
-    # A lane whose last unit some need has waited for is free at no cost.
-    free = [lane for lane, tail in enumerate(tails) if any(known[v][lane] >= tail for v in needs)]
+def _choose_stream(
+    needs: set[int], tails: list[int], finished: list[list[int]], path_cost: list[int], max_streams: int
+) -> int:
+    """Return the stream of the most expensive need, else one that needs no new wait, else a new one."""
+    following = [stream for stream, tail in enumerate(tails) if tail in needs]
+    if following:
+        return max(following, key=lambda stream: path_cost[tails[stream]])
+    # A stream whose last group some need has waited for is free without a new wait.
+    free = [stream for stream, tail in enumerate(tails) if any(finished[k][stream] >= tail for k in needs)]
     if free:
-        return min(free, key=lambda lane: weight[tails[lane]])
-    return len(tails) if len(tails) < lanes else min(range(lanes), key=lambda lane: weight[tails[lane]])
+        return min(free, key=lambda stream: path_cost[tails[stream]])
+    if len(tails) < max_streams:
+        return len(tails)
+    return min(range(max_streams), key=lambda stream: path_cost[tails[stream]])

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hrnet_fast.implementations import select_implementation
-from hrnet_fast.inference.plan import SumStep
+from hrnet_fast.inference.steps import SumStep
 from hrnet_fast.ops.fuse_sum import RESAMPLE
 
 

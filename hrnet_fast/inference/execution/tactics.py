@@ -1,6 +1,6 @@
-"""Ways to compute one convolution step with operators that exist: the library's, fused ones of cuDNN and oneDNN, ours.
+"""Tactics: implementations of a convolution step by PyTorch, cuDNN, oneDNN and this package's operators.
 
-Which is fastest depends on the shape and the device; :mod:`hrnet_fast.inference.execution.autotuner` measures it.
+The fastest depends on shape and device; :mod:`hrnet_fast.inference.execution.autotuner` measures it.
 """
 
 from __future__ import annotations
@@ -12,24 +12,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hrnet_fast.implementations import OPERATORS, select_implementation
+from hrnet_fast.implementations import select_implementation
 from hrnet_fast.inference.execution.sums import fuse
 from hrnet_fast.inference.execution.weight_store import FoldedWeight
-from hrnet_fast.inference.plan import ConvStep, Plan
+from hrnet_fast.inference.plan import Plan
+from hrnet_fast.inference.steps import ConvStep
+from hrnet_fast.ops import strided_conv_chain
 from hrnet_fast.ops.common import wrong_in_bfloat16
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What decides which way is fastest.
+    """What decides which tactic of a convolution step is fastest.
 
     Attributes:
-        source, out: [N, C, H, W] of what is read and made.
-        pitches: channels from one pixel to the next in the source's and the result's buffers.
-        kernel, stride, relu: as in :class:`~hrnet_fast.inference.plan.Conv`.
+        source, out: [N, C, H, W] of input and result.
+        pitches: channels from one pixel to the next in the buffers of input and result.
+        kernel, stride, relu: as in :class:`~hrnet_fast.inference.steps.ConvStep`.
         residual: whether there is one.
-        over: whether the result lies where the residual did.
-        adoptable: whether the result may be a tensor of the library's own.
+        over: whether the result overwrites the residual.
+        adoptable: whether the result's buffer can adopt a new tensor.
     """
 
     source: tuple[int, int, int, int]
@@ -69,7 +71,7 @@ def geometry(plan: Plan, step: ConvStep, adoptable: bool) -> Geometry:
 
 
 class Tactic:
-    """One way. `fresh` says that it returns new tensors, and would have to copy them into a given place."""
+    """An implementation of a convolution step."""
 
     name: ClassVar[str]
 
@@ -78,6 +80,7 @@ class Tactic:
         return None
 
     def fresh(self, g: Geometry) -> bool:
+        """Whether it returns a new tensor, which would have to be copied to a given place."""
         return True
 
     def run(self, g: Geometry, w: FoldedWeight, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
@@ -86,7 +89,7 @@ class Tactic:
 
 
 class Library(Tactic):
-    """The library's convolution, then pointwise operations that write where the result belongs."""
+    """PyTorch's convolution, then pointwise operations that write to the result's place."""
 
     name = "library"
 
@@ -100,7 +103,7 @@ class Library(Tactic):
             made = F.conv2d(x, w.weight, w.bias, g.stride, g.kernel // 2)
         begin, end = g.relu
         if residual is not None:
-            # Whether it is written over or not, every element is read before its place is written.
+            # Pointwise: safe where the result overwrites the residual.
             result = made.add_(residual) if out is None else torch.add(made, residual, out=out)
             if g.activated:
                 result[:, begin:end].relu_()
@@ -134,8 +137,8 @@ class CudnnFused(Tactic):
         return torch.cudnn_convolution_add_relu(x, w.weight, residual, 1.0, w.bias, stride, pad, [1, 1], 1)
 
 
-class ThenSum(Tactic):
-    """The library's convolution without bias, then our sum: bias, residual and ReLU in one pass."""
+class ThenFuseSum(Tactic):
+    """PyTorch's convolution without bias, then ``fuse_sum`` for bias, residual and ReLU in one pass."""
 
     name = "library_then_fuse_sum"
 
@@ -151,7 +154,7 @@ class ThenSum(Tactic):
 
 
 class OneDnn(Tactic):
-    """oneDNN's convolution on CPUs, on a weight in its own layout, with the epilogue."""
+    """oneDNN's convolution with an epilogue on CPUs, on a weight in oneDNN's layout."""
 
     name = "onednn"
 
@@ -173,7 +176,7 @@ class OneDnn(Tactic):
         if residual is None:
             made: Tensor = ops._convolution_pointwise(x, weight, w.bias, pad, stride, [1, 1], 1, attr or "none", [], "")
         else:
-            # In place only where the plan lets the result lie over the residual.
+            # In place only where the plan lets the result overwrite the residual.
             last = residual.is_contiguous(memory_format=torch.channels_last)
             binary = ops._convolution_pointwise_.binary if g.over and last else ops._convolution_pointwise.binary
             first = (residual, x) if g.over and last else (x, residual)
@@ -186,7 +189,7 @@ class OneDnn(Tactic):
 
 
 class Strided(Tactic):
-    """This project's kernel for 3x3 convolutions of stride 2."""
+    """``strided_conv_chain``: 3x3 convolutions of stride 2 with bias, residual and ReLU on any range of channels."""
 
     name = "strided_conv_chain"
 
@@ -196,14 +199,12 @@ class Strided(Tactic):
         return operator_unsupported_reason("strided_conv_chain", device, dtype)
 
     def run(self, g: Geometry, w: FoldedWeight, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
-        from hrnet_fast.kernels.triton.strided_conv_chain import forward
-
-        relu = g.relu if g.activated else (0, 0)
-        return forward([x], w.weight, w.bias, residual, relu, True)
+        relu = g.relu if g.activated else None
+        return strided_conv_chain([x], w.weight, bias=w.bias, addend=residual, relu=relu)
 
 
 class Grouped(Tactic):
-    """This project's kernel for the branches' 3x3 convolutions, with one branch."""
+    """``grouped_conv3x3`` with one branch."""
 
     name = "grouped_conv3x3"
 
@@ -216,13 +217,13 @@ class Grouped(Tactic):
         return w.group()([x], [residual], g.activated)[0]
 
 
-TACTICS: dict[str, Tactic] = {w.name: w for w in (CudnnFused(), OneDnn(), Library(), ThenSum(), Strided(), Grouped())}
+TACTICS: dict[str, Tactic] = {
+    t.name: t for t in (CudnnFused(), OneDnn(), Library(), ThenFuseSum(), Strided(), Grouped())
+}
 
 
 def operator_unsupported_reason(operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why there is no fast implementation of an operator here, or None."""
-    if not any(operator in names for names in OPERATORS.values()):
-        return f"{operator} is not there"
     if select_implementation(operator, "auto", torch.empty(0, dtype=dtype, device=device)) == "reference":
         return f"no fast {operator} for {dtype} on {device}"
     return None

@@ -1,18 +1,18 @@
-"""Weights as the operators of PyTorch and of this package take them: the one place where they are handed over.
+"""The weight store: folded weights on a device, in the formats that operators take.
 
-New values are written into the same storage, so that graphs which were captured with it stay valid.
+A refresh writes new values into the same storage, so that captured graphs stay valid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from hrnet_fast.inference.execution.cuda_graph import settle
 from hrnet_fast.inference.weights import WeightSpec
+from hrnet_fast.ops import PackedConv3x3, grouped_conv3x3, pack_grouped_conv3x3
 
 
 class FoldedWeight:
@@ -38,7 +38,7 @@ class FoldedWeight:
         self.weight.copy_(weight)
         self.bias.copy_(bias)
         self.shift.copy_(bias)
-        # oneDNN's layouts are opaque; no captured graph refers to them.
+        # Tensors in oneDNN's layouts cannot be written to. They exist on CPUs, where no graph refers to them.
         for shape, stride in list(self._reordered):
             del self._reordered[shape, stride]
             self.reordered(shape, stride)
@@ -63,37 +63,50 @@ class FoldedWeight:
 
 
 class GroupedWeights:
-    """Weights of the branches' convolutions that ``grouped_conv3x3`` computes in one launch, packed once if it can."""
+    """Packed weights of the convolutions of one ``grouped_conv3x3``."""
 
     def __init__(self, members: Sequence[FoldedWeight]) -> None:
         self._members = list(members)
         self._packed = self._pack()
 
-    def _pack(self) -> Any:
-        from hrnet_fast import ops
-
-        pack: Callable[..., Any] | None = getattr(ops, "pack_grouped_conv3x3", None)
-        weights, biases = [m.weight for m in self._members], [m.shift for m in self._members]
-        return None if pack is None else pack(weights, biases)
+    def _pack(self) -> PackedConv3x3:
+        return pack_grouped_conv3x3([m.weight for m in self._members], [m.shift for m in self._members])
 
     def refresh(self) -> None:
-        """Pack the members' present values in place of the old ones."""
-        if self._packed is not None:
-            new = self._pack()
-            self._packed.weight.copy_(new.weight)
-            self._packed.bias.copy_(new.bias)
+        """Write the members' present values into the packed storage."""
+        new = self._pack()
+        self._packed.weight.copy_(new.weight)
+        self._packed.bias.copy_(new.bias)
 
     def __call__(self, xs: Sequence[Tensor], residuals: Sequence[Tensor | None], relu: bool) -> list[Tensor]:
         """Return act(conv3x3(x_k) + bias_k + residual_k) of every branch."""
-        from hrnet_fast.ops import grouped_conv3x3
-
         added = list(residuals) if any(r is not None for r in residuals) else None
-        weights: Any = self._packed
-        biases = None
-        if weights is None:
-            weights, biases = [m.weight for m in self._members], [m.bias for m in self._members]
-        made: list[Tensor] = grouped_conv3x3(xs, weights, biases=biases, residuals=added, relu=relu)
-        return made
+        return grouped_conv3x3(xs, self._packed, residuals=added, relu=relu)
+
+
+class FusedSumWeights:
+    """Weights of one ``upsample_conv1x1_sum``.
+
+    Args:
+        terms: for each term its convolution's weight and (begin, end) of the output channels that the sum reads; None
+            for a term without convolution.
+
+    Attributes:
+        weights: views [C_out, C, 1, 1] of the convolutions' weights; None without convolution.
+        bias: [C_out] in float32 at least, the sum of all biases.
+    """
+
+    def __init__(self, terms: Sequence[tuple[FoldedWeight, tuple[int, int]] | None]) -> None:
+        self._terms = [term for term in terms if term is not None]
+        self.weights = [None if term is None else term[0].weight[slice(*term[1])] for term in terms]
+        self.bias = self._summed_bias()
+
+    def _summed_bias(self) -> Tensor:
+        return torch.stack([folded.shift[slice(*channels)] for folded, channels in self._terms]).sum(0)
+
+    def refresh(self) -> None:
+        """Write the sum of the present biases into the storage; weights are views."""
+        self.bias.copy_(self._summed_bias())
 
 
 class WeightStore:
@@ -109,6 +122,7 @@ class WeightStore:
         self._tensors = tensors
         self._folded: dict[WeightSpec, FoldedWeight] = {}
         self._groups: dict[tuple[WeightSpec, ...], GroupedWeights] = {}
+        self._fused: dict[tuple[tuple[WeightSpec, tuple[int, int]] | None, ...], FusedSumWeights] = {}
 
     def get(self, spec: WeightSpec) -> FoldedWeight:
         if spec not in self._folded:
@@ -121,16 +135,25 @@ class WeightStore:
             self._groups[key] = GroupedWeights([self.get(spec) for spec in specs])
         return self._groups[key]
 
+    def fused_sum(self, terms: Sequence[tuple[WeightSpec, tuple[int, int]] | None]) -> FusedSumWeights:
+        """Return the weights of a fused sum, for each term a recipe and its output channels."""
+        key = tuple(terms)
+        if key not in self._fused:
+            self._fused[key] = FusedSumWeights([term and (self.get(term[0]), term[1]) for term in terms])
+        return self._fused[key]
+
     def refresh(self, tensors: Mapping[str, Tensor]) -> None:
-        """Write new values into the storage of the old ones. No call runs meanwhile."""
-        made = [(folded, spec.make(tensors)) for spec, folded in self._folded.items()]  # all of them, or none is set
+        """Write new values into the storage of the old ones, all or none. No call may run meanwhile."""
+        made = [(folded, spec.make(tensors)) for spec, folded in self._folded.items()]
         self._tensors = tensors
-        self._settle()  # graphs that were launched before still read
+        self._settle()  # launched graphs still read the old values
         for folded, values in made:
             folded.set(*values)
         for group in self._groups.values():
             group.refresh()
-        self._settle()  # graphs that are launched next, on whatever stream, read the new values
+        for fused in self._fused.values():
+            fused.refresh()
+        self._settle()  # graphs that are launched next may be on another stream
 
     def _settle(self) -> None:
         if self.device.type == "cuda":

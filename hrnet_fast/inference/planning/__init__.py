@@ -1,1 +1,1 @@
-"""From a model to a plan: its forward recorded, read as a graph, regrouped, and lowered to steps over buffers."""
+"""Planning: a model is traced, imported as a graph, rewritten by passes, and lowered to a plan."""

@@ -1,18 +1,18 @@
-"""The network as few kinds of nodes: convolutions, sums of resampled terms, concatenations, and calls of anything else.
+"""The graph IR: convolutions, sums of resampled terms, concatenations, poolings, and calls of anything else.
 
-``reading`` makes it from a recording, ``rewrite`` regroups it, and ``lower`` turns it into a plan.
+``importer`` makes it from a trace, ``passes`` rewrite it, and ``lowering`` turns it into a plan.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hrnet_fast.inference.planning.tracer import Named, Ref
+from hrnet_fast.inference.planning.tracer import StateRef, ValueRef
 from hrnet_fast.inference.weights import WeightSpec
 
 MAX_TERMS = 8  # of one sum, as fuse_sum takes them
@@ -20,7 +20,7 @@ MAX_TERMS = 8  # of one sum, as fuse_sum takes them
 
 @dataclass(frozen=True)
 class ResampledTerm:
-    """One summand: a value, and how it comes to the sum's size."""
+    """One summand: a value, and how it is resampled to the sum's size."""
 
     value: int
     mode: str = "identity"  # "nearest", "bilinear"
@@ -29,32 +29,32 @@ class ResampledTerm:
 
 @dataclass
 class Node:
-    """What makes one value. `relu` is the range of channels that pass one; (0, 0) is none."""
+    """Makes one value of `shape` from the values `inputs`. `relu` is the range of channels that pass a ReLU, if any."""
 
     shape: tuple[int, ...]
     relu: tuple[int, int] = (0, 0)
+    inputs: list[int] = field(default_factory=list)
 
     def reads(self) -> list[int]:
-        return []
+        return self.inputs
 
     def rename(self, names: Callable[[int], int]) -> None:
         """Replace the values that this node reads."""
+        self.inputs = [names(v) for v in self.inputs]
 
     @property
     def activated(self) -> bool:
         return self.relu[1] > self.relu[0]
 
 
-@dataclass
 class InputNode(Node):
-    pass
+    """The network's input."""
 
 
 @dataclass
 class ConvNode(Node):
     """A 1x1 or 3x3 convolution (padding 0 or 1) over the concatenation of `inputs`, plus `residual`."""
 
-    inputs: list[int] = field(default_factory=list)
     weight: WeightSpec | None = None
     kernel: int = 1
     stride: int = 1
@@ -64,7 +64,7 @@ class ConvNode(Node):
         return [*self.inputs, *([] if self.residual is None else [self.residual])]
 
     def rename(self, names: Callable[[int], int]) -> None:
-        self.inputs = [names(v) for v in self.inputs]
+        super().rename(names)
         self.residual = None if self.residual is None else names(self.residual)
 
     @property
@@ -74,45 +74,38 @@ class ConvNode(Node):
 
 @dataclass
 class SumNode(Node):
+    """The sum of `terms`."""
+
     terms: list[ResampledTerm] = field(default_factory=list)
 
     def reads(self) -> list[int]:
         return [t.value for t in self.terms]
 
     def rename(self, names: Callable[[int], int]) -> None:
-        self.terms = [ResampledTerm(names(t.value), t.mode, t.align_corners) for t in self.terms]
+        self.terms = [replace(t, value=names(t.value)) for t in self.terms]
 
 
-@dataclass
 class CatNode(Node):
     """Concatenation over channels."""
-
-    inputs: list[int] = field(default_factory=list)
-
-    def reads(self) -> list[int]:
-        return list(self.inputs)
-
-    def rename(self, names: Callable[[int], int]) -> None:
-        self.inputs = [names(v) for v in self.inputs]
 
 
 @dataclass
 class PoolNode(Node):
-    """Mean over k x k windows, k apart."""
+    """Mean over size x size windows, `size` apart."""
 
-    input: int = 0
     size: int = 1
 
-    def reads(self) -> list[int]:
-        return [self.input]
 
-    def rename(self, names: Callable[[int], int]) -> None:
-        self.input = names(self.input)
+@dataclass
+class SliceNode(Node):
+    """Channels of the input from `begin` on: a view, which computes nothing."""
+
+    begin: int = 0
 
 
 @dataclass
 class CallNode(Node):
-    """Anything else, called on tensors as the model calls it."""
+    """Any other function, called with the model's own arguments."""
 
     function: Callable[..., Any] | None = None
     args: tuple[Any, ...] = ()
@@ -120,24 +113,36 @@ class CallNode(Node):
     floating: bool = True
 
     def reads(self) -> list[int]:
-        return [leaf.value for leaf in tree_leaves((self.args, self.kwargs), is_leaf=_is_ref) if isinstance(leaf, Ref)]
+        return refs((self.args, self.kwargs))
 
     def rename(self, names: Callable[[int], int]) -> None:
-        def swap(leaf: Any) -> Any:
-            return Ref(names(leaf.value)) if isinstance(leaf, Ref) else leaf
+        self.args, self.kwargs = rename_refs((self.args, self.kwargs), names)
 
-        self.args, self.kwargs = tree_map(swap, (self.args, self.kwargs), is_leaf=_is_ref)
+
+def refs(tree: Any) -> list[int]:
+    """Return the values that references in nested lists, tuples and mappings name."""
+    return [leaf.value for leaf in tree_leaves(tree, is_leaf=_is_ref) if isinstance(leaf, ValueRef)]
+
+
+def rename_refs(tree: Any, names: Callable[[int], int]) -> Any:
+    """Replace the values that references in nested lists, tuples and mappings name."""
+    return tree_map(
+        lambda leaf: ValueRef(names(leaf.value)) if isinstance(leaf, ValueRef) else leaf, tree, is_leaf=_is_ref
+    )
 
 
 def _is_ref(leaf: Any) -> bool:
-    return isinstance(leaf, (Ref, Named))
+    return isinstance(leaf, (ValueRef, StateRef))
 
 
 @dataclass
 class Graph:
-    """Nodes by the value they make, in an order in which they can run; `output` has values as :class:`Ref`.
+    """Nodes by the value they make.
 
-    `parameters` are the shapes of the model's tensors by name.
+    Attributes:
+        nodes: in an order in which they can run, except inside a pass.
+        output: what the network returns, with tensors as :class:`ValueRef`.
+        parameters: shapes of the model's parameters and buffers by name.
     """
 
     nodes: dict[int, Node]
@@ -145,7 +150,7 @@ class Graph:
     parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def outputs(self) -> list[int]:
-        return [leaf.value for leaf in tree_leaves(self.output, is_leaf=_is_ref) if isinstance(leaf, Ref)]
+        return refs(self.output)
 
     def uses(self) -> Counter[int]:
         """How often each value is read; an output of the network counts."""
@@ -154,11 +159,14 @@ class Graph:
             counts.update(node.reads())
         return counts
 
-    def new(self) -> int:
-        return max(self.nodes) + 1
+    def add(self, node: Node) -> int:
+        """Add a node and return the number of its value."""
+        value = max(self.nodes) + 1
+        self.nodes[value] = node
+        return value
 
     def replace(self, news: Mapping[int, int]) -> None:
-        """Let whoever reads a key of `news` read its value, or what that is replaced by in turn."""
+        """Replace each key of `news` by its value wherever it is read. Values may be replaced in turn."""
 
         def names(value: int) -> int:
             while value in news:
@@ -167,12 +175,10 @@ class Graph:
 
         for node in self.nodes.values():
             node.rename(names)
-        self.output = tree_map(
-            lambda leaf: Ref(names(leaf.value)) if isinstance(leaf, Ref) else leaf, self.output, is_leaf=_is_ref
-        )
+        self.output = rename_refs(self.output, names)
 
     def prune(self) -> None:
-        """Drop what nothing reads. Nodes may stand in any order."""
+        """Drop nodes that the output does not depend on. Nodes may stand in any order."""
         wanted, stack = {0}, self.outputs()
         while stack:
             value = stack.pop()
@@ -182,7 +188,7 @@ class Graph:
         self.nodes = {v: n for v, n in self.nodes.items() if v in wanted}
 
     def sort(self) -> None:
-        """Put nodes into an order in which they can run, stable otherwise."""
+        """Sort nodes topologically, stable otherwise."""
         done: dict[int, Node] = {}
         state: set[int] = set()
 

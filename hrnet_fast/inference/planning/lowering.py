@@ -1,9 +1,7 @@
-"""From a graph to a plan: which value lies where, what runs when, and which buffers share memory."""
+"""Lowering: a graph becomes a plan, with a place for every value and a step for every node."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,43 +9,40 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from hrnet_fast.errors import HRNetFastError
-from hrnet_fast.inference.plan import (
-    Buffer,
+from hrnet_fast.inference.plan import Plan
+from hrnet_fast.inference.planning import graph as g
+from hrnet_fast.inference.planning.buffer_sharing import Size, share_buffers
+from hrnet_fast.inference.planning.importer import import_trace
+from hrnet_fast.inference.planning.passes import run_passes
+from hrnet_fast.inference.planning.tracer import ValueRef, trace
+from hrnet_fast.inference.planning.waves import schedule_waves
+from hrnet_fast.inference.steps import (
     CallStep,
     ConvStep,
     ExportStep,
     ImportStep,
-    Plan,
     PoolStep,
     Slot,
     Step,
     SumStep,
     SumTerm,
     View,
-    groupable,
-    reads,
-    slot_reads,
-    writes,
 )
-from hrnet_fast.inference.planning import graph as g
-from hrnet_fast.inference.planning.importer import build
-from hrnet_fast.inference.planning.passes import SliceNode, rewrite
-from hrnet_fast.inference.planning.tracer import Ref, record
 from hrnet_fast.inference.weights import WeightSpec
 
 
 def make_plan(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> Plan:
-    """Return the plan of `model` in evaluation mode for inputs of `input_shape`.
+    """Return the plan of `model` in evaluation mode for inputs of `input_shape`, with maps of `dtype`.
 
     Raises:
-        InputError: a model that cannot be recorded (:func:`~hrnet_fast.inference.planning.tracer.record`).
-        HRNetFastError: one that was recorded, and that planning does not master.
+        InputError: the model cannot be traced (:func:`~hrnet_fast.inference.planning.tracer.trace`).
+        HRNetFastError: the trace cannot be planned.
     """
     parameter = next(model.parameters(), None)
     given = torch.float32 if parameter is None else parameter.dtype
-    recording = record(model, tuple(input_shape), given)
+    traced = trace(model, tuple(input_shape), given)
     try:
-        return lower(rewrite(build(recording)), dtype)
+        return lower(run_passes(import_trace(traced)), dtype)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, AssertionError) as error:
         raise HRNetFastError(
             f"optimize_for_inference: {type(model).__name__} cannot be planned ({type(error).__name__}: {error}). "
@@ -56,18 +51,18 @@ def make_plan(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype
 
 
 def lower(graph: g.Graph, dtype: torch.dtype) -> Plan:
-    """Return a graph's plan."""
+    """Return the plan of a graph that all passes have run on."""
     places = _Places(graph)
-    steps, output, slots = _Lowering(graph, places).run()
-    waves = _schedule(steps)
-    steps, buffers = _buffers(steps, waves, places)
+    steps, output, slots = _StepWriter(graph, places).run()
+    waves = schedule_waves(steps)
+    steps, buffers = share_buffers(steps, waves, places.sizes)
     order = [i for wave in waves for i in wave]
     number = {i: k for k, i in enumerate(order)}
     return Plan(
         input_shape=graph.nodes[0].shape,
         dtype=dtype,
         buffers=buffers,
-        weights=places.weights(graph),
+        weights=tuple(places.weights),
         steps=tuple(steps[i] for i in order),
         waves=tuple(tuple(number[i] for i in wave) for wave in waves),
         output=output,
@@ -76,23 +71,30 @@ def lower(graph: g.Graph, dtype: torch.dtype) -> Plan:
 
 
 class _Places:
-    """Where every map lies: a buffer of its own, or channels of one that it shares with its neighbours."""
+    """The view of every map: a buffer of its own, or channels of one that it shares with the others of a concatenation.
+
+    Attributes:
+        views: by value.
+        joined: what a node over several inputs reads, by the node's value.
+        sizes: of the buffers.
+        weights: numbers by recipe.
+    """
 
     def __init__(self, graph: g.Graph) -> None:
         self.views: dict[int, View] = {}
-        self.sizes: list[tuple[int, int, int, int]] = []  # n, channels, height, width
-        self.joined: dict[int, View] = {}  # what a node over several inputs reads
-        self._weights: dict[WeightSpec, int] = {}
+        self.sizes: list[Size] = []
+        self.joined: dict[int, View] = {}
+        self.weights: dict[WeightSpec, int] = {}
         for value, node in graph.nodes.items():
             if isinstance(node, g.CatNode) or (isinstance(node, g.ConvNode) and len(node.inputs) > 1):
                 self._join(graph, value, node)
         for value, node in graph.nodes.items():
-            if isinstance(node, SliceNode) or value in self.views or len(node.shape) != 4:
+            if isinstance(node, g.SliceNode) or value in self.views or len(node.shape) != 4:
                 continue
             self.views[value] = View(self._buffer(node.shape, node.shape[1]), 0, node.shape[1])
         for value, node in graph.nodes.items():
-            if isinstance(node, SliceNode) and value not in self.views:
-                whole = self.views[node.input]
+            if isinstance(node, g.SliceNode) and value not in self.views:
+                whole = self.views[node.inputs[0]]
                 self.views[value] = View(whole.buffer, whole.offset + node.begin, node.shape[1])
 
     def _buffer(self, shape: tuple[int, ...], channels: int) -> int:
@@ -105,8 +107,8 @@ class _Places:
             other = graph.nodes[v].shape
             assert (other[0], *other[2:]) == (first.shape[0], *first.shape[2:]), "parts of two sizes"
         parts, offset = list(node.inputs), 0
-        if isinstance(first, SliceNode):  # the last of a stack: the whole stack lies before the others
-            parts, offset = [first.input, *parts[1:]], first.begin
+        if isinstance(first, g.SliceNode):  # the last of a stack: the whole stack lies before the others
+            parts, offset = [first.inputs[0], *parts[1:]], first.begin
         widths = [graph.nodes[v].shape[1] for v in parts]
         buffer = self._buffer(first.shape, sum(widths))
         at = 0
@@ -118,14 +120,11 @@ class _Places:
             self.views[value] = self.joined[value]
 
     def weight(self, spec: WeightSpec) -> int:
-        return self._weights.setdefault(spec, len(self._weights))
-
-    def weights(self, graph: g.Graph) -> tuple[WeightSpec, ...]:
-        return tuple(self._weights)
+        return self.weights.setdefault(spec, len(self.weights))
 
 
-class _Lowering:
-    """Writes steps for nodes; tensors that are no maps get slots, and maps cross over where calls read or make them."""
+class _StepWriter:
+    """Writes steps for nodes. Tensors outside buffers get slots; imports and exports connect both."""
 
     def __init__(self, graph: g.Graph, places: _Places) -> None:
         self.graph, self.places = graph, places
@@ -154,7 +153,7 @@ class _Lowering:
             terms = tuple(SumTerm(self.map(t.value), t.mode, t.align_corners) for t in node.terms)
             return SumStep(terms, self.places.views[value], node.activated)
         if isinstance(node, g.PoolNode):
-            return PoolStep(self.map(node.input), self.places.views[value], node.size)
+            return PoolStep(self.map(node.inputs[0]), self.places.views[value], node.size)
         if isinstance(node, g.CatNode):
             for v in node.inputs:
                 self.map(v)
@@ -168,7 +167,7 @@ class _Lowering:
         return self.slots.setdefault(value, len(self.slots))
 
     def map(self, value: int) -> View:
-        """The value's place as a map; what is a tensor so far is imported."""
+        """Return the value's view. A tensor in a slot is imported, once."""
         view = self.places.views[value]
         if isinstance(self.graph.nodes[value], (g.InputNode, g.CallNode)) and value not in self.imported:
             self.imported.add(value)
@@ -176,7 +175,7 @@ class _Lowering:
         return view
 
     def tensor(self, value: int) -> Slot:
-        """The value's slot; what is a map so far is exported."""
+        """Return the value's slot. A map is exported, once."""
         if value not in self.slots:
             node = self.graph.nodes[value]
             slot = self.slot_for(value)
@@ -185,117 +184,4 @@ class _Lowering:
         return Slot(self.slots[value])
 
     def _swap(self, tree: Any) -> Any:
-        return tree_map(lambda leaf: self.tensor(leaf.value) if isinstance(leaf, Ref) else leaf, tree)
-
-
-def _schedule(steps: list[Step]) -> list[list[int]]:
-    """Waves of steps that can run side by side.
-
-    The branches' k-th convolutions are to meet in one wave: so convolutions of that kind wait until nothing else can
-    run, and calls, which leave the executor, wait for both.
-    """
-    pending = _dependencies(steps)
-    waves: list[list[int]] = []
-    ranks: tuple[Callable[[Step], bool], ...] = (
-        lambda s: not groupable(s) and not isinstance(s, CallStep),
-        groupable,
-        lambda s: isinstance(s, CallStep),
-    )
-    while pending:
-        ready = [i for i, needs in pending.items() if not needs]
-        wave = next(found for rank in ranks if (found := [i for i in ready if rank(steps[i])]))
-        waves.append(wave)
-        for i in wave:
-            del pending[i]
-        for needs in pending.values():
-            needs.difference_update(wave)
-    return waves
-
-
-def _dependencies(steps: list[Step]) -> dict[int, set[int]]:
-    """Which steps each one has to wait for. Buffers are not shared yet, so only writers count."""
-    writers: dict[int, list[tuple[View, int]]] = {}
-    slots: dict[int, int] = {}
-    for i, step in enumerate(steps):
-        view = writes(step)
-        if view is not None:
-            writers.setdefault(view.buffer, []).append((view, i))
-        if isinstance(step, (ExportStep, CallStep)):
-            slots[step.slot] = i
-    needs: dict[int, set[int]] = {}
-    for i, step in enumerate(steps):
-        needs[i] = {slots[s] for s in slot_reads(step) if s in slots}
-        for view in reads(step):
-            needs[i] |= {
-                j
-                for other, j in writers[view.buffer]
-                if other.offset < view.offset + view.channels and view.offset < other.offset + other.channels
-            }
-    return needs
-
-
-@dataclass
-class _Life:
-    first: int
-    last: int
-    readers: list[int]  # steps of the last wave
-    whole: bool  # one value fills the buffer
-
-
-def _buffers(steps: list[Step], waves: list[list[int]], places: _Places) -> tuple[list[Step], tuple[Buffer, ...]]:
-    """Find buffers' lifetimes, and let a step that adds a map for its last time write over it."""
-    lives: dict[int, _Life] = {}
-    for k, wave in enumerate(waves):
-        for i in wave:
-            for view in [*reads(steps[i]), writes(steps[i])]:
-                if view is None:
-                    continue
-                life = lives.setdefault(view.buffer, _Life(k, k, [], True))
-                life.whole = life.whole and view.channels == places.sizes[view.buffer][1]
-                life.readers = [*(life.readers if life.last == k else []), i]
-                life.last = k
-    same: dict[int, int] = {}
-    for k, wave in enumerate(waves):
-        for i in wave:
-            over, out = _overwritable(steps[i]), writes(steps[i])
-            if over is None or out is None:
-                continue
-            old = same.get(over.buffer, over.buffer)
-            life, mine = lives[old], lives[out.buffer]
-            if life.last == k and life.readers == [i] and life.whole and mine.whole and out.buffer not in same:
-                same[out.buffer] = old
-                life.last, life.readers = mine.last, mine.readers
-    kept = [b for b in lives if b not in same]
-    number = {b: n for n, b in enumerate(kept)}
-
-    def moved(view: View) -> View:
-        return replace(view, buffer=number[same.get(view.buffer, view.buffer)])
-
-    buffers = tuple(Buffer(*places.sizes[b], lives[b].first, lives[b].last) for b in kept)
-    return [_moved(step, moved) for step in steps], buffers
-
-
-def _overwritable(step: Step) -> View | None:
-    """The map that a step adds at every element it writes, and reads for nothing else."""
-    if isinstance(step, ConvStep) and step.residual is not None and step.residual.buffer != step.source.buffer:
-        return step.residual
-    if isinstance(step, SumStep):
-        same = [t.source for t in step.terms if t.mode == "identity"]
-        return same[0] if same and sum(t.source.buffer == same[0].buffer for t in step.terms) == 1 else None
-    return None
-
-
-def _moved(step: Step, moved: Callable[[View], View]) -> Step:
-    if isinstance(step, ConvStep):
-        residual = None if step.residual is None else moved(step.residual)
-        return replace(step, source=moved(step.source), out=moved(step.out), residual=residual)
-    if isinstance(step, SumStep):
-        terms = tuple(replace(t, source=moved(t.source)) for t in step.terms)
-        return replace(step, terms=terms, out=moved(step.out))
-    if isinstance(step, PoolStep):
-        return replace(step, source=moved(step.source), out=moved(step.out))
-    if isinstance(step, ImportStep):
-        return replace(step, out=moved(step.out))
-    if isinstance(step, ExportStep):
-        return replace(step, source=moved(step.source))
-    return step
+        return tree_map(lambda leaf: self.tensor(leaf.value) if isinstance(leaf, ValueRef) else leaf, tree)

@@ -1,8 +1,7 @@
-"""Results of the calls that networks are full of, on tensors without data, told from shapes alone.
+"""Shape inference of the most common calls on meta tensors.
 
-PyTorch runs these on its meta device through Python decompositions: that costs more than everything else in recording
-a network, and the first such call imports a thousand modules. What is not covered here, and whatever does not fit, is
-left to PyTorch, with its errors.
+PyTorch runs these through Python decompositions, which takes most of the time of tracing a network, and the first such
+call imports a thousand modules. Every other call, and every call with unusual arguments, runs in PyTorch.
 """
 
 from __future__ import annotations
@@ -18,22 +17,22 @@ Result = Tensor | None
 
 
 def result_without_running(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
-    """Return an empty tensor like the call's result, or None to have it run."""
-    shortcut = _SHORTCUTS.get(function)
-    return None if shortcut is None else shortcut(args, kwargs)
+    """Return an empty tensor like the call's result, or None where PyTorch has to run it."""
+    rule = _RULES.get(function)
+    return None if rule is None else rule(args, kwargs)
 
 
-def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
+def _meta_like(like: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.empty(tuple(shape), dtype=like.dtype, device="meta")
 
 
-def _pair(value: Any) -> tuple[Any, Any]:
+def _height_width(value: Any) -> tuple[Any, Any]:
     return (value, value) if isinstance(value, (int, float)) else tuple(value)  # type: ignore[return-value]
 
 
 def _batch_norm(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
     training = args[5] if len(args) > 5 else kwargs.get("training", False)
-    return None if training else _empty(args[0], args[0].shape)
+    return None if training else _meta_like(args[0], args[0].shape)
 
 
 def _conv2d(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
@@ -45,22 +44,27 @@ def _conv2d(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
     size = [
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(
-            x.shape[2:], weight.shape[2:], _pair(stride), _pair(padding), _pair(dilation), strict=True
+            x.shape[2:],
+            weight.shape[2:],
+            _height_width(stride),
+            _height_width(padding),
+            _height_width(dilation),
+            strict=True,
         )
     ]
-    return _empty(x, (x.shape[0], weight.shape[0], *size)) if min(size) > 0 else None
+    return _meta_like(x, (x.shape[0], weight.shape[0], *size)) if min(size) > 0 else None
 
 
 def _add(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
     alike = len(args) == 2 and not kwargs and all(isinstance(a, Tensor) for a in args)
-    return _empty(args[0], args[0].shape) if alike and _same(*args) else None
+    return _meta_like(args[0], args[0].shape) if alike and _same_kind(*args) else None
 
 
 def _add_in_place(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
     return args[0] if _add(args, kwargs) is not None else None
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def _same_kind(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype
 
 
@@ -72,7 +76,7 @@ def _cat(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
     parts = args[0]
     if len({(t.shape[0], *t.shape[2:], t.dtype) for t in parts}) > 1:
         return None
-    return _empty(parts[0], (parts[0].shape[0], sum(t.shape[1] for t in parts), *parts[0].shape[2:]))
+    return _meta_like(parts[0], (parts[0].shape[0], sum(t.shape[1] for t in parts), *parts[0].shape[2:]))
 
 
 def _interpolate(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
@@ -81,18 +85,18 @@ def _interpolate(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
     if x.dim() != 4 or (size is None) == (factor is None) or given.get("mode") not in ("nearest", "bilinear"):
         return None
     if size is None:
-        size = [int(n * f) for n, f in zip(x.shape[2:], _pair(factor), strict=True)]
-    return _empty(x, (*x.shape[:2], *_pair(size)))
+        size = [int(n * f) for n, f in zip(x.shape[2:], _height_width(factor), strict=True)]
+    return _meta_like(x, (*x.shape[:2], *_height_width(size)))
 
 
 def _softmax(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
     alike = len(args) >= 1 and set(kwargs) <= {"dim"} and isinstance(args[0], Tensor) and len(args) <= 2
-    return _empty(args[0], args[0].shape) if alike and args[0].is_floating_point() else None
+    return _meta_like(args[0], args[0].shape) if alike and args[0].is_floating_point() else None
 
 
 def _scaled(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
     alike = len(args) == 2 and not kwargs and isinstance(args[1], (int, float)) and isinstance(args[0], Tensor)
-    return _empty(args[0], args[0].shape) if alike and args[0].is_floating_point() else None
+    return _meta_like(args[0], args[0].shape) if alike and args[0].is_floating_point() else None
 
 
 def _matmul(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
@@ -100,10 +104,10 @@ def _matmul(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
         return None
     a, b = args
     fits = a.shape[0] == b.shape[0] and a.shape[2] == b.shape[1] and a.dtype == b.dtype
-    return _empty(a, (a.shape[0], a.shape[1], b.shape[2])) if fits else None
+    return _meta_like(a, (a.shape[0], a.shape[1], b.shape[2])) if fits else None
 
 
-_SHORTCUTS: dict[Any, Callable[[tuple[Any, ...], Mapping[str, Any]], Result]] = {
+_RULES: dict[Any, Callable[[tuple[Any, ...], Mapping[str, Any]], Result]] = {
     F.batch_norm: _batch_norm,
     torch.conv2d: _conv2d,
     F.interpolate: _interpolate,
@@ -114,7 +118,7 @@ _SHORTCUTS: dict[Any, Callable[[tuple[Any, ...], Mapping[str, Any]], Result]] = 
     Tensor.__radd__: _add,
     Tensor.add_: _add_in_place,
     Tensor.__iadd__: _add_in_place,
-    # What object attention (OCR) is made of.
+    # Functions of object attention (OCR).
     F.softmax: _softmax,
     torch.softmax: _softmax,
     Tensor.softmax: _softmax,
@@ -126,5 +130,5 @@ _SHORTCUTS: dict[Any, Callable[[tuple[Any, ...], Mapping[str, Any]], Result]] = 
     Tensor.__matmul__: _matmul,
 }
 
-# Of these, calls that give their first argument back, changed.
+# Functions above that change their first argument and return it.
 IN_PLACE = (Tensor.add_, Tensor.__iadd__)

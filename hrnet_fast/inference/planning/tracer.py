@@ -1,8 +1,7 @@
-"""What a model computes, call by call: its forward on tensors without data, written down.
+"""The tracer: a model's forward on meta tensors, recorded call by call.
 
-The recording is of one input shape: models choose by shapes (whether to interpolate at all, for instance), and a record
-that pretended to hold for other shapes would change numbers in silence. Whatever code base the model is from, it says
-itself what it does; nothing is guessed from names.
+A trace is of one input shape. Models branch on shapes (whether to interpolate at all, for instance), so a trace that
+was used for other shapes would change numbers in silence. Nothing is inferred from the names of modules.
 """
 
 from __future__ import annotations
@@ -23,32 +22,32 @@ from hrnet_fast.training.matching import hooked
 
 
 @dataclass(frozen=True)
-class Ref:
-    """A value that an earlier call made, or the input (0)."""
+class ValueRef:
+    """The result of an earlier call by number, or the input (0)."""
 
     value: int
 
 
 @dataclass(frozen=True)
-class Named:
+class StateRef:
     """A parameter or buffer of the model, by its name in the state_dict."""
 
     name: str
 
 
 @dataclass(frozen=True)
-class OwnDevice:
-    """Stands where a forward used the device of a tensor: it is the engine's, not the one of recording."""
+class EngineDevice:
+    """Placeholder of the device that a forward read from a tensor: the engine's device replaces it."""
 
 
 @dataclass(frozen=True)
-class OwnDtype:
-    """Stands where a forward used the model's dtype: calls run in the engine's."""
+class EngineDtype:
+    """Placeholder of the model's dtype in a call: the engine's dtype replaces it."""
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """One call: what it is given (tensors as :class:`Ref` and :class:`Named`) and what it makes."""
+class TracedCall:
+    """One call: its arguments, with tensors as :class:`ValueRef` and :class:`StateRef`, and its result's metadata."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
@@ -59,33 +58,37 @@ class Recorded:
 
 
 @dataclass(frozen=True)
-class Recording:
-    """A forward of the model on an input of `input_shape`; `output` is its result with tensors as :class:`Ref`.
+class Trace:
+    """The calls of one forward.
 
-    `named` are the shapes of the model's parameters and buffers.
+    Attributes:
+        input_shape: [N, C, H, W].
+        calls: in the order of execution.
+        output: what the forward returned, with tensors as :class:`ValueRef`.
+        state: shapes of the model's parameters and buffers by name.
     """
 
     input_shape: tuple[int, ...]
-    calls: tuple[Recorded, ...]
+    calls: tuple[TracedCall, ...]
     output: Any
-    named: dict[str, tuple[int, ...]]
+    state: dict[str, tuple[int, ...]]
 
 
-class _Recorder(TorchFunctionMode):
+class _Tracer(TorchFunctionMode):
     def __init__(self, names: dict[int, str], x: Tensor) -> None:
         super().__init__()
-        self.calls: list[Recorded] = []
+        self.calls: list[TracedCall] = []
         self._dtype = x.dtype
         self._names = names
         self._values = {id(x): 0}
-        self._alive: list[Tensor] = [x]  # ids are of living objects only
+        self._alive: list[Tensor] = [x]  # an id is unique only while its object exists
         self._outdated: set[int] = set()
 
     def reference(self, leaf: Any) -> Any:
         if isinstance(leaf, torch.device) and leaf.type == "meta":
-            return OwnDevice()
+            return EngineDevice()
         if isinstance(leaf, torch.dtype) and leaf == self._dtype:
-            return OwnDtype()
+            return EngineDtype()
         if not isinstance(leaf, Tensor):
             return leaf
         if id(leaf) in self._outdated:
@@ -94,18 +97,18 @@ class _Recorder(TorchFunctionMode):
                 "reads the whole afterwards, or the other way round; put the parts together with torch.cat."
             )
         if id(leaf) in self._values:
-            return Ref(self._values[id(leaf)])
+            return ValueRef(self._values[id(leaf)])
         if id(leaf) in self._names:
-            return Named(self._names[id(leaf)])
+            return StateRef(self._names[id(leaf)])
         raise InputError(
             "optimize_for_inference: the model's forward uses a tensor that is neither its input, a parameter nor a "
             "buffer; register it as a buffer."
         )
 
     def returned(self, leaf: Any) -> Any:
-        """What the model returns; its own tensors and its input as copies, which are the caller's."""
+        """Return the reference of an output; the model's state and its input are returned as copies."""
         found = self.reference(leaf)
-        if isinstance(found, Named) or found == Ref(0):
+        if isinstance(found, StateRef) or found == ValueRef(0):
             own = torch.empty(leaf.shape, dtype=leaf.dtype, device="meta")
             self._add(torch.clone, (found,), {}, own)
             return self.reference(own)
@@ -124,7 +127,7 @@ class _Recorder(TorchFunctionMode):
             changed = [t for t, version in given.values() if t._version != version]
         if changed:
             self._check_change(func, changed, args, out)
-            self._record(OnCopy(func), args, kwargs, changed[0])
+            self._record(OutOfPlace(func), args, kwargs, changed[0])
             self._outdate(changed[0])
             return out
         parts = list(out) if isinstance(out, (list, tuple)) else [out]
@@ -133,7 +136,7 @@ class _Recorder(TorchFunctionMode):
         return out
 
     def _check_change(self, func: Any, changed: list[Tensor], args: Any, out: Any) -> None:
-        """Raise InputError for a call in place that has no equal without."""
+        """Raise InputError for a call in place that has no out-of-place equivalent."""
         name = getattr(func, "__name__", str(func))
         if any(id(t) in self._names for t in changed):
             raise InputError(
@@ -146,7 +149,7 @@ class _Recorder(TorchFunctionMode):
             )
 
     def _outdate(self, changed: Tensor) -> None:
-        """Remember that views of a changed tensor's memory, and what it is a view of, changed too, unrecorded."""
+        """Mark all other tensors on a changed tensor's storage: their values changed without a recorded call."""
         storage = changed.untyped_storage()._cdata
         for other in self._alive:
             if other is not changed and other.untyped_storage()._cdata == storage:
@@ -156,18 +159,18 @@ class _Recorder(TorchFunctionMode):
         dtype = _CONVERSIONS.get(function)
         if dtype == self._dtype:
             function, args = Tensor.to, (args[0], dtype)
-        # References first: a call in place gives its argument back, and from here on that object is the new value.
+        # References are taken before the result is registered: a call in place returns its argument.
         given, named = tree_map(self.reference, (tuple(args), kwargs))
         if isinstance(out, Tensor):
             self._add(function, given, named, out)
             return
         for k, part in enumerate(out):
             if isinstance(part, Tensor):
-                self._add(Part(function, k), given, named, part)
+                self._add(GetItem(function, k), given, named, part)
 
     def _add(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
         value = len(self.calls) + 1
-        self.calls.append(Recorded(func, args, kwargs, value, tuple(out.shape), out.is_floating_point()))
+        self.calls.append(TracedCall(func, args, kwargs, value, tuple(out.shape), out.is_floating_point()))
         self._values[id(out)] = value
         self._outdated.discard(id(out))
         self._alive.append(out)
@@ -182,8 +185,8 @@ _CONVERSIONS = {
 
 
 @dataclass(frozen=True)
-class Part:
-    """One of several results of a function."""
+class GetItem:
+    """Item `index` of a function's result."""
 
     function: Callable[..., Any]
     index: int
@@ -193,8 +196,8 @@ class Part:
 
 
 @dataclass(frozen=True)
-class OnCopy:
-    """A function that changes its first argument, applied to a copy of it, which it returns."""
+class OutOfPlace:
+    """An in-place function, applied to a copy of its first argument. Returns the copy."""
 
     function: Callable[..., Any]
 
@@ -204,26 +207,26 @@ class OnCopy:
         return own
 
 
-def record(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Recording:
-    """Run `model` on an input without data and write down what it calls.
+def trace(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Trace:
+    """Run a copy of `model` on a meta tensor of `shape` and `dtype`, and return the recorded calls.
 
     Raises:
-        InputError: the model is in training mode, has hooks (an engine would not call them), its forward depends on
-            the values of tensors, or it changes tensors in place in a way that has no equal without.
+        InputError: the model is in training mode or has hooks, its forward depends on the values of tensors, or it
+            changes tensors in place in a way that has no out-of-place equivalent.
     """
-    _check(model)
+    _check_traceable(model)
     try:
-        # Tensors of inference mode have no versions, by which changes in place are seen.
+        # In-place changes are detected by version counters, which inference tensors lack.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-            twin = _without_data(model)
+            twin = _meta_copy(model)
             metas = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
             x = torch.empty(shape, dtype=dtype, device="meta")
-            recorder = _Recorder({id(t): name for name, t in metas.items()}, x)
-            with recorder:
+            tracer = _Tracer({id(t): name for name, t in metas.items()}, x)
+            with tracer:
                 output = twin(x)
     except InputError:
         raise
-    except Exception as error:  # whatever a foreign forward raises
+    except Exception as error:  # a model's forward may raise anything
         raise InputError(
             f"optimize_for_inference: the forward of {type(model).__name__} cannot be followed for an input of shape "
             f"{tuple(shape)}: {str(error)[:300]}. It must take one tensor and not depend on tensors' values."
@@ -232,23 +235,20 @@ def record(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Reco
         raise InputError(
             f"optimize_for_inference: {type(model).__name__} returned {type(output).__name__}, no tensors."
         )
-    returned = tree_map(recorder.returned, output)
+    returned = tree_map(tracer.returned, output)
     shapes = {name: tuple(t.shape) for name, t in metas.items()}
-    return Recording(tuple(shape), tuple(recorder.calls), returned, shapes)
+    return Trace(tuple(shape), tuple(tracer.calls), returned, shapes)
 
 
-def _without_data(model: nn.Module) -> nn.Module:
-    """Return a copy of the model whose tensors have no data.
-
-    The model itself is not touched: other threads may be answering with it, or loading weights into it.
-    """
+def _meta_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of the model on the meta device. Other threads may use the model itself meanwhile."""
     twins: dict[int, Any] = {id(t): t.detach().to("meta") for t in model.buffers()}
     for p in model.parameters():
         twins[id(p)] = nn.Parameter(p.detach().to("meta"), requires_grad=False)
     return copy.deepcopy(model, twins)
 
 
-def _check(model: nn.Module) -> None:
+def _check_traceable(model: nn.Module) -> None:
     training = [name for name, m in model.named_modules() if m.training]
     if training:
         raise InputError(
