@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import functools
 import importlib.util
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -76,12 +75,10 @@ def timm_network(name: str) -> Contender:
     """
 
     def make(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
-        # The tests' way to import it, which does without torchvision: no build of that fits a torch without CUDA.
-        sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-        from timm_helper import import_timm
+        import timm
 
         outputs = model.get_submodule("classifier").out_features
-        theirs = import_timm().create_model(name, num_classes=outputs).eval()
+        theirs = timm.create_model(name, num_classes=outputs).eval()
         theirs.load_state_dict(model.state_dict())
         return channels_last(theirs.to(x.device), x, dtype)
 
