@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu kernels/cuda/*.h kernels/cuda/*.cuh)
-HOST_RUN := $(wildcard tests/cuda_host/*)
+HOST_RUN := $(wildcard tests/cuda_host/* tests/nulldevice/device/*)
 
 .PHONY: help setup demo test lint format docs bench kernels-report cuda-report clean
 

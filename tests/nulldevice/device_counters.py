@@ -12,7 +12,7 @@ from types import SimpleNamespace
 # In the order of device/counters.h.
 NAMES = [
     "launches", "launches_beyond_device_0", "library_launches", "captured_nodes", "stray_operations", "memcpys",
-    "to_host", "memsets", "allocations", "frees", "host_allocations", "synchronizations", "captures",
+    "to_host", "bytes_to_host", "memsets", "allocations", "frees", "host_allocations", "synchronizations", "captures",
     "captures_invalidated", "graph_instantiations", "graph_launches", "graph_kernels_launched", "last_graph_nodes",
     "last_graph_kernels", "module_loads", "errors", "live_allocations", "live_bytes", "live_host_allocations",
     "live_streams", "live_events", "live_graphs", "live_graph_execs", "live_modules",

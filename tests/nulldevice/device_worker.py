@@ -69,7 +69,7 @@ def _child(test: str, folder: str, status: Path) -> None:
 
     os.chdir(folder)
     recorder = _Recorder()
-    arguments = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--no-summary", test]
+    arguments = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "-rN", "--tb=short", test]
     pytest.main(arguments, plugins=[recorder])
     status.write_text(recorder.status)
 

@@ -203,23 +203,24 @@ def test_no_capture_sets_a_flag_of_the_process(monkeypatch: pytest.MonkeyPatch) 
     assert not any(seen)
 
 
-def test_a_new_shape_and_a_refresh_copy_no_weights_to_the_host() -> None:
+def test_a_new_shape_and_a_refresh_copy_at_most_once_to_the_host() -> None:
+    """Whether weights are those that were read takes one number; folding them takes none."""
     model = two_stages().cuda()
     engine = engine_of(model, small())
     with device_counters.counting() as n:
         engine(small(96))
-    assert n.to_host == 0
+    assert n.to_host <= 1
     enliven(model, seed=2)
     with device_counters.counting() as n:
         engine.refresh()
-    assert n.to_host == 0
+    assert n.to_host <= 1
 
 
-def test_a_first_engine_copies_weights_to_the_host_once() -> None:
+def test_weights_are_folded_on_the_device() -> None:
     model, x = two_stages().cuda(), small()
     with device_counters.counting() as n:
         engine_of(model, x)
-    assert n.to_host <= 1
+    assert n.bytes_to_host < sum(p.nbytes for p in model.parameters()) / 10
 
 
 def test_folded_networks_lie_on_the_engines_device() -> None:

@@ -72,7 +72,7 @@ static cudaError_t copy(void* d, const void* s, size_t n, cudaMemcpyKind kind, c
   auto work = [=] { blank ? memset(contents(d), 0, n) : memmove(contents(d), contents(s), n); };
   CHECK(enqueue(stream, cudaGraphNodeTypeMemcpy, work, where));
   COUNT(memcpys);
-  if (from && !to) COUNT(to_host);
+  if (from && !to) COUNT(to_host), counters.bytes_to_host += n;
   return cudaSuccess;
 }
 cudaError_t cudaMemcpy(void* d, const void* s, size_t n, cudaMemcpyKind kind) {
