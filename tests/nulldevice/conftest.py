@@ -45,8 +45,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     workers = pyfuncitem.config.stash[WORKERS]
     key = tuple(sorted(marker.kwargs.items()))
     if key not in workers:
-        workers[key] = Worker(marker.kwargs)
-    status, text = workers[key].run(pyfuncitem.nodeid, pyfuncitem.config.rootpath)
+        workers[key] = Worker(pyfuncitem.config.rootpath, marker.kwargs)
+    status, text = workers[key].run(pyfuncitem.nodeid)
     if status == "skipped":
         pytest.skip(text)
     if status != "passed":

@@ -1,6 +1,6 @@
-"""Runs tests on the null device: a process that has imported everything forks one child for each test.
+"""Runs tests on the null device: a pytest session that has collected all of them forks one process for each.
 
-Each test has a fresh CUDA state, and importing torch is paid once. A crash or a broken limit ends the child alone.
+Each test has a fresh CUDA state, and torch is imported once. A crash or an exceeded limit ends that process alone.
 """
 
 from __future__ import annotations
@@ -13,35 +13,46 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import device_build
+import pytest
 
 MEMORY = 12 << 30  # bytes of data: what the host allocates, the device's allocations included
-TEXT = 12_000  # characters of a child's output that a failure shows
+TEXT = 6_000  # characters of a test's output that a failure shows
 
 
 class Outcome(NamedTuple):
-    """How a test ended: ``"passed"``, ``"skipped"`` or ``"failed"``, and what it printed."""
+    """How a test ended: ``"passed"``, ``"skipped"`` or ``"failed"``, and what is to be said of it."""
 
     status: str
     text: str
 
 
 class Worker:
-    """The parent's side: one process with given settings of the null device."""
+    """The caller's side: one process with given settings of the null device.
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    Args:
+        root: pytest's root folder.
+        settings: as :func:`device_build.environment` takes them.
+    """
+
+    def __init__(self, root: Path, settings: dict[str, Any]) -> None:
         environment = device_build.environment(zero_scalars=True, **settings)
         self._process = subprocess.Popen(
-            [sys.executable, "-u", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=root,
         )
 
-    def run(self, test: str, folder: Path) -> Outcome:
-        """Run a test by its pytest id, relative to `folder`."""
+    def run(self, test: str) -> Outcome:
+        """Run a test by its pytest id."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([test, str(folder)]) + "\n")
+        self._process.stdin.write(test + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
@@ -54,58 +65,59 @@ class Worker:
         self._process.wait()
 
 
-class _Recorder:
-    """A plugin that keeps how the one test ended."""
+class _Session:
+    """A plugin whose run of the collected tests is to serve requests."""
 
-    status = "failed"  # a test that is not found has no report
+    def __init__(self, requests: IO[str], answers: IO[str]) -> None:
+        self._requests, self._answers = requests, answers
+        self._outcome = Outcome("failed", "the test has no report")
 
-    def pytest_runtest_logreport(self, report: Any) -> None:
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        items = {item.nodeid: item for item in session.items}
+        for line in self._requests:
+            outcome = self._forked(items[line.strip()])
+            self._answers.write(json.dumps(outcome) + "\n")
+            self._answers.flush()
+        return True
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
-            self.status = report.outcome
+            text = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else report.longreprtext
+            self._outcome = Outcome(report.outcome, text)
+
+    def _forked(self, item: pytest.Item) -> Outcome:
+        with tempfile.TemporaryDirectory() as own:
+            output, result = Path(own, "output"), Path(own, "result")
+            child = os.fork()
+            if child == 0:
+                handle = os.open(output, os.O_CREAT | os.O_WRONLY)
+                os.dup2(handle, 1)
+                os.dup2(handle, 2)
+                try:
+                    item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+                    result.write_text(json.dumps(self._outcome))
+                finally:
+                    os._exit(0)  # no exit handlers: torch's threads outlive the interpreter
+            _, ended = os.waitpid(child, 0)
+            printed = output.read_text(errors="replace")[-TEXT:] if output.exists() else ""
+            if not result.exists():
+                how = signal.Signals(os.WTERMSIG(ended)).name if os.WIFSIGNALED(ended) else "itself"
+                return Outcome("failed", f"{printed}\nThe test's process was ended by {how}.")
+            status, text = json.loads(result.read_text())
+            return Outcome(status, f"{text}\n{printed}" if status == "failed" else text)
 
 
-def _child(test: str, folder: str, status: Path) -> None:
-    import pytest
-
-    os.chdir(folder)
-    recorder = _Recorder()
-    arguments = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "-rN", "--tb=short", test]
-    pytest.main(arguments, plugins=[recorder])
-    status.write_text(recorder.status)
-
-
-def _forked(test: str, folder: str) -> Outcome:
-    with tempfile.TemporaryDirectory() as own:
-        output, status = Path(own, "output"), Path(own, "status")
-        child = os.fork()
-        if child == 0:
-            handle = os.open(output, os.O_CREAT | os.O_WRONLY)
-            os.dup2(handle, 1)
-            os.dup2(handle, 2)
-            try:
-                _child(test, folder, status)
-            finally:
-                sys.stdout.flush()
-                os._exit(0)  # no exit handlers: torch's autograd threads outlive the interpreter
-        _, ended = os.waitpid(child, 0)
-        text = output.read_text(errors="replace")[-TEXT:]
-        if os.WIFSIGNALED(ended):
-            return Outcome("failed", f"{text}\nended by {signal.Signals(os.WTERMSIG(ended)).name}")
-        return Outcome(status.read_text() if status.exists() else "failed", text)
-
-
-def _serve() -> None:
-    import pytest  # noqa: F401
+def _serve() -> int:
+    requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what anything prints is not an answer
     import torch
     import triton  # noqa: F401
 
-    import hrnet_fast.inference.execution.cuda_executor  # noqa: F401
-
     torch.set_num_threads(1)  # threads do not survive a fork
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    for line in sys.stdin:
-        print(json.dumps(_forked(*json.loads(line))), flush=True)
+    options = ["-s", "-qq", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--tb=short"]
+    return int(pytest.main([*options, str(device_build.FOLDER)], plugins=[_Session(requests, answers)]))
 
 
 if __name__ == "__main__":
-    _serve()
+    sys.exit(_serve())

@@ -224,10 +224,6 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** p, unsigne
   if (status) *status = cudaDriverEntryPointSuccess;
   return cudaSuccess;
 }
-cudaError_t cudaGetDriverEntryPoint(const char* name, void** p, unsigned long long flags,
-                                    cudaDriverEntryPointQueryResult* status) {
-  return cudaGetDriverEntryPointByVersion(name, p, 0, flags, status);
-}
 CUresult cuGetProcAddress(const char* name, void** p, int, cuuint64_t, CUdriverProcAddressQueryResult* status) {
   *p = entry(name);
   if (status) *status = CU_GET_PROC_ADDRESS_SUCCESS;

@@ -3,11 +3,6 @@
 #include "device.h"
 
 extern "C" {
-cudaError_t cudaGraphCreate(cudaGraph_t* g, unsigned) {
-  COUNT(live_graphs);
-  *g = reinterpret_cast<cudaGraph_t>(new Graph{{kGraph, current}, {}, {}});
-  return cudaSuccess;
-}
 cudaError_t cudaGraphDestroy(cudaGraph_t h) {
   Graph* g = object<Graph>(h, kGraph);
   if (!g) FAIL(cudaErrorInvalidValue);
@@ -22,10 +17,6 @@ cudaError_t cudaGraphGetNodes(cudaGraph_t h, cudaGraphNode_t* nodes, size_t* n) 
     for (size_t i = 0; i < *n && i < g->nodes.size(); ++i)
       nodes[i] = reinterpret_cast<cudaGraphNode_t>(g->nodes[i].get());
   *n = g->nodes.size();
-  return cudaSuccess;
-}
-cudaError_t cudaGraphNodeGetType(cudaGraphNode_t h, cudaGraphNodeType* t) {
-  *t = reinterpret_cast<Node*>(h)->type;
   return cudaSuccess;
 }
 cudaError_t cudaGraphNodeGetDependencies(cudaGraphNode_t h, cudaGraphNode_t* deps, cudaGraphEdgeData*, size_t* n) {
@@ -58,10 +49,6 @@ cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* out, cudaGraph_t h, u
   *out = reinterpret_cast<cudaGraphExec_t>(exec);
   return cudaSuccess;
 }
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t* out, cudaGraph_t g, unsigned long long flags) {
-  return cudaGraphInstantiateWithFlags(out, g, flags);
-}
-cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t h, cudaStream_t sh) {
   Exec* exec = object<Exec>(h, kExec);
   Stream* s = stream_of(sh);

@@ -28,17 +28,12 @@ cudaError_t cudaHostAlloc(void** p, size_t n, unsigned) {
   COUNT(host_allocations), COUNT(live_host_allocations);
   return cudaSuccess;
 }
-cudaError_t cudaMallocHost(void** p, size_t n) { return cudaHostAlloc(p, n, 0); }
 cudaError_t cudaFreeHost(void* p) {
   CHECK(refuse_unsafe(__func__));
   Lock hold(state().lock);
   if (p && !state().pinned.erase(static_cast<char*>(p))) FAIL(cudaErrorInvalidValue);
   if (p) counters.live_host_allocations--;
   free(p);
-  return cudaSuccess;
-}
-cudaError_t cudaHostGetDevicePointer(void** d, void* h, unsigned) {
-  *d = h;
   return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(size_t* left, size_t* total) {

@@ -172,17 +172,6 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* most) {
   *least = 0, *most = -5;
   return cudaSuccess;
 }
-cudaError_t cudaDeviceSetLimit(cudaLimit, size_t) { return cudaSuccess; }
-cudaError_t cudaDeviceGetLimit(size_t* v, cudaLimit) {
-  *v = 1 << 20;
-  return cudaSuccess;
-}
-cudaError_t cudaSetDeviceFlags(unsigned) { return cudaSuccess; }
-cudaError_t cudaGetDeviceFlags(unsigned* f) {
-  *f = 0;
-  return cudaSuccess;
-}
-cudaError_t cudaInitDevice(int, unsigned, unsigned) { return cudaSuccess; }
 cudaError_t cudaDriverGetVersion(int* v) {
   *v = CUDART_VERSION;
   return cudaSuccess;
@@ -240,7 +229,6 @@ cudaError_t cudaFuncSetAttribute(const void* f, cudaFuncAttribute a, int v) {
 cudaError_t cudaKernelSetAttributeForDevice(cudaKernel_t k, cudaFuncAttribute a, int v, int) {
   return set_attribute(reinterpret_cast<Function*>(k), a, v, __func__);
 }
-cudaError_t cudaFuncSetCacheConfig(const void*, cudaFuncCache) { return cudaSuccess; }
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* n, const void*, int threads, size_t shared) {
   *n = blocks_per_multiprocessor(threads, shared);
   return cudaSuccess;
@@ -248,10 +236,6 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* n, const void*, i
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* n, const void*, int threads, size_t shared,
                                                                    unsigned) {
   *n = blocks_per_multiprocessor(threads, shared);
-  return cudaSuccess;
-}
-cudaError_t cudaOccupancyMaxActiveClusters(int* n, const void*, const cudaLaunchConfig_t*) {
-  *n = 66;
   return cudaSuccess;
 }
 }  // extern "C"

@@ -38,18 +38,6 @@ cudaError_t cudaStreamGetPriority(cudaStream_t h, int* p) {
   *p = s->priority;
   return cudaSuccess;
 }
-cudaError_t cudaStreamGetFlags(cudaStream_t h, unsigned* f) {
-  Stream* s = stream_of(h);
-  if (!s) FAIL(cudaErrorInvalidResourceHandle);
-  *f = s->flags;
-  return cudaSuccess;
-}
-cudaError_t cudaStreamGetId(cudaStream_t h, unsigned long long* id) {
-  Stream* s = stream_of(h);
-  if (!s) FAIL(cudaErrorInvalidResourceHandle);
-  *id = s->id;
-  return cudaSuccess;
-}
 cudaError_t cudaLaunchHostFunc(cudaStream_t s, cudaHostFn_t f, void* data) {
   return enqueue(s, cudaGraphNodeTypeHost, [=] { f(data); }, __func__);
 }
