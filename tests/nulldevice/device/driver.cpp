@@ -4,6 +4,8 @@
 #include <string.h>
 
 #include <algorithm>
+#include <fstream>
+#include <iterator>
 
 #include "device.h"
 
@@ -130,6 +132,11 @@ CUresult cuModuleLoadData(CUmodule* m, const void* image) {
 }
 CUresult cuModuleLoadDataEx(CUmodule* m, const void* image, unsigned, CUjit_option*, void**) {
   return load(reinterpret_cast<Module**>(m), image, __func__);
+}
+CUresult cuModuleLoad(CUmodule* m, const char* path) {  // of torch.compile's launcher
+  std::ifstream file(path, std::ios::binary);
+  std::string image((std::istreambuf_iterator<char>(file)), {});
+  return image.empty() ? CUDA_ERROR_FILE_NOT_FOUND : load(reinterpret_cast<Module**>(m), image.c_str(), __func__);
 }
 CUresult cuModuleUnload(CUmodule) {
   counters.live_modules--;
