@@ -46,7 +46,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     key = tuple(sorted(marker.kwargs.items()))
     if key not in workers:
         workers[key] = Worker(pyfuncitem.config.rootpath, marker.kwargs)
-    status, text = workers[key].run(pyfuncitem.nodeid)
+    try:
+        status, text = workers[key].run(pyfuncitem.nodeid)
+    except BaseException:  # a time limit or an interrupt
+        workers.pop(key).kill()
+        raise
     if status == "skipped":
         pytest.skip(text)
     if status != "passed":

@@ -154,5 +154,5 @@ def test_two_devices() -> None:
     assert n.launches == n.launches_beyond_device_0 == 1
     event = torch.cuda.Event()
     event.record(torch.cuda.current_stream(0))
-    with pytest.raises(RuntimeError, match=r"invalid (resource handle|argument)"):
+    with pytest.raises(RuntimeError, match="device"):
         event.record(side)
