@@ -1,18 +1,21 @@
 # One virtual environment in .venv serves every target. `make help` lists them.
 # PIP_ARGS goes to every pip install: for instance an index that has torch's CPU build.
+# TORCH_CUDA_ARCH_LIST: architectures for which the CUDA sources are compiled, where nvcc is found. One is enough here: its
+# PTX runs on every later device.
 
 PYTHON ?= python3
 PIP_ARGS ?=
 # Worker processes for the tests; 2 cores are enough.
 JOBS ?= 2
 DEMO_ARGS ?=
+export TORCH_CUDA_ARCH_LIST ?= 8.0+PTX
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu kernels/cuda/*.h kernels/cuda/*.cuh)
-HOST_RUN := $(wildcard tests/cuda_host/*)
+HOST_RUN := $(wildcard tests/cuda_host/* tests/nulldevice/device/*)
 
 .PHONY: help setup demo test test-quick lint format docs bench kernels-report cuda-report clean
 
@@ -23,10 +26,9 @@ setup: $(READY)  ## make .venv with everything the other targets need
 
 $(READY): pyproject.toml setup.py constraints.txt $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) torch numpy "setuptools>=77" wheel ninja pybind11
+	$(PIP) torch torchvision numpy "setuptools>=77" wheel ninja pybind11
 	$(PIP) --no-build-isolation -e ".[dev,triton]"
-	$(PIP) huggingface_hub pyyaml safetensors addict termcolor yapf opencv-python-headless
-	$(PIP) --no-deps timm  # its torchvision is not needed here, and has no CPU build to match
+	$(PIP) timm addict termcolor yapf opencv-python-headless
 	$(PIP) --no-deps mmengine  # asks for the OpenCV with windows
 	@touch $@
 

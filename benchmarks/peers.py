@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -60,12 +59,10 @@ def timm_network(name: str) -> Peer:
     """timm's network with the same weights, channels-last; timm has the authors' parameter names."""
 
     def make(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
-        # The tests' helper imports timm without torchvision, which has no build for every torch.
-        sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-        from timm_helper import import_timm
+        import timm
 
         outputs = model.get_submodule("classifier").out_features
-        theirs = import_timm().create_model(name, num_classes=outputs).eval()
+        theirs = timm.create_model(name, num_classes=outputs).eval()
         theirs.load_state_dict(model.state_dict())
         return channels_last(theirs.to(x.device), x, dtype)
 

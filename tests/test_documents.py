@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from timm_helper import import_timm
 
 import hrnet_fast as hf
 from benchmarks.reports.page import write_page
@@ -29,7 +28,6 @@ def blocks(page: Path) -> list[str]:
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order, in one process, as a reader would paste them."""
     monkeypatch.chdir(tmp_path)
-    import_timm()  # as a block may: the helper stands in for its torchvision
     names: dict[str, Any] = {}
     for i, block in enumerate(blocks(page)):
         exec(compile(block, f"{page.name}, block {i + 1}", "exec"), names)

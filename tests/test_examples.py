@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from timm_helper import import_timm
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL: dict[str, tuple[tuple[str, ...], str]] = {
@@ -30,7 +29,6 @@ def test_every_example_is_run() -> None:
 def test_example(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import_timm()  # the helper stands in for its torchvision
     words, said = SMALL[name]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, *words])

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import pytest
 import torch
 from family_states import state_of
-from timm_helper import import_timm, timm_is_installed
 from tiny_networks import image, relative_l2, tiny
 
 import hrnet_fast as hf
 
 
-@pytest.mark.skipif(not timm_is_installed(), reason="timm is not installed")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 6, 13])
 def test_first_convolution_is_timms(channels: int, dtype: torch.dtype) -> None:
-    import_timm()
-    theirs: Any = importlib.import_module("timm.models").adapt_input_conv
+    theirs: Any = pytest.importorskip("timm.models").adapt_input_conv
     state = state_of("timm") | {"conv1.weight": torch.randn(8, 3, 3, 3).to(dtype)}
     before = state["conv1.weight"].clone()
     checkpoint = hf.checkpoints.parse_checkpoint(state, in_channels=channels)

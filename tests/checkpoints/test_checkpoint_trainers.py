@@ -21,7 +21,6 @@ from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import load_checkpoint as mmengine_load
-from timm_helper import import_timm
 from tiny_networks import enliven, tiny, two_stages
 from torch import nn
 from torch.utils.data import DataLoader
@@ -112,7 +111,6 @@ class Precision(enum.Enum):
 
 @pytest.mark.parametrize("averaged", [True, False])
 def test_files_of_timm_saver(averaged: bool, tmp_path: Path) -> None:
-    import_timm()
     from timm.models import load_checkpoint as timm_load
     from timm.utils import CheckpointSaver, ModelEmaV3
 

@@ -6,14 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from timm_helper import import_timm, timm_is_installed
 from tiny_networks import enliven, gradients, image, maps, relative_l2, train_once
 from torch import Tensor
 
 import hrnet_fast as hf
 
-if not timm_is_installed():
-    pytest.skip("timm is not installed", allow_module_level=True)
+timm = pytest.importorskip("timm")
 
 # Both sides run the same convolutions in the same order; what may differ is how a mean over pixels is summed.
 SAME = 1e-12
@@ -38,14 +36,13 @@ NAMED |= {name: name for name in ("hrnet_w18_small", "hrnet_w18_small_v2", "hrne
 @pytest.mark.slow
 @pytest.mark.parametrize(("theirs", "ours"), NAMED.items())
 def test_named_networks_have_timms_layers(theirs: str, ours: str) -> None:
-    timm = import_timm()
     with torch.device("meta"):
         expected, own = timm.create_model(theirs).state_dict(), hf.create_model(ours).state_dict()
     assert {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in expected.items()}
 
 
 def timm_model(name: str, **options: Any) -> Any:
-    model = enliven(import_timm().create_model(name, **options)).double()
+    model = enliven(timm.create_model(name, **options)).double()
     for key, buffer in model.named_buffers():
         if key.endswith("num_batches_tracked"):
             buffer.fill_(3)

@@ -12,7 +12,6 @@ import torch
 import upstream_standins as standins
 from golden_data import image as golden_image
 from golden_data import load_case
-from timm_helper import import_timm, timm_is_installed
 from tiny_networks import ALL_HEADS, enliven, image, maps, relative_l2, tiny
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -161,10 +160,10 @@ def test_code_bases(module: type[nn.Module], fast: bool) -> None:
 
 
 @native
-@pytest.mark.skipif(not timm_is_installed(), reason="timm is not installed")
 @pytest.mark.parametrize("options", [{}, {"features_only": True}])
 def test_timm(options: dict[str, bool]) -> None:
-    assert_answers(enliven(import_timm().create_model("hrnet_w18_small", **options)).eval(), image(64, 64))
+    timm = pytest.importorskip("timm")
+    assert_answers(enliven(timm.create_model("hrnet_w18_small", **options)).eval(), image(64, 64))
 
 
 class Mapping(nn.Module):

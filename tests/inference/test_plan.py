@@ -9,7 +9,6 @@ import torch
 import upstream_standins as standins
 from golden_data import case_names, load_case
 from golden_data import image as golden_image
-from timm_helper import import_timm, timm_is_installed
 from tiny_networks import ALL_HEADS, enliven, image, maps, relative_l2, tiny, tiny_config
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -133,10 +132,10 @@ def test_code_bases(module: type[nn.Module], fast: bool) -> None:
     assert not fast or str(hf.explain(model)) == before
 
 
-@pytest.mark.skipif(not timm_is_installed(), reason="timm is not installed")
 @pytest.mark.parametrize("options", [{}, {"features_only": True}])
 def test_timm(options: dict[str, bool]) -> None:
-    model = enliven(import_timm().create_model("hrnet_w18_small", **options)).eval().double()
+    timm = pytest.importorskip("timm")
+    model = enliven(timm.create_model("hrnet_w18_small", **options)).eval().double()
     plan = assert_exact(model, image(64, 64, dtype=torch.float64))
     assert {s.function for s in plan.steps if isinstance(s, CallStep)} <= {
         F.adaptive_avg_pool2d,

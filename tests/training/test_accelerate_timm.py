@@ -7,17 +7,15 @@ from typing import Any
 import pytest
 import torch
 from comparison import accelerated, assert_all_fast, assert_evaluates_alike, assert_trains_alike
-from timm_helper import import_timm, timm_is_installed
 from tiny_networks import enliven, image
 
-if not timm_is_installed():
-    pytest.skip("timm is not installed", allow_module_level=True)
+timm = pytest.importorskip("timm")
 
 
 @pytest.mark.parametrize("memory", ["lean", "min"])
 @pytest.mark.parametrize("options", [{"num_classes": 10}, {"features_only": True}], ids=["classes", "features"])
 def test_computes_what_it_did(options: dict[str, Any], memory: str) -> None:
-    plain = enliven(import_timm().create_model("hrnet_w18_small", **options)).double()
+    plain = enliven(timm.create_model("hrnet_w18_small", **options)).double()
     fast = accelerated(plain, memory=memory)
     assert assert_all_fast(fast).fast >= 12
     assert_trains_alike(fast, plain, image(64, 64, batch=2, dtype=torch.float64))
@@ -26,7 +24,6 @@ def test_computes_what_it_did(options: dict[str, Any], memory: str) -> None:
 
 
 def test_stochastic_depth_falls_back() -> None:
-    timm = import_timm()
     plain = enliven(timm.create_model("hrnet_w18_small", num_classes=10)).double()
     drop = timm.layers.DropPath(0.5)
     plain.layer1[0].drop_path = drop

@@ -1,0 +1,182 @@
+"""Training on CUDA, its host side: every head, implementation, dtype, layout; devices, captures, waits."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import device_counters
+import pytest
+import torch
+from tiny_networks import ALL_HEADS, image, tiny, two_stages
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+import hrnet_fast as hf
+from hrnet_fast.ops.bn_act_primitives import bn_act_primitives
+
+pytestmark = pytest.mark.nulldevice
+IMPLS = ("reference", "triton", "cuda")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+def loss_of(output: Any) -> Tensor:
+    return sum(t.float().square().mean() for t in tree_leaves(output) if isinstance(t, Tensor))  # type: ignore[return-value]
+
+
+def step_of(model: nn.Module, x: Tensor, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
+    """Return a training step under autocast, for float32 without."""
+
+    def step() -> None:
+        with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+            output = model(x)
+        loss_of(output).backward()
+
+    return step
+
+
+def accelerated(impl: str, head: str = "v1", device: str = "cuda") -> nn.Module:
+    return hf.accelerate(tiny(head).to(device).train(), impl=impl)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("head", ALL_HEADS)
+def test_every_head_trains_and_evaluates(head: str, impl: str) -> None:
+    for layout in LAYOUTS:
+        model = tiny(head).cuda().to(memory_format=layout)  # type: ignore[call-overload]
+        hf.accelerate(model.train(), impl=impl)
+        x = image(64, 64, batch=2).cuda().contiguous(memory_format=layout)
+        for dtype in DTYPES:
+            with device_counters.counting() as n:
+                step_of(model.train(), x, dtype)()
+                with torch.no_grad(), torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+                    model.eval()(x)
+            assert (n.errors, n.synchronizations) == (0, 0), (layout, dtype)
+        assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_timms_model_trains(impl: str) -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("hrnet_w18_small", num_classes=10).cuda().train()
+    hf.accelerate(model, impl=impl)
+    step = step_of(model, image(64, 64, batch=2).cuda(), torch.bfloat16)
+    with device_counters.counting() as n:
+        step()
+    assert (n.errors, n.synchronizations) == (0, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.nulldevice(devices=2)
+def test_everything_runs_on_the_tensors_device(impl: str, dtype: torch.dtype) -> None:
+    """With cuda:0 current, a step and an evaluation on cuda:1 launch nothing on cuda:0."""
+    model = accelerated(impl, device="cuda:1")
+    x = image(64, 64, batch=2).to("cuda:1")
+    with device_counters.counting() as n:
+        step_of(model, x, dtype)()
+        with torch.no_grad(), torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
+            model.eval()(x)
+    assert torch.cuda.current_device() == 0
+    assert n.launches == n.launches_beyond_device_0 > 0
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_warm_step_neither_waits_nor_keeps_memory(impl: str) -> None:
+    model, x = accelerated(impl), image(64, 64, batch=2).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    step = step_of(model, x, torch.bfloat16)
+
+    def whole_step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        step()
+        optimizer.step()
+
+    for _ in range(2):
+        whole_step()
+    gc.collect()
+    before = device_counters.counters()
+    held = torch.cuda.memory_allocated()
+    with device_counters.counting() as n:
+        for _ in range(20):
+            whole_step()
+    gc.collect()
+    after = device_counters.counters()
+    assert (n.synchronizations, n.to_host, n.errors) == (0, 0, 0)
+    assert torch.cuda.memory_allocated() == held
+    for gauge in ("live_bytes", "live_events", "live_graphs", "live_streams", "live_modules"):
+        assert getattr(after, gauge) == getattr(before, gauge), gauge
+
+
+@pytest.mark.parametrize("impl", ["triton", "cuda"])
+def test_evaluation_derives_no_affine_twice(impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The affine of running statistics is computed once, and anew when a tensor that it depends on has changed."""
+    model, x = accelerated(impl).eval(), image(64, 64).cuda()
+    primitives = bn_act_primitives("triton", x)
+    calls: list[Any] = []
+    compute = primitives.running_affine
+    monkeypatch.setattr(primitives, "running_affine", lambda *given: (calls.append(given), compute(*given))[1])
+
+    def computed() -> int:
+        calls.clear()
+        with torch.no_grad():
+            model(x)
+        return len(calls)
+
+    first = computed()
+    assert first > 0
+    assert computed() == 0
+    step_of(model.train(), image(64, 64, batch=2).cuda())()
+    model.eval()
+    assert computed() == first
+    with torch.no_grad():
+        next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).weight.mul_(2)
+    assert computed() == 1
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_warm_evaluation_neither_waits_nor_copies(impl: str) -> None:
+    model, x = accelerated(impl).eval(), image(64, 64).cuda()
+    with torch.no_grad():
+        model(x)
+        with device_counters.counting() as n:
+            model(x)
+    assert (n.synchronizations, n.to_host, n.errors) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_whole_training_step_is_one_graph(impl: str) -> None:
+    model, x = accelerated(impl), image(64, 64, batch=2).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), capturable=True)
+    step = step_of(model, x, torch.bfloat16)
+
+    def whole_step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        step()
+        optimizer.step()
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            whole_step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with device_counters.counting() as n, torch.cuda.graph(graph):
+        whole_step()
+    assert (n.errors, n.stray_operations, n.captures_invalidated) == (0, 0, 0)
+    kernels = device_counters.counters().last_graph_kernels
+    with device_counters.counting() as n:
+        graph.replay()
+    assert (n.launches, n.graph_launches, n.graph_kernels_launched) == (0, 1, kernels)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_make_graphed_callables(impl: str) -> None:
+    model = hf.accelerate(two_stages().cuda().train(), impl=impl)
+    graphed: Any = torch.cuda.make_graphed_callables(model, (image(64, 64, batch=2).cuda().requires_grad_(),))
+    with device_counters.counting() as n:
+        loss_of(graphed(image(64, 64, batch=2).cuda().requires_grad_())).backward()
+    assert (n.graph_launches, n.errors) == (2, 0)
