@@ -60,15 +60,13 @@ class ResidualUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gradient_checkpointing and self.training and x.requires_grad:
-            return cast(
-                Tensor,
-                checkpoint(
-                    self._forward,
-                    x,
-                    use_reentrant=False,
-                    context_fn=lambda: (contextlib.nullcontext(), without_stat_updates(self)),
-                ),
+            recomputed: Tensor = checkpoint(
+                self._forward,
+                x,
+                use_reentrant=False,
+                context_fn=lambda: (contextlib.nullcontext(), without_stat_updates(self)),
             )
+            return recomputed
         return self._forward(x)
 
 

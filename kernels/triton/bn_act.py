@@ -21,6 +21,7 @@ from hrnet_fast.kernels.triton.bn_act_kernels import (
     bn_moments_kernel,
     bn_statistics_kernel,
 )
+from hrnet_fast.kernels.triton.launch import launch
 
 # Arithmetic on [C] tensors between the collectives of several processes is too small for a kernel.
 from hrnet_fast.reference.bn_act import Norm, affine, update_running
@@ -82,9 +83,10 @@ class _View:
 def _partial_moments(view: _View, x: Tensor) -> Tensor:
     """Return count, mean and sum of squared deviations of every program [3, rows, C], and the origin of the means."""
     partials = view.table(3 * view.rows + 1)
-    bn_statistics_kernel[(view.rows, view.columns)](
-        view.dense(x), partials, view.channels, view.pixels, view.tiles, view.per_program, **view.blocks
-    )
+    launch(
+        bn_statistics_kernel, (view.rows, view.columns), view.device,
+        view.dense(x), partials, view.channels, view.pixels, view.tiles, view.per_program, **view.blocks,
+    )  # fmt: skip
     return partials
 
 
@@ -94,9 +96,10 @@ def statistics(x: Tensor) -> Tensor:
     if x.numel() == 0:
         return view.table(2).fill_(torch.nan)
     result = view.table(2)
-    bn_moments_kernel[(triton.cdiv(view.channels, COMBINE["BLOCK_C"]),)](
-        _partial_moments(view, x), result, view.rows, view.channels, **COMBINE
-    )
+    launch(
+        bn_moments_kernel, (triton.cdiv(view.channels, COMBINE["BLOCK_C"]),), view.device,
+        _partial_moments(view, x), result, view.rows, view.channels, **COMBINE,
+    )  # fmt: skip
     return result
 
 
@@ -143,7 +146,8 @@ def _affine_of(norms: Sequence[Norm], result: Tensor, partials: Tensor | None, r
     has_bias, biases = given([n.bias for n in norms])
     has_mean, means = given([n.running_mean for n in norms], written=batch)
     has_variance, variances = given([n.running_var for n in norms], written=batch)
-    bn_affine_kernel[(triton.cdiv(max(sizes), COMBINE["BLOCK_C"]), len(sizes))](
+    launch(
+        bn_affine_kernel, (triton.cdiv(max(sizes), COMBINE["BLOCK_C"]), len(sizes)), result.device,
         result if partials is None else partials, result, rows, result.shape[1], unbiased,
         tuple(sum(sizes[:i]) for i in range(len(sizes))), tuple(sizes), weights, biases, means, variances,
         tuple(float(n.momentum) for n in norms), tuple(float(n.eps) for n in norms),
@@ -166,7 +170,8 @@ def bn_act(
     out = view.like(x)
     if x.numel():
         x = view.dense(x)
-        bn_act_kernel[(view.tiles, view.columns)](
+        launch(
+            bn_act_kernel, (view.tiles, view.columns), view.device,
             x, affine.contiguous(), x if residual is None else view.dense(residual),
             affine if residual_affine is None else residual_affine.contiguous(), out, view.channels, view.pixels,
             RESIDUAL=residual is not None, RESIDUAL_AFFINE=residual_affine is not None, RELU=relu, **view.blocks,
@@ -185,7 +190,8 @@ def backward_sums(
     # Without elements no program runs, and the one row is zeros.
     if x.numel() == 0:
         return partials.zero_().sum(1), kept
-    bn_backward_sums_kernel[(view.rows, view.columns)](
+    launch(
+        bn_backward_sums_kernel, (view.rows, view.columns), view.device,
         grad, grad if addend is None else view.dense(addend), x, affine.contiguous(),
         grad if out is None else view.dense(out), grad if kept is None else kept, partials, view.channels,
         view.pixels, view.tiles, view.per_program,
@@ -199,7 +205,8 @@ def backward_input(grad: Tensor, x: Tensor, affine: Tensor, sums: Tensor, count:
     view = _View(x)
     grad_x = view.like(x)
     if x.numel():
-        bn_backward_input_kernel[(view.tiles, view.columns)](
+        launch(
+            bn_backward_input_kernel, (view.tiles, view.columns), view.device,
             view.dense(grad), view.dense(x), affine.contiguous(), sums, grad_x, 1.0 / count, view.channels, view.pixels,
             BATCH=count != float("inf"), RELU=relu, **view.blocks,
         )  # fmt: skip

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hrnet_fast.kernels.triton.launch import launch
+
 NEAREST, BILINEAR, ALIGNED = 0, 1, 2
 
 
@@ -203,7 +205,8 @@ def forward(
     affine = sum(1 << k for k, s in enumerate(scales) if s.numel())
     block_p, block_c = tile(channels, channels_last)
     grid = (batch * triton.cdiv(size[0] * size[1], block_p), triton.cdiv(channels, block_c))
-    fuse_sum_kernel[grid](
+    launch(
+        fuse_sum_kernel, grid, out.device,
         out, tuple(terms), tuple(scales), tuple(shifts), tuple(x.shape[-2] for x in terms),
         tuple(x.shape[-1] for x in terms), channels, size[0], size[1],
         TERMS=len(terms), AFFINE=affine, SAME=same, MODE=mode, RELU=relu, CHANNELS_LAST=channels_last,
@@ -256,7 +259,8 @@ def backward(
         grad_x = torch.empty((batch, channels, h, w), dtype=grad.dtype, device=grad.device, memory_format=layout)
     same = (h, w) == (height, width)
     if out.numel() and batch * h * w:
-        fuse_sum_backward_kernel[(rows, triton.cdiv(channels, block_c))](
+        launch(
+            fuse_sum_backward_kernel, (rows, triton.cdiv(channels, block_c)), out.device,
             grad, out, x.contiguous(memory_format=layout) if want_affine else grad, scale if scale.numel() else grad,
             grad_x if want_x else grad, sums, products, channels, height, width, h, w,
             1 if same else _longest_reach(mode, h, height), 1 if same else _longest_reach(mode, w, width),

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hrnet_fast.implementations import interpreting
 from hrnet_fast.kernels.packing import PAD, places
+from hrnet_fast.kernels.triton.launch import launch
 
 # Programs per multiprocessor: while one waits for memory another multiplies.
 RESIDENT = 2
@@ -302,7 +303,8 @@ def forward(
     exact = dtype == torch.float32 and not tf32()
     added = tuple(_map(r) if r.dim() == 4 else None for r in residuals)
     how = launch_plan(tuple(map(_map, xs)), added, tuple(channels), _slots(device), dtype.itemsize, exact)
-    grouped_conv3x3_kernel[(how.programs,)](
+    launch(
+        grouped_conv3x3_kernel, (how.programs,), device,
         tuple(outs[k] for k in how.order), tuple(xs[k] for k in how.order),
         tuple(outs[k] if added[k] is None else residuals[k] for k in how.order), weight, bias, *how.numbers,
         RELU=relu, WIDEN=interpreting(), **how.constants,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hrnet_fast.implementations import interpreting
 from hrnet_fast.kernels.triton.fuse_sum import _offsets, _own_tile
+from hrnet_fast.kernels.triton.launch import launch
 from hrnet_fast.kernels.triton.upsample_conv1x1_sum import _strided, vectors, wide
 
 
@@ -94,7 +95,8 @@ def forward(
     far = wide(xs if addend is None else [*xs, addend], weight.numel())
     block_p, block_c, block_i, warps = tile(channels, out.element_size(), vectors(xs) and not far)
     grid = (batch * triton.cdiv(height * width, block_p), triton.cdiv(channels, block_c))
-    strided_conv_chain_kernel[grid](
+    launch(
+        strided_conv_chain_kernel, grid, out.device,
         out, tuple(xs), weight.permute(0, 2, 3, 1).contiguous(), out if bias is None else bias.contiguous(),
         out if addend is None else addend, tuple(x.shape[1] for x in xs),
         *(tuple(x.stride(d) for x in xs) for d in range(4)), all_channels, height_in, width_in,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hrnet_fast.implementations import interpreting
 from hrnet_fast.kernels.triton.fuse_sum import _neighbours, _offsets, _own_tile, _scale
+from hrnet_fast.kernels.triton.launch import launch
 
 
 @triton.jit
@@ -139,7 +140,8 @@ def forward(
     far = wide(xs, max(w.numel() for w in weights))
     block_p, block_c, block_i, warps = tile(channels, out.element_size(), vectors(xs) and not far)
     grid = (out.shape[0] * triton.cdiv(size[0] * size[1], block_p), triton.cdiv(channels, block_c))
-    upsample_conv1x1_sum_kernel[grid](
+    launch(
+        upsample_conv1x1_sum_kernel, grid, out.device,
         out, tuple(xs), tuple(w.contiguous() for w in weights), out if bias is None else bias.contiguous(),
         *(tuple(x.shape[d] for x in xs) for d in (1, 2, 3)), *(tuple(x.stride(d) for x in xs) for d in range(4)),
         channels, size[0], size[1],
