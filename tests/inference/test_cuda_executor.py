@@ -20,7 +20,7 @@ from hrnet_fast.inference.execution.autotuner import Autotuner
 from hrnet_fast.inference.execution.cuda_executor import CudaExecutor
 from hrnet_fast.inference.execution.cuda_graph import CudaDevice, GraphPool
 from hrnet_fast.inference.execution.evaluator import evaluate
-from hrnet_fast.inference.execution.execution_state import State
+from hrnet_fast.inference.execution.execution_state import ATTEMPTS, State
 from hrnet_fast.inference.execution.stream_schedule import Schedule
 from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.planning.lowering import make_plan
@@ -37,36 +37,25 @@ class StandIn(CudaDevice):
         self.breaks = breaks
         self.lacks_memory = False
         self.foreign = False
-        self.inside = 0
 
     @contextlib.contextmanager
     def here(self) -> Iterator[None]:
         yield
 
-    @contextlib.contextmanager
-    def settings(self) -> Iterator[None]:
-        self.inside += 1
-        try:
-            yield
-        finally:
-            self.inside -= 1
-
     def warm_up(self, run: Callable[[], Any]) -> None:
-        assert self.inside
         if self.lacks_memory:
             raise torch.OutOfMemoryError("tried to allocate")
         run()
         self.log.append("warm")
 
-    def capture(self, run: Callable[[], Any], pool: Any) -> tuple[Any, Any]:
-        assert self.inside
+    def capture(self, run: Callable[[], Any], memory: Any) -> tuple[Any, Any]:
         if self.breaks:
             raise RuntimeError("operation not permitted when stream is capturing")
-        self.log.append(("capture", pool))
+        self.log.append(("capture", memory))
         made = run()
         return _StandInGraph(self, run, made), made
 
-    def pool(self) -> Any:
+    def memory(self) -> Any:
         return object()
 
     def fork(self, schedule: Schedule) -> Any:
@@ -169,6 +158,26 @@ def test_no_capture_is_told() -> None:
         assert run.describe()[0].startswith("tuned: ")
         assert "no graph: RuntimeError: operation not permitted" in run.describe()[0]
     assert "no candidate runs" in run.describe()[1]
+
+
+@pytest.mark.parametrize("mode", ["sequential", "auto"])
+def test_a_broken_capture_is_tried_again(mode: str) -> None:
+    case, device = tiny_case("v1", torch.float32), StandIn(breaks=True)
+    run = executor(case, mode, device)
+    run(case[2])
+    assert run.state is State.TUNED
+    device.breaks = False
+    assert_equals_evaluator(run(case[2]), case)
+    assert run.state is State.CAPTURED
+
+
+def test_a_network_that_cannot_be_captured_is_tried_a_few_times() -> None:
+    case, device = tiny_case("v1", torch.float32), StandIn(breaks=True)
+    run = executor(case, "sequential", device)
+    for _ in range(2 * ATTEMPTS):
+        run(case[2])
+        run.ready()
+    assert device.log.count("warm") == ATTEMPTS
 
 
 @pytest.mark.parametrize("mode", ["auto", "streams"])

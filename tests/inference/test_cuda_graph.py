@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from hrnet_fast.inference.execution import cuda_graph
+from hrnet_fast.inference.execution import cuda_graph, cudnn_search
 from hrnet_fast.inference.execution.cuda_graph import CudaDevice, graphed
 from hrnet_fast.inference.execution.stream_schedule import Schedule
 
@@ -116,9 +116,9 @@ def test_a_side_stream_is_never_the_current_one(cuda: Runtime) -> None:
 
 def test_cuda_graph(cuda: Runtime) -> None:
     device = CudaDevice(CPU)
-    user, pool = cuda.current, device.pool()
-    graph, made = device.capture(lambda: (cuda.current, device.capturing()), pool)
-    assert made == (pool[0], True)
+    user, memory = cuda.current, device.memory()
+    graph, made = device.capture(lambda: (cuda.current, device.capturing()), memory)
+    assert made == (memory.stream, True)
     assert cuda.current is user
     assert not device.capturing()
     graph.replay()
@@ -128,24 +128,36 @@ def test_cuda_graph(cuda: Runtime) -> None:
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_failed_capture_leaves_no_trace(cuda: Runtime, fails: bool) -> None:
     device, user = CudaDevice(CPU), cuda.current
-    cuda.fails = fails
+    memory, cuda.fails = device.memory(), fails
     with pytest.raises(ZeroDivisionError):  # the first reason, not what ending the capture says
-        device.capture(lambda: 1 / 0, device.pool())
+        device.capture(lambda: 1 / 0, memory)
     assert cuda.current is user
     cuda.fails = False
-    assert device.capture(lambda: 3, device.pool())[1] == 3
+    assert device.capture(lambda: 3, device.memory())[1] == 3
 
 
-def test_settings_are_the_users_again(cuda: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.use_deterministic_algorithms(False)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_warm_up_searches_and_sets_no_flag(
+    cuda: Runtime, monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    """The search runs each convolution once more, and not where the user asks for deterministic results."""
+    searched: list[Any] = []
+    monkeypatch.setattr(torch._C, "_select_conv_backend", lambda *given: torch._C._ConvBackend.Cudnn)
+    monkeypatch.setattr(torch._C, "_conv_determine_backend_memory_format", lambda *given: torch.channels_last)
+    search = SimpleNamespace(convolution=torch.ops.aten.convolution, cudnn_convolution=lambda *a: searched.append(a))
+    monkeypatch.setattr(cudnn_search, "_aten", search)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    with contextlib.suppress(ZeroDivisionError), CudaDevice(CPU).settings():
-        assert torch.backends.cudnn.benchmark
-        raise ZeroDivisionError
-    assert not torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    with CudaDevice(CPU).settings():  # whoever asks for deterministic results gets no search
-        assert not torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    x, weight, flags = torch.zeros(1, 4, 8, 8), torch.zeros(6, 2, 3, 3), []
+
+    def run() -> None:
+        torch.nn.functional.conv2d(x, weight, stride=2, padding=1, groups=2)
+        flags.append(torch.backends.cudnn.benchmark)
+
+    CudaDevice(CPU).warm_up(run)
+    assert flags == [False] * cuda_graph.WARM_UPS
+    assert [given[2:8] for given in searched] == [] if deterministic else [([1, 1], [2, 2], [1, 1], 2, True, False)]
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for given in searched for t in given[:2])
 
 
 def test_marks_and_warm_up(cuda: Runtime) -> None:
@@ -168,7 +180,7 @@ def test_no_work_gets_on_streams_that_are_captured(cuda: Runtime) -> None:
         other.join(0.2)
         order.append("captured")
 
-    device.capture(captured, device.pool())
+    device.capture(captured, device.memory())
     other.join()
     assert order == ["captured", *["warm-up"] * cuda_graph.WARM_UPS]
 
@@ -177,10 +189,11 @@ def test_a_broken_capture_ends_for_the_allocator_too(cuda: Runtime, monkeypatch:
     stopped: list[Any] = []
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *which: stopped.append(which), raising=False)
     device = CudaDevice(CPU)
+    memory = device.memory()
     with pytest.raises(ZeroDivisionError):
-        device.capture(lambda: 1 / 0, device.pool())
+        device.capture(lambda: 1 / 0, memory)
     assert stopped == [(CPU.index, "memory")]
-    device.capture(lambda: 1, device.pool())
+    device.capture(lambda: 1, device.memory())
     assert len(stopped) == 1
 
 

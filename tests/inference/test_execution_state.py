@@ -1,10 +1,10 @@
-"""The state machine of CUDA executors: every transition, and that none leaves a final state."""
+"""The state machine of CUDA executors: every transition, and that none leaves the final state."""
 
 from __future__ import annotations
 
 import pytest
 
-from hrnet_fast.inference.execution.execution_state import ExecutionState, State
+from hrnet_fast.inference.execution.execution_state import ATTEMPTS, ExecutionState, State
 
 
 def test_capture_at_the_second_call() -> None:
@@ -17,10 +17,22 @@ def test_capture_at_the_second_call() -> None:
     assert (states.state, states.tuning_due, states.reason) == (State.CAPTURED, False, None)
 
 
-def test_no_capture() -> None:
+def test_a_failed_capture_is_tried_again_a_few_times() -> None:
+    states = ExecutionState()
+    for attempt in range(1, ATTEMPTS + 1):
+        states.capture_failed(RuntimeError("not permitted"))
+        assert (states.state, states.tuning_due) == (State.TUNED, attempt < ATTEMPTS)
+        assert str(states.reason).startswith("RuntimeError: not permitted")
+        assert ("tries again" in str(states.reason)) == states.tuning_due
+    states.capture_finished()
+    assert (states.state, states.tuning_due, states.reason) == (State.CAPTURED, False, None)
+
+
+def test_no_memory_at_another_attempt() -> None:
     states = ExecutionState()
     states.capture_failed(RuntimeError("not permitted"))
-    assert (states.state, states.tuning_due, states.reason) == (State.TUNED, False, "RuntimeError: not permitted")
+    states.tuning_failed(MemoryError("full"))
+    assert (states.state, states.tuning_due, states.reason) == (State.TUNED, False, "MemoryError: full")
 
 
 def test_failed_tuning_is_not_repeated_by_calls() -> None:
@@ -33,10 +45,15 @@ def test_failed_tuning_is_not_repeated_by_calls() -> None:
     assert states.state is State.CAPTURED
 
 
-@pytest.mark.parametrize("final", ["capture_finished", "capture_failed"])
-def test_final_states(final: str) -> None:
-    for name in ("capture_finished", "capture_failed", "tuning_failed", "eager_call_finished"):
-        states = ExecutionState()
-        getattr(states, final)(*[ValueError()] * (final == "capture_failed"))
-        with pytest.raises(AssertionError, match="no transition"):
-            getattr(states, name)(*[ValueError()] * name.endswith("failed"))
+@pytest.mark.parametrize(
+    ("state", "event"),
+    [
+        (State.TUNED, "eager_call_finished"),
+        *((State.CAPTURED, e) for e in ("eager_call_finished", "capture_finished", "capture_failed", "tuning_failed")),
+    ],
+)
+def test_what_never_happens(state: State, event: str) -> None:
+    states = ExecutionState()
+    states.state = state
+    with pytest.raises(AssertionError, match="no such transition"):
+        getattr(states, event)(*[ValueError()] * event.endswith("failed"))

@@ -15,8 +15,10 @@ import torch
 from tiny_networks import ALL_HEADS, enliven, image, tiny, two_stages
 
 import hrnet_fast as hf
-from hrnet_fast.inference.execution.cuda_executor import MODES, CudaExecutor
+from hrnet_fast.inference.execution.arrangement import MODES
+from hrnet_fast.inference.execution.cuda_executor import CudaExecutor
 from hrnet_fast.inference.execution.cuda_graph import CudaDevice, GraphPool
+from hrnet_fast.inference.execution.execution_state import State
 from hrnet_fast.inference.planning.lowering import make_plan
 
 pytestmark = pytest.mark.nulldevice
@@ -45,7 +47,7 @@ def test_every_head_is_captured(head: str, mode: str, dtype: torch.dtype) -> Non
     plan = make_plan(model, tuple(x.shape), dtype)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     run = CudaExecutor(plan, tensors, "cuda", mode)
-    assert run.captured, run.describe()
+    assert run.state is State.CAPTURED, run.describe()
     with device_counters.counting() as n:
         run(x)
     assert (n.graph_launches, n.synchronizations, n.to_host, n.errors) == (1, 0, 0, 0)
@@ -115,14 +117,14 @@ def test_a_broken_capture_is_answered_and_repeated(monkeypatch: pytest.MonkeyPat
     broken = [True]
     capture = CudaDevice.capture
 
-    def disturbed(self: CudaDevice, run: Callable[[], Any], pool: Any) -> Any:
+    def disturbed(self: CudaDevice, run: Callable[[], Any], memory: Any) -> Any:
         def body() -> Any:
             made = run()
             if broken[0]:
                 synchronize_elsewhere()
             return made
 
-        return capture(self, body, pool)
+        return capture(self, body, memory)
 
     monkeypatch.setattr(CudaDevice, "capture", disturbed)
     x = small()
@@ -189,14 +191,14 @@ def test_no_capture_sets_a_flag_of_the_process(monkeypatch: pytest.MonkeyPatch) 
     seen: list[bool] = []
     capture = CudaDevice.capture
 
-    def watched(self: CudaDevice, run: Callable[[], Any], pool: Any) -> Any:
+    def watched(self: CudaDevice, run: Callable[[], Any], memory: Any) -> Any:
         def body() -> Any:
             thread = threading.Thread(target=lambda: seen.append(torch.backends.cudnn.benchmark))
             thread.start()
             thread.join()
             return run()
 
-        return capture(self, body, pool)
+        return capture(self, body, memory)
 
     monkeypatch.setattr(CudaDevice, "capture", watched)
     engine_of(two_stages().cuda(), small())

@@ -40,12 +40,11 @@ class Arrangement:
         """
         maps, device = self.executor.maps, self._device
         try:
-            with device.settings():
-                device.warm_up(self._launch)
-                try:
-                    self.graph, self._outputs = device.capture(self._launch, pool.memory(device))
-                except Exception as error:  # functions that the network calls may raise anything under a capture
-                    return error
+            device.warm_up(self._launch)
+            try:
+                self.graph, self._outputs = device.capture(self._launch, pool.memory(device))
+            except Exception as error:  # functions that the network calls may raise anything under a capture
+                return error
             return None
         finally:
             # Adopted tensors belong to the graph's memory pool, which only replays use.

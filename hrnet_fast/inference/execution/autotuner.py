@@ -15,6 +15,7 @@ from torch import Tensor
 from hrnet_fast.errors import ImplementationError
 from hrnet_fast.inference.execution.candidate_timing import fastest
 from hrnet_fast.inference.execution.cuda_graph import graphed
+from hrnet_fast.inference.execution.cudnn_search import tf32_allowed
 from hrnet_fast.inference.execution.fused_sum_trial import FUSED, SumFusionTrial, describe_fusion
 from hrnet_fast.inference.execution.sum_fusion import SumFusion
 from hrnet_fast.inference.execution.tactics import TACTICS, Geometry, Library, Tactic, operator_unsupported_reason
@@ -77,7 +78,7 @@ class Autotuner:
                 return False
             trial = SumFusionTrial(plan, fusion, weights, self.tactic, self.random_map)
             separate, fused = (_Candidate(self, run, run, trial.separate) for run in (trial.separate, trial.fused))
-            self.results[name] = self._measured(name, {"separate": separate, FUSED: fused})
+            self.results[name] = self._measured(name, {"separate": separate, FUSED: fused}, "separate")
         return self.results[name].winner == FUSED
 
     def _choose(self, g: Geometry, weights: FoldedWeight) -> TuningResult:
@@ -90,14 +91,17 @@ class Autotuner:
             # Without a comparison, only PyTorch's own convolution is known to be right.
             reason = "not measured, the time for measuring was spent"
             return TuningResult(str(g), Library.name, reasons={"others": reason})
-        return self._measured(f"convolution {g}", self._candidates(g, weights, able))
+        return self._measured(f"convolution {g}", self._candidates(g, weights, able), Library.name)
 
-    def _measured(self, what: str, candidates: Mapping[str, Callable[[], Any]]) -> TuningResult:
-        tf32 = self.device.type == "cuda" and _tf32()
+    def _measured(self, what: str, candidates: Mapping[str, Callable[[], Any]], default: str) -> TuningResult:
+        """Return the fastest candidate, or `default` if none could be measured, as where captures are broken."""
+        tf32 = self.device.type == "cuda" and tf32_allowed()
         key = key_for(what, f"tf32={tf32}", device=self.device, dtype=self.dtype)
         start = time.perf_counter()
         try:
             return fastest(key, candidates, time=0.2, device=self.device)
+        except ImplementationError as error:
+            return TuningResult(key, default, reasons={"not measured": str(error)})
         finally:
             self.budget -= time.perf_counter() - start
 
@@ -144,14 +148,8 @@ class Autotuner:
     @property
     def tolerance(self) -> float:
         """Accepted relative L2 distance to PyTorch's result."""
-        tf32 = self.device.type == "cuda" and self.dtype == torch.float32 and _tf32()
+        tf32 = self.device.type == "cuda" and self.dtype == torch.float32 and tf32_allowed()
         return _TF32 if tf32 else TOLERANCES[self.dtype]
-
-
-def _tf32() -> bool:
-    """Whether convolutions may round operands to TF32; the older flag raises where the newer one was set."""
-    newer = getattr(getattr(torch.backends.cudnn, "conv", None), "fp32_precision", None)
-    return torch.backends.cudnn.allow_tf32 if newer in (None, "none") else newer == "tf32"
 
 
 class _Candidate:

@@ -39,8 +39,8 @@ def fastest(
     able = {name: call for name, call in candidates.items() if _succeeds(name, call, device, reasons)}
     if list(able) == list(candidates) and len(able) == 1:
         return TuningResult(key, next(iter(able)))
-    # A lack of memory may be over next time, so a result without those candidates is not stored.
-    transient = any("OutOfMemory" in reason for reason in reasons.values())
+    # A lack of memory, or another thread that broke a capture, may be over next time: such a result is not stored.
+    transient = any(word in reason for reason in reasons.values() for word in ("OutOfMemory", "captur"))
     samples: dict[str, list[float]] = {name: [] for name in able}
     end = clock.perf_counter() + time
     for k in range(rounds):

@@ -79,14 +79,14 @@ class CudaExecutor:
                 self._arrangement = self._arranged(MODES[0], library)
 
     def ready(self) -> None:
-        """Tune and capture, unless that is done.
+        """Tune and capture, unless that is done or failed too often.
 
         Raises:
             InputError: the current stream is being captured.
             Exception: whatever the network's calls or a lack of memory raise; the state stays EAGER then.
         """
         with self._exclusive():
-            if self.state is State.EAGER:
+            if self.state is State.EAGER or self._states.tuning_due:
                 self._tune()
 
     @property
@@ -127,9 +127,7 @@ class CudaExecutor:
             self._input.copy_(x)
             outputs = self._arrangement.replay()
             return tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, outputs) if copy else outputs
-        # cuDNN's search, which the settings enable, takes longer than a first call.
-        with contextlib.nullcontext() if self.state is State.EAGER else self._backend.settings():
-            outputs = self._arrangement.executor.run(x)
+        outputs = self._arrangement.executor.run(x)
         if self.state is State.EAGER:
             self._states.eager_call_finished()
         return outputs
@@ -150,7 +148,7 @@ class CudaExecutor:
     def profile(self, x: Tensor, rounds: int = 3) -> list[tuple[int, float]]:
         """Return (step, seconds) with every launch timed by itself from the host."""
         self.ready()
-        with self._exclusive(), self._backend.settings(), self._ordered():
+        with self._exclusive(), self._ordered():
             return self._arrangement.executor.profile(x, rounds)
 
     def describe(self) -> list[str]:
@@ -179,7 +177,7 @@ class CudaExecutor:
             self._pool.mark = self._backend.mark()
 
     def _tune(self) -> None:
-        """Measure, capture, and leave the state EAGER."""
+        """Measure, capture, and change the state."""
         if self._backend.capturing():
             raise InputError("Engine: no graph can be made while another is captured; prepare shapes before.")
         with self._ordered():

@@ -6,12 +6,12 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from hrnet_fast.flags import ProcessFlag
+from hrnet_fast.inference.execution.cudnn_search import cudnn_search
 from hrnet_fast.inference.execution.stream_schedule import Schedule
 
 if TYPE_CHECKING:
@@ -27,6 +27,20 @@ class CapturedGraph(Protocol):
         """Launch the graph on the current stream."""
 
 
+class GraphMemory(NamedTuple):
+    """Device memory of captured graphs.
+
+    Attributes:
+        stream: the stream of all captures: memory is reused on the same stream only.
+        handle: PyTorch's.
+        anchor: a trivial graph, as PyTorch refuses captures into memory whose last graph was freed.
+    """
+
+    stream: torch.cuda.Stream
+    handle: Any
+    anchor: torch.cuda.CUDAGraph
+
+
 class GraphPool:
     """Memory that graphs of several input shapes share. They run one at a time.
 
@@ -38,13 +52,13 @@ class GraphPool:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.mark: Any = None
-        self._memory: Any = None
+        self._memory: GraphMemory | None = None
         self._arena: Tensor | None = None
 
-    def memory(self, device: CudaDevice) -> Any:
-        """Return the memory pool, made at the first call."""
+    def memory(self, device: CudaDevice) -> GraphMemory:
+        """Return the graphs' memory, made at the first call."""
         if self._memory is None:
-            self._memory = device.pool()
+            self._memory = device.memory()
         return self._memory
 
     def arena(self, size: int, device: torch.device) -> Tensor:
@@ -66,16 +80,11 @@ class CudaDevice:
         with torch.cuda.device(self._device):
             yield
 
-    def settings(self) -> contextlib.AbstractContextManager[None]:
-        """Enable cuDNN's search for the fastest algorithm, unless the user asks for deterministic ones.
-
-        The search happens at warm-up. The capture finds its results, as shapes and flags are the same.
-        """
-        deterministic = torch.are_deterministic_algorithms_enabled() or torch.backends.cudnn.deterministic
-        return _search.held(not deterministic)
-
     def warm_up(self, run: Callable[[], Any]) -> None:
-        """Run a few times on a stream beside the current one, and wait for the end."""
+        """Run a few times on a stream beside the current one, and wait for the end.
+
+        cuDNN searches for algorithms meanwhile, which a capture by the same thread uses.
+        """
         with _one_capture:  # all engines share the side streams, and another one may be capturing on them
             self._warm_up(run)
 
@@ -83,22 +92,24 @@ class CudaDevice:
         side = _stream(self._device)
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
-                run()
+            for number in range(WARM_UPS):
+                with cudnn_search() if number == 0 else contextlib.nullcontext():
+                    run()
                 # The next run frees adopted maps, which other streams may still read.
                 torch.cuda.synchronize(self._device)
         torch.cuda.current_stream(self._device).wait_stream(side)
 
-    def capture(self, run: Callable[[], Any], pool: Any) -> tuple[CapturedGraph, Any]:
-        """Return a graph of `run` with its memory in `pool`, and what it returned."""
-        graph, made = torch.cuda.CUDAGraph(), []
-        _capture(graph, lambda: made.append(run()), self._device, *pool)
+    def capture(self, run: Callable[[], Any], memory: GraphMemory) -> tuple[CapturedGraph, Any]:
+        """Return a graph of `run` with its tensors in `memory`, and what it returned."""
+        made: list[Any] = []
+        graph = _capture(lambda: made.append(run()), self._device, memory.stream, memory.handle)
         return graph, made[0]
 
-    def pool(self) -> Any:
-        """Return a new memory pool for graphs."""
-        # Graphs that share memory have to be captured on one stream.
-        return _stream(self._device), torch.cuda.graph_pool_handle()
+    def memory(self) -> GraphMemory:
+        """Return new memory for graphs."""
+        stream, handle = _stream(self._device), torch.cuda.graph_pool_handle()
+        anchor = _capture(lambda: torch.zeros(1, device=self._device), self._device, stream, handle)
+        return GraphMemory(stream, handle, anchor)
 
     def fork(self, schedule: Schedule) -> StreamFork:
         """Return the streams of a schedule, forked from the current one."""
@@ -173,47 +184,44 @@ def settle(device: torch.device) -> None:
 
 def graphed(device: torch.device, call: Callable[[], Any], calls: int = 16) -> Callable[[], None]:
     """Return the replay of a graph of several calls, for timing."""
-    cuda, graph = CudaDevice(device), torch.cuda.CUDAGraph()
+    cuda = CudaDevice(device)
 
     def several() -> None:
         for _ in range(calls):
             call()
 
-    with cuda.here(), cuda.settings():
+    with cuda.here():
         cuda.warm_up(call)
-        _capture(graph, several, device, *cuda.pool())
-    return graph.replay
+        return _capture(several, device, _stream(device), torch.cuda.graph_pool_handle()).replay
 
 
 _one_capture = threading.RLock()  # PyTorch allows one capture at a time in a process
 
-# torch.backends.cudnn.flags() would write all flags, one of which newer versions refuse.
-_search = ProcessFlag(
-    lambda: torch.backends.cudnn.benchmark, lambda value: setattr(torch.backends.cudnn, "benchmark", value)
-)
-
 
 def _capture(
-    graph: torch.cuda.CUDAGraph, run: Callable[[], None], device: torch.device, stream: torch.cuda.Stream, pool: Any
-) -> None:
-    """Capture `run`, and restore the current stream.
+    run: Callable[[], Any], device: torch.device, stream: torch.cuda.Stream, pool: Any
+) -> torch.cuda.CUDAGraph:
+    """Return a graph of `run`, captured on `stream`.
 
     ``torch.cuda.graph`` is not used: it leaves the capture's stream current where a capture fails, captures on one
     device's stream for all devices, and empties the allocator's cache at each of the hundreds of captures of tuning.
     """
+    graph = torch.cuda.CUDAGraph()
     with _one_capture:
         torch.cuda.synchronize(device)
         with torch.cuda.stream(stream):
-            # Other threads may make calls that are illegal under a capture.
-            graph.capture_begin(pool, capture_error_mode="thread_local")
             try:
+                # Other threads may make calls that are illegal under a capture.
+                graph.capture_begin(pool, capture_error_mode="thread_local")
                 run()
+                graph.capture_end()
             except Exception:
-                with contextlib.suppress(Exception):  # ending a broken capture raises a less specific error
-                    graph.capture_end()
+                if torch.cuda.is_current_stream_capturing():  # after a failed end, too
+                    with contextlib.suppress(Exception):  # ending a broken capture raises a less specific error
+                        graph.capture_end()
                 _stop_allocating(device, pool)
                 raise
-            graph.capture_end()
+    return graph
 
 
 def _stop_allocating(device: torch.device, pool: Any) -> None:
