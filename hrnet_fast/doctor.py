@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import os
 import platform
 import shutil
@@ -68,7 +69,11 @@ def _devices() -> list[str]:
 
 
 def engine_check() -> list[str]:
-    """Compare an engine of a small network with the reference in two dtypes; return a line each, with its executor."""
+    """Compare engines of a small network with the reference on the CPU, on every device, in two dtypes.
+
+    Returns:
+        A line for each, with its executor.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = HRNet(width=8, head="v1", num_outputs=2, num_blocks=1, num_modules=(1, 1, 1), impl="reference").eval()
@@ -76,11 +81,12 @@ def engine_check() -> list[str]:
     with torch.no_grad():
         wanted = model(x)
     lines = []
-    for dtype, limit in ((torch.float32, 1e-4), (torch.bfloat16, 0.05)):
-        name = str(dtype).removeprefix("torch.")
+    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    for device, (dtype, limit) in itertools.product(devices, ((torch.float32, 1e-4), (torch.bfloat16, 0.05))):
+        name = f"{str(dtype).removeprefix('torch.')} on {device}"
         try:
-            engine = optimize_for_inference(model, x, dtype=dtype)
-            error = ((engine(x) - wanted).norm() / wanted.norm()).item()
+            engine = optimize_for_inference(model, x.to(device), dtype=dtype)
+            error = ((engine(x.to(device)).cpu() - wanted).norm() / wanted.norm()).item()
             how = engine.explain().splitlines()[2].strip()
             lines.append(f"{name}: {'works' if error <= limit else f'WRONG by {error:.1e}'}; {how}")
         except Exception as error:  # the report lists what fails, whatever the failure

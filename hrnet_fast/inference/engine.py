@@ -162,13 +162,13 @@ class Engine:
     def folded(self, shape: Sequence[int] | None = None) -> FoldedNetwork:
         """Return the network as a module with folded weights, for inputs [N, C, H, W] of this shape.
 
-        Its inputs, outputs and dtypes are the engine's. ``torch.export`` and ``torch.onnx.export`` accept it.
+        Its device, inputs, outputs and dtypes are the engine's. ``torch.export`` and ``torch.onnx.export`` accept it.
         """
         self._factory.check_unchanged("a folded network", self._source.tensors())
-        return FoldedNetwork(self.plan(shape), self._factory.tensors, self._outer)
+        return FoldedNetwork(self.plan(shape), self._factory.tensors, self._outer, device=self.device)
 
     def export(self, shape: Sequence[int] | None = None, dynamic: Sequence[str] = ()) -> Any:
-        """Return the folded network as a ``torch.export.ExportedProgram``.
+        """Return the folded network as a ``torch.export.ExportedProgram`` on the CPU.
 
         Args:
             shape: [N, C, H, W] of inputs; None is the shape used last.
@@ -184,7 +184,7 @@ class Engine:
         axes = checked_axes(dynamic)
         if axes:
             return self._dynamic(shape, axes)[0]
-        module = self.folded(shape)
+        module = self.folded(shape).cpu()
         return torch.export.export(module, (module.plan.example_input(),))
 
     def export_onnx(self, path: Any, shape: Sequence[int] | None = None, dynamic: Sequence[str] = ()) -> None:
@@ -203,7 +203,7 @@ class Engine:
             program, names = self._dynamic(shape, axes)
             write_onnx(program, path, names)
         else:
-            write_onnx(self.folded(shape), path)
+            write_onnx(self.folded(shape).cpu(), path)
 
     def _dynamic(
         self, shape: Sequence[int] | None, axes: tuple[str, ...]

@@ -21,9 +21,10 @@ class FoldedNetwork(nn.Module):
 
     Args:
         plan: gives the dtype of maps and, except where `resize` frees it, the input's shape.
-        tensors: the model's parameters and buffers by name; the module keeps folded copies on the CPU.
+        tensors: the model's parameters and buffers by name; the module keeps folded copies.
         result: dtype of outputs; None is the plan's, float32 at least.
         resize: how terms of a sum are brought to its size.
+        device: of the copies; None is the CPU.
     """
 
     def __init__(
@@ -32,15 +33,17 @@ class FoldedNetwork(nn.Module):
         tensors: Mapping[str, Tensor],
         result: torch.dtype | None = None,
         resize: ResizeRule = to_planned_size,
+        device: torch.device | None = None,
     ) -> None:
         super().__init__()
+        device = device or torch.device("cpu")
         wide = torch.promote_types(plan.dtype, torch.float32)
         self.plan, self.result, self._resize = plan, result or wide, resize
         for k, spec in enumerate(plan.weights):
             weight, bias = spec.make(tensors)
-            self.register_buffer(f"weight{k}", weight.to(plan.dtype, copy=True))
-            self.register_buffer(f"bias{k}", bias.to(plan.dtype, copy=True))
-        state = copy_state(plan, tensors, torch.device("cpu"), wide)
+            self.register_buffer(f"weight{k}", weight.to(device, plan.dtype, copy=True))
+            self.register_buffer(f"bias{k}", bias.to(device, plan.dtype, copy=True))
+        state = copy_state(plan, tensors, device, wide)
         self._names = {name: f"tensor{k}" for k, name in enumerate(state)}  # names of tensors may hold dots
         for name, tensor in state.items():
             self.register_buffer(self._names[name], tensor)

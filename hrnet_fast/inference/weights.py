@@ -52,13 +52,14 @@ class WeightSpec:
     pieces: tuple[Piece, ...]
 
     def make(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return weight and bias in float64 on the CPU."""
+        """Return weight and bias in float64 on the device of the first convolution's weight."""
+        device = tensors[self.pieces[0].source.weight].device
         if len(self.pieces) == 1 and self.pieces[0].source.end is None:
-            return _fold(self.pieces[0].source, tensors)
-        weight = torch.zeros(self.shape, dtype=torch.float64)
-        bias = torch.zeros(self.shape[0], dtype=torch.float64)
+            return _fold(self.pieces[0].source, tensors, device)
+        weight = torch.zeros(self.shape, dtype=torch.float64, device=device)
+        bias = torch.zeros(self.shape[0], dtype=torch.float64, device=device)
         for piece in self.pieces:
-            w, b = _fold(piece.source, tensors)
+            w, b = _fold(piece.source, tensors, device)
             w = w[:, piece.source.begin : piece.source.end]
             o, i = piece.out_offset, piece.in_offset
             weight[o : o + w.shape[0], i : i + w.shape[1]] += w
@@ -67,14 +68,14 @@ class WeightSpec:
         return weight, bias
 
 
-def _fold(source: Source, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _fold(source: Source, tensors: Mapping[str, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the convolution's weight and bias with its normalisations folded in, in float64."""
 
     def read(name: str) -> Tensor:
-        return tensors[name].detach().to("cpu", torch.float64)
+        return tensors[name].detach().to(device, torch.float64)
 
     weight = read(source.weight)
-    bias = read(source.bias) if source.bias else torch.zeros(weight.shape[0], dtype=torch.float64)
+    bias = read(source.bias) if source.bias else weight.new_zeros(weight.shape[0])
     for norm in source.norms:
         scale = (read(norm.var) + norm.eps).rsqrt()
         if norm.weight:

@@ -109,5 +109,5 @@ def test_the_documents_count_launches_as_they_are() -> None:
 def test_doctor_tries_the_engine(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = call(capsys, "doctor", "--json")
     lines = json.loads(out)["engine"]
-    assert [line.split(":")[0] for line in lines] == ["float32", "bfloat16"]
+    assert [line.split(": ")[0] for line in lines[:2]] == ["float32 on cpu", "bfloat16 on cpu"]
     assert all("works" in line for line in lines)

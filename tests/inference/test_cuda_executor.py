@@ -374,17 +374,22 @@ def test_profile() -> None:
 
 @pytest.mark.device
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "dtype"),
+    [
+        (mode, dtype)
+        for mode in MODES
+        for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+        if (mode, dtype) != ("grouped", torch.float64)  # there is no such kernel
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("head", ALL_HEADS)
 def test_on_a_device(head: str, mode: str, dtype: torch.dtype) -> None:
     # The poisoned memory of these tests asks for deterministic algorithms; some of those no graph can hold.
     torch.use_deterministic_algorithms(False)
     plan, tensors, x = tiny_case(head, dtype)
-    try:
-        run = CudaExecutor(plan, tensors, "cuda", mode)
-    except ImplementationError as error:
-        pytest.skip(str(error))
+    run = CudaExecutor(plan, tensors, "cuda", mode)
     assert run.state is State.CAPTURED, run.describe()
     bound = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
     for given in (x, x.flip(3), x):

@@ -12,9 +12,10 @@ from typing import Any
 import device_counters
 import pytest
 import torch
-from tiny_networks import ALL_HEADS, enliven, image, tiny, two_stages
+from tiny_networks import ALL_HEADS, image, tiny, two_stages
 
 import hrnet_fast as hf
+from hrnet_fast.doctor import engine_check
 from hrnet_fast.inference.execution.arrangement import MODES
 from hrnet_fast.inference.execution.cuda_executor import CudaExecutor
 from hrnet_fast.inference.execution.cuda_graph import CudaDevice, GraphPool
@@ -213,7 +214,8 @@ def test_a_new_shape_and_a_refresh_copy_at_most_once_to_the_host() -> None:
     with device_counters.counting() as n:
         engine(small(96))
     assert n.to_host <= 1
-    enliven(model, seed=2)
+    for parameter in model.parameters():
+        parameter.data.mul_(2)
     with device_counters.counting() as n:
         engine.refresh()
     assert n.to_host <= 1
@@ -230,8 +232,16 @@ def test_folded_networks_lie_on_the_engines_device() -> None:
     engine = engine_of(two_stages().cuda(), small())
     folded = engine.folded()
     assert {t.device.type for t in folded.buffers()} == {"cuda"}
-    assert folded.example().is_cuda
-    folded(folded.example())
+    assert folded(small()).is_cuda
+    assert {t.device.type for t in engine.export().state_dict.values()} == {"cpu"}
+
+
+def test_the_doctor_tries_every_device() -> None:
+    lines = engine_check()
+    assert [line.split(": ")[0] for line in lines] == [
+        f"{dtype} on {device}" for device in ("cpu", "cuda:0") for dtype in ("float32", "bfloat16")
+    ]
+    assert all("captured: " in line for line in lines[2:]), lines
 
 
 def test_a_hundred_rounds_leak_nothing(tmp_path: Path) -> None:

@@ -231,7 +231,8 @@ def test_strided_views_and_mixed_layouts(impl: str) -> None:
     expected_buffers = buffers.clone()
     x.requires_grad_()
     out = bn_act(x, None, None, buffers[0], buffers[1], residual=residual, impl=impl)
-    y = batch_norm(x, expected_buffers[0], expected_buffers[1], training=True)
+    # With a weight, as CUDA cannot differentiate it without.
+    y = batch_norm(x, expected_buffers[0], expected_buffers[1], torch.ones(CHANNELS, device=device), training=True)
     expected = (y + residual).relu()
     assert torch.allclose(out, expected, rtol=1e-5, atol=1e-5)
     assert torch.allclose(buffers, expected_buffers, rtol=1e-5, atol=1e-6)

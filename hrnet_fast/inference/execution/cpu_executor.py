@@ -121,7 +121,7 @@ class PackedWeights:
 
     def _values(self, spec: WeightSpec, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         weight, bias = spec.make(tensors)
-        return weight.float().contiguous(), bias.float().contiguous()
+        return weight.to("cpu", torch.float32).contiguous(), bias.to("cpu", torch.float32).contiguous()
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -22,6 +22,27 @@ TUNING_SECONDS = 2.0  # for all convolutions of an engine; later engines find th
 Executor = cpu_executor.CpuExecutor | TorchExecutor | CudaExecutor
 
 
+class _State:
+    """Addresses and sums of bits of all weights, as version counters do not see writes through ``.data``.
+
+    Sums stay on their device.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._addresses = [t.data_ptr() for t in tensors.values()]
+        sums: dict[torch.device, list[Tensor]] = {}
+        for tensor in tensors.values():
+            if not tensor.is_meta:
+                sums.setdefault(tensor.device, []).append(_bits(tensor).sum(dtype=torch.int64))
+        self._sums = {device: torch.stack(own) for device, own in sums.items()}
+
+    def equals(self, other: _State) -> bool:
+        """Compare, with one transfer from each device to the host."""
+        if self._addresses != other._addresses or self._sums.keys() != other._sums.keys():
+            return False
+        return not any((self._sums[device] - other._sums[device]).any().item() for device in self._sums)
+
+
 class ExecutorFactory:
     """Makes executors of one dtype and device from one set of weights."""
 
@@ -30,7 +51,7 @@ class ExecutorFactory:
     ) -> None:
         self.dtype, self.outer, self.device = dtype, outer, device
         self.tensors = tensors
-        self._state = _state(tensors)
+        self._state: _State | None = _State(tensors)
         self._packed = (
             cpu_executor.PackedWeights(dtype, tensors) if device.type == "cpu" and cpu_executor.wins(dtype) else None
         )
@@ -61,7 +82,7 @@ class ExecutorFactory:
         """
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise InputError(f"Engine: {what} while a CUDA graph is captured; call engine.prepare(shape) before that.")
-        if _state(present) != self._state:
+        if self._state is None or not _State(present).equals(self._state):
             raise InputError(
                 f"Engine: {what}, and the model's weights changed since this engine read them; call engine.refresh() "
                 "first."
@@ -81,14 +102,9 @@ class ExecutorFactory:
                 )
             if tensors[name].is_meta:
                 raise InputError(f"Engine.refresh: {name} has no data; load the weights before.")
-        state, self._state = _state(tensors), []  # until all is replaced, no weights pass check_unchanged
+        state, self._state = _State(tensors), None  # until all is replaced, no weights pass check_unchanged
         (self._packed or self._weights).refresh(tensors)
         self.tensors, self._state = tensors, state
-
-
-def _state(tensors: Mapping[str, Tensor]) -> list[tuple[int, int]]:
-    """Return addresses and sums of bits, as version counters do not see writes through ``.data``."""
-    return [(t.data_ptr(), 0 if t.is_meta else int(_bits(t).sum(dtype=torch.int64))) for t in tensors.values()]
 
 
 def _bits(tensor: Tensor) -> Tensor:
