@@ -165,3 +165,6 @@ def test_nothing_is_fused_unmeasured(offered: None) -> None:
     case = tiny_case("v1", torch.float32)
     for autotuner in (Autotuner(CPU, torch.float32, "library"), Autotuner(CPU, torch.float32, budget=0.0)):
         assert len(TorchExecutor(*case[:2], "cpu", autotuner=autotuner).groups) == len(case[0].steps)
+    unmeasured = [result for what, result in autotuner.results.items() if isinstance(what, str)]
+    assert unmeasured
+    assert all("the time for measuring was spent" in str(result) for result in unmeasured)

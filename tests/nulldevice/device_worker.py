@@ -116,7 +116,8 @@ def _serve() -> int:
     requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what anything prints is not an answer
     import torch
-    import triton  # noqa: F401
+    import torch._dynamo  # what every test would import anew: custom operators and Triton's compiler do
+    import triton.compiler  # noqa: F401
 
     torch.set_num_threads(1)  # threads do not survive a fork
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))

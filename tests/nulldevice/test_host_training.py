@@ -20,6 +20,7 @@ pytestmark = pytest.mark.nulldevice
 IMPLS = ("reference", "triton", "cuda")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
+HEADS_COMPILED = ("v1", "ocr")  # by Triton, whose compiling takes the time; the others launch the same kernels
 
 
 def loss_of(output: Any) -> Tensor:
@@ -41,14 +42,16 @@ def accelerated(impl: str, head: str = "v1", device: str = "cuda") -> nn.Module:
     return hf.accelerate(tiny(head).to(device).train(), impl=impl)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("head", ALL_HEADS)
+@pytest.mark.parametrize(
+    ("head", "impl"), [(h, i) for h in ALL_HEADS for i in IMPLS if i != "triton" or h in HEADS_COMPILED]
+)
 def test_every_head_trains_and_evaluates(head: str, impl: str) -> None:
-    for layout in LAYOUTS:
+    everything = head == "v1"
+    for layout in LAYOUTS if everything else LAYOUTS[1:]:
         model = tiny(head).cuda().to(memory_format=layout)  # type: ignore[call-overload]
         hf.accelerate(model.train(), impl=impl)
         x = image(64, 64, batch=2).cuda().contiguous(memory_format=layout)
-        for dtype in DTYPES:
+        for dtype in DTYPES if everything else DTYPES[1:2]:
             with device_counters.counting() as n:
                 step_of(model.train(), x, dtype)()
                 with torch.no_grad(), torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):

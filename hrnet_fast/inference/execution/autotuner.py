@@ -15,7 +15,7 @@ from torch import Tensor
 from hrnet_fast.errors import ImplementationError
 from hrnet_fast.inference.execution.candidate_timing import fastest
 from hrnet_fast.inference.execution.cuda_graph import graphed
-from hrnet_fast.inference.execution.cudnn_search import tf32_allowed
+from hrnet_fast.inference.execution.cudnn_search import cudnn_search, tf32_allowed
 from hrnet_fast.inference.execution.fused_sum_trial import FUSED, SumFusionTrial, describe_fusion
 from hrnet_fast.inference.execution.sum_fusion import SumFusion
 from hrnet_fast.inference.execution.tactics import TACTICS, Geometry, Library, Tactic, operator_unsupported_reason
@@ -26,6 +26,7 @@ from hrnet_fast.inference.plan import Plan
 # Relative L2 distance between two right results: rounding of the inputs, the sums and the result.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 _TF32 = 4e-3
+_SPENT = "not measured, the time for measuring was spent"
 
 Results = Sequence[Tensor]
 
@@ -36,7 +37,8 @@ class Autotuner:
     Args:
         device, dtype: of the maps.
         prefer: a tactic to take wherever it applies, without measuring; None measures.
-        budget: seconds for all measurements. When it is spent, convolutions are PyTorch's and sums are not fused.
+        budget: seconds for all measurements; compiling is not counted. When it is spent, convolutions are PyTorch's and
+            sums are not fused.
 
     Attributes:
         results: by geometry of a convolution, or description of a fusion.
@@ -75,6 +77,7 @@ class Autotuner:
         name = describe_fusion(plan, fusion)
         if name not in self.results:
             if self.budget <= 0:
+                self.results[name] = TuningResult(name, "separate", reasons={FUSED: _SPENT})
                 return False
             trial = SumFusionTrial(plan, fusion, weights, self.tactic, self.random_map)
             separate, fused = (_Candidate(self, run, run, trial.separate) for run in (trial.separate, trial.fused))
@@ -89,11 +92,10 @@ class Autotuner:
             return TuningResult(str(g), able[0])
         if self.budget <= 0:
             # Without a comparison, only PyTorch's own convolution is known to be right.
-            reason = "not measured, the time for measuring was spent"
-            return TuningResult(str(g), Library.name, reasons={"others": reason})
+            return TuningResult(str(g), Library.name, reasons={"others": _SPENT})
         return self._measured(f"convolution {g}", self._candidates(g, weights, able), Library.name)
 
-    def _measured(self, what: str, candidates: Mapping[str, Callable[[], Any]], default: str) -> TuningResult:
+    def _measured(self, what: str, candidates: Mapping[str, _Candidate], default: str) -> TuningResult:
         """Return the fastest candidate, or `default` if none could be measured, as where captures are broken."""
         tf32 = self.device.type == "cuda" and tf32_allowed()
         key = key_for(what, f"tf32={tf32}", device=self.device, dtype=self.dtype)
@@ -103,9 +105,9 @@ class Autotuner:
         except ImplementationError as error:
             return TuningResult(key, default, reasons={"not measured": str(error)})
         finally:
-            self.budget -= time.perf_counter() - start
+            self.budget -= time.perf_counter() - start - sum(c.preparing for c in candidates.values())
 
-    def _candidates(self, g: Geometry, weights: FoldedWeight, able: list[str]) -> Mapping[str, Callable[[], Any]]:
+    def _candidates(self, g: Geometry, weights: FoldedWeight, able: list[str]) -> Mapping[str, _Candidate]:
         """Return calls of each tactic on random maps with the step's strides, with copies to the result's place."""
         made: list[Tensor] = []
 
@@ -153,7 +155,11 @@ class Autotuner:
 
 
 class _Candidate:
-    """A call to be timed. Its first call compares its results with the expected ones."""
+    """A call to be timed. Its first call compares its results with the expected ones.
+
+    Attributes:
+        preparing: seconds of the comparison on CUDA, which compiles and loads kernels, and searches cuDNN's algorithms.
+    """
 
     def __init__(
         self,
@@ -164,10 +170,19 @@ class _Candidate:
     ) -> None:
         self._autotuner, self._call, self._results, self._expected = autotuner, call, results, expected
         self._timed: Callable[[], Any] | None = None
+        self.preparing = 0.0
 
     def __call__(self) -> None:
         if self._timed is None:
-            self._check()
+            if self._autotuner.device.type == "cuda":
+                start = time.perf_counter()
+                try:
+                    with cudnn_search():
+                        self._check()
+                finally:
+                    self.preparing = time.perf_counter() - start
+            else:
+                self._check()
             self._timed = self._autotuner.timed(self._call)
         self._timed()
 
