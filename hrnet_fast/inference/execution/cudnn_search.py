@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _aten: Any = torch.ops.aten
+_c: Any = torch._C  # whose stubs lack names
 
 
 def cudnn_search() -> contextlib.AbstractContextManager[Any]:
@@ -22,7 +23,7 @@ def cudnn_search() -> contextlib.AbstractContextManager[Any]:
     """
     if torch.are_deterministic_algorithms_enabled() or torch.backends.cudnn.deterministic:
         return contextlib.nullcontext()
-    return _CudnnSearch()
+    return _CudnnSearch()  # type: ignore[no-untyped-call]
 
 
 def tf32_allowed() -> bool:
@@ -31,7 +32,7 @@ def tf32_allowed() -> bool:
     return torch.backends.cudnn.allow_tf32 if newer in (None, "none") else newer == "tf32"
 
 
-class _CudnnSearch(TorchDispatchMode):
+class _CudnnSearch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs each convolution once more before itself, with a search."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -41,9 +42,9 @@ class _CudnnSearch(TorchDispatchMode):
 
 
 def _search(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, *rest: Any) -> None:
-    backend = torch._C._select_conv_backend(x, weight, bias, stride, padding, *rest)
-    if backend == torch._C._ConvBackend.Cudnn:
-        layout = torch._C._conv_determine_backend_memory_format(x, weight, backend)
+    backend = _c._select_conv_backend(x, weight, bias, stride, padding, *rest)
+    if backend == _c._ConvBackend.Cudnn:
+        layout = _c._conv_determine_backend_memory_format(x, weight, backend)
         x, weight = (t.contiguous(memory_format=layout) for t in (x, weight))
         dilation, groups = rest[0], rest[-1]
         _aten.cudnn_convolution(x, weight, padding, stride, dilation, groups, True, False, tf32_allowed())
