@@ -15,7 +15,7 @@ WORKERS = pytest.StashKey[dict[tuple[Any, ...], Worker]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "nulldevice(devices=1): runs in a process whose CUDA device does nothing (tests/nulldevice)"
+        "markers", "nulldevice(devices=2): runs in a process whose CUDA devices do nothing (tests/nulldevice)"
     )
     config.stash[WORKERS] = {}
 
@@ -43,9 +43,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if marker is None or device_counters.active():
         return None
     workers = pyfuncitem.config.stash[WORKERS]
-    key = tuple(sorted(marker.kwargs.items()))
+    settings = {"devices": 2} | marker.kwargs
+    key = tuple(sorted(settings.items()))
     if key not in workers:
-        workers[key] = Worker(pyfuncitem.config.rootpath, marker.kwargs)
+        workers[key] = Worker(pyfuncitem.config.rootpath, settings)
     try:
         status, text = workers[key].run(pyfuncitem.nodeid)
     except BaseException:  # a time limit or an interrupt

@@ -19,6 +19,7 @@ from hrnet_fast.doctor import engine_check
 from hrnet_fast.inference.execution.arrangement import MODES
 from hrnet_fast.inference.execution.cuda_executor import CudaExecutor
 from hrnet_fast.inference.execution.cuda_graph import CudaDevice, GraphPool
+from hrnet_fast.inference.execution.cudnn_search import cudnn_search
 from hrnet_fast.inference.execution.execution_state import State
 from hrnet_fast.inference.planning.lowering import make_plan
 
@@ -37,12 +38,12 @@ def captured(engine: hf.Engine) -> bool:
     return "in one graph" in engine.explain()
 
 
-HEADS = [(head, mode, torch.bfloat16) for head in ALL_HEADS for mode in MODES]
-DTYPES = [("v1", mode, dtype) for mode in MODES for dtype in (torch.float64, torch.float32, torch.float16)]
-DTYPES.remove(("v1", "grouped", torch.float64))  # which its kernel has not
+HEADS = [(head, "streams", torch.bfloat16) for head in ALL_HEADS]
+OTHER_MODES = [("v1", mode, torch.bfloat16) for mode in MODES if mode != "streams"]
+DTYPES = [("v1", "streams", torch.float64), ("v1", "grouped", torch.float32), ("v1", "grouped", torch.float16)]
 
 
-@pytest.mark.parametrize(("head", "mode", "dtype"), HEADS + DTYPES, ids=str)
+@pytest.mark.parametrize(("head", "mode", "dtype"), HEADS + OTHER_MODES + DTYPES, ids=str)
 def test_every_head_is_captured(head: str, mode: str, dtype: torch.dtype) -> None:
     model, x = tiny(head).cuda(), small()
     plan = make_plan(model, tuple(x.shape), dtype)
@@ -207,6 +208,24 @@ def test_no_capture_sets_a_flag_of_the_process(monkeypatch: pytest.MonkeyPatch) 
     assert not any(seen)
 
 
+@torch.no_grad()
+def test_a_search_finds_what_the_flag_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search waits for the device; PyTorch does not repeat it for a convolution whose algorithm it knows."""
+
+    def waits(width: int) -> int:
+        x = small(width)
+        with device_counters.counting() as n:
+            torch.nn.functional.conv2d(x, weight, stride=2, padding=1)
+        return int(n.synchronizations)
+
+    weight = torch.zeros(8, 3, 3, 3, device="cuda")
+    with cudnn_search():
+        assert waits(64) > 0
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    assert waits(64) == 0
+    assert waits(96) > 0
+
+
 def test_a_new_shape_and_a_refresh_copy_at_most_once_to_the_host() -> None:
     """Whether weights are those that were read takes one number; folding them takes none."""
     model = two_stages().cuda()
@@ -239,7 +258,7 @@ def test_folded_networks_lie_on_the_engines_device() -> None:
 def test_the_doctor_tries_every_device() -> None:
     lines = engine_check()
     assert [line.split(": ")[0] for line in lines] == [
-        f"{dtype} on {device}" for device in ("cpu", "cuda:0") for dtype in ("float32", "bfloat16")
+        f"{dtype} on {device}" for device in ("cpu", "cuda:0", "cuda:1") for dtype in ("float32", "bfloat16")
     ]
     assert all("captured: " in line for line in lines[2:]), lines
 
@@ -273,7 +292,6 @@ def test_a_hundred_rounds_leak_nothing(tmp_path: Path) -> None:
     assert live() == before
 
 
-@pytest.mark.nulldevice(devices=2)
 def test_an_engine_on_the_second_device(tmp_path: Path) -> None:
     model, x = two_stages().to("cuda:1"), small(device="cuda:1")
     with device_counters.counting() as n:

@@ -12,7 +12,7 @@ from torch import Tensor
 from hrnet_fast import ops
 from hrnet_fast.implementations import OPERATORS
 
-pytestmark = pytest.mark.nulldevice(devices=2)
+pytestmark = pytest.mark.nulldevice
 DEVICE = "cuda:1"
 
 

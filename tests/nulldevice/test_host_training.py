@@ -73,7 +73,6 @@ def test_timms_model_trains(impl: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.nulldevice(devices=2)
 def test_everything_runs_on_the_tensors_device(impl: str, dtype: torch.dtype) -> None:
     """With cuda:0 current, a step and an evaluation on cuda:1 launch nothing on cuda:0."""
     model = accelerated(impl, device="cuda:1")

@@ -144,7 +144,6 @@ def test_memory_has_a_limit() -> None:
         torch.empty(60 << 30, dtype=torch.uint8)
 
 
-@pytest.mark.nulldevice(devices=2)
 def test_two_devices() -> None:
     assert torch.cuda.device_count() == 2
     x, side = torch.arange(4.0).to("cuda:1"), torch.cuda.Stream("cuda:1")
