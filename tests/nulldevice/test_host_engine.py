@@ -182,9 +182,8 @@ def disturbing() -> Iterator[Callable[[str], list[str]]]:
 def test_other_threads_work_while_an_engine_is_prepared(what: str, disturbing: Callable[[str], list[str]]) -> None:
     errors = disturbing(what)
     before = torch.backends.cudnn.benchmark
-    for width in (64, 96):
-        engine = engine_of(two_stages().cuda(), small(width))
-        assert captured(engine), engine.explain()
+    engine = engine_of(two_stages().cuda(), small())
+    assert captured(engine), engine.explain()
     assert errors == []
     assert torch.backends.cudnn.benchmark == before
 
@@ -273,7 +272,7 @@ def test_a_hundred_rounds_leak_nothing(tmp_path: Path) -> None:
     def round_of(k: int) -> None:
         for _ in range(2):
             engine(inputs[k % 3])
-        if k % 10 == 0:
+        if k % 25 == 0:
             engine.refresh()
             engine.save(path)
             hf.Engine.load(path, "cuda")(inputs[k % 3])
