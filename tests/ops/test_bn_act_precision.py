@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import batch_norm
 
 from hrnet_fast.implementations import describe
+from hrnet_fast.norm_affine import Norm
 from hrnet_fast.ops.bn_act_primitives import bn_act_primitives
-from hrnet_fast.reference.bn_act import Norm
 
 needs_cpu = pytest.param("cpu", marks=pytest.mark.skipif(not describe("cpu").usable, reason=describe("cpu").reason))
 FORMATS = [torch.contiguous_format, torch.channels_last]

@@ -24,7 +24,7 @@ from hrnet_fast.inference.plan import (
     SumTerm,
     View,
 )
-from hrnet_fast.ops.common import wrong_in_bfloat16
+from hrnet_fast.ops.primitives import wrong_in_bfloat16
 
 
 def interpret(plan: Plan, tensors: Mapping[str, Tensor], x: Tensor, dtype: torch.dtype | None = None) -> Any:

@@ -16,7 +16,7 @@ from hrnet_fast.implementations import OPERATORS, select_implementation
 from hrnet_fast.inference.execution.sums import fuse
 from hrnet_fast.inference.execution.weight_store import FoldedWeight
 from hrnet_fast.inference.plan import ConvStep, Plan
-from hrnet_fast.ops.common import wrong_in_bfloat16
+from hrnet_fast.ops.primitives import strided_conv_chain_forward, wrong_in_bfloat16
 
 
 @dataclass(frozen=True)
@@ -196,10 +196,9 @@ class Strided(Tactic):
         return operator_unsupported_reason("strided_conv_chain", device, dtype)
 
     def run(self, g: Geometry, w: FoldedWeight, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
-        from hrnet_fast.kernels.triton.strided_conv_chain import forward
-
         relu = g.relu if g.activated else (0, 0)
-        return forward([x], w.weight, w.bias, residual, relu, True)
+        chosen = select_implementation(self.name, "auto", x)
+        return strided_conv_chain_forward([x], w.weight, w.bias, residual, relu, chosen)
 
 
 class Grouped(Tactic):

@@ -23,7 +23,7 @@ from hrnet_fast.inference.arguments import as_calls_read_it, calls_read_input, f
 from hrnet_fast.inference.execution.arena import ArenaMaps, adoptable, arena_layout
 from hrnet_fast.inference.execution.autotuner import Autotuner
 from hrnet_fast.inference.execution.launch_groups import convolution, grouped_units, last_units, single_units
-from hrnet_fast.inference.execution.sums import add_up, copies, fused, fusible
+from hrnet_fast.inference.execution.sums import add_up, copies, fused, fusible, sum_implementation
 from hrnet_fast.inference.execution.tactics import Geometry, Tactic, geometry
 from hrnet_fast.inference.execution.weight_store import FoldedWeight, GroupedWeights, WeightStore
 from hrnet_fast.inference.plan import CallStep, ConvStep, ExportStep, ImportStep, Plan, PoolStep, SumStep
@@ -101,6 +101,7 @@ class TorchExecutor:
         self.outer = outer or self.inner
         self.chooser = chooser or Autotuner(self.device, plan.dtype)
         self._lock = threading.Lock()
+        self._sums = sum_implementation(plan.dtype, self.device)
         with plain_tensors(self.device):
             self._owns = weights is None
             self.weights = weights or WeightStore(tensors, plan.dtype, self.device)
@@ -263,8 +264,8 @@ class TorchExecutor:
         terms = [maps[t.source] for t in step.terms]
         if copies(step):
             maps.target(step.out).copy_(terms[0])
-        elif fusible(step, terms[0]):
-            maps.put(step.out, fused(step, terms, size))
+        elif fusible(step, self._sums):
+            maps.put(step.out, fused(step, terms, size, self._sums))
         else:
             add_up(step, terms, size, lambda: maps.target(step.out))
 
