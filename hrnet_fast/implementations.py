@@ -106,15 +106,13 @@ class OperatorImplementations(NamedTuple):
 
 @dataclass(frozen=True)
 class RequestedImplementation:
-    """What ``impl=`` and the environment ask for.
-
-    Attributes:
-        name: ``"auto"`` or an implementation.
-        origin: the argument or the environment variable, for messages.
-    """
+    """What ``impl=`` and the environment ask for: ``"auto"`` or an implementation."""
 
     name: str
-    origin: str
+    from_environment: bool = False
+
+    def __str__(self) -> str:
+        return f"{ENV_VAR}={self.name}" if self.from_environment else f"impl={shown(self.name)}"
 
     def operators(self, tensor: Tensor) -> OperatorImplementations:
         """Return what a network runs on tensors like `tensor`; an operator that `name` lacks is resolved as "auto".
@@ -122,7 +120,10 @@ class RequestedImplementation:
         Raises:
             ImplementationError: a named implementation for another device or dtype.
         """
-        return _network_operators(self, tensor.device, tensor.dtype)
+        device, dtype = tensor.device, tensor.dtype
+        return OperatorImplementations(
+            _select("bn_act", self, device, dtype, True), _select("fuse_sum", self, device, dtype, True)
+        )
 
 
 def request(impl: str) -> RequestedImplementation:
@@ -131,13 +132,12 @@ def request(impl: str) -> RequestedImplementation:
     Raises:
         ImplementationError: an unknown name.
     """
-    name, origin = impl, f"impl={shown(impl)}"
+    requested = RequestedImplementation(impl)
     if isinstance(impl, str) and impl == "auto" and os.environ.get(ENV_VAR):
-        name = os.environ[ENV_VAR]
-        origin = f"{ENV_VAR}={name}"
-    if not isinstance(name, str) or name not in ("auto", *NAMES):
-        raise ImplementationError(f"{origin} is not one of {', '.join(('auto', *NAMES))}.")
-    return RequestedImplementation(name, origin)
+        requested = RequestedImplementation(os.environ[ENV_VAR], from_environment=True)
+    if not isinstance(requested.name, str) or requested.name not in ("auto", *NAMES):
+        raise ImplementationError(f"{requested} is not one of {', '.join(('auto', *NAMES))}.")
+    return requested
 
 
 def resolve(impl: str = "auto") -> str:
@@ -158,8 +158,7 @@ def resolve(impl: str = "auto") -> str:
     found = describe(requested.name)
     if not found.usable:
         raise ImplementationError(
-            f"{requested.origin} cannot run here: {found.reason}. Take 'auto' or 'reference'; `hrnet-fast doctor` "
-            "shows all."
+            f"{requested} cannot run here: {found.reason}. Take 'auto' or 'reference'; `hrnet-fast doctor` shows all."
         )
     return requested.name
 
@@ -176,35 +175,24 @@ def select_implementation(operator: str, impl: str, tensor: Tensor) -> str:
         ImplementationError: a named implementation without this operator, or for another device or dtype.
     """
     requested = request(impl)
-    if impl == "auto":  # the environment names one for all operators; it counts for those that it has
-        requested = _auto_if_absent(operator, requested)
-    return _select(operator, requested, tensor.device, tensor.dtype)
+    # The environment names one for all operators: it counts for those that it has.
+    return _select(operator, requested, tensor.device, tensor.dtype, requested.from_environment)
 
 
-def _auto_if_absent(operator: str, requested: RequestedImplementation) -> RequestedImplementation:
-    absent = requested.name in OPERATORS and operator not in OPERATORS[requested.name]
-    return RequestedImplementation("auto", requested.origin) if absent else requested
-
-
-def _select(operator: str, requested: RequestedImplementation, device: torch.device, dtype: torch.dtype) -> str:
-    name = requested.name
-    able = [other for other in BY_DEVICE.get(device.type, ()) if _runs(other, operator)]
+@functools.cache
+def _select(
+    operator: str, requested: RequestedImplementation, device: torch.device, dtype: torch.dtype, for_all: bool
+) -> str:
+    """Select for one operator; `for_all`: the request is for several operators, of which some may lack it."""
+    able = [name for name in BY_DEVICE.get(device.type, ()) if operator in OPERATORS[name] and describe(name).usable]
     if dtype == torch.float64:
-        able = [other for other in able if other != "triton"]  # its kernels compute in float32
-    if name == "auto":
+        able = [name for name in able if name != "triton"]  # its kernels compute in float32
+    name = requested.name
+    if name == "auto" or (for_all and name in OPERATORS and operator not in OPERATORS[name]):
         return able[0] if able else "reference"
-    interpreted = name == "triton" and interpreting() and _runs(name, operator) and dtype != torch.float64
+    interpreted = name == "triton" and interpreting() and describe(name).usable and dtype != torch.float64
     if name == "reference" or name in able or interpreted:
         return name
     why = "it has no float64" if name == "triton" and dtype == torch.float64 else describe(name).reason
     usable = ", ".join((*able, "reference"))
-    raise ImplementationError(f"{operator}: {requested.origin} cannot run on {device}: {why}. Usable here: {usable}.")
-
-
-@functools.cache
-def _network_operators(
-    requested: RequestedImplementation, device: torch.device, dtype: torch.dtype
-) -> OperatorImplementations:
-    return OperatorImplementations(
-        *(_select(o, _auto_if_absent(o, requested), device, dtype) for o in OperatorImplementations._fields)
-    )
+    raise ImplementationError(f"{operator}: {requested} cannot run on {device}: {why}. Usable here: {usable}.")

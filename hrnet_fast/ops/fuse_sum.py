@@ -121,12 +121,14 @@ def fuse_sum_forward(
     mode: str,
     align_corners: bool,
     relu: bool,
-    implementation: str,
+    impl: str,
 ) -> Tensor:
-    """Compute :func:`fuse_sum` in an implementation that runs here, without checks and autograd.
+    """Compute :func:`fuse_sum` without checks and autograd: for callers that bring their own, or need none.
 
     Absent scales and shifts are empty tensors. The result is a new tensor in the layout of the largest term.
     """
+    # Selected here and not by the caller: a compiled graph does not trace the selection.
+    implementation = select_implementation("fuse_sum", impl, xs[0])
     code, layout = RESAMPLE[mode, align_corners], _result_format(xs)
     if implementation in ("cpu", "cuda"):
         compiled = getattr(torch.ops.hrnet_fast, f"fuse_sum_{implementation}")
@@ -151,20 +153,7 @@ def _result_format(xs: Sequence[Tensor]) -> torch.memory_format:
     return memory_format_of(max(xs, key=lambda x: x.shape[-2] * x.shape[-1]))
 
 
-@torch.library.custom_op("hrnet_fast::fuse_sum", mutates_args=())
-def _fuse_sum(
-    xs: Sequence[Tensor],
-    scales: Sequence[Tensor],
-    shifts: Sequence[Tensor],
-    size: Sequence[int],
-    mode: str,
-    align_corners: bool,
-    relu: bool,
-    impl: str,
-) -> Tensor:
-    # Selected here and not by the caller: a compiled graph does not trace the selection.
-    chosen = select_implementation("fuse_sum", impl, xs[0])
-    return fuse_sum_forward(xs, scales, shifts, size, mode, align_corners, relu, chosen)
+_fuse_sum = torch.library.custom_op("hrnet_fast::fuse_sum", fuse_sum_forward, mutates_args=())
 
 
 @_fuse_sum.register_fake
@@ -183,7 +172,7 @@ def fuse_sum_backward(
     align_corners: bool,
     relu: bool,
     wanted: Sequence[int],
-    implementation: str,
+    impl: str,
 ) -> list[Tensor]:
     """Return the gradients of all xs, then scales, then shifts; an unwanted one is empty.
 
@@ -192,8 +181,8 @@ def fuse_sum_backward(
         xs: the terms; empty tensors where only the size is needed: where no affine's gradient is wanted.
         sizes: (h, w) of every term, one after another.
         wanted: flags of xs, then of affines.
-        implementation: one that runs here.
     """
+    implementation = select_implementation("fuse_sum", impl, grad)
     code, n, layout = RESAMPLE[mode, align_corners], len(xs), memory_format_of(out)
     if implementation in ("cpu", "cuda"):
         compiled = getattr(torch.ops.hrnet_fast, f"fuse_sum_backward_{implementation}")
@@ -222,21 +211,7 @@ def fuse_sum_backward(
     return found
 
 
-@torch.library.custom_op("hrnet_fast::fuse_sum_backward", mutates_args=())
-def _fuse_sum_backward(
-    grad: Tensor,
-    out: Tensor,
-    xs: Sequence[Tensor],
-    scales: Sequence[Tensor],
-    sizes: Sequence[int],
-    mode: str,
-    align_corners: bool,
-    relu: bool,
-    wanted: Sequence[int],
-    impl: str,
-) -> list[Tensor]:
-    chosen = select_implementation("fuse_sum", impl, grad)
-    return fuse_sum_backward(grad, out, xs, scales, sizes, mode, align_corners, relu, wanted, chosen)
+_fuse_sum_backward = torch.library.custom_op("hrnet_fast::fuse_sum_backward", fuse_sum_backward, mutates_args=())
 
 
 def _adjoint(grad: Tensor, out: Tensor, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:

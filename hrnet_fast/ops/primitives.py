@@ -1,7 +1,4 @@
-"""Operators without checks and autograd, in an implementation that is already resolved.
-
-For callers inside the package that bring their own autograd (fused training) or need none (inference engines).
-"""
+"""Operators without checks and autograd, for callers that bring their own (fused training) or need none (engines)."""
 
 from hrnet_fast.ops.bn_act_primitives import BnActPrimitives, load_bn_act
 from hrnet_fast.ops.bn_act_sync import joint_affine, joint_sums, values_per_channel

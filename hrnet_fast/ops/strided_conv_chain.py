@@ -123,33 +123,23 @@ def strided_conv_chain_forward(
     weight: Tensor,
     bias: Tensor | None,
     addend: Tensor | None,
-    relu: tuple[int, int],
-    implementation: str,
-) -> Tensor:
-    """Compute :func:`strided_conv_chain` in an implementation that runs here, without checks and autograd."""
-    layout = _result_format(xs)
-    if implementation == "triton":
-        from hrnet_fast.kernels.triton.strided_conv_chain import forward
-
-        return forward(xs, weight, bias, addend, relu, layout is torch.channels_last)
-    from hrnet_fast.reference.strided_conv_chain import strided_conv_chain as reference
-
-    return unaliased(reference(xs, weight, bias, addend, relu), layout, xs)
-
-
-@torch.library.custom_op(f"hrnet_fast::{NAME}", mutates_args=())
-def _forward(
-    xs: Sequence[Tensor],
-    weight: Tensor,
-    bias: Tensor | None,
-    addend: Tensor | None,
     relu_begin: int,
     relu_end: int,
     impl: str,
 ) -> Tensor:
+    """Compute :func:`strided_conv_chain` without checks and autograd: for callers that need none."""
     # Selected here and not by the caller: a compiled graph does not trace the selection.
-    chosen = select_implementation(NAME, impl, xs[0])
-    return strided_conv_chain_forward(xs, weight, bias, addend, (relu_begin, relu_end), chosen)
+    layout = _result_format(xs)
+    if select_implementation(NAME, impl, xs[0]) == "triton":
+        from hrnet_fast.kernels.triton.strided_conv_chain import forward
+
+        return forward(xs, weight, bias, addend, (relu_begin, relu_end), layout is torch.channels_last)
+    from hrnet_fast.reference.strided_conv_chain import strided_conv_chain as reference
+
+    return unaliased(reference(xs, weight, bias, addend, (relu_begin, relu_end)), layout, xs)
+
+
+_forward = torch.library.custom_op(f"hrnet_fast::{NAME}", strided_conv_chain_forward, mutates_args=())
 
 
 @_forward.register_fake

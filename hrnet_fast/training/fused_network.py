@@ -30,7 +30,9 @@ class FusedNetwork(FusedModule, HRNetReference):
         return [part for part in self._layers() if isinstance(part, str)]
 
     def partly_fused(self) -> bool:
-        return any(not isinstance(part, str) for part in self._layers() if part is not None) and not self.last_call_reason
+        return (
+            any(not isinstance(part, str) for part in self._layers() if part is not None) and not self.last_call_reason
+        )
 
     def _inner(self) -> list[nn.Module]:
         head = self._head

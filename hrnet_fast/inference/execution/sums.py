@@ -41,13 +41,12 @@ def fuse(
     mode: str,
     align_corners: bool,
     relu: bool,
-    implementation: str | None = None,
+    impl: str = "auto",
 ) -> Tensor:
-    """Return ``fuse_sum`` of the maps; `affine` is the first one's. Without `implementation`, it is selected now."""
+    """Return ``fuse_sum`` of the maps; `affine` is the first one's."""
     absent = xs[0].new_empty(0)
     scales, shifts = ([a, *[absent] * (len(xs) - 1)] for a in affine or (absent, absent))
-    implementation = implementation or select_implementation("fuse_sum", "auto", xs[0])
-    return fuse_sum_forward(xs, scales, shifts, size, mode, align_corners, relu, implementation)
+    return fuse_sum_forward(xs, scales, shifts, size, mode, align_corners, relu, impl)
 
 
 def add_up(step: SumStep, terms: Sequence[Tensor], size: tuple[int, int], target: Callable[[], Tensor]) -> None:

@@ -197,8 +197,7 @@ class Strided(Tactic):
 
     def run(self, g: Geometry, w: FoldedWeight, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
         relu = g.relu if g.activated else (0, 0)
-        chosen = select_implementation(self.name, "auto", x)
-        return strided_conv_chain_forward([x], w.weight, w.bias, residual, relu, chosen)
+        return strided_conv_chain_forward([x], w.weight, w.bias, residual, *relu, "auto")
 
 
 class Grouped(Tactic):
