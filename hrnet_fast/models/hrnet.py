@@ -25,8 +25,8 @@ class HRNet(HRNetReference):
     Args:
         config: the network; or leave it out and give the arguments of :meth:`HRNetConfig.make` by name, for
             instance ``HRNet(width=32, head="v1", num_outputs=17)``.
-        impl: ``"auto"``, ``"reference"`` (plain PyTorch), ``"cpu"``, ``"triton"`` or ``"cuda"``: all but the reference
-            execute as :func:`hrnet_fast.accelerate` has it, and ``hrnet_fast.restore`` undoes that.
+        impl: ``"auto"``, ``"reference"`` (plain PyTorch), ``"cpu"``, ``"triton"`` or ``"cuda"``: for all but the
+            reference, the network is passed through :func:`hrnet_fast.accelerate`; ``hrnet_fast.restore`` undoes that.
         norm_layer: replaces the configured normalisation by any ``channels -> module``.
 
     Takes [N, in_channels, H, W] of a floating dtype and returns, by head: one tensor (``v1``, ``v1h``, ``v2``,
@@ -98,7 +98,7 @@ class HRNet(HRNetReference):
             overrides: fields of :class:`HRNetConfig` that are to differ.
 
         :attr:`keypoints` is how the upstream decodes the heatmaps: mmpose's ``decoder`` (1.x) or ``test_cfg`` (0.x),
-        and the authors' pose or facial-landmark code. What was assumed or left out stands in :attr:`notes`, and is
+        and the authors' pose or facial-landmark code. What was assumed or left out is in :attr:`notes`, and is
         logged (``hrnet_fast.models``).
 
         Raises:

@@ -156,15 +156,9 @@ def _detached(tensor: Tensor | None) -> Tensor | None:
 
 @torch.library.custom_op("hrnet_fast::bn_batch_affine", mutates_args=("running_mean", "running_var"))
 def _batch_affine(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-    impl: str,
-) -> Tensor:
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor |
+    None, momentum: float, eps: float, impl: str,
+) -> Tensor:  # fmt: skip
     """Return [4, C] of the batch's statistics; move the running ones."""
     if x.numel() == 0:
         return torch.zeros(4, x.shape[1], dtype=math_dtype(x.dtype), device=x.device)
@@ -180,14 +174,9 @@ def _batch_affine_fake(x, weight, bias, running_mean, running_var, momentum, eps
 
 @torch.library.custom_op("hrnet_fast::bn_running_affine", mutates_args=())
 def _running_affine(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    eps: float,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor, running_var: Tensor, eps: float,
     impl: str,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Return [4, C] of given statistics; of x only dtype and device matter."""
     norm = Norm(x.shape[1], weight, bias, running_mean, running_var, 0.0, eps)
     affine: Tensor = bn_act_primitives(impl, x).running_affine([norm], math_dtype(x.dtype))
@@ -201,15 +190,9 @@ def _running_affine_fake(x, weight, bias, running_mean, running_var, eps, impl):
 
 @torch.library.custom_op("hrnet_fast::bn_act", mutates_args=())
 def _bn_act(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    affine: Tensor,
-    residual: Tensor | None,
-    relu: bool,
-    batch: bool,
-    impl: str,
-) -> Tensor:
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, affine: Tensor, residual: Tensor | None, relu: bool,
+    batch: bool, impl: str,
+) -> Tensor:  # fmt: skip
     """Return act(affine(x) + residual). `affine` includes weight and bias: as arguments they receive gradients.
 
     `batch` says that `affine` holds x's own statistics, through which its gradient then goes as well.
@@ -226,17 +209,9 @@ def _bn_act_fake(x, weight, bias, affine, residual, relu, batch, impl):  # type:
 
 @torch.library.custom_op("hrnet_fast::bn_act_backward", mutates_args=())
 def _bn_act_backward(
-    grad: Tensor,
-    x: Tensor,
-    affine: Tensor,
-    out: Tensor | None,
-    relu: bool,
-    batch: bool,
-    want_x: bool,
-    want_affine: bool,
-    want_masked: bool,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor, x: Tensor, affine: Tensor, out: Tensor | None, relu: bool, batch: bool, want_x: bool,
+    want_affine: bool, want_masked: bool, impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of x, of bias and weight [2, C], and the masked gradient; an unwanted one is empty.
 
     `out` is the activation behind a residual: x and `affine` alone do not give its sign.

@@ -33,7 +33,7 @@ def running_affine(norms: Sequence[Norm], dtype: torch.dtype) -> Tensor:
 
 
 def _columns(norms: Sequence[Norm]) -> tuple[list[int], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    """Channels, weights, biases, means and variances; an empty tensor stands for an absent one."""
+    """Return channels, weights, biases, means and variances; empty tensors for absent ones."""
     columns = zip(*[[_ABSENT if t is None else t for t in n[1:5]] for n in norms], strict=True)
     weights, biases, means, variances = map(list, columns)
     return [n.channels for n in norms], weights, biases, means, variances

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hrnet_fast.errors import InputError
+from hrnet_fast.errors import InputError, shown
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -16,6 +16,20 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 def pair_of(size: object) -> tuple[Any, ...]:
     """Return `size` as a tuple; an empty one where it is no sequence."""
     return tuple(size) if isinstance(size, Sequence) and not isinstance(size, (str, bytes)) else ()
+
+
+def target_size(operator: str, xs: Sequence[Tensor], size: object, least: int) -> tuple[int, int]:
+    """Return (H, W) of the result of interpolating terms: the first's where `size` is None.
+
+    Raises:
+        InputError: it is no pair of integers of at least `least`, or a term without pixels has another size.
+    """
+    target = tuple(xs[0].shape[-2:]) if size is None else pair_of(size)
+    if len(target) != 2 or any(not isinstance(s, (int, torch.SymInt)) or s < least for s in target):
+        raise InputError(f"{operator}: size {shown(size)}; give (H, W), two integers of at least {least}.")
+    if any(0 in x.shape[-2:] and tuple(x.shape[-2:]) != target for x in xs):
+        raise InputError(f"{operator}: a term without pixels cannot be interpolated to {target[0]}x{target[1]}.")
+    return target[0], target[1]
 
 
 def check_dtype(operator: str, x: Tensor) -> None:

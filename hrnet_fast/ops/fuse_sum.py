@@ -14,7 +14,7 @@ from torch import Tensor
 from hrnet_fast.checks import check_bool, check_tensors, check_text
 from hrnet_fast.errors import InputError, shown
 from hrnet_fast.implementations import select_implementation
-from hrnet_fast.ops.common import check_dtype, check_like, memory_format_of, pair_of, unaliased
+from hrnet_fast.ops.common import check_dtype, check_like, memory_format_of, target_size, unaliased
 
 MAX_TERMS = 8
 # The values of hrnet_fast::Resample in kernels/cuda/resample.h, by (mode, align_corners).
@@ -78,12 +78,7 @@ def _checked_size(xs: list[Tensor], size: tuple[int, int] | None, mode: str, act
         raise InputError(f"fuse_sum: mode {mode!r}; accepted are 'bilinear' and 'nearest'.")
     if activation is not None and activation != "relu":
         raise InputError(f"fuse_sum: activation {shown(activation)}; accepted are 'relu' and None.")
-    target = tuple(first.shape[-2:]) if size is None else pair_of(size)
-    if len(target) != 2 or any(not isinstance(s, (int, torch.SymInt)) or s < 0 for s in target):
-        raise InputError(f"fuse_sum: size {shown(size)}; give (H, W), two integers of at least 0.")
-    if any(0 in x.shape[-2:] and tuple(x.shape[-2:]) != target for x in xs):
-        raise InputError(f"fuse_sum: a term without pixels cannot be interpolated to {target[0]}x{target[1]}.")
-    return target[0], target[1]
+    return target_size("fuse_sum", xs, size, 0)
 
 
 def _affines(

@@ -22,7 +22,7 @@ from hrnet_fast.ops.common import (
     check_like,
     convolution_gradients,
     memory_format_of,
-    pair_of,
+    target_size,
     unaliased,
 )
 from hrnet_fast.ops.fuse_sum import MAX_TERMS, RESAMPLE
@@ -74,7 +74,7 @@ def upsample_conv1x1_sum(
     matrices = _matrices(terms, cast[len(terms) : -1])
     channels = next((w.shape[0] for w in matrices if w.dim() == 2), terms[0].shape[1])
     _check_terms(terms, matrices, cast[-1], channels)
-    target = _size(terms, size)
+    target = target_size(NAME, terms, size, 1)
     result: Tensor = _forward(
         terms, matrices, cast[-1], list(target), mode, align_corners, activation == "relu", impl
     )  # fmt: skip
@@ -129,15 +129,6 @@ def _check_terms(xs: list[Tensor], matrices: list[Tensor], bias: Tensor | None, 
         for what, tensor in (("term", x), ("weight", weight)):
             check_like(NAME, f"{what} {k}", tensor, first)
     check_bias(NAME, "bias", bias, channels, first.device)
-
-
-def _size(xs: list[Tensor], size: tuple[int, int] | None) -> tuple[int, int]:
-    target = tuple(xs[0].shape[-2:]) if size is None else pair_of(size)
-    if len(target) != 2 or any(not isinstance(s, (int, torch.SymInt)) or s < 1 for s in target):
-        raise InputError(f"{NAME}: size {shown(size)}; give (H, W), two integers of at least 1.")
-    if any(0 in x.shape[-2:] for x in xs):
-        raise InputError(f"{NAME}: a term without pixels cannot be interpolated to {target[0]}x{target[1]}.")
-    return target[0], target[1]
 
 
 def _result_format(xs: Sequence[Tensor]) -> torch.memory_format:

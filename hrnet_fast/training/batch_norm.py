@@ -73,7 +73,7 @@ def count_batches(calls: Sequence[NormCall]) -> None:
 def normalise(
     primitives: BnActPrimitives, ys: Sequence[Tensor], calls: Sequence[NormCall]
 ) -> list[tuple[Tensor, ValueCount]]:
-    """Return [4, C] (mean, invstd, scale, shift) of every map, and how many values per channel it stands for.
+    """Return [4, C] (mean, invstd, scale, shift) of every map, and the number of values per channel behind it.
 
     All layers take the same statistics: :func:`same_statistics`. The count is of all processes (then a tensor), and
     infinite for given statistics. Running statistics move.

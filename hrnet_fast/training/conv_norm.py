@@ -111,14 +111,9 @@ def convolve_backward(
 
 
 def conv_norm_backward(
-    dy: Tensor,
-    x: Tensor,
-    step: ConvNorm,
-    sums: Tensor,
-    parameters: Sequence[NoneOr],
-    want: Sequence[bool],
+    dy: Tensor, x: Tensor, step: ConvNorm, sums: Tensor, parameters: Sequence[NoneOr], want: Sequence[bool],
     want_x: bool,
-) -> tuple[NoneOr, tuple[NoneOr, ...]]:
+) -> tuple[NoneOr, tuple[NoneOr, ...]]:  # fmt: skip
     """Return the gradients of the input and of the step's parameters, from that of the convolution's output.
 
     Args:

@@ -26,7 +26,7 @@ from hrnet_fast.training.fused_fusion import FusedModularizedBlock
 from hrnet_fast.training.fused_modules import FusedModule, Settings, fused_class
 
 _TOLERANCE = 1e-4  # of float32 sums in two orders; another structure differs by far more
-_UNSAID = (("bilinear", False), ("bilinear", True), ("nearest", False))
+_MODES = (("bilinear", False), ("bilinear", True), ("nearest", False))
 
 
 def signature(module: nn.Module) -> tuple[Any, ...]:
@@ -72,14 +72,14 @@ def check_equivalence(module: nn.Module, kind: type[FusedModule], settings: Sett
 
 def _check_fusion(trial: nn.Module, channels: list[int], settings: Settings) -> Settings | str:
     layers: Any = trial.fuse_layers
-    said = {(m.mode, bool(m.align_corners)) for m in layers.modules() if isinstance(m, nn.Upsample)}
+    declared = {(m.mode, bool(m.align_corners)) for m in layers.modules() if isinstance(m, nn.Upsample)}
     reason = ""
-    # Odd sizes show how it interpolates to a target of any size. What upsamples by a factor takes multiples only; that
-    # is tried where layers say so, or where odd sizes fail.
-    for height, width, exact in ((17, 13, False), (16, 32, True))[bool(said) :]:
+    # Odd sizes check interpolation to a target of any size. Upsampling by a factor takes multiples only: it is checked
+    # where layers declare it, or where odd sizes fail.
+    for height, width, exact in ((17, 13, False), (16, 32, True))[bool(declared) :]:
         sizes = [(-(-height // (1 << k)), -(-width // (1 << k))) for k in range(len(channels))]
         xs = [_noise(trial, c, size) for c, size in zip(channels, sizes, strict=True)]
-        for mode, align in said or _UNSAID:
+        for mode, align in declared or _MODES:
             found = replace(settings, mode=mode, align_corners=align, exact_scale=exact)
             agrees = _agrees(trial, FusedModularizedBlock, found, lambda xs=xs: [x.clone() for x in xs])  # type: ignore[misc]
             if agrees is True:
@@ -92,22 +92,21 @@ def _agrees(trial: nn.Module, kind: type[FusedModule], settings: Settings, input
     """Return True, or how the two forwards differ, in evaluation or (what drops parts at random) in training."""
     for training in (False, True):
         trial.train(training)
-        agrees = _agree_now(trial, kind, settings, inputs)
+        agrees = _agrees_now(trial, kind, settings, inputs)
         if agrees is not True:
             return f"{agrees}{' in training' if training else ''}"
     return True
 
 
-def _agree_now(trial: nn.Module, kind: type[FusedModule], settings: Settings, inputs: Callable[[], Any]) -> bool | str:
+def _agrees_now(trial: nn.Module, kind: type[FusedModule], settings: Settings, inputs: Callable[[], Any]) -> bool | str:
     base, device = type(trial), next(trial.parameters()).device
     neutral = (
         torch.no_grad(),
         torch.autocast("cpu", enabled=False),
         torch.autocast("cuda", enabled=False),
         onednn_disabled(),
-        torch.random.fork_rng(
-            devices=[device] if device.type == "cuda" else []
-        ),  # a block that draws at random leaves the caller's numbers alone
+        # A block that draws random numbers leaves the caller's generators as they were.
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
     )
     with contextlib.ExitStack() as stack:
         for context in neutral:
@@ -129,7 +128,7 @@ def _agree_now(trial: nn.Module, kind: type[FusedModule], settings: Settings, in
     if reason is not None:
         return str(reason)
     lists = [[t] if isinstance(t, Tensor) else list(t) for t in (given, wanted)]
-    same = len(lists[0]) == len(lists[1]) and all(_close(a, b) for a, b in zip(*lists, strict=True))
+    same = len(lists[0]) == len(lists[1]) and all(_is_close(a, b) for a, b in zip(*lists, strict=True))
     return same or f"the forward of {base.__name__} computes something else than its structure says"
 
 
@@ -142,7 +141,7 @@ def onednn_disabled() -> contextlib.AbstractContextManager[None]:
     return _onednn.held(False)
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def _is_close(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape:
         return False
     return bool((a - b).norm() <= _TOLERANCE * b.norm())

@@ -96,15 +96,11 @@ def _find_terms(rows: Any) -> list[list[TermLayers]] | str:
     """Return the terms of ``fuse_layers``, row by row; or why the fusion cannot be stacked."""
     terms: list[list[TermLayers]] = []
     for r, row in enumerate(rows):
-        terms.append([])
-        for x, layer in enumerate(row):
-            if x == r:
-                terms[r].append(TermLayers(x, r, ()))
-                continue
-            found = _find_term(layer, x, r)
-            if isinstance(found, str):
-                return found
-            terms[r].append(found)
+        found = [TermLayers(x, r, ()) if x == r else _find_term(layer, x, r) for x, layer in enumerate(row)]
+        for term in found:
+            if isinstance(term, str):
+                return term
+        terms.append(found)  # type: ignore[arg-type]
     return terms
 
 

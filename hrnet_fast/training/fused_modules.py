@@ -148,7 +148,7 @@ class FusedSequence(FusedModule):
         x, pending, reasons = input, list[nn.Module](), list[str]()
         units: list[Unit] = []
         for modules, layers in [*self.parts(), SequencePart([], "")]:
-            # A unit that stands in two places moves its statistics twice, one after the other.
+            # A unit that is in two places moves its statistics twice, one after the other.
             if units and (isinstance(layers, str) or any(modules[0] is other for other in pending)):
                 out = self.fused_settings.run(units, x)
                 if isinstance(out, str):

@@ -68,7 +68,7 @@ def read_conv_norm(conv: nn.Module, norm: nn.Module) -> ConvNorm:
 
 def flat(sequence: nn.Sequential) -> Iterator[nn.Module]:
     """Yield the sequence's layers, and those of plain sequences inside it that have no hooks."""
-    for child in sequence:  # not children(), which names a layer that stands in two places once
+    for child in sequence:  # not children(), which yields a layer that is in two places once
         if isinstance(child, nn.Sequential) and type(child).forward is nn.Sequential.forward and not hooked([child]):
             yield from flat(child)
         else:

@@ -38,8 +38,3 @@ def sums_by_channel_blocks(x: Tensor) -> bool:
 def in_input_format(result: Tensor, x: Tensor) -> Tensor:
     """Return `result` in the format that plain modules return for an input `x`."""
     return result if x.device.type != "cpu" or memory_format_of(x) is torch.channels_last else result.contiguous()
-
-
-def in_format_of(x: Tensor, other: Tensor) -> Tensor:
-    """Return `x` in the format of `other`."""
-    return x.contiguous() if other.is_contiguous() else x.contiguous(memory_format=torch.channels_last)

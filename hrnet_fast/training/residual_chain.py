@@ -224,17 +224,9 @@ def _recompute(ctx: Any) -> _Recomputed:
 
 
 def _unit_backward(
-    primitives: BnActPrimitives,
-    unit: Unit,
-    saved: list[SavedConv],
-    x: Tensor,
-    out: Tensor,
-    grad: Tensor,
-    addend: NoneOr,
-    parameters: Sequence[NoneOr],
-    want: Sequence[bool],
-    want_x: bool,
-) -> tuple[NoneOr, NoneOr, list[tuple[NoneOr, ...]]]:
+    primitives: BnActPrimitives, unit: Unit, saved: list[SavedConv], x: Tensor, out: Tensor, grad: Tensor, addend:
+    NoneOr, parameters: Sequence[NoneOr], want: Sequence[bool], want_x: bool,
+) -> tuple[NoneOr, NoneOr, list[tuple[NoneOr, ...]]]:  # fmt: skip
     """Return the gradient of a unit's input in two parts, to be added, and those of every step's parameters.
 
     Args:

@@ -13,11 +13,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hrnet_fast.ops.primitives import BnActPrimitives, fuse_sum_backward, fuse_sum_forward, load_bn_act
+from hrnet_fast.ops.primitives import (
+    BnActPrimitives,
+    fuse_sum_backward,
+    fuse_sum_forward,
+    load_bn_act,
+    memory_format_of,
+)
 from hrnet_fast.training.batch_norm import count_batches, normalise
 from hrnet_fast.training.conv_norm import PER_STEP, NoneOr, SavedConv, convolve, convolve_backward, norm_gradient
 from hrnet_fast.training.fusion_plan import FusionPlan, FusionTerm, StackedConvs, bias_of, stacked_weight
-from hrnet_fast.training.memory_format import in_compute_format, in_format_of
+from hrnet_fast.training.memory_format import in_compute_format
 from hrnet_fast.training.recompute import Recomputation, attach, recomputation_of
 
 
@@ -154,9 +160,9 @@ class _Backward:
         self.saved = [SavedConv(y, affine, count) for y, affine, count in parts]
         self.outs = saved[2 * n : 2 * n + targets]
         left = iter(saved[2 * n + targets :])
-        self.xs = [
-            next(left) if again is None else in_format_of(again.tensor(), self.outs[0]) for again in ctx.recomputations
-        ]
+        layout = memory_format_of(self.outs[0])
+        again = [r and r.tensor().contiguous(memory_format=layout) for r in ctx.recomputations]
+        self.xs: list[Tensor] = [next(left) if x is None else x for x in again]
         self.parameters = list(left)
         self.want = ctx.needs_input_grad[2:]
         self.to_branch: list[NoneOr] = [None] * self.fusion.sources
