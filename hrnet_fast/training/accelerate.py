@@ -190,7 +190,7 @@ def _kind(module: nn.Module) -> str:
 
 def _candidates(model: nn.Module) -> Iterator[tuple[nn.Module, type[FusedModule]]]:
     """Yield the modules to accelerate, outermost first; the modules inside a sequence or a unit execute with it."""
-    if isinstance(model, HRNetReference):
+    if isinstance(model, HRNetReference) and not model._head.needs_stem:  # such a head reads a map inside the stem
         yield model, FusedNetwork
     if is_fusion(model):
         yield model, FusedModularizedBlock

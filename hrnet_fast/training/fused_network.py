@@ -45,8 +45,6 @@ class FusedNetwork(FusedModule, HRNetReference):
     def _find_layers(self) -> NetworkLayers:
         rows = ((self.conv1, self.bn1, self.relu), (self.conv2, self.bn2, self.relu))
         reason = next((r for row in rows if (r := unsupported.conv_norm_relu(*row))), None)
-        if self._head.needs_stem:
-            reason = "its head reads a map from inside the stem"
         stem = reason or (Layers((rows[0][:2],), None), Layers((rows[1][:2],), None))
         if not isinstance(self._head, V2Head):
             return NetworkLayers(stem, None)

@@ -84,10 +84,13 @@ def test_a_changed_stem_or_head_takes_the_plain_path() -> None:
     assert not network_block(fast).fast
 
 
-def test_a_stem_whose_first_map_is_read() -> None:
-    plain = reference("features").train()
-    plain._head.needs_stem = True
-    assert "inside the stem" in network_block(accelerated(plain)).reason
+def test_a_stem_whose_first_map_is_returned() -> None:
+    torch.manual_seed(0)
+    plain: Any = HRNetReference(tiny_config("features", feature_location="incre")).double()
+    fast = accelerated(plain)
+    assert type(fast) is HRNetReference
+    assert len(fast(image(64, 64, **X))) == 5
+    assert_trains_alike(fast, plain)
 
 
 def test_the_environment_counts_when_a_network_is_accelerated(monkeypatch: pytest.MonkeyPatch) -> None:
