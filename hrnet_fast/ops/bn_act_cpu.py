@@ -1,4 +1,4 @@
-"""The pieces of ``bn_act`` as the compiled extension has them: see ``hrnet_fast/reference/bn_act.py``."""
+"""The primitives of ``bn_act`` in the compiled extension: see :mod:`hrnet_fast.ops.bn_act_primitives`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,7 @@ import torch
 from torch import Tensor
 
 from hrnet_fast import _C  # noqa: F401  (registers what torch.ops finds below)
-
-# Arithmetic on [C] tensors, needed between the collectives of several processes only.
-from hrnet_fast.reference.bn_act import Norm, affine, update_running
-
-__all__ = [
-    "affine",
-    "backward_input",
-    "backward_sums",
-    "batch_affine",
-    "bn_act",
-    "running_affine",
-    "statistics",
-    "update_running",
-]
+from hrnet_fast.norm_affine import Norm
 
 _ABSENT = torch.empty(0)
 
@@ -33,20 +20,20 @@ def statistics(x: Tensor) -> Tensor:
 
 def batch_affine(xs: Sequence[Tensor], norms: Sequence[Norm]) -> list[Tensor]:
     found: list[Tensor] = torch.ops.hrnet_fast.batch_affine_cpu(
-        xs, *_listed(norms), [n.momentum for n in norms], [n.eps for n in norms]
+        xs, *_columns(norms), [n.momentum for n in norms], [n.eps for n in norms]
     )
     return found
 
 
 def running_affine(norms: Sequence[Norm], dtype: torch.dtype) -> Tensor:
     result: Tensor = torch.ops.hrnet_fast.running_affine_cpu(
-        *_listed(norms), [n.eps for n in norms], dtype == torch.float64
+        *_columns(norms), [n.eps for n in norms], dtype == torch.float64
     )
     return result
 
 
-def _listed(norms: Sequence[Norm]) -> tuple[list[int], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    """Channels, weights, biases, means and variances; an empty tensor stands for an absent one."""
+def _columns(norms: Sequence[Norm]) -> tuple[list[int], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    """Return channels, weights, biases, means and variances; empty tensors for absent ones."""
     columns = zip(*[[_ABSENT if t is None else t for t in n[1:5]] for n in norms], strict=True)
     weights, biases, means, variances = map(list, columns)
     return [n.channels for n in norms], weights, biases, means, variances

@@ -1,4 +1,4 @@
-"""The class that an accelerated modularized block takes on: see :mod:`hrnet_fast.training.fused_modules`."""
+"""The class of accelerated modularized blocks: see :mod:`hrnet_fast.training.fused_modules`."""
 
 from __future__ import annotations
 
@@ -7,28 +7,17 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from hrnet_fast.training import structure_cache
-from hrnet_fast.training.batch_norm import alike
+from hrnet_fast.training import structure_cache, unsupported
+from hrnet_fast.training.batch_norm import same_statistics
+from hrnet_fast.training.conv_norm import ConvNorm
 from hrnet_fast.training.fused_modules import FusedModule
 from hrnet_fast.training.fusion_plan import FusionTerm, plan_fusion
-from hrnet_fast.training.matching import (
-    Layers,
-    autocast_dtype,
-    call_unsupported_reason,
-    conv_norm_unsupported_reason,
-    flat,
-    hooked,
-)
-from hrnet_fast.training.residual_chain import ConvNorm
+from hrnet_fast.training.matching import Layers, flat, hooked
 from hrnet_fast.training.stacked_fusion import run_fusion
 
 
 class FusedModularizedBlock(FusedModule):
-    """A modularized block: its branches run as they are (accelerated on their own), its fusion stacked."""
-
-    def rows(self) -> list[nn.ModuleList]:
-        found: Any = self.fuse_layers
-        return list(found)
+    """A modularized block: its branches, which are accelerated on their own, and its fusion, stacked."""
 
     def unsupported_reasons(self) -> list[str]:
         if "forward" in vars(self):
@@ -37,17 +26,18 @@ class FusedModularizedBlock(FusedModule):
         return [terms] if isinstance(terms, str) else []
 
     def forward(self, x: list[Tensor]) -> Any:
-        impl = self.fused_settings.impl
-        note = next((n for one in x if (n := call_unsupported_reason(one, impl))), None)
-        terms = self._terms() if note is None else note
+        s = self.fused_settings
+        reason = next((r for one in x if (r := unsupported.call(one, s.implementation))), None)
+        terms = reason or self._terms()
         if not isinstance(terms, str):
-            terms = self._sizes(x, terms) or self._dtypes(x, terms) or terms
+            weights = [step.weight for row in terms for term in row for step in term.steps]
+            terms = self._sizes(x, terms) or unsupported.dtypes(x, weights) or terms
         if isinstance(terms, str):
             return self._plain(terms, x)
         self.last_call_reason = None
         features = [branch(one) for branch, one in zip(self.branches, x, strict=True)]  # type: ignore[arg-type]
-        s = self.fused_settings
-        return run_fusion(plan_fusion(terms, len(features), s.mode, s.align_corners, s.impl), features)
+        operators = s.implementation.operators(features[0])
+        return run_fusion(plan_fusion(terms, len(features), s.mode, s.align_corners, operators), features)
 
     def _terms(self) -> list[list[FusionTerm]] | str:
         """The fusion as it stands at a call, or why it cannot be stacked."""
@@ -55,17 +45,17 @@ class FusedModularizedBlock(FusedModule):
         if isinstance(layers, str):
             return layers
         terms = [[term.read() for term in row] for row in layers]
-        if not alike([s.norm for row in terms for t in row for s in t.steps]):
+        if not same_statistics([s.norm for row in terms for t in row for s in t.steps]):
             return "its normalisations differ in where they take their statistics"
         return terms
 
     def _inner(self) -> list[nn.Module]:
-        """Without the branches, which are read by themselves."""
+        """Return all modules but the branches', which are read on their own."""
         parts = [child for name, child in self.named_children() if name != "branches"]
         return [m for part in parts for m in part.modules()]
 
     def _find_layers(self) -> list[list[TermLayers]] | str:
-        terms = _terms(self.rows())
+        terms = _find_terms(self.fuse_layers)
         if isinstance(terms, str):
             return terms
         others = [child for name, child in self.named_children() if name not in ("branches", "fuse_layers")]
@@ -75,7 +65,7 @@ class FusedModularizedBlock(FusedModule):
         return hooked([*self.fuse_layers.modules(), *others]) or terms  # type: ignore[operator,union-attr]
 
     def _sizes(self, xs: Sequence[Tensor], terms: Sequence[Sequence[FusionTerm]]) -> str | None:
-        """Branches keep sizes, so those of their inputs tell."""
+        """Say which map does not fit its target; branches keep the sizes of their inputs."""
         if len(xs) != len(self.branches):  # type: ignore[arg-type]
             return f"{len(xs)} maps for {len(self.branches)} branches"  # type: ignore[arg-type]
         for row in terms:
@@ -90,15 +80,6 @@ class FusedModularizedBlock(FusedModule):
                     return f"a map of {own} does not fit one of {target}"
         return None
 
-    def _dtypes(self, xs: Sequence[Tensor], terms: Sequence[Sequence[FusionTerm]]) -> str | None:
-        dtype = autocast_dtype(xs[0])
-        if any(x.dtype != (dtype or xs[0].dtype) for x in xs):
-            return "branches differ in dtype from what convolutions compute in"
-        weights = {s.weight.dtype for row in terms for t in row for s in t.steps}
-        if dtype is None and weights != {xs[0].dtype}:
-            return "weights and branches differ in dtype"
-        return None
-
 
 class TermLayers(NamedTuple):
     """The modules of a :class:`FusionTerm`: convolutions with their normalisations."""
@@ -111,29 +92,25 @@ class TermLayers(NamedTuple):
         return FusionTerm(self.source, self.target, Layers(self.pairs, None).read().steps)
 
 
-def _terms(rows: Sequence[nn.ModuleList]) -> list[list[TermLayers]] | str:
-    """Read ``fuse_layers``; or say why the fusion cannot be stacked."""
+def _find_terms(rows: Any) -> list[list[TermLayers]] | str:
+    """Return the terms of ``fuse_layers``, row by row; or why the fusion cannot be stacked."""
     terms: list[list[TermLayers]] = []
     for r, row in enumerate(rows):
-        terms.append([])
-        for x, layer in enumerate(row):
-            if x == r:
-                terms[r].append(TermLayers(x, r, ()))
-                continue
-            found = _term(layer, x, r)
-            if isinstance(found, str):
-                return found
-            terms[r].append(found)
+        found = [TermLayers(x, r, ()) if x == r else _find_term(layer, x, r) for x, layer in enumerate(row)]
+        for term in found:
+            if isinstance(term, str):
+                return term
+        terms.append(found)  # type: ignore[arg-type]
     return terms
 
 
-def _term(layer: nn.Module, source: int, target: int) -> TermLayers | str:
+def _find_term(layer: nn.Module, source: int, target: int) -> TermLayers | str:
     where = f"fuse_layers.{target}.{source}"
     layers = [m for m in flat(layer) if not isinstance(m, nn.Upsample)] if isinstance(layer, nn.Sequential) else []
     pairs = []
     while len(layers) >= 2:
         conv, norm = layers[:2]
-        reason = conv_norm_unsupported_reason(conv, norm)
+        reason = unsupported.conv_norm(conv, norm)
         if reason:
             return f"{where}: {reason}"
         pairs.append((conv, norm))

@@ -10,8 +10,8 @@ from operator_cases import ROUNDING
 from torch import Tensor
 
 from hrnet_fast.implementations import build_info, describe
+from hrnet_fast.norm_affine import Norm
 from hrnet_fast.reference import bn_act as reference
-from hrnet_fast.reference.bn_act import Norm
 
 if not describe("cpu").usable:
     pytest.skip(describe("cpu").reason, allow_module_level=True)
