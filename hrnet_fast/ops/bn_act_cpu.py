@@ -33,19 +33,19 @@ def statistics(x: Tensor) -> Tensor:
 
 def batch_affine(xs: Sequence[Tensor], norms: Sequence[Norm]) -> list[Tensor]:
     found: list[Tensor] = torch.ops.hrnet_fast.batch_affine_cpu(
-        xs, *_listed(norms), [n.momentum for n in norms], [n.eps for n in norms]
+        xs, *listed(norms), [n.momentum for n in norms], [n.eps for n in norms]
     )
     return found
 
 
 def running_affine(norms: Sequence[Norm], dtype: torch.dtype) -> Tensor:
     result: Tensor = torch.ops.hrnet_fast.running_affine_cpu(
-        *_listed(norms), [n.eps for n in norms], dtype == torch.float64
+        *listed(norms), [n.eps for n in norms], dtype == torch.float64
     )
     return result
 
 
-def _listed(norms: Sequence[Norm]) -> tuple[list[int], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+def listed(norms: Sequence[Norm]) -> tuple[list[int], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     """Channels, weights, biases, means and variances; an empty tensor stands for an absent one."""
     columns = zip(*[[_ABSENT if t is None else t for t in n[1:5]] for n in norms], strict=True)
     weights, biases, means, variances = map(list, columns)

@@ -18,6 +18,7 @@ from hrnet_fast.reference.bn_act import Norm
 _MODULES = {
     "reference": "hrnet_fast.reference.bn_act",
     "cpu": "hrnet_fast.ops.bn_act_cpu",
+    "cuda": "hrnet_fast.ops.bn_act_cuda",
     "triton": "hrnet_fast.kernels.triton.bn_act",
 }
 

@@ -9,7 +9,7 @@
 
 namespace hrnet_fast::cuda {
 
-constexpr int kMaxMaps = 8, kMaxNorms = 24;  // of one launch: the kernel's parameters have 4 KiB
+constexpr int kMaxNorms = 24;  // of one launch: the kernel's parameters have 4 KiB
 
 enum class Kind : int { kFloat, kDouble, kHalf, kBFloat16 };
 

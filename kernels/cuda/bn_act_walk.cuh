@@ -30,6 +30,7 @@ struct Packing {
 // the shape alone, and so do results.
 constexpr int64_t kReducers = 256, kMostReducers = 2048, kFewestItems = 8, kMostItems = 64;
 constexpr int64_t kCounters = 512;  // of one map, at most
+constexpr int kMaxMaps = 8;         // of one launch
 constexpr int64_t kEnoughBlocksOfPass = 1024;
 
 // Packs of each map that a thread reads before it uses the first: registers are few.

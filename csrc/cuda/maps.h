@@ -1,9 +1,10 @@
-// What forward and backward of fuse_sum share on CUDA: dispatch on types, and tensors as the kernels' maps.
+// What the operators on CUDA share: dispatch on types, tensors as the kernels' maps, and errors of launches.
 
 #pragma once
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/MemoryFormat.h>
+#include <c10/cuda/CUDAException.h>
 
 #include <limits>
 #include <type_traits>
@@ -74,11 +75,17 @@ const M* values_or_null(const at::Tensor& t) {
 }
 
 inline int to_int(int64_t size) {
-  TORCH_CHECK(size <= std::numeric_limits<int>::max(), "fuse_sum: a size of ", size, " is beyond the CUDA kernels");
+  TORCH_CHECK(size <= std::numeric_limits<int>::max(), "a size of ", size, " is beyond the CUDA kernels");
   return static_cast<int>(size);
 }
 
 // What a launch answered, as an error of the framework's; `image` describes what may have been too large.
-void check_launch(cudaError_t status, const at::Tensor& image);
+inline void check_launch(const char* name, cudaError_t status, const at::Tensor& image) {
+  TORCH_CHECK(status != cudaErrorInvalidValue, name, ": maps of shape ", image.sizes(),
+              " are beyond the CUDA kernels, which number packs of 16 bytes, or elements where they do not fit packs, "
+              "with 31 bits. Take impl='reference'.");
+  C10_CUDA_CHECK(status);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
 
 }  // namespace hrnet_fast::cuda
