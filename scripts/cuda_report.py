@@ -35,16 +35,16 @@ LAUNCHERS = (
     ("bn_act.cuh", "bn_backward_input", "BnBackwardInputArguments", MAPS),
     ("bn_act_backward.cuh", "bn_backward_sums", "BnBackwardSumsArguments", MAPS),
     ("bn_act_statistics.cuh", "bn_statistics", "BnStatisticsArguments", MAPS),
-    ("bn_act_statistics.cuh", "bn_running_affine", "BnRunningAffineArguments", FLOATS),
+    ("bn_act_affine.cuh", "bn_running_affine", "BnRunningAffineArguments", FLOATS),
 )
 OPERATORS = ("fuse_sum", "bn_act")
 # Kernels that read maps in packs of every width: one launch takes several maps.
 EVERY_WIDTH = ("bn_statistics_kernel",)
 HEADER = """# CUDA kernels, compiled ahead of time
 
-`make cuda-report` wrote this table with nvcc {version}. Width is the values of a pack, where a kernel has one width; stack and local
-memory are spills, in bytes per thread, and both must be zero; shared memory, in bytes, includes what the device keeps for itself.
-128-bit loads are counted in the machine code.
+`make cuda-report` wrote this table with nvcc {version}. Width is the values of a pack, where a kernel has one width; stack
+and local memory are spills, in bytes per thread, and both must be zero; shared memory, in bytes, includes what the device
+keeps for itself. 128-bit loads are counted in the machine code.
 
 | kernel | type | width | mode | layout | target | registers | stack | local | shared | 128-bit loads |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -67,10 +67,7 @@ def tool(name: str) -> str:
 def compiled(header: str, function: str, arguments: str, types: tuple[str, ...], target: int, folder: Path) -> Path:
     """Return the cubin of every instance that a launcher can reach."""
     lines = [f'#include "{header}"', "namespace hrnet_fast::cuda {"]
-    lines += [
-        f"template cudaError_t {function}<{t}>(const {arguments}<{t}>&, cudaStream_t);"
-        for t in types
-    ]
+    lines += [f"template cudaError_t {function}<{t}>(const {arguments}<{t}>&, cudaStream_t);" for t in types]
     source = folder / f"{function}.cu"
     source.write_text("\n".join([*lines, "}"]))
     cubin = folder / f"{function}_{target}.cubin"

@@ -1,13 +1,12 @@
 // bn_act on CUDA, forward: statistics, affines and running statistics in one launch, and their application in another.
 
-#include "bn_act.h"
-
 #include <ATen/Dispatch.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
 #include "../../kernels/cuda/bn_act.cuh"
 #include "../../kernels/cuda/bn_act_statistics.cuh"
+#include "bn_act.h"
 #include "counters.h"
 
 namespace hrnet_fast::cuda {

@@ -31,8 +31,7 @@ struct Layout {
     TORCH_CHECK(t.sizes() == sizes && t.scalar_type() == type && t.device() == device, name, ": a map of ", t.sizes(),
                 ", ", t.scalar_type(), " on ", t.device(), " goes with one of ", sizes, ", ", type, " on ", device);
     const at::Tensor map = as_map(t, shape.channels_last);
-    const bool close = !shape.channels_last || shape.batch == 1 ||
-                       map.stride(0) == shape.pixels * step_of(map, true);
+    const bool close = !shape.channels_last || shape.batch == 1 || map.stride(0) == shape.pixels * step_of(map, true);
     return close ? map : map.contiguous(format_of(true));
   }
   at::Tensor laid_out(const char* name, const std::optional<at::Tensor>& t) const {

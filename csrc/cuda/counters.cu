@@ -3,8 +3,6 @@
 // The memory is not the framework's: a slot outlives the call, and captures account for all that is left in the pool
 // of a graph.
 
-#include "counters.h"
-
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGraphsC10Utils.h>
 
@@ -15,6 +13,7 @@
 #include <vector>
 
 #include "../../kernels/cuda/bn_act_walk.cuh"
+#include "counters.h"
 
 namespace hrnet_fast::cuda {
 

@@ -45,8 +45,7 @@ struct BnBackwardInputPlan {
 constexpr int kPassBlocks = 3;  // of a multiprocessor: the tables of a pack of eight channels stay in registers
 
 template <typename T, int kWidth, bool kLast>
-__global__ void __launch_bounds__(kThreads, kPassBlocks)
-    bn_act_kernel(const __grid_constant__ BnActPlan<T> plan) {
+__global__ void __launch_bounds__(kThreads, kPassBlocks) bn_act_kernel(const __grid_constant__ BnActPlan<T> plan) {
   using M = math_t<T>;
   using Own = Place<kWidth, kLast>;
   constexpr int kPacks = kAhead<kWidth>;

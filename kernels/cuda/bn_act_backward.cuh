@@ -15,10 +15,10 @@ struct BnBackwardSumsArguments {
   Map<const T> addend;  // data null: none
   Map<const T> out;     // the activation; data null: the mask is the sign of scale * x + shift, with `relu`
   Map<T> kept;          // g; data null: not wanted
-  const math_t<T>* affine = nullptr;    // [4, C]
-  math_t<T>* sums = nullptr;            // [2, C]
-  math_t<T>* partials = nullptr;        // [bn_backward_sums_partials()]
-  uint32_t* counters = nullptr;         // [kCounters], zero; zero again when the launch is done
+  const math_t<T>* affine = nullptr;  // [4, C]
+  math_t<T>* sums = nullptr;          // [2, C]
+  math_t<T>* partials = nullptr;      // [bn_backward_sums_partials()]
+  uint32_t* counters = nullptr;       // [kCounters], zero; zero again when the launch is done
   bool relu = true;
 };
 
@@ -124,8 +124,8 @@ cudaError_t bn_backward_sums(const BnBackwardSumsArguments<T>& a, cudaStream_t s
   plan.a.kept = folded(a.kept, p);
   if (plan.walk.items == 0) return cudaErrorInvalidValue;
   return with_packing<T>(p.width, a.shape.channels_last, [&](auto width, auto last) {
-    return launch(bn_backward_sums_kernel<T, width.value, last.value>, plan.walk.tiles * plan.walk.group_tiles, 1,
-                  plan, stream);
+    return launch(bn_backward_sums_kernel<T, width.value, last.value>, plan.walk.tiles * plan.walk.group_tiles, 1, plan,
+                  stream);
   });
 }
 

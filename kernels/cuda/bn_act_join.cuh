@@ -82,8 +82,8 @@ int64_t partial_values(const Walk& w, int sums) {
   return static_cast<int64_t>(w.tiles) * w.group_tiles * kPartials<kMoments> * w.groups * sums;
 }
 
-// Leaves this block's share of [tiles, kPartials, channels of the block] of its group tile. Whether it is the last block
-// to do so; what all left is then visible, and the counter at zero again.
+// Leaves this block's share of [tiles, kPartials, channels of the block] of its group tile. Whether it is the last
+// block to do so; what all left is then visible, and the counter at zero again.
 template <bool kMoments, int kWidth, bool kLast, int kSums, typename M>
 HF_DEVICE bool leave_partials(const Walk& w, const Place<kWidth, kLast>& p, const Accumulated<M> (&a)[kSums],
                               const Accumulated<M> (&b)[kSums], M* partials, uint32_t* counters) {

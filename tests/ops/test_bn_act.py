@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from operator_cases import NEEDS_CUDA
+from test_fuse_sum import needs_cuda
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
@@ -15,7 +16,7 @@ from hrnet_fast.ops import bn_act
 
 # The C++ implementation is built by `make setup`; where no compiler works there is none to test.
 needs_cpu = pytest.param("cpu", marks=pytest.mark.skipif(not describe("cpu").usable, reason=describe("cpu").reason))
-IMPLS = ["reference", needs_cpu, NEEDS_CUDA]
+IMPLS = ["reference", needs_cpu, needs_cuda, NEEDS_CUDA]
 SIZES = [(17, 25), (65, 97), (8, 6), (1, 1), (5, 1)]
 ROUNDING = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
 CHANNELS = 6
@@ -79,7 +80,7 @@ def eager(case: Case, relu: bool | None = None) -> Tensor:
 
 
 def device_of(impl: str) -> str:
-    return "cuda" if impl == "triton" and torch.cuda.is_available() else "cpu"
+    return "cuda" if impl == "cuda" or (impl == "triton" and torch.cuda.is_available()) else "cpu"
 
 
 def distance(a: Tensor, exact: Tensor) -> float:

@@ -130,9 +130,7 @@ class Batch:
         return done
 
 
-def statistics(
-    program: Path, folder: Path, batches: Sequence[Batch], orders: Sequence[int] = ORDERS
-) -> list[Batch]:
+def statistics(program: Path, folder: Path, batches: Sequence[Batch], orders: Sequence[int] = ORDERS) -> list[Batch]:
     """Results, which are the same for every order of the blocks."""
     results = run(program, folder, [b.write(order) for b in batches for order in orders])
     found = []
@@ -209,9 +207,7 @@ def test_statistics(program: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     (18, torch.float32, True), (18, torch.bfloat16, True), (36, torch.float16, True), (30, torch.bfloat16, True),
     (44, torch.bfloat16, True), (270, torch.bfloat16, True), (270, torch.float32, True), (1030, torch.bfloat16, False),
 ])  # fmt: skip
-def test_packs_across_pixels(
-    program: Path, tmp_path: Path, channels: int, dtype: torch.dtype, full: bool
-) -> None:
+def test_packs_across_pixels(program: Path, tmp_path: Path, channels: int, dtype: torch.dtype, full: bool) -> None:
     """Channels that no pack divides are read 16 bytes at a time where pixels together make whole packs."""
     (done,) = statistics(program, tmp_path, [Batch([values((2, channels, 4, 6), dtype)], [[]], [True])])
     judge_statistics([done])
