@@ -42,9 +42,9 @@ OPERATORS = ("fuse_sum", "bn_act")
 EVERY_WIDTH = ("bn_statistics_kernel",)
 HEADER = """# CUDA kernels, compiled ahead of time
 
-`make cuda-report` wrote this table with nvcc {version}. Width is the values of a pack, where a kernel has one width; stack
-and local memory are spills, in bytes per thread, and both must be zero; shared memory, in bytes, includes what the device
-keeps for itself. 128-bit loads are counted in the machine code.
+`make cuda-report` wrote this table with nvcc {version}. Width is the values of a pack, where a kernel has one
+width; stack and local memory are spills, in bytes per thread, and both must be zero; shared memory, in bytes, includes
+what the device keeps for itself. 128-bit loads are counted in the machine code.
 
 | kernel | type | width | mode | layout | target | registers | stack | local | shared | 128-bit loads |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
