@@ -26,7 +26,7 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 OPERATORS: dict[str, tuple[str, ...]] = {
     "cpu": ("fuse_sum", "bn_act"),
     "triton": ("fuse_sum", "bn_act", "upsample_conv1x1_sum", "strided_conv_chain", "grouped_conv3x3"),
-    "cuda": ("fuse_sum",),
+    "cuda": ("fuse_sum", "bn_act"),
 }
 # What runs on a device, fastest first.
 BY_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}

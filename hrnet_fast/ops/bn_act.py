@@ -52,7 +52,7 @@ def bn_act(
             gradients of x are those of the joint batch, gradients of weight and bias the process's own. Without an
             initialised ``torch.distributed``, or with one process, there is nothing to join.
         process_group: the processes to join; None for all.
-        impl: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"`` (no float64).
+        impl: ``"auto"``, ``"reference"``, ``"cpu"``, ``"cuda"`` or ``"triton"`` (no float64).
 
     Returns:
         [N, C, H, W] in x's dtype and layout. Half types are computed in float32 and rounded once. Differentiable once

@@ -18,7 +18,6 @@ from hrnet_fast.norm_affine import Norm
 
 _MODULES = {
     "reference": "hrnet_fast.reference.bn_act",
-    "cpu": "hrnet_fast.ops.bn_act_cpu",
     "triton": "hrnet_fast.kernels.triton.bn_act",
 }
 
@@ -78,6 +77,10 @@ class BnActPrimitives(Protocol):
 @functools.cache
 def load_bn_act(implementation: str) -> BnActPrimitives:
     """Return the primitives of an implementation that is known to run here."""
+    if implementation in ("cpu", "cuda"):
+        from hrnet_fast.ops.bn_act_compiled import CompiledBnAct
+
+        return CompiledBnAct(implementation)
     return cast(BnActPrimitives, importlib.import_module(_MODULES[implementation]))
 
 
