@@ -89,8 +89,8 @@ def test_a_stem_whose_first_map_is_returned() -> None:
     plain: Any = HRNetReference(tiny_config("features", feature_location="incre")).double()
     fast = accelerated(plain)
     assert type(fast) is HRNetReference
-    assert len(fast(image(64, 64, **X))) == 5
     assert_trains_alike(fast, plain)
+    assert len(fast(image(64, 64, **X))) == 5
 
 
 def test_the_environment_counts_when_a_network_is_accelerated(monkeypatch: pytest.MonkeyPatch) -> None:
