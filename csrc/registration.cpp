@@ -14,6 +14,7 @@
 #include "cpu/conv_op.h"
 #include "cpu/fuse_sum.h"
 #include "cpu/program_bindings.h"
+#include "training/bindings.h"
 #if defined(HRNET_FAST_WITH_CUDA)
 #include "cuda/operators.h"
 #endif
@@ -130,4 +131,5 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "hrnet_fast's compiled extension";
   m.def("build_info", &build_info, "What this extension was built with, by name.");
   hrnet_fast::cpu::bind_program(m);
+  hrnet_fast::training::bind_training(m);
 }
