@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "module_reader.h"
+#include "module_states.h"
 #include "residual_chain.h"
 #include "stacked_fusion.h"
 
@@ -284,6 +285,9 @@ class FusionModules {
 }  // namespace
 
 void bind_training(py::module_& m) {
+  py::class_<ModuleStates>(m, "ModuleStates")
+      .def(py::init<const py::iterable&, const py::tuple&>())
+      .def("unchanged", &ModuleStates::unchanged);
   py::class_<Kept>(m, "KeptActivations").def_property_readonly("output", [](const Kept& kept) {
     return kept.activations.back();
   });
