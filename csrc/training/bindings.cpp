@@ -54,6 +54,28 @@ Memory memory_of(const std::string& name) {
   throw std::invalid_argument("memory is fast, lean or min, not " + name);
 }
 
+// Lets Python's garbage collector see what a class refers to: a module may refer back to the one that holds this.
+template <typename T>
+py::custom_type_setup collectable() {
+  return py::custom_type_setup([](PyHeapTypeObject* heap) {
+    PyTypeObject* type = &heap->as_type;
+    type->tp_flags |= Py_TPFLAGS_HAVE_GC;
+    type->tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
+#if PY_VERSION_HEX >= 0x03090000
+      Py_VISIT(Py_TYPE(self));
+#endif
+      auto* instance = reinterpret_cast<py::detail::instance*>(self);
+      if (!instance->get_value_and_holder().holder_constructed()) return 0;
+      return py::cast<T&>(py::handle(self)).traverse(visit, arg);
+    };
+    type->tp_clear = [](PyObject* self) {
+      auto* instance = reinterpret_cast<py::detail::instance*>(self);
+      if (instance->get_value_and_holder().holder_constructed()) py::cast<T&>(py::handle(self)).clear();
+      return 0;
+    };
+  });
+}
+
 // Modules of one layer as Python gives them: convolution, normalisation, and whether that is frozen.
 using Given = std::tuple<py::object, py::object, bool>;
 
@@ -80,7 +102,8 @@ class ChainCall {
 
   bool normalises_batches() const { return chain_.units[0].layers[0].batch; }
 
-  at::Tensor run(const at::Tensor& x) {
+  at::Tensor run(const at::Tensor& x, bool blocks) {
+    chain_.blocks = blocks;
     const Below below;
     return chain_forward(chain_, x, nullptr);
   }
@@ -108,7 +131,7 @@ class ChainCall {
   size_t kept() const { return sizes_[0] + sizes_[1] + sizes_[2] + sizes_[3] + cast_.size(); }
 
   // What backward needs, of the tensors that forward returned, the chain's input and the output (with "fast").
-  Kept complete(const std::vector<at::Tensor>& saved, const at::Tensor& x, const OptionalTensors& parameters,
+  Kept recompute(const std::vector<at::Tensor>& saved, const at::Tensor& x, const OptionalTensors& parameters,
                 const std::optional<at::Tensor>& out) const {
     const Below below;
     Kept kept;
@@ -167,6 +190,14 @@ class ChainModules {
     return std::make_unique<ChainCall>(std::move(chain));
   }
 
+  int traverse(visitproc visit, void* arg) const {
+    for (const auto& [modules, shortcut] : units_)
+      for (const LayerModules& layer : modules)
+        if (const int found = layer.traverse(visit, arg)) return found;
+    return 0;
+  }
+  void clear() { units_.clear(); }
+
  private:
   std::vector<std::pair<std::vector<LayerModules>, Shortcut>> units_;
 };
@@ -185,10 +216,15 @@ class FusionCall {
 
   bool alike() const { return fusion_.alike(); }
 
-  bool computes_in(at::ScalarType dtype) const {
-    for (const Member& member : fusion_.members())
-      if (!is_of(member.layer(), dtype)) return false;
-    return true;
+  std::vector<at::Tensor> weights() const {
+    std::vector<at::Tensor> found;
+    for (const Member& member : fusion_.members()) found.push_back(member.layer().weight);
+    return found;
+  }
+
+  // The first term whose map does not fit its target: source and target; sizes are the branches' (height, width).
+  std::optional<std::pair<size_t, size_t>> misfit(const std::vector<std::array<int64_t, 2>>& sizes, bool exact) const {
+    return fusion_.misfit(sizes, exact);
   }
 
   std::vector<at::Tensor> run(const std::vector<at::Tensor>& xs) {
@@ -196,24 +232,16 @@ class FusionCall {
     return fusion_.forward(xs, nullptr);
   }
 
-  // Returns the targets and the tensors to be kept.
-  std::pair<std::vector<at::Tensor>, std::vector<at::Tensor>> forward(const std::vector<at::Tensor>& xs,
-                                                                       const std::string& memory) {
+  // Returns the targets and the tensors to be kept: outputs of the stacked convolutions and their affines.
+  std::pair<std::vector<at::Tensor>, std::vector<at::Tensor>> forward(const std::vector<at::Tensor>& xs) {
     const Below below;
     Fusion::Kept kept;
     auto outs = fusion_.forward(xs, &kept);
-    std::vector<at::Tensor> all = kept.ys;
-    all.insert(all.end(), kept.affines.begin(), kept.affines.end());
-    hidden_ = memory_of(memory) == Memory::kFast;
-    for (const at::Tensor& h : kept.hidden)
-      if (hidden_ && h.defined()) all.push_back(h);
-    going_on_.clear();
-    for (const at::Tensor& h : kept.hidden) going_on_.push_back(h.defined());
-    kept_ = all.size();
-    return {std::move(outs), std::move(all)};
+    kept.ys.insert(kept.ys.end(), kept.affines.begin(), kept.affines.end());
+    return {std::move(outs), std::move(kept.ys)};
   }
 
-  size_t kept() const { return kept_; }
+  size_t kept() const { return 2 * fusion_.groups(); }
 
   OptionalTensors backward(const std::vector<at::Tensor>& saved, const std::vector<at::Tensor>& xs,
                            const std::vector<at::Tensor>& outs, const OptionalTensors& grads,
@@ -224,10 +252,6 @@ class FusionCall {
     kept.ys.assign(saved.begin(), saved.begin() + n);
     kept.affines.assign(saved.begin() + n, saved.begin() + 2 * n);
     kept.weights = fusion_.weights(xs[0].scalar_type());
-    if (hidden_) {
-      auto next = saved.begin() + 2 * n;
-      for (const bool is : going_on_) kept.hidden.push_back(is ? *next++ : at::Tensor());
-    }
     std::vector<at::Tensor> given;
     for (const auto& grad : grads) given.push_back(grad.value_or(at::Tensor()));
     const auto found = fusion_.backward(std::move(kept), xs, outs, given, want_xs, fours(wanted));
@@ -239,9 +263,6 @@ class FusionCall {
 
  private:
   Fusion fusion_;
-  bool hidden_ = false;
-  std::vector<bool> going_on_;
-  size_t kept_ = 0;
 };
 
 class FusionModules {
@@ -272,6 +293,15 @@ class FusionModules {
     return std::make_unique<FusionCall>(std::move(rows), sources_, mode_);
   }
 
+  int traverse(visitproc visit, void* arg) const {
+    for (const auto& row : rows_)
+      for (const auto& term : row)
+        for (const LayerModules& layer : term.layers)
+          if (const int found = layer.traverse(visit, arg)) return found;
+    return 0;
+  }
+  void clear() { rows_.clear(); }
+
  private:
   struct TermModules {
     size_t source, target;
@@ -285,10 +315,10 @@ class FusionModules {
 }  // namespace
 
 void bind_training(py::module_& m) {
-  py::class_<ModuleStates>(m, "ModuleStates")
+  py::class_<ModuleStates>(m, "ModuleStates", collectable<ModuleStates>())
       .def(py::init<const py::iterable&, const py::tuple&>())
       .def("unchanged", &ModuleStates::unchanged);
-  py::class_<Kept>(m, "KeptActivations").def_property_readonly("output", [](const Kept& kept) {
+  py::class_<Kept>(m, "ChainActivations").def_property_readonly("output", [](const Kept& kept) {
     return kept.activations.back();
   });
   py::class_<ChainCall>(m, "ResidualChainCall")
@@ -298,20 +328,21 @@ void bind_training(py::module_& m) {
       .def_property_readonly("kept", &ChainCall::kept)
       .def("run", &ChainCall::run)
       .def("forward", &ChainCall::forward)
-      .def("complete", &ChainCall::complete)
+      .def("recompute", &ChainCall::recompute)
       .def("backward", &ChainCall::backward);
-  py::class_<ChainModules>(m, "ResidualChain")
+  py::class_<ChainModules>(m, "ResidualChain", collectable<ChainModules>())
       .def(py::init<const std::vector<std::pair<std::vector<Given>, int>>&>())
       .def("read", &ChainModules::read);
   py::class_<FusionCall>(m, "StackedFusionCall")
       .def("parameters", &FusionCall::parameters)
       .def("alike", &FusionCall::alike)
-      .def("computes_in", &FusionCall::computes_in)
+      .def("weights", &FusionCall::weights)
+      .def("misfit", &FusionCall::misfit)
       .def_property_readonly("kept", &FusionCall::kept)
       .def("run", &FusionCall::run)
       .def("forward", &FusionCall::forward)
       .def("backward", &FusionCall::backward);
-  py::class_<FusionModules>(m, "StackedFusion")
+  py::class_<FusionModules>(m, "StackedFusion", collectable<FusionModules>())
       .def(py::init<const std::vector<std::vector<FusionModules::GivenTerm>>&, size_t, int64_t>())
       .def("read", &FusionModules::read);
 }

@@ -87,4 +87,15 @@ ConvNorm LayerModules::read() const {
   return layer;
 }
 
+int LayerModules::traverse(visitproc visit, void* arg) const {
+  Py_VISIT(conv_.ptr());
+  Py_VISIT(norm_.ptr());
+  return 0;
+}
+
+void LayerModules::clear() {
+  conv_ = py::dict();
+  norm_ = py::dict();
+}
+
 }  // namespace hrnet_fast::training

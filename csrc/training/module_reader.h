@@ -16,6 +16,10 @@ class LayerModules {
 
   ConvNorm read() const;
 
+  // Python's garbage collector follows the references to modules.
+  int traverse(visitproc visit, void* arg) const;
+  void clear();
+
  private:
   pybind11::dict conv_, norm_;
   bool frozen_;

@@ -75,4 +75,13 @@ bool ModuleStates::unchanged() const {
   return true;
 }
 
+int ModuleStates::traverse(visitproc visit, void* arg) const {
+  for (const State& state : states_) {
+    for (const py::object* held : {&state.module, &state.kind, &state.forward, &state.conv_forward}) Py_VISIT(held->ptr());
+    Py_VISIT(state.own.ptr());
+    for (const Attribute& attribute : state.attributes) Py_VISIT(attribute.value.ptr());
+  }
+  return 0;
+}
+
 }  // namespace hrnet_fast::training

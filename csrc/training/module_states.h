@@ -17,6 +17,10 @@ class ModuleStates {
   // Whether all of them are as they were. An attribute that cannot be compared counts as changed.
   bool unchanged() const;
 
+  // Python's garbage collector follows the references to modules.
+  int traverse(visitproc visit, void* arg) const;
+  void clear() { states_.clear(); }
+
  private:
   struct Attribute {
     pybind11::object name, value;

@@ -99,6 +99,24 @@ bool Fusion::alike() const {
   return true;
 }
 
+std::optional<std::pair<size_t, size_t>> Fusion::misfit(const std::vector<std::array<int64_t, 2>>& sizes,
+                                                        bool exact) const {
+  for (const auto& row : rows_)
+    for (const Term& term : row) {
+      if (term.source > term.target && !exact) continue;
+      for (size_t axis = 0; axis < 2; ++axis) {
+        int64_t size = sizes[term.source][axis];
+        for (const ConvNorm& layer : term.layers) {
+          const int64_t covered = layer.dilation[axis] * (layer.weight.size(2 + axis) - 1) + 1;
+          size = (size + 2 * layer.padding[axis] - covered) / layer.stride[axis] + 1;
+        }
+        if (term.source > term.target) size <<= term.source - term.target;
+        if (size != sizes[term.target][axis]) return std::make_pair(term.source, term.target);
+      }
+    }
+  return std::nullopt;
+}
+
 at::Tensor Fusion::weight(const Group& group, at::ScalarType dtype) const {
   if (group.members.size() == 1) return group.layer().weight;
   std::vector<at::Tensor> weights;
@@ -186,7 +204,6 @@ std::vector<at::Tensor> Fusion::forward(const std::vector<at::Tensor>& xs, Kept*
       kept->affines.push_back(one.affine);
       counts_.push_back(one.count);
     }
-    kept->hidden = std::move(hidden);
   }
   return outs;
 }
@@ -194,12 +211,9 @@ std::vector<at::Tensor> Fusion::forward(const std::vector<at::Tensor>& xs, Kept*
 Fusion::Result Fusion::backward(Kept kept, const std::vector<at::Tensor>& xs, const std::vector<at::Tensor>& outs,
                                 const std::vector<at::Tensor>& grads, const std::vector<bool>& want_xs,
                                 const std::vector<Wanted>& wanted) const {
-  if (kept.hidden.empty()) {
-    kept.hidden.resize(groups_.size());
-    for (size_t k = 0; k < groups_.size(); ++k)
-      if (groups_[k].going_on() < groups_[k].channels())
-        kept.hidden[k] = activated(groups_[k], kept.ys[k], kept.affines[k]);
-  }
+  std::vector<at::Tensor> hidden(groups_.size());
+  for (size_t k = 0; k < groups_.size(); ++k)
+    if (groups_[k].going_on() < groups_[k].channels()) hidden[k] = activated(groups_[k], kept.ys[k], kept.affines[k]);
   Result result;
   result.xs.resize(sources_);
   const auto add = [&](size_t branch, const at::Tensor& grad) {
@@ -258,7 +272,7 @@ Fusion::Result Fusion::backward(Kept kept, const std::vector<at::Tensor>& xs, co
         parts.push_back(given[j]);
       else
         parts.push_back(
-            at::threshold_backward(given[j], kept.hidden[k].narrow(1, member.begin - group.going_on(), width), 0));
+            at::threshold_backward(given[j], hidden[k].narrow(1, member.begin - group.going_on(), width), 0));
     }
     const at::Tensor g = parts.size() == 1 ? parts[0] : at::cat(parts, 1);
     const auto [sums, unused] =
@@ -268,7 +282,7 @@ Fusion::Result Fusion::backward(Kept kept, const std::vector<at::Tensor>& xs, co
     const bool want_weight = std::any_of(own, own + group.members.size(), [](const Wanted& w) { return w[0]; });
     const bool want_x = group.parent >= 0 || want_xs[group.source];
     const auto found =
-        convolve_backward(dy, input(group, xs, kept.hidden), kept.weights[k], group.layer().weight.scalar_type(),
+        convolve_backward(dy, input(group, xs, hidden), kept.weights[k], group.layer().weight.scalar_type(),
                           group.layer(), {want_x, want_weight, bias_of(group).defined() && own[0][1]});
     if (found.x.defined()) {
       if (group.parent >= 0)

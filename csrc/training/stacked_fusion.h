@@ -47,7 +47,6 @@ class Fusion {
 
   struct Kept {
     std::vector<at::Tensor> ys, affines, weights;  // per group
-    std::vector<at::Tensor> hidden;                // per group, undefined where no term goes on
   };
 
   // Every target [N, C_r, H_r, W_r] of the branches' outputs. Fills `kept` if it is not null.
@@ -57,7 +56,7 @@ class Fusion {
     std::vector<at::Tensor> xs;        // undefined: not wanted, or no gradient reached it
     std::vector<Gradients> members;    // in the order of members()
   };
-  // `kept.hidden` may be empty: it is computed again. `grads` of targets that nothing used are undefined.
+  // `grads` of targets that nothing used are undefined.
   Result backward(Kept kept, const std::vector<at::Tensor>& xs, const std::vector<at::Tensor>& outs,
                   const std::vector<at::Tensor>& grads, const std::vector<bool>& want_xs,
                   const std::vector<Wanted>& wanted) const;
@@ -66,6 +65,9 @@ class Fusion {
   std::vector<at::Tensor> weights(at::ScalarType dtype) const;
   // All members, group by group.
   std::vector<Member> members() const;
+  // The first term (source, target) whose map does not fit its target, given the branches' (height, width); coarser maps
+  // must fit by a power of two only if `exact`.
+  std::optional<std::pair<size_t, size_t>> misfit(const std::vector<std::array<int64_t, 2>>& sizes, bool exact) const;
   size_t groups() const { return groups_.size(); }
   bool alike() const;  // whether all normalisations take the same statistics
 

@@ -20,7 +20,7 @@ from hrnet_fast.training.fused_network import FusedNetwork
 from hrnet_fast.training.matching import flat, looks_like_unit
 from hrnet_fast.training.structure_cache import clear_cache
 
-MEMORY = ("lean", "min")
+MEMORY = ("fast", "lean", "min")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def accelerate(model: nn.Module, *, impl: str = "auto", memory: str = "lean") ->
 def accelerate_blocks(model: nn.Module, impl: str, memory: str) -> nn.Module:
     """:func:`accelerate` for a module known to be of an HRNet: one of its stages, or a network without fusions."""
     if not isinstance(memory, str) or memory not in MEMORY:
-        raise InputError(f"accelerate: memory={shown(memory)}; accepted are 'lean' and 'min'.")
+        raise InputError(f"accelerate: memory={shown(memory)}; accepted are 'fast', 'lean' and 'min'.")
     resolve(impl)
     restore(model)
     settings = Settings(request(impl), memory)

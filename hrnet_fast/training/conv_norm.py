@@ -32,11 +32,19 @@ class ConvNorm(NamedTuple):
 
 
 class SavedConv(NamedTuple):
-    """A convolution's output, its normalisation's affine [4, C], and the number of values per channel behind that."""
+    """A convolution's output, its normalisation's affine [4, C], and the number of values per channel behind that.
+
+    ``activation`` is the next convolution's input, where it is kept.
+    """
 
     y: Tensor
     affine: Tensor
     count: ValueCount  # type: ignore[assignment]
+    activation: NoneOr = None
+
+    def activated(self, primitives: BnActPrimitives) -> Tensor:
+        """Return the next convolution's input."""
+        return self.activation if self.activation is not None else primitives.bn_act(self.y, self.affine, None, True)
 
     def input_gradient(
         self, primitives: BnActPrimitives, grad: Tensor, sums: Tensor, norm: NormCall, relu: bool

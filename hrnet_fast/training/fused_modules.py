@@ -7,15 +7,24 @@ and ``super().forward`` is the plain path. Each call reads the layers as they ar
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from hrnet_fast.implementations import RequestedImplementation
-from hrnet_fast.training import structure_cache, unsupported
+from hrnet_fast.training import compiled, structure_cache, unsupported
 from hrnet_fast.training.matching import Layers, flat, hooked, looks_like_unit, unit_layers
-from hrnet_fast.training.residual_chain import Unit, run_units
+from hrnet_fast.training.residual_chain import run_units
+
+
+class ChainLayers:
+    """The modules of supported units in a row, and their compiled chain where there is one."""
+
+    def __init__(self, *units: Layers) -> None:
+        self.units = units
+        self.compiled = compiled.compile_chain(units)
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,7 @@ class Settings:
 
     Attributes:
         implementation: of the elementwise passes and sums, as it was requested.
-        memory: ``"lean"`` or ``"min"``.
+        memory: ``"fast"``, ``"lean"`` or ``"min"``.
         mode, align_corners: of a fusion's upsampling.
         exact_scale: whether maps must fit their targets by a power of two.
     """
@@ -35,9 +44,12 @@ class Settings:
     align_corners: bool = False
     exact_scale: bool = False
 
-    def run(self, units: list[Unit], x: Tensor) -> Tensor | str:
-        """Run supported units on `x`, or say why this call cannot."""
-        return run_units(units, x, self.implementation.operators(x), self.memory == "min")
+    def run(self, chain: ChainLayers, x: Tensor) -> Tensor | str:
+        """Run a chain on `x`, or say why this call cannot."""
+        operators = self.implementation.operators(x)
+        if chain.compiled is not None and compiled.has_compiled_passes(operators):
+            return compiled.run_chain(chain.compiled.read(), x, self.memory, chain.units[0].shortcut is True)
+        return run_units([unit.read() for unit in chain.units], x, operators, self.memory)
 
 
 class FusedModule(nn.Module):
@@ -80,10 +92,10 @@ class FusedUnit(FusedModule):
         reason = unsupported.call(x, self.fused_settings.implementation)
         if args or kwargs:
             reason = "called with more than the input"
-        layers = reason or structure_cache.cached(
-            self, self._inner, lambda: unsupported.unit(self) or unit_layers(self)
+        chain = reason or structure_cache.cached(
+            self, self._inner, lambda: unsupported.unit(self) or ChainLayers(unit_layers(self))
         )
-        out = layers if isinstance(layers, str) else self.fused_settings.run([layers.read()], x)
+        out = chain if isinstance(chain, str) else self.fused_settings.run(chain, x)
         if isinstance(out, str):
             return self._plain(out, x, *args, **kwargs)
         self.last_call_reason = None
@@ -91,48 +103,39 @@ class FusedUnit(FusedModule):
 
 
 class SequencePart(NamedTuple):
-    """Layers of a sequence that execute together: what they are, or why they cannot be fused."""
+    """Modules of a sequence that execute together: their chain, or why they cannot be fused."""
 
     modules: list[nn.Module]
-    layers: Layers | str
+    chain: ChainLayers | str
 
 
 class FusedSequence(FusedModule):
     """A row of residual units, or of convolutions with normalisation and ReLU; other layers run plainly."""
 
     def parts(self) -> list[SequencePart]:
-        """The layers in groups that execute together."""
+        """The modules in groups that execute together."""
         return structure_cache.cached(self, self._inner, self._find_parts)
 
     def _find_parts(self) -> list[SequencePart]:
         assert isinstance(self, nn.Sequential)
-        layers = list(flat(self))
         found: list[SequencePart] = []
-        k = 0
-        while k < len(layers):
-            if looks_like_unit(layers[k]):
-                reason = (
-                    vars(layers[k]).get("fused_unsupported_reason")
-                    or unsupported.unit(layers[k])
-                    or hooked([layers[k]])
-                )
-                found.append(SequencePart([layers[k]], reason or unit_layers(layers[k])))
-                k += 1
-                continue
-            row = layers[k : k + 3]
-            if len(row) == 3 and unsupported.conv_norm_relu(*row) is None:
-                found.append(SequencePart(row, Layers(((row[0], row[1]),), None)))
-                k += 3
-                continue
-            found.append(SequencePart([layers[k]], f"{type(layers[k]).__name__} stands outside of a fusible row"))
-            k += 1
+        modules, units = list[nn.Module](), list[Layers]()
+        for own, layers in [*_find_units(list(flat(self))), ([], "")]:
+            # A module that is in two places moves its statistics twice, one after the other.
+            if units and (isinstance(layers, str) or any(own[0] is other for other in modules)):
+                found.append(SequencePart(modules, ChainLayers(*units)))
+                modules, units = [], []
+            if not isinstance(layers, str):
+                modules, units = [*modules, *own], [*units, layers]
+            elif own:
+                found.append(SequencePart(own, layers))
         return found
 
     def unsupported_reasons(self) -> list[str]:
-        return list(dict.fromkeys(part.layers for part in self.parts() if isinstance(part.layers, str)))
+        return list(dict.fromkeys(part.chain for part in self.parts() if isinstance(part.chain, str)))
 
     def partly_fused(self) -> bool:
-        return any(isinstance(part.layers, Layers) for part in self.parts()) and not self.last_call_reason
+        return any(isinstance(part.chain, ChainLayers) for part in self.parts()) and not self.last_call_reason
 
     def __getitem__(self, index: Any) -> Any:
         assert isinstance(self, nn.Sequential)
@@ -145,27 +148,34 @@ class FusedSequence(FusedModule):
         reason = unsupported.call(input, self.fused_settings.implementation)
         if reason is not None:
             return self._plain(reason, input)
-        x, pending, reasons = input, list[nn.Module](), list[str]()
-        units: list[Unit] = []
-        for modules, layers in [*self.parts(), SequencePart([], "")]:
-            # A unit that is in two places moves its statistics twice, one after the other.
-            if units and (isinstance(layers, str) or any(modules[0] is other for other in pending)):
-                out = self.fused_settings.run(units, x)
-                if isinstance(out, str):
-                    reasons.append(out)
-                    for module in pending:
-                        x = module(x)
-                else:
-                    x = out
-                units, pending = [], []
-            if not isinstance(layers, str):
-                units.append(layers.read())
-                pending += modules
+        x, reasons = input, list[str]()
+        for modules, chain in self.parts():
+            out = chain if isinstance(chain, str) else self.fused_settings.run(chain, x)
+            if not isinstance(out, str):
+                x = out
                 continue
+            if out is not chain:
+                reasons.append(out)
             for module in modules:
                 x = module(x)
         self.last_call_reason = "; ".join(dict.fromkeys(reasons)) or None
         return x
+
+
+def _find_units(modules: list[nn.Module]) -> Iterator[tuple[list[nn.Module], Layers | str]]:
+    """Yield units and rows of convolution, normalisation and ReLU with their layers; others with the reason."""
+    k = 0
+    while k < len(modules):
+        module, row = modules[k], modules[k : k + 3]
+        if looks_like_unit(module):
+            reason = vars(module).get("fused_unsupported_reason") or unsupported.unit(module) or hooked([module])
+            yield [module], reason or unit_layers(module)
+        elif len(row) == 3 and unsupported.conv_norm_relu(*row) is None:
+            yield row, Layers(((row[0], row[1]),), None)
+            k += 2
+        else:
+            yield [module], f"{type(module).__name__} stands outside of a fusible row"
+        k += 1
 
 
 _classes: dict[tuple[type[FusedModule], type[nn.Module]], type[FusedModule]] = {}

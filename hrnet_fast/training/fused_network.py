@@ -11,7 +11,7 @@ from hrnet_fast.reference.heads import Output
 from hrnet_fast.reference.heads.dense import V2Head
 from hrnet_fast.reference.hrnet import HRNetReference
 from hrnet_fast.training import structure_cache, unsupported
-from hrnet_fast.training.fused_modules import FusedModule
+from hrnet_fast.training.fused_modules import ChainLayers, FusedModule
 from hrnet_fast.training.matching import Layers
 from hrnet_fast.training.v2_head import run_v2_head
 
@@ -19,7 +19,7 @@ from hrnet_fast.training.v2_head import run_v2_head
 class NetworkLayers(NamedTuple):
     """The stem's rows and an HRNetV2 head's layers, or why they are not fused; None for any other head."""
 
-    stem: tuple[Layers, Layers] | str
+    stem: ChainLayers | str
     head: nn.Module | str | None
 
 
@@ -45,15 +45,15 @@ class FusedNetwork(FusedModule, HRNetReference):
     def _find_layers(self) -> NetworkLayers:
         rows = ((self.conv1, self.bn1, self.relu), (self.conv2, self.bn2, self.relu))
         reason = next((r for row in rows if (r := unsupported.conv_norm_relu(*row))), None)
-        stem = reason or (Layers((rows[0][:2],), None), Layers((rows[1][:2],), None))
+        stem = reason or ChainLayers(*(Layers((row[:2],), None) for row in rows))
         if not isinstance(self._head, V2Head):
             return NetworkLayers(stem, None)
         head = self.get_submodule(self._head.name)
         return NetworkLayers(stem, unsupported.v2_head(head) or head)
 
     def _stem(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
-        layers = unsupported.call(x, self.fused_settings.implementation) or self._layers().stem
-        out = layers if isinstance(layers, str) else self.fused_settings.run([row.read() for row in layers], x)
+        chain = unsupported.call(x, self.fused_settings.implementation) or self._layers().stem
+        out = chain if isinstance(chain, str) else self.fused_settings.run(chain, x)
         if isinstance(out, str):
             self.last_call_reason = out
             return super()._stem(x)

@@ -1,14 +1,16 @@
 """Chains of residual units, and of convolutions with normalisation, whose backward recomputes activations.
 
 Kept for backward are each convolution's output and its [4, C] of normalisation; activations are computed again from
-them by elementwise passes, and no convolution runs twice ("Lean units" in docs/architecture.md). With ``memory="min"``
-only the chain's input is kept, and its convolutions do run again.
+them by elementwise passes, and no convolution runs twice. With ``memory="fast"`` activations are kept too, and with
+``memory="min"`` only the chain's input is, and its convolutions do run again.
+
+:mod:`hrnet_fast.training.compiled` computes the same in one call of the compiled extension.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -51,14 +53,14 @@ class Chain:
     Attributes:
         units: executed one after another.
         primitives: of the normalisations.
-        minimal: keep the input only.
+        memory: ``"fast"``, ``"lean"`` or ``"min"``: what is kept for backward.
         dtype: of the convolutions under autocast, or None.
         blocks: sum long windows by blocks of channels: see :mod:`hrnet_fast.training.memory_format`.
     """
 
     units: tuple[Unit, ...]
     primitives: BnActPrimitives
-    minimal: bool
+    memory: str
     dtype: torch.dtype | None
     blocks: bool = False
 
@@ -70,7 +72,7 @@ class Chain:
         return in_compute_format(x if self.dtype is None else x.to(self.dtype))
 
 
-def run_units(units: Sequence[Unit], x: Tensor, operators: OperatorImplementations, minimal: bool) -> Tensor | str:
+def run_units(units: Sequence[Unit], x: Tensor, operators: OperatorImplementations, memory: str) -> Tensor | str:
     """Run supported units on `x`, or say why this call cannot."""
     dtype = autocast_dtype(x)
     if dtype is not None and x.dtype != dtype and units[0].shortcut is True:
@@ -78,7 +80,7 @@ def run_units(units: Sequence[Unit], x: Tensor, operators: OperatorImplementatio
     if dtype is None and any(s.weight.dtype != x.dtype for u in units for s in u.all_steps()):
         return "weights and input differ in dtype"
     blocks = dtype is None and units[0].steps[0].norm.batch and sums_by_channel_blocks(x)
-    return run_chain(Chain(tuple(units), load_bn_act(operators.bn_act), minimal, dtype, blocks), x)
+    return run_chain(Chain(tuple(units), load_bn_act(operators.bn_act), memory, dtype, blocks), x)
 
 
 def run_chain(chain: Chain, x: Tensor) -> Tensor:
@@ -90,17 +92,22 @@ def run_chain(chain: Chain, x: Tensor) -> Tensor:
         out: Tensor = _ChainFunction.apply(chain, recomputation_of(x), x, *parameters)  # type: ignore[no-untyped-call]
         attach(out)
         return out
-    return in_input_format(_chain_forward(chain, chain.to_input(x), None, None), x)
+    return in_input_format(_chain_forward(chain, chain.to_input(x), None), x)
 
 
 def _chain_forward(
-    chain: Chain, x: Tensor, keep: list[SavedConv] | None, known: Iterator[tuple[Tensor, ValueCount]] | None
+    chain: Chain,
+    x: Tensor,
+    keep: list[SavedConv] | None,
+    outputs: list[Tensor] | None = None,
+    known: Iterator[tuple[Tensor, ValueCount]] | None = None,
 ) -> Tensor:
     """Return the chain's output.
 
     Args:
         x: the input as :meth:`Chain.to_input` returns it.
-        keep: gathers what backward needs.
+        keep: gathers what backward needs of convolutions.
+        outputs: gathers the units' outputs.
         known: normalisations that an earlier run found.
     """
     primitives = chain.primitives
@@ -111,13 +118,17 @@ def _chain_forward(
         saved, a = list[SavedConv](), x
         for step in unit.steps:
             if saved:
-                a = primitives.bn_act(saved[-1].y, saved[-1].affine, None, True)
+                a = saved[-1].activated(primitives)
+                if keep is not None and chain.memory == "fast":
+                    saved[-1] = saved[-1]._replace(activation=a)
             saved.append(conv_norm(primitives, a, step, blocks, next(known) if known else None))
         if isinstance(unit.shortcut, ConvNorm):
             saved.append(conv_norm(primitives, x, unit.shortcut, blocks, next(known) if known else None))
         x = _unit_output(primitives, unit, saved, x)
         if keep is not None:
             keep += saved
+        if outputs is not None:
+            outputs.append(x)
     return x
 
 
@@ -136,11 +147,14 @@ class _ChainFunction(torch.autograd.Function):
         ctx.recompute, ctx.cache = _recompute_output, None
         ctx.device_type = x.device.type
         given, x = x, chain.to_input(x)
-        keep: list[SavedConv] = []
-        out = _chain_forward(chain, x, keep, None)
+        keep, outputs = list[SavedConv](), list[Tensor]()
+        out = _chain_forward(chain, x, keep, outputs)
         ctx.counts = [k.count for k in keep]
-        ys = [] if chain.minimal else [k.y for k in keep]
-        ctx.save_for_backward(*([] if recomputation else [x]), *[k.affine for k in keep], *ys, *parameters)
+        ys = [] if chain.memory == "min" else [k.y for k in keep]
+        activations = [*(k.activation for k in keep), *outputs] if chain.memory == "fast" else []
+        ctx.save_for_backward(
+            *([] if recomputation else [x]), *[k.affine for k in keep], *ys, *activations, *parameters
+        )
         return in_input_format(out, given)
 
     @staticmethod
@@ -207,11 +221,12 @@ def _recompute(ctx: Any) -> _Recomputed:
     known = list(zip(tensors[:n], ctx.counts, strict=True))
     activations = [x]
     saved: list[SavedConv] = []
-    if chain.minimal:
-        left = iter(known)
-        for unit in chain.units:
-            x = _chain_forward(replace(chain, units=(unit,)), x, saved, left)
-            activations.append(x)
+    if chain.memory == "min":
+        _chain_forward(chain, x, saved, activations, iter(known))
+    elif chain.memory == "fast":
+        kept = zip(tensors[n : 2 * n], known, tensors[2 * n : 3 * n], strict=True)
+        saved = [SavedConv(y, *normalised, activation) for y, normalised, activation in kept]
+        activations += tensors[3 * n : 3 * n + len(chain.units)]
     else:
         saved = [SavedConv(y, affine, count) for y, (affine, count) in zip(tensors[n : 2 * n], known, strict=True)]
         start = 0
@@ -251,7 +266,7 @@ def _unit_backward(
         if ends:
             grad = g
         dy = own.input_gradient(primitives, g, sums, step.norm, recompute_mask)
-        a = x if j == 0 else primitives.bn_act(saved[j - 1].y, saved[j - 1].affine, None, True)
+        a = x if j == 0 else saved[j - 1].activated(primitives)
         dx, grads[j] = conv_norm_backward(
             dy, a, step, sums, parameters[PER_STEP * j :], want[PER_STEP * j :], want_x or j > 0
         )

@@ -92,9 +92,10 @@ class _V2HeadFunction(torch.autograd.Function):
         given: list[Tensor] = list(tensors[:n])  # type: ignore[arg-type]
         ctx.call, ctx.recomputations = call, recomputations
         xs = [in_compute_format(x) for x in given]
-        out, (y, affine, ctx.count) = _v2_head_forward(call, xs)
+        out, saved = _v2_head_forward(call, xs)
+        ctx.count = saved.count
         kept = [x for x, again in zip(xs, recomputations, strict=True) if again is None]
-        ctx.save_for_backward(y, affine, *kept, *tensors[n:])
+        ctx.save_for_backward(saved.y, saved.affine, *kept, *tensors[n:])
         return in_input_format(out, given[0])
 
     @staticmethod
