@@ -58,7 +58,7 @@ Memory memory_of(const std::string& name) {
 template <typename T>
 py::custom_type_setup collectable() {
   return py::custom_type_setup([](PyHeapTypeObject* heap) {
-    PyTypeObject* type = &heap->as_type;
+    PyTypeObject* type = &heap->ht_type;
     type->tp_flags |= Py_TPFLAGS_HAVE_GC;
     type->tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
 #if PY_VERSION_HEX >= 0x03090000
@@ -79,9 +79,7 @@ py::custom_type_setup collectable() {
 // Modules of one layer as Python gives them: convolution, normalisation, and whether that is frozen.
 using Given = std::tuple<py::object, py::object, bool>;
 
-LayerModules modules_of(const Given& given) {
-  return {std::get<0>(given), std::get<1>(given), std::get<2>(given)};
-}
+LayerModules modules_of(const Given& given) { return {std::get<0>(given), std::get<1>(given), std::get<2>(given)}; }
 
 // A chain at a call, with what its forward leaves for backward.
 class ChainCall {
@@ -117,7 +115,8 @@ class ChainCall {
     const at::Tensor out = chain_forward(chain_, x, &kept);
     if (!kept.activations.empty()) kept.activations.pop_back();  // the output is the node's
     std::vector<at::Tensor> all = kept.affines;
-    for (const auto* part : {&kept.ys, &kept.inner, &kept.activations}) all.insert(all.end(), part->begin(), part->end());
+    for (const auto* part : {&kept.ys, &kept.inner, &kept.activations})
+      all.insert(all.end(), part->begin(), part->end());
     sizes_ = {kept.affines.size(), kept.ys.size(), kept.inner.size(), kept.activations.size()};
     const auto layers = chain_.layers();
     for (size_t k = 0; k < layers.size(); ++k)
@@ -132,7 +131,7 @@ class ChainCall {
 
   // What backward needs, of the tensors that forward returned, the chain's input and the output (with "fast").
   Kept recompute(const std::vector<at::Tensor>& saved, const at::Tensor& x, const OptionalTensors& parameters,
-                const std::optional<at::Tensor>& out) const {
+                 const std::optional<at::Tensor>& out) const {
     const Below below;
     Kept kept;
     auto next = saved.begin();

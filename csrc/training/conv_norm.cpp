@@ -100,8 +100,7 @@ std::vector<Saved> normalise(const std::vector<at::Tensor>& ys, const std::vecto
   for (const at::Tensor& y : ys)
     TORCH_CHECK_VALUE(y.size(0) * y.size(2) * y.size(3) != 1,
                       "Expected more than 1 value per channel when training, got input size ", y.sizes());
-  const auto affines =
-      HF_ON_DEVICE(ys[0], batch_affine(ys, channels, scales, shifts, means, variances, momenta, eps));
+  const auto affines = HF_ON_DEVICE(ys[0], batch_affine(ys, channels, scales, shifts, means, variances, momenta, eps));
   for (size_t k = 0; k < ys.size(); ++k)
     saved.push_back({ys[k], affines[k], static_cast<double>(ys[k].size(0) * ys[k].size(2) * ys[k].size(3))});
   return saved;
@@ -141,9 +140,9 @@ at::Tensor backward_input(const at::Tensor& grad, const at::Tensor& x, const at:
 
 namespace {
 
+// By the strides: a slice of channels is contiguous in neither format, yet has one.
 at::MemoryFormat format_of(const at::Tensor& x) {
-  return x.is_contiguous(at::MemoryFormat::ChannelsLast) && !x.is_contiguous() ? at::MemoryFormat::ChannelsLast
-                                                                               : at::MemoryFormat::Contiguous;
+  return x.stride(1) == 1 && x.stride(3) != 1 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
 }  // namespace

@@ -24,8 +24,8 @@ struct ConvNorm {
 
 // What one convolution leaves for backward.
 struct Saved {
-  at::Tensor y;       // its output [N, C, H, W]
-  at::Tensor affine;  // mean, invstd, scale, shift [4, C]
+  at::Tensor y;        // its output [N, C, H, W]
+  at::Tensor affine;   // mean, invstd, scale, shift [4, C]
   double count = 0.0;  // values per channel; infinite for given statistics
 };
 

@@ -56,7 +56,8 @@ bool ModuleStates::unchanged() const {
     if (!kind.is(state.kind) || !method(kind, "forward").is(state.forward) ||
         !method(kind, "_conv_forward").is(state.conv_forward))
       return false;
-    if (PyDict_Size(state.own.ptr()) - left_out(state) != static_cast<py::ssize_t>(state.attributes.size())) return false;
+    if (PyDict_Size(state.own.ptr()) - left_out(state) != static_cast<py::ssize_t>(state.attributes.size()))
+      return false;
     for (const Attribute& attribute : state.attributes) {
       PyObject* now = PyDict_GetItemWithError(state.own.ptr(), attribute.name.ptr());
       if (now == nullptr) {
@@ -77,7 +78,8 @@ bool ModuleStates::unchanged() const {
 
 int ModuleStates::traverse(visitproc visit, void* arg) const {
   for (const State& state : states_) {
-    for (const py::object* held : {&state.module, &state.kind, &state.forward, &state.conv_forward}) Py_VISIT(held->ptr());
+    for (const py::object* held : {&state.module, &state.kind, &state.forward, &state.conv_forward})
+      Py_VISIT(held->ptr());
     Py_VISIT(state.own.ptr());
     for (const Attribute& attribute : state.attributes) Py_VISIT(attribute.value.ptr());
   }

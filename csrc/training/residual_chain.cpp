@@ -59,8 +59,8 @@ at::Tensor chain_forward(Chain& chain, const at::Tensor& given, Kept* kept) {
         if (kept != nullptr && chain.memory == Memory::kFast) kept->inner.push_back(a);
       }
       const at::Tensor weight = weight_for(layer, x.scalar_type(), x.is_cpu());
-      const at::Tensor y =
-          by_blocks(chain, unit, layer, a) ? convolve_by_blocks(a, weight, layer) : convolve(a, weight, layer.bias, layer);
+      const at::Tensor y = by_blocks(chain, unit, layer, a) ? convolve_by_blocks(a, weight, layer)
+                                                            : convolve(a, weight, layer.bias, layer);
       saved.push_back(normalise({y}, {&layer})[0]);
       if (kept != nullptr) {
         chain.own.push_back(layer.weight.scalar_type());
@@ -169,8 +169,7 @@ ChainGradients chain_backward(const Chain& chain, Kept kept, const at::Tensor& g
     }
     if (unit.shortcut == Shortcut::kProjection) {
       const size_t k = begin + steps;
-      auto [sums, unused] =
-          backward_sums(grad, std::nullopt, kept.ys[k], kept.affines[k], std::nullopt, false, false);
+      auto [sums, unused] = backward_sums(grad, std::nullopt, kept.ys[k], kept.affines[k], std::nullopt, false, false);
       const at::Tensor dy = backward_input(grad, kept.ys[k], kept.affines[k], sums, chain.counts[k], false);
       dx = dinput;
       addend = layer_backward(k, dy, x, sums, want_x);

@@ -25,9 +25,9 @@ enum class Memory { kFast, kLean, kMin };
 struct Chain {
   std::vector<Unit> units;
   Memory memory = Memory::kLean;
-  bool blocks = false;               // add long windows by blocks of channels
-  std::vector<at::ScalarType> own;   // dtypes of the layers' weights
-  std::vector<double> counts;        // values per channel behind every layer's statistics
+  bool blocks = false;              // add long windows by blocks of channels
+  std::vector<at::ScalarType> own;  // dtypes of the layers' weights
+  std::vector<double> counts;       // values per channel behind every layer's statistics
   std::vector<const ConvNorm*> layers() const;
 };
 

@@ -260,7 +260,8 @@ Fusion::Result Fusion::backward(Kept kept, const std::vector<at::Tensor>& xs, co
     auto& given = of_member[k];
     if (std::none_of(given.begin(), given.end(), [](const at::Tensor& t) { return t.defined(); })) continue;
     // Then one mask, computed again, serves all.
-    const bool relu = std::none_of(group.members.begin(), group.members.end(), [](const Member& m) { return m.ends(); });
+    const bool relu =
+        std::none_of(group.members.begin(), group.members.end(), [](const Member& m) { return m.ends(); });
     std::vector<at::Tensor> parts;
     for (size_t j = 0; j < group.members.size(); ++j) {
       const Member& member = group.members[j];
@@ -275,8 +276,7 @@ Fusion::Result Fusion::backward(Kept kept, const std::vector<at::Tensor>& xs, co
             at::threshold_backward(given[j], hidden[k].narrow(1, member.begin - group.going_on(), width), 0));
     }
     const at::Tensor g = parts.size() == 1 ? parts[0] : at::cat(parts, 1);
-    const auto [sums, unused] =
-        backward_sums(g, std::nullopt, kept.ys[k], kept.affines[k], std::nullopt, relu, false);
+    const auto [sums, unused] = backward_sums(g, std::nullopt, kept.ys[k], kept.affines[k], std::nullopt, relu, false);
     const at::Tensor dy = backward_input(g, kept.ys[k], kept.affines[k], sums, counts_[k], relu);
     const Wanted* own = &wanted[starts[k]];
     const bool want_weight = std::any_of(own, own + group.members.size(), [](const Wanted& w) { return w[0]; });

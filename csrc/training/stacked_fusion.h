@@ -53,8 +53,8 @@ class Fusion {
   std::vector<at::Tensor> forward(const std::vector<at::Tensor>& xs, Kept* kept);
 
   struct Result {
-    std::vector<at::Tensor> xs;        // undefined: not wanted, or no gradient reached it
-    std::vector<Gradients> members;    // in the order of members()
+    std::vector<at::Tensor> xs;      // undefined: not wanted, or no gradient reached it
+    std::vector<Gradients> members;  // in the order of members()
   };
   // `grads` of targets that nothing used are undefined.
   Result backward(Kept kept, const std::vector<at::Tensor>& xs, const std::vector<at::Tensor>& outs,
@@ -65,8 +65,8 @@ class Fusion {
   std::vector<at::Tensor> weights(at::ScalarType dtype) const;
   // All members, group by group.
   std::vector<Member> members() const;
-  // The first term (source, target) whose map does not fit its target, given the branches' (height, width); coarser maps
-  // must fit by a power of two only if `exact`.
+  // The first term (source, target) whose map does not fit its target, given the branches' (height, width); coarser
+  // maps must fit by a power of two only if `exact`.
   std::optional<std::pair<size_t, size_t>> misfit(const std::vector<std::array<int64_t, 2>>& sizes, bool exact) const;
   size_t groups() const { return groups_.size(); }
   bool alike() const;  // whether all normalisations take the same statistics

@@ -76,8 +76,8 @@ def accelerate(model: nn.Module, *, impl: str = "auto", memory: str = "lean") ->
         impl: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``: of the elementwise passes and the
             fusion's sums. Convolutions stay with the library. For ``"auto"``, the environment variable
             ``HRNET_FAST_IMPL`` counts as it is set now, and then the device of each call.
-        memory: ``"lean"`` keeps convolution outputs only; ``"min"`` keeps the input of each branch only and runs its
-            convolutions once more in backward.
+        memory: what is kept for backward: ``"fast"`` convolution outputs and activations, ``"lean"`` convolution
+            outputs only, ``"min"`` the input of each branch only; its convolutions run once more in backward.
 
     Returns:
         `model` itself.

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from hrnet_fast.ops.primitives import load_compiled
 from hrnet_fast.training.matching import hooked
 
 T = TypeVar("T")
@@ -31,14 +32,15 @@ class CachedStructure:
         self.value = value
         self._root = weakref.ref(root)
         self._own = _State(root)
-        self._others = [(m, _State(m)) for m in others]
+        extension = load_compiled()
+        self._others = _States(others) if extension is None else extension.ModuleStates(others, _APART)
 
     def is_valid(self, root: nn.Module) -> bool:
         """Whether nothing changed since, and `root` is the module itself: replicas have copies of its attributes."""
         if self._root() is not root or hooked([]):
             return False
         try:
-            return self._own.matches(root) and all(state.matches(m) for m, state in self._others)
+            return self._own.matches(root) and self._others.unchanged()
         except Exception:  # attributes that cannot be compared count as changed
             return False
 
@@ -86,3 +88,13 @@ class _State:
         if len(own) - sum(name in own for name in _APART) != len(self._attributes):
             return False
         return all(own[k] is v or own[k] == v for k, v in self._attributes.items())
+
+
+class _States:
+    """The states of several modules, as the compiled extension's ``ModuleStates`` has them."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._states = [(m, _State(m)) for m in modules]
+
+    def unchanged(self) -> bool:
+        return all(state.matches(m) for m, state in self._states)
