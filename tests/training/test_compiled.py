@@ -140,27 +140,38 @@ def test_networks_run_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ran == []
 
 
-def test_a_changed_module_is_noticed_and_cycles_are_collected() -> None:
+CHANGES = {
+    "attribute": (lambda block: setattr(block[0], "stride", (2, 2)), lambda block: setattr(block[0], "stride", (1, 1))),
+    "new attribute": (lambda block: setattr(block[1], "mark", 1), lambda block: delattr(block[1], "mark")),
+    "mode": (lambda block: block[1].eval(), lambda block: block[1].train()),
+    "hook": (
+        lambda block: block[0]._forward_hooks.update({0: print}), lambda block: block[0]._forward_hooks.clear(),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_modules(change: str) -> None:
     extension = load_compiled()
     assert extension is not None
     block = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
     states = extension.ModuleStates(list(block), ("_parameters", "_buffers"))
-    assert states.unchanged()
     block[0].weight = nn.Parameter(torch.zeros(3, 3, 1, 1))
     assert states.unchanged()  # parameters are read at every call
-    for change, undo in (
-        (lambda: setattr(block[0], "stride", (2, 2)), lambda: setattr(block[0], "stride", (1, 1))),
-        (lambda: setattr(block[1], "mark", 1), lambda: delattr(block[1], "mark")),
-        (lambda: block[1].train(False), lambda: block[1].train(True)),
-        (lambda: block[0]._forward_hooks.update({0: print}), lambda: block[0]._forward_hooks.clear()),
-    ):
-        change()
-        assert not states.unchanged()
-        undo()
-        assert states.unchanged()
-    block[0].owner = [block]  # a cycle through the compiled object
-    block.cache = states, compiled.compile_chain([(((block[0], block[1]),), None)])
+    CHANGES[change][0](block)
+    assert not states.unchanged()
+    CHANGES[change][1](block)
+    assert states.unchanged()
+
+
+def test_cycles_through_compiled_objects_are_collected() -> None:
+    extension = load_compiled()
+    assert extension is not None
+    block = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    block[0].owner = [block]
+    chain = compiled.compile_chain([(((block[0], block[1]),), None)])
+    block.cache = extension.ModuleStates(list(block), ("_parameters", "_buffers")), chain
     freed = weakref.ref(block)
-    del block, states
+    del block, chain
     gc.collect()
     assert freed() is None
