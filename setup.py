@@ -87,7 +87,7 @@ def extension() -> dict[str, Any]:
     kind = CUDAExtension if with_cuda else CppExtension
     sources = [
         "csrc/registration.cpp",
-        *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc" / "cpu").glob("*.cpp")),
+        *sorted(str(p.relative_to(ROOT)) for part in ("cpu", "training") for p in (ROOT / "csrc" / part).glob("*.cpp")),
     ]
     module = kind(  # type: ignore[no-untyped-call]
         "hrnet_fast._C",

@@ -14,6 +14,7 @@
 #include "cpu/conv_op.h"
 #include "cpu/fuse_sum.h"
 #include "cpu/program_bindings.h"
+#include "training/bindings.h"
 #if defined(HRNET_FAST_WITH_CUDA)
 #include "cuda/operators.h"
 #endif
@@ -86,6 +87,18 @@ TORCH_LIBRARY_FRAGMENT(hrnet_fast, m) {
   m.def(
       "fuse_sum_backward_cuda(Tensor grad, Tensor out, Tensor[] xs, Tensor[] scales, int[] sizes, int mode, "
       "bool relu, int[] wanted) -> Tensor[]");
+  m.def(
+      "batch_affine_cuda(Tensor[] xs, int[] channels, Tensor[] weights, Tensor[] biases, Tensor(a!)[] running_means, "
+      "Tensor(b!)[] running_vars, float[] momenta, float[] eps) -> Tensor[]");
+  m.def(
+      "running_affine_cuda(int[] channels, Tensor[] weights, Tensor[] biases, Tensor[] running_means, "
+      "Tensor[] running_vars, float[] eps, bool wide) -> Tensor");
+  m.def("statistics_cuda(Tensor x) -> Tensor");
+  m.def("bn_act_cuda(Tensor x, Tensor affine, Tensor? residual, Tensor? residual_affine, bool relu) -> Tensor");
+  m.def(
+      "backward_sums_cuda(Tensor grad, Tensor? addend, Tensor x, Tensor affine, Tensor? out, bool relu, bool keep) -> "
+      "(Tensor, Tensor)");
+  m.def("backward_input_cuda(Tensor grad, Tensor x, Tensor affine, Tensor sums, float count, bool relu) -> Tensor");
 #endif
 }
 
@@ -105,6 +118,12 @@ TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
 TORCH_LIBRARY_IMPL(hrnet_fast, CUDA, m) {
   m.impl("fuse_sum_cuda", &hrnet_fast::cuda::fuse_sum_forward_tensors);
   m.impl("fuse_sum_backward_cuda", &hrnet_fast::cuda::fuse_sum_backward_tensors);
+  m.impl("batch_affine_cuda", &hrnet_fast::cuda::batch_affine);
+  m.impl("running_affine_cuda", &hrnet_fast::cuda::running_affine);
+  m.impl("statistics_cuda", &hrnet_fast::cuda::statistics);
+  m.impl("bn_act_cuda", &hrnet_fast::cuda::bn_act);
+  m.impl("backward_sums_cuda", &hrnet_fast::cuda::backward_sums);
+  m.impl("backward_input_cuda", &hrnet_fast::cuda::backward_input);
 }
 #endif
 
@@ -112,4 +131,5 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "hrnet_fast's compiled extension";
   m.def("build_info", &build_info, "What this extension was built with, by name.");
   hrnet_fast::cpu::bind_program(m);
+  hrnet_fast::training::bind_training(m);
 }

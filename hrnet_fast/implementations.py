@@ -1,7 +1,8 @@
-"""Which implementation runs: the one rule for ``impl=`` arguments and for ``HRNET_FAST_IMPL``.
+"""Which implementation of an operator runs: the meaning of ``impl=`` arguments and of ``HRNET_FAST_IMPL``.
 
 ``"auto"`` picks the fastest implementation that applies. A named one that cannot run here raises; it never falls
-back.
+back. A call of an operator is resolved at that call. Networks and engines are resolved when they are made or
+accelerated: the environment is read then, and once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 import importlib.util
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 OPERATORS: dict[str, tuple[str, ...]] = {
     "cpu": ("fuse_sum", "bn_act"),
     "triton": ("fuse_sum", "bn_act", "upsample_conv1x1_sum", "strided_conv_chain", "grouped_conv3x3"),
-    "cuda": ("fuse_sum",),
+    "cuda": ("fuse_sum", "bn_act"),
 }
 # What runs on a device, fastest first.
 BY_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
@@ -37,7 +39,7 @@ def interpreting() -> bool:
 
 @dataclass(frozen=True)
 class Implementation:
-    """What can be said of one implementation on this machine.
+    """One implementation on this machine.
 
     Attributes:
         name: ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
@@ -51,7 +53,7 @@ class Implementation:
 
 
 def build_info() -> dict[str, str] | None:
-    """Return what the compiled extension says of its build, or None where it was not built."""
+    """Return how the compiled extension was built, or None where it was not."""
     try:
         from hrnet_fast import _C
     except ImportError:
@@ -59,8 +61,8 @@ def build_info() -> dict[str, str] | None:
     return dict(_C.build_info())
 
 
-def _extension_unsupported_reason() -> str:
-    """Say why :func:`build_info` has nothing to tell: never built, or built for another torch than runs."""
+def _missing_extension() -> str:
+    """Say why :func:`build_info` returns None: never built, or built for another torch than runs."""
     try:
         importlib.import_module("hrnet_fast._C")
     except ModuleNotFoundError:
@@ -70,12 +72,12 @@ def _extension_unsupported_reason() -> str:
     return "the compiled extension was not built (needs a C++ compiler at install time)"
 
 
-def _prerequisite(name: str) -> str | None:
+def _missing_prerequisite(name: str) -> str | None:
     """Return what this machine lacks for `name`, or None."""
     if name in ("cpu", "cuda"):
         info = build_info()
         if info is None:
-            return _extension_unsupported_reason()
+            return _missing_extension()
         if name == "cuda" and info["cuda"] == "none":
             return "the compiled extension was built without nvcc"
     if name == "triton" and importlib.util.find_spec("triton") is None:
@@ -89,28 +91,60 @@ def describe(name: str) -> Implementation:
     """Say whether `name` can run here, and why or why not."""
     if name == "reference":
         return Implementation(name, True, "plain PyTorch, runs wherever torch does; every operator")
-    lacking = _prerequisite(name)
-    if lacking:
-        return Implementation(name, False, lacking)
+    missing = _missing_prerequisite(name)
+    if missing:
+        return Implementation(name, False, missing)
     return Implementation(name, True, f"operators: {', '.join(OPERATORS[name])}")
 
 
-def _asked(impl: str) -> tuple[str, str]:
-    """Return the name asked for, the environment's where `impl` leaves it open, and how it was asked."""
-    asked, origin = impl, f"impl={shown(impl)}"
+class OperatorImplementations(NamedTuple):
+    """The implementations of the operators that training uses, for tensors of one device and dtype."""
+
+    bn_act: str
+    fuse_sum: str
+
+
+@dataclass(frozen=True)
+class RequestedImplementation:
+    """What ``impl=`` and the environment ask for: ``"auto"`` or an implementation."""
+
+    name: str
+    from_environment: bool = False
+
+    def __str__(self) -> str:
+        return f"{ENV_VAR}={self.name}" if self.from_environment else f"impl={shown(self.name)}"
+
+    def operators(self, tensor: Tensor) -> OperatorImplementations:
+        """Return what a network runs on tensors like `tensor`; an operator that `name` lacks is resolved as "auto".
+
+        Raises:
+            ImplementationError: a named implementation for another device or dtype.
+        """
+        device, dtype = tensor.device, tensor.dtype
+        return OperatorImplementations(
+            _select("bn_act", self, device, dtype, True), _select("fuse_sum", self, device, dtype, True)
+        )
+
+
+def request(impl: str) -> RequestedImplementation:
+    """Read `impl`, and the environment variable ``HRNET_FAST_IMPL`` where it is ``"auto"``.
+
+    Raises:
+        ImplementationError: an unknown name.
+    """
+    requested = RequestedImplementation(impl)
     if isinstance(impl, str) and impl == "auto" and os.environ.get(ENV_VAR):
-        asked = os.environ[ENV_VAR]
-        origin = f"{ENV_VAR}={asked}"
-    if not isinstance(asked, str) or asked not in ("auto", *NAMES):
-        raise ImplementationError(f"{origin} is not one of {', '.join(('auto', *NAMES))}.")
-    return asked, origin
+        requested = RequestedImplementation(os.environ[ENV_VAR], from_environment=True)
+    if not isinstance(requested.name, str) or requested.name not in ("auto", *NAMES):
+        raise ImplementationError(f"{requested} is not one of {', '.join(('auto', *NAMES))}.")
+    return requested
 
 
 def resolve(impl: str = "auto") -> str:
     """Return the implementation that `impl` means for a whole network here.
 
-    For ``"auto"`` that is what this machine's fastest device runs; a network itself decides at every call, by the
-    device it is on.
+    For ``"auto"`` that is what this machine's fastest device runs; a network on another device runs what
+    :meth:`RequestedImplementation.operators` finds for it.
 
     Args:
         impl: ``"auto"`` (then the environment variable ``HRNET_FAST_IMPL`` decides, if set) or a name.
@@ -118,32 +152,15 @@ def resolve(impl: str = "auto") -> str:
     Raises:
         ImplementationError: an unknown name, or a named implementation that cannot run here.
     """
-    asked, origin = _asked(impl)
-    if asked == "auto":
+    requested = request(impl)
+    if requested.name == "auto":
         return next(name for name in ("cuda", "triton", "cpu", "reference") if describe(name).usable)
-    found = describe(asked)
+    found = describe(requested.name)
     if not found.usable:
         raise ImplementationError(
-            f"{origin} cannot run here: {found.reason}. Take 'auto' or 'reference'; `hrnet-fast doctor` shows all."
+            f"{requested} cannot run here: {found.reason}. Take 'auto' or 'reference'; `hrnet-fast doctor` shows all."
         )
-    return asked
-
-
-def implementation_within_network(operator: str, impl: str) -> str:
-    """Return which implementation of one operator a network takes that was given `impl` for all of them.
-
-    An implementation that has not this operator leaves it to the fastest that has.
-    """
-    asked, _ = _asked(impl)
-    return impl if asked in ("auto", "reference") or operator in OPERATORS[asked] else "auto"
-
-
-def auto_is_reference(impl: str, tensor: Tensor) -> bool:
-    """Whether ``"auto"`` finds nothing faster than plain PyTorch for a network's operators on `tensor`."""
-    return _asked(impl)[0] == "auto" and "reference" in (
-        select_implementation("bn_act", impl, tensor),
-        select_implementation("fuse_sum", impl, tensor),
-    )
+    return requested.name
 
 
 @functools.cache
@@ -152,25 +169,30 @@ def _runs(name: str, operator: str) -> bool:
 
 
 def select_implementation(operator: str, impl: str, tensor: Tensor) -> str:
-    """Return the implementation of `operator` for a tensor's device.
+    """Return the implementation of `operator` for a tensor's device and dtype.
 
     Raises:
-        ImplementationError: a named implementation without this operator, or for another device.
+        ImplementationError: a named implementation without this operator, or for another device or dtype.
     """
-    asked, origin = _asked(impl)
-    if impl == "auto" and asked in OPERATORS and operator not in OPERATORS[asked]:
-        asked = "auto"  # the environment names one for all operators; it counts for those that it has
-    able = [name for name in BY_DEVICE.get(tensor.device.type, ()) if _runs(name, operator)]
-    if tensor.dtype == torch.float64:
+    requested = request(impl)
+    # The environment names one for all operators: it counts for those that it has.
+    return _select(operator, requested, tensor.device, tensor.dtype, requested.from_environment)
+
+
+@functools.cache
+def _select(
+    operator: str, requested: RequestedImplementation, device: torch.device, dtype: torch.dtype, for_all: bool
+) -> str:
+    """Select for one operator; `for_all`: the request is for several operators, of which some may lack it."""
+    able = [name for name in BY_DEVICE.get(device.type, ()) if operator in OPERATORS[name] and describe(name).usable]
+    if dtype == torch.float64:
         able = [name for name in able if name != "triton"]  # its kernels compute in float32
-    if asked == "auto":
+    name = requested.name
+    if name == "auto" or (for_all and name in OPERATORS and operator not in OPERATORS[name]):
         return able[0] if able else "reference"
-    interpreted = asked == "triton" and interpreting() and _runs(asked, operator) and tensor.dtype != torch.float64
-    if asked == "reference" or asked in able or interpreted:
-        return asked
-    why = describe(asked).reason
-    if asked == "triton" and tensor.dtype == torch.float64:
-        why = "it has no float64"
-    raise ImplementationError(
-        f"{operator}: {origin} cannot run on {tensor.device}: {why}. Usable here: {', '.join((*able, 'reference'))}."
-    )
+    interpreted = name == "triton" and interpreting() and describe(name).usable and dtype != torch.float64
+    if name == "reference" or name in able or interpreted:
+        return name
+    why = "it has no float64" if name == "triton" and dtype == torch.float64 else describe(name).reason
+    usable = ", ".join((*able, "reference"))
+    raise ImplementationError(f"{operator}: {requested} cannot run on {device}: {why}. Usable here: {usable}.")

@@ -25,16 +25,26 @@ TARGETS = (80, 90, 100)
 TYPES = {"f": "float", "d": "double", "6__half": "half", "13__nv_bfloat16": "bfloat16"}
 BYTES = {"float": 4, "double": 8, "half": 2, "bfloat16": 2}
 MODES = ("nearest", "bilinear", "bilinear, corners aligned")
-# Launchers that together instantiate every kernel: header, function, arguments.
+# Launchers that together instantiate every kernel: header, function, arguments, types.
+FLOATS = ("float", "double")
+MAPS = (*FLOATS, "__half", "__nv_bfloat16")
 LAUNCHERS = (
-    ("fuse_sum.cuh", "fuse_sum_forward", "FuseSumArguments"),
-    ("fuse_sum_backward_launch.cuh", "fuse_sum_backward", "FuseSumBackwardArguments"),
+    ("fuse_sum.cuh", "fuse_sum_forward", "FuseSumArguments", MAPS),
+    ("fuse_sum_backward_launch.cuh", "fuse_sum_backward", "FuseSumBackwardArguments", MAPS),
+    ("bn_act.cuh", "bn_act_apply", "BnActArguments", MAPS),
+    ("bn_act.cuh", "bn_backward_input", "BnBackwardInputArguments", MAPS),
+    ("bn_act_backward.cuh", "bn_backward_sums", "BnBackwardSumsArguments", MAPS),
+    ("bn_act_statistics.cuh", "bn_statistics", "BnStatisticsArguments", MAPS),
+    ("bn_act_affine.cuh", "bn_running_affine", "BnRunningAffineArguments", FLOATS),
 )
+OPERATORS = ("fuse_sum", "bn_act")
+# Kernels that read maps in packs of every width: one launch takes several maps.
+EVERY_WIDTH = ("bn_statistics_kernel",)
 HEADER = """# CUDA kernels, compiled ahead of time
 
-`make cuda-report` wrote this table with nvcc {version}. Width is the values of a pack; stack and local memory are
-spills, in bytes per thread, and both must be zero; shared memory, in bytes, includes what the device keeps for itself.
-128-bit loads are counted in the machine code.
+`make cuda-report` wrote this table with nvcc {version}. Width is the values of a pack, where a kernel has one
+width; stack and local memory are spills, in bytes per thread, and both must be zero; shared memory, in bytes, includes
+what the device keeps for itself. 128-bit loads are counted in the machine code.
 
 | kernel | type | width | mode | layout | target | registers | stack | local | shared | 128-bit loads |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -54,13 +64,10 @@ def tool(name: str) -> str:
     return found
 
 
-def compiled(header: str, function: str, arguments: str, target: int, folder: Path) -> Path:
+def compiled(header: str, function: str, arguments: str, types: tuple[str, ...], target: int, folder: Path) -> Path:
     """Return the cubin of every instance that a launcher can reach."""
     lines = [f'#include "{header}"', "namespace hrnet_fast::cuda {"]
-    lines += [
-        f"template cudaError_t {function}<{t}>(const {arguments}<{t}>&, cudaStream_t);"
-        for t in ("float", "double", "__half", "__nv_bfloat16")
-    ]
+    lines += [f"template cudaError_t {function}<{t}>(const {arguments}<{t}>&, cudaStream_t);" for t in types]
     source = folder / f"{function}.cu"
     source.write_text("\n".join([*lines, "}"]))
     cubin = folder / f"{function}_{target}.cubin"
@@ -70,15 +77,16 @@ def compiled(header: str, function: str, arguments: str, target: int, folder: Pa
 
 
 def instance(symbol: str) -> tuple[str, str, int, str, str]:
-    """Name, type, pack width, mode and layout of a kernel, from its mangled name."""
-    plain = re.match(r"_ZN10hrnet_fast4cuda\d+([a-z_]+?)I", symbol)
+    """Name, type, pack width (0: every width, or none), mode and layout of a kernel, from its mangled name."""
+    plain = re.match(r"_ZN10hrnet_fast4cuda\d+([a-z_]+?)I(6__half|13__nv_bfloat16|f|d)", symbol)
     if plain is None:
         name = re.search(r"\d+([a-z_]+_kernel)E", symbol)
         return name.group(1) if name else symbol, "double", 1, "", ""
-    rest = re.match(r"(\w+?)Li(\d)ELNS_8ResampleE(\d)ELb([01])E", symbol[plain.end() :])
+    rest = re.match(r"(?:Li(\d)E)?(?:LNS_8ResampleE(\d)E)?(?:Lb([01])E)?", symbol[plain.end() :])
     assert rest is not None, symbol
-    layout = "channels-last" if rest.group(4) == "1" else "contiguous"
-    return plain.group(1), TYPES[rest.group(1)], int(rest.group(2)), MODES[int(rest.group(3))], layout
+    width, mode, last = rest.groups()
+    layout = "" if last is None else "channels-last" if last == "1" else "contiguous"
+    return plain.group(1), TYPES[plain.group(2)], int(width or 0), MODES[int(mode)] if mode else "", layout
 
 
 def kernels(cubin: Path) -> Iterator[tuple[str, dict[str, int], int]]:
@@ -96,15 +104,17 @@ def kernels(cubin: Path) -> Iterator[tuple[str, dict[str, int], int]]:
         yield symbol, {k: int(v) for k, v in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", line)}, loads[symbol]
 
 
-def rows(target: int, folder: Path) -> Iterator[tuple[str, str]]:
+def rows(operators: tuple[str, ...], target: int, folder: Path) -> Iterator[tuple[str, str]]:
     """Each kernel's line of the table, and what is wrong with it, if anything."""
-    for header, function, arguments in LAUNCHERS:
-        for symbol, used, loads in kernels(compiled(header, function, arguments, target, folder)):
+    for launcher in LAUNCHERS:
+        if not launcher[0].startswith(operators):
+            continue
+        for symbol, used, loads in kernels(compiled(*launcher, target, folder)):
             name, kind, width, mode, layout = instance(symbol)
-            cells = (name, kind, width, mode, layout, f"sm_{target}", used["REG"], used["STACK"], used["LOCAL"],
+            cells = (name, kind, width or "", mode, layout, f"sm_{target}", used["REG"], used["STACK"], used["LOCAL"],
                      used["SHARED"], loads)  # fmt: skip
             fault = "spills" if used["STACK"] or used["LOCAL"] else ""
-            if width * BYTES[kind] == 16 and not loads:
+            if (width * BYTES[kind] == 16 or name in EVERY_WIDTH) and not loads:
                 fault = "reads less than 128 bits at a time"
             yield "| " + " | ".join(map(str, cells)) + " |", fault
 
@@ -131,15 +141,19 @@ def main() -> int:
     """Compile, tabulate, and report what is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", type=int, action="append", choices=TARGETS, help="only this architecture")
+    parser.add_argument("--operator", choices=OPERATORS, help="only this one's kernels; needs --check")
     parser.add_argument("--check", action="store_true", help="write nothing")
     parser.add_argument("--no-bindings", action="store_true", help="leave the torch bindings out")
     arguments = parser.parse_args()
+    if arguments.operator and not arguments.check:
+        parser.error("a report has all operators: give --check with --operator")
+    operators = (arguments.operator,) if arguments.operator else OPERATORS
     lines, faults = [], []
     try:
         with tempfile.TemporaryDirectory() as name:
             for target in arguments.target or TARGETS:
                 start = time.monotonic()
-                for line, fault in rows(target, Path(name)):
+                for line, fault in rows(operators, target, Path(name)):
                     lines.append(line)
                     faults += [f"{fault}: {line}"] if fault else []
                 print(f"sm_{target}: {time.monotonic() - start:.0f} s")

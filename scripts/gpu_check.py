@@ -37,6 +37,8 @@ VISITS = {
     "CUDA C++: fuse_sum_kernel, fuse_sum_backward_kernel, column_sums_kernel": (
         "test_every_width_of_access and (float32 or bfloat16)"
     ),
+    "CUDA C++: bn_statistics_kernel, bn_running_affine_kernel, bn_act_kernel, bn_backward_sums_kernel, "
+    "bn_backward_input_kernel": ("test_bn_act and test_parity and cuda and 17 and float32 and residual-relu"),
     "Triton: fuse_sum_kernel, fuse_sum_backward_kernel": (
         "test_fuse_sum and test_parity and triton and bilinear-False and 17 and float32"
     ),
@@ -67,10 +69,15 @@ OWN_KERNELS = "kns=fuse_sum,kns=column_sums,kns=bn_,kns=upsample_conv1x1,kns=str
 
 # Every test that needs the device, in parts that may run side by side.
 PARITY = {
-    "parity_cuda": ("-k", "cuda", "tests/ops/test_fuse_sum.py"),
+    "parity_cuda": (
+        "-k",
+        "cuda",
+        "tests/ops/test_bn_act_cuda.py",
+        *(f"tests/ops/test_{name}.py" for name in ("fuse_sum", "bn_act", "bn_act_contract")),
+    ),
     "parity_engine": ("-k", "[v1- or [ocr-", "tests/inference/test_cuda_executor.py"),
     "parity_fuse_sum": ("-k", "triton", "tests/ops/test_fuse_sum.py"),
-    "parity_bn_act": tuple(path for path in KERNEL_TESTS if "bn_act" in path),
+    "parity_bn_act": ("-k", "triton", *(path for path in KERNEL_TESTS if "bn_act" in path)),
     "parity_convolutions": tuple(path for path in KERNEL_TESTS if "conv" in path),
     "parity_training": ("tests/training/test_accelerate_precision.py",),
     "parity_engine_heads": ("-k", "not ([v1- or [ocr-)", "tests/inference/test_cuda_executor.py"),

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import hrnet_fast
+from hrnet_fast import ops
+from hrnet_fast.ops import primitives
 
 PACKAGE = Path(hrnet_fast.__file__).parent
 REPORTS = PACKAGE.parent / "benchmarks" / "reports"
@@ -21,21 +23,31 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # Coordinates are used by evaluation and by training alike, and know no network.
     "checks": ("torch", "hrnet_fast.errors"),
     "keypoints": ("torch", "hrnet_fast.checks", "hrnet_fast.errors", "hrnet_fast.keypoints"),
-    "reference": ("torch", "hrnet_fast.config", "hrnet_fast.errors", "hrnet_fast.reference"),
+    # What the reference and the fast implementations of batch normalisation both describe layers with.
+    "norm_affine": ("torch",),
+    "reference": ("torch", "hrnet_fast.config", "hrnet_fast.errors", "hrnet_fast.norm_affine", "hrnet_fast.reference"),
 }
 # Imports go one way: cli, demo and tasks above checkpoints and models, these above the operators.
 ABOVE = tuple(f"hrnet_fast.{part}" for part in ("cli", "demo", "tasks", "doctor", "complexity", "launches"))
 FORBIDDEN: dict[str, tuple[str, ...]] = {
     "implementations": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.reference"),
-    "ops": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.inference"),
-    "training": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.inference"),
+    "ops": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.inference", "hrnet_fast.training"),
+    # Backends do not depend on what they are compared with.
+    "ops/bn_act_compiled": ("hrnet_fast.reference",),
+    "kernels/triton": (*ABOVE, "hrnet_fast.ops", "hrnet_fast.training", "hrnet_fast.inference", "hrnet_fast.reference"),
+    "training": (
+        *ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.inference", "hrnet_fast.kernels",
+        "hrnet_fast._C",
+    ),
     "models": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.inference"),
-    "inference": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.reference"),
+    "inference": (
+        *ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.reference", "hrnet_fast.kernels.triton",
+    ),
     "inference/planning": ("hrnet_fast.inference.execution", "hrnet_fast.inference.engine", "hrnet_fast.ops"),
     "checkpoints": ABOVE,
     "tasks": ("hrnet_fast.cli", "hrnet_fast.demo"),
     "demo": ("hrnet_fast.cli",),
-}
+}  # fmt: skip
 
 
 def sources(part: str) -> list[Path]:
@@ -90,11 +102,25 @@ def test_result_files_are_read_without_torch() -> None:
         assert not {n for n in others if within(n, ("benchmarks.reports.machine",))}, path
 
 
+@pytest.mark.parametrize("part", ["training", "inference"])
+def test_operators_are_used_by_their_public_names(part: str) -> None:
+    """The operators themselves, or their computation without checks and autograd; nothing internal to one of them."""
+    public = {"hrnet_fast.ops", *(f"hrnet_fast.ops.{name}" for name in ops.__all__)}
+    public |= {f"hrnet_fast.ops.primitives.{name}" for name in primitives.__all__}
+    used: set[str] = set()
+    for path in sources(part):
+        names = {n for n in imported(path) if within(n, ("hrnet_fast.ops",))}
+        assert names <= public, path
+        used |= names
+    assert used
+
+
 def test_device_code_knows_no_framework() -> None:
     """``kernels/cuda`` works on raw pointers: whoever has CUDA can include it."""
     files = [p for p in (PACKAGE / "kernels" / "cuda").iterdir() if p.suffix in (".h", ".cuh")]
     assert files
-    known = {"HF_CUDA_SHIM", "cuda_bf16.h", "cuda_fp16.h", "cuda_runtime.h", "cstdint", *(p.name for p in files)}
+    standard = {"cstdint", "initializer_list", "type_traits"}
+    known = {"HF_CUDA_SHIM", "cuda_bf16.h", "cuda_fp16.h", "cuda_runtime.h", *standard, *(p.name for p in files)}
     for path in files:
         included = re.findall(r"^#include\s+[<\"]?([^>\"\s]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
         assert set(included) <= known, path

@@ -2,7 +2,6 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Functions.h>
-#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -10,18 +9,9 @@
 #include <vector>
 
 #include "../../kernels/cuda/fuse_sum.cuh"
-#include "fuse_sum.h"
+#include "maps.h"
 
 namespace hrnet_fast::cuda {
-
-void check_launch(cudaError_t status, const at::Tensor& image) {
-  TORCH_CHECK(
-      status != cudaErrorInvalidValue, "fuse_sum: maps of shape ", image.sizes(),
-      " are beyond the CUDA kernels: one image may have 2^31 packs of 16 bytes, or elements where they do not fit "
-      "packs. Take impl='reference'.");
-  C10_CUDA_CHECK(status);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-}
 
 namespace {
 
@@ -41,7 +31,7 @@ void queue_forward(const std::vector<at::Tensor>& xs, const std::vector<at::Tens
   a.mode = mode;
   a.relu = relu;
   a.channels_last = last;
-  check_launch(fuse_sum_forward(a, c10::cuda::getCurrentCUDAStream()), out);
+  check_launch("fuse_sum", fuse_sum_forward(a, c10::cuda::getCurrentCUDAStream()), out);
 }
 
 }  // namespace

@@ -6,7 +6,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "../../kernels/cuda/fuse_sum_backward_launch.cuh"
-#include "fuse_sum.h"
+#include "maps.h"
 
 namespace hrnet_fast::cuda {
 
@@ -43,7 +43,7 @@ void queue_backward(const at::Tensor& grad, const at::Tensor& out, Term& term, R
     partials = at::empty({fuse_sum_partial_rows(a), 2 * out.size(1)}, term.totals.options());
     a.partials = partials.mutable_data_ptr<double>();
   }
-  check_launch(fuse_sum_backward(a, c10::cuda::getCurrentCUDAStream()), out);
+  check_launch("fuse_sum", fuse_sum_backward(a, c10::cuda::getCurrentCUDAStream()), out);
 }
 
 }  // namespace

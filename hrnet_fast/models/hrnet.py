@@ -1,30 +1,20 @@
-"""The public network: the reference's layers and keys, and a choice of how they execute."""
+"""The public network: the reference's layers and keys, accelerated unless ``impl="reference"``."""
 
 from __future__ import annotations
 
 import logging
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from hrnet_fast.config import HRNetConfig
 from hrnet_fast.errors import ConfigError, shown
 from hrnet_fast.implementations import resolve
 from hrnet_fast.keypoints.methods import METHOD_OF_HEAD, NO_HEATMAPS
 from hrnet_fast.models.upstream import Source, read_configuration
-from hrnet_fast.reference.heads import Output
-from hrnet_fast.reference.heads.dense import V2Head
 from hrnet_fast.reference.hrnet import HRNetReference
 from hrnet_fast.reference.norm import NormFactory
 from hrnet_fast.training.accelerate import accelerate_blocks
-from hrnet_fast.training.fused_modules import Settings
-from hrnet_fast.training.matching import (
-    call_unsupported_reason,
-    conv_norm_relu_unsupported_reason,
-    read_conv_norm_relu,
-    run_units,
-)
-from hrnet_fast.training.v2_head import run_v2_head, v2_head_unsupported_reason
 
 logger = logging.getLogger("hrnet_fast.models")
 
@@ -35,8 +25,8 @@ class HRNet(HRNetReference):
     Args:
         config: the network; or leave it out and give the arguments of :meth:`HRNetConfig.make` by name, for
             instance ``HRNet(width=32, head="v1", num_outputs=17)``.
-        impl: ``"auto"``, ``"reference"`` (plain PyTorch), ``"cpu"``, ``"triton"`` or ``"cuda"``: all but the reference
-            execute as :func:`hrnet_fast.accelerate` has it, and ``hrnet_fast.restore`` undoes that.
+        impl: ``"auto"``, ``"reference"`` (plain PyTorch), ``"cpu"``, ``"triton"`` or ``"cuda"``: for all but the
+            reference, the network is passed through :func:`hrnet_fast.accelerate`; ``hrnet_fast.restore`` undoes that.
         norm_layer: replaces the configured normalisation by any ``channels -> module``.
 
     Takes [N, in_channels, H, W] of a floating dtype and returns, by head: one tensor (``v1``, ``v1h``, ``v2``,
@@ -52,8 +42,6 @@ class HRNet(HRNetReference):
     # What heatmaps' pixels stand for (`hrnet_fast.keypoints.METHODS`): the family's or the head's convention, and yours
     # to set; "none" where the head's maps are no heatmaps; None where it has none, or that is not known.
     keypoints: str | None
-    # Set by `accelerate`: how the stem and the head execute, which have no module of their own.
-    fused_settings: Settings | None = None
 
     def __init__(
         self,
@@ -84,26 +72,6 @@ class HRNet(HRNetReference):
         self.notes: tuple[str, ...] = ()
         self.assumptions: tuple[str, ...] = ()
 
-    def _stem(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
-        rows = ((self.conv1, self.bn1, self.relu), (self.conv2, self.bn2, self.relu))
-        settings = self.fused_settings
-        if settings is None or self._head.needs_stem:  # the first map would be kept for the head anyway
-            return super()._stem(x)
-        note = call_unsupported_reason(x, settings.impl) or next(
-            (r for row in rows if (r := conv_norm_relu_unsupported_reason(*row))), None
-        )
-        done = note or run_units([read_conv_norm_relu(*row[:2]) for row in rows], x, settings.impl, settings.minimal)
-        return (None, done) if isinstance(done, Tensor) else super()._stem(x)
-
-    def _apply_head(self, features: list[Tensor], size: tuple[int, int]) -> Output:
-        settings, head = self.fused_settings, self._head
-        if settings is not None and isinstance(head, V2Head):
-            layers = self.get_submodule(head.name)
-            if v2_head_unsupported_reason(layers, features, settings.impl) is None:
-                logits = run_v2_head(layers, features, self.config.align_corners, settings.impl)
-                return head.finish(logits, size)
-        return super()._apply_head(features, size)
-
     def set_origin(
         self, family: str, notes: tuple[str, ...], assumptions: tuple[str, ...] = (), keypoints: str | None = None
     ) -> None:
@@ -130,7 +98,7 @@ class HRNet(HRNetReference):
             overrides: fields of :class:`HRNetConfig` that are to differ.
 
         :attr:`keypoints` is how the upstream decodes the heatmaps: mmpose's ``decoder`` (1.x) or ``test_cfg`` (0.x),
-        and the authors' pose or facial-landmark code. What was assumed or left out stands in :attr:`notes`, and is
+        and the authors' pose or facial-landmark code. What was assumed or left out is in :attr:`notes`, and is
         logged (``hrnet_fast.models``).
 
         Raises:

@@ -1,4 +1,4 @@
-"""The fused operators, usable alone. One file each: public function, checks, ``torch.library`` contract, autograd."""
+"""The fused operators. One file each: public function, argument checks, ``torch.library`` registration, autograd."""
 
 from hrnet_fast.ops.bn_act import bn_act
 from hrnet_fast.ops.fuse_sum import fuse_sum

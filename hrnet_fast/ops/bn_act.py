@@ -1,4 +1,4 @@
-"""``bn_act``: act(batch_norm(x) + residual), forward and backward, each element read and written as seldom as can be.
+"""The operator ``bn_act``: act(batch_norm(x) + residual), forward and backward, in as few passes as possible.
 
 Training takes two steps, since torch accepts no gradient formula for an operator that writes to its arguments: one
 reduces the batch to an affine per channel and moves the running statistics, the other applies it and differentiates
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from hrnet_fast.checks import check_bool, check_number, check_tensor, check_text
 from hrnet_fast.errors import InputError, shown
+from hrnet_fast.norm_affine import Norm, math_dtype
 from hrnet_fast.ops.bn_act_primitives import bn_act_primitives
-from hrnet_fast.ops.common import check_dtype
-from hrnet_fast.reference.bn_act import Norm, math_dtype
+from hrnet_fast.ops.common import check_dtype, dense_format
 
 
 def bn_act(
@@ -52,7 +52,7 @@ def bn_act(
             gradients of x are those of the joint batch, gradients of weight and bias the process's own. Without an
             initialised ``torch.distributed``, or with one process, there is nothing to join.
         process_group: the processes to join; None for all.
-        impl: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"`` (no float64).
+        impl: ``"auto"``, ``"reference"``, ``"cpu"``, ``"cuda"`` or ``"triton"`` (no float64).
 
     Returns:
         [N, C, H, W] in x's dtype and layout. Half types are computed in float32 and rounded once. Differentiable once
@@ -82,7 +82,7 @@ def bn_act(
     if not training:
         if running_mean is None or running_var is None:
             raise InputError("bn_act: training=False normalises with running_mean and running_var; give both.")
-        affine = _running_affine(x.detach(), _plain(weight), _plain(bias), running_mean, running_var, eps, impl)
+        affine = _running_affine(x.detach(), _detached(weight), _detached(bias), running_mean, running_var, eps, impl)
         frozen: Tensor = _bn_act(x, weight, bias, affine, residual, relu, False, impl)
         return frozen
     joined = sync and _processes(process_group) > 1
@@ -97,7 +97,7 @@ def bn_act(
 
         norm = Norm(x.shape[1], weight, bias, running_mean, running_var, share, eps)
         return synchronised(x, norm, residual, relu, process_group, impl)
-    affine = _batch_affine(x.detach(), _plain(weight), _plain(bias), running_mean, running_var, share, eps, impl)
+    affine = _batch_affine(x.detach(), _detached(weight), _detached(bias), running_mean, running_var, share, eps, impl)
     result: Tensor = _bn_act(x, weight, bias, affine, residual, relu, True, impl)
     return result
 
@@ -149,28 +149,17 @@ def _momentum(momentum: float | None, tracked: Tensor | None, needed: bool) -> f
     return float(momentum)
 
 
-def _plain(tensor: Tensor | None) -> Tensor | None:
-    """Without history: gradients of the parameters come from the second step."""
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    """Detach: gradients of the parameters come from the second step."""
     return None if tensor is None else tensor.detach()
-
-
-def _layout(x: Tensor) -> torch.memory_format:
-    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 @torch.library.custom_op("hrnet_fast::bn_batch_affine", mutates_args=("running_mean", "running_var"))
 def _batch_affine(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-    impl: str,
-) -> Tensor:
-    """[4, C] of the batch's statistics; moves the running ones."""
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor |
+    None, momentum: float, eps: float, impl: str,
+) -> Tensor:  # fmt: skip
+    """Return [4, C] of the batch's statistics; move the running ones."""
     if x.numel() == 0:
         return torch.zeros(4, x.shape[1], dtype=math_dtype(x.dtype), device=x.device)
     norm = Norm(x.shape[1], weight, bias, running_mean, running_var, momentum, eps)
@@ -185,15 +174,10 @@ def _batch_affine_fake(x, weight, bias, running_mean, running_var, momentum, eps
 
 @torch.library.custom_op("hrnet_fast::bn_running_affine", mutates_args=())
 def _running_affine(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    eps: float,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor, running_var: Tensor, eps: float,
     impl: str,
-) -> Tensor:
-    """[4, C] of given statistics; of x only dtype and device matter."""
+) -> Tensor:  # fmt: skip
+    """Return [4, C] of given statistics; of x only dtype and device matter."""
     norm = Norm(x.shape[1], weight, bias, running_mean, running_var, 0.0, eps)
     affine: Tensor = bn_act_primitives(impl, x).running_affine([norm], math_dtype(x.dtype))
     return affine
@@ -206,64 +190,50 @@ def _running_affine_fake(x, weight, bias, running_mean, running_var, eps, impl):
 
 @torch.library.custom_op("hrnet_fast::bn_act", mutates_args=())
 def _bn_act(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    affine: Tensor,
-    residual: Tensor | None,
-    relu: bool,
-    batch: bool,
-    impl: str,
-) -> Tensor:
-    """act(affine(x) + residual). Weight and bias are in `affine` already: they are here to receive their gradients.
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, affine: Tensor, residual: Tensor | None, relu: bool,
+    batch: bool, impl: str,
+) -> Tensor:  # fmt: skip
+    """Return act(affine(x) + residual). `affine` includes weight and bias: as arguments they receive gradients.
 
-    ``batch`` tells backward whether `affine` holds x's own statistics, through which its gradient then goes as well.
+    `batch` says that `affine` holds x's own statistics, through which its gradient then goes as well.
     """
     out: Tensor = bn_act_primitives(impl, x).bn_act(x, affine, residual, relu)
     # In the layout that the fake promises.
-    return out.contiguous(memory_format=_layout(x))
+    return out.contiguous(memory_format=dense_format(x))
 
 
 @_bn_act.register_fake
 def _bn_act_fake(x, weight, bias, affine, residual, relu, batch, impl):  # type: ignore[no-untyped-def]
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=_layout(x))
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=dense_format(x))
 
 
 @torch.library.custom_op("hrnet_fast::bn_act_backward", mutates_args=())
 def _bn_act_backward(
-    grad: Tensor,
-    x: Tensor,
-    affine: Tensor,
-    out: Tensor | None,
-    relu: bool,
-    batch: bool,
-    want_x: bool,
-    want_affine: bool,
-    want_masked: bool,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, of bias and weight [2, C], and the masked gradient; an unwanted one is empty.
+    grad: Tensor, x: Tensor, affine: Tensor, out: Tensor | None, relu: bool, batch: bool, want_x: bool,
+    want_affine: bool, want_masked: bool, impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of x, of bias and weight [2, C], and the masked gradient; an unwanted one is empty.
 
-    ``out`` is the activation where x and `affine` alone do not tell its sign: behind a residual.
+    `out` is the activation behind a residual: x and `affine` alone do not give its sign.
     """
-    parts = bn_act_primitives(impl, x)
+    primitives = bn_act_primitives(impl, x)
     masked, grad_x = grad.new_empty(0), grad.new_empty(0)
     sums = affine.new_empty(0)
     keep = out is not None and (want_x or want_masked)
     if want_affine or keep or (want_x and batch):
-        sums, kept = parts.backward_sums(grad, None, x, affine, out, relu, keep)
+        sums, kept = primitives.backward_sums(grad, None, x, affine, out, relu, keep)
         masked = masked if kept is None else kept
     if want_x:
         count = x.numel() // max(1, x.shape[1]) if batch else float("inf")
-        grad_x = parts.backward_input(masked if keep else grad, x, affine, sums, count, relu and not keep)
-        grad_x = grad_x.contiguous(memory_format=_layout(x))
-    masked = masked.contiguous(memory_format=_layout(x)) if want_masked else grad.new_empty(0)
+        grad_x = primitives.backward_input(masked if keep else grad, x, affine, sums, count, relu and not keep)
+        grad_x = grad_x.contiguous(memory_format=dense_format(x))
+    masked = masked.contiguous(memory_format=dense_format(x)) if want_masked else grad.new_empty(0)
     return grad_x, sums if want_affine else affine.new_empty(0), masked
 
 
 @_bn_act_backward.register_fake
 def _bn_act_backward_fake(grad, x, affine, out, relu, batch, want_x, want_affine, want_masked, impl):  # type: ignore[no-untyped-def]
-    full = {"dtype": x.dtype, "device": x.device, "memory_format": _layout(x)}
+    full = {"dtype": x.dtype, "device": x.device, "memory_format": dense_format(x)}
     grad_x = torch.empty(x.shape, **full) if want_x else grad.new_empty(0)
     masked = torch.empty(x.shape, **full) if want_masked else grad.new_empty(0)
     return grad_x, affine.new_empty(2, x.shape[1]) if want_affine else affine.new_empty(0), masked
@@ -271,7 +241,7 @@ def _bn_act_backward_fake(grad, x, affine, out, relu, batch, want_x, want_affine
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     x, weight, bias, affine, residual, ctx.relu, ctx.batch, ctx.impl = inputs
-    # Without a residual, x and the affine tell where the activation was positive.
+    # Without a residual, the activation's sign follows from x and the affine.
     ctx.kept = residual is not None and ctx.relu
     ctx.wanted = [t is not None and t.requires_grad for t in (x, weight, bias, residual)]
     ctx.dtypes = [None if t is None else t.dtype for t in (weight, bias)]

@@ -1,4 +1,4 @@
-"""``bn_act`` over the batches of several processes: what ``nn.SyncBatchNorm`` computes, from the same pieces."""
+"""``bn_act`` over the batches of several processes: what ``nn.SyncBatchNorm`` computes, from the same primitives."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 
 from hrnet_fast.errors import InputError
+from hrnet_fast.norm_affine import Norm, affine, math_dtype, update_running
 from hrnet_fast.ops.bn_act_primitives import BnActPrimitives, bn_act_primitives
-from hrnet_fast.reference.bn_act import Norm, math_dtype
 
 
 def synchronised(
@@ -25,26 +25,26 @@ def synchronised(
         InputError: one value per channel over all processes.
     """
     with torch.no_grad():
-        affine, total = joint_affine(bn_act_primitives(impl, x), x, [norm], group)
+        table, total = joint_affine(bn_act_primitives(impl, x), x, [norm], group)
     apply: Callable[..., Tensor] = _Synchronised.apply
-    return apply(x, norm.weight, norm.bias, residual, affine, total, relu, group, impl)
+    return apply(x, norm.weight, norm.bias, residual, table, total, relu, group, impl)
 
 
 def joint_affine(
-    parts: BnActPrimitives, x: Tensor, norms: Sequence[Norm], group: distributed.ProcessGroup | None
+    primitives: BnActPrimitives, x: Tensor, norms: Sequence[Norm], group: distributed.ProcessGroup | None
 ) -> tuple[Tensor, Tensor]:
     """[4, C] of the joint batch, and its number of values per channel as a tensor; moves the running statistics."""
     channels, count = x.shape[1], x.shape[0] * x.shape[2] * x.shape[3]
     own = torch.zeros(2 * channels + 1, dtype=torch.float64, device=x.device)
     if count:
-        own[:-1] = parts.statistics(x).flatten()
+        own[:-1] = primitives.statistics(x).flatten()
         own[-1] = count
     gathered = [torch.empty_like(own) for _ in range(distributed.get_world_size(group))]
     distributed.all_gather(gathered, own, group)
     table = torch.stack(gathered)
     counts, means, variances = table[:, -1:], table[:, :channels], table[:, channels:-1]
     total = counts.sum()
-    # Only a process with so few values asks the device for the sum: where it matters, all of them do.
+    # Reading the sum waits for the device; a process with two or more values need not.
     if count <= 1 and total.item() <= 1:
         if total.item() == 1:
             raise InputError("Expected more than 1 value per channel when training, got 1 over all processes.")
@@ -52,8 +52,8 @@ def joint_affine(
     mean = (counts * means).sum(0) / total
     variance = (counts * (variances + (means - mean).square())).sum(0) / total
     # The count stays on the device: nothing waits for it.
-    parts.update_running(norms, mean, variance, total)
-    return parts.affine(mean, variance, norms, math_dtype(x.dtype)), total
+    update_running(norms, mean, variance, total)
+    return affine(mean, variance, norms, math_dtype(x.dtype)), total
 
 
 def joint_sums(sums: Tensor, x: Tensor, total: Tensor, group: distributed.ProcessGroup | None) -> Tensor:
@@ -67,11 +67,12 @@ def joint_sums(sums: Tensor, x: Tensor, total: Tensor, group: distributed.Proces
 
 
 def values_per_channel(x: Tensor) -> int:
+    """Return N * H * W of [N, C, H, W], at least 1."""
     return max(1, x.shape[0] * x.shape[2] * x.shape[3])
 
 
 class _Synchronised(torch.autograd.Function):
-    """A function and no custom operator: its backward talks to other processes."""
+    """An autograd function and no custom operator: its backward communicates with other processes."""
 
     @staticmethod
     def forward(
@@ -98,14 +99,14 @@ class _Synchronised(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, affine, total, *kept = ctx.saved_tensors
         want_x, want_weight, want_bias, want_residual = ctx.needs_input_grad[:4]
-        parts = bn_act_primitives(ctx.impl, x)
+        primitives = bn_act_primitives(ctx.impl, x)
         keep = ctx.kept and (want_x or want_residual)
-        sums, masked = parts.backward_sums(grad, None, x, affine, kept[0] if kept else None, ctx.relu, keep)
+        sums, masked = primitives.backward_sums(grad, None, x, affine, kept[0] if kept else None, ctx.relu, keep)
         grad_x = None
         if want_x:
             joint = joint_sums(sums, x, total, ctx.group)
             count = float(values_per_channel(x))
-            grad_x = parts.backward_input(
+            grad_x = primitives.backward_input(
                 grad if masked is None else masked, x, affine, joint, count, ctx.relu and not keep
             )
         return (

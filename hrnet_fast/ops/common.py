@@ -1,4 +1,4 @@
-"""What the operators around convolutions share: checks, layouts, autocast, gradients by the library's."""
+"""Helpers of the operators: argument checks, memory formats, autocast, and convolutions' gradients by the library."""
 
 from __future__ import annotations
 
@@ -8,14 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hrnet_fast.errors import InputError
+from hrnet_fast.errors import InputError, shown
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def pair_of(size: object) -> tuple[Any, ...]:
-    """A size as a tuple; empty where it is no sequence, which no size is."""
+    """Return `size` as a tuple; an empty one where it is no sequence."""
     return tuple(size) if isinstance(size, Sequence) and not isinstance(size, (str, bytes)) else ()
+
+
+def target_size(operator: str, xs: Sequence[Tensor], size: object, least: int) -> tuple[int, int]:
+    """Return (H, W) of the result of interpolating terms: the first's where `size` is None.
+
+    Raises:
+        InputError: it is no pair of integers of at least `least`, or a term without pixels has another size.
+    """
+    target = tuple(xs[0].shape[-2:]) if size is None else pair_of(size)
+    if len(target) != 2 or any(not isinstance(s, (int, torch.SymInt)) or s < least for s in target):
+        raise InputError(f"{operator}: size {shown(size)}; give (H, W), two integers of at least {least}.")
+    if any(0 in x.shape[-2:] and tuple(x.shape[-2:]) != target for x in xs):
+        raise InputError(f"{operator}: a term without pixels cannot be interpolated to {target[0]}x{target[1]}.")
+    return target[0], target[1]
 
 
 def check_dtype(operator: str, x: Tensor) -> None:
@@ -24,7 +38,7 @@ def check_dtype(operator: str, x: Tensor) -> None:
         raise InputError(f"{operator}: {x.dtype} given; float64, float32, bfloat16 and float16 are accepted.")
 
 
-def check_kin(operator: str, what: str, tensor: Tensor, first: Tensor) -> None:
+def check_like(operator: str, what: str, tensor: Tensor, first: Tensor) -> None:
     """Raise InputError unless `tensor` has the dtype and device of the first input."""
     if tensor.dtype != first.dtype or tensor.device != first.device:
         raise InputError(
@@ -54,27 +68,27 @@ def check_bias(operator: str, what: str, bias: Tensor | None, channels: int, dev
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:
-    """The layout of a map, told by its strides: a slice of channels is contiguous in neither format, yet has one."""
+    """Return the format of a map by its strides: a slice of channels is contiguous in neither format, yet has one."""
     return torch.channels_last if x.stride(1) == 1 and x.stride(3) != 1 else torch.contiguous_format
 
 
-def weight_layout(weight: Tensor) -> torch.memory_format:
-    """The layout of a weight's gradient: the weight's own."""
-    channels_last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+def dense_format(tensor: Tensor) -> torch.memory_format:
+    """Return channels-last for a tensor that is contiguous in that format alone, else the contiguous format."""
+    channels_last = tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def settled(tensor: Tensor, layout: torch.memory_format, taken: Sequence[Tensor]) -> Tensor:
-    """`tensor` as an operator may return it: laid out as its fake promises, sharing memory with none of `taken`."""
+def unaliased(tensor: Tensor, layout: torch.memory_format, others: Sequence[Tensor]) -> Tensor:
+    """Return `tensor` in `layout`, copied where it would share memory with one of `others`: operators may not alias."""
     result = tensor.contiguous(memory_format=layout)
-    # By storages and not addresses: a part of a split may already be laid out as it should, or be empty.
+    # By storages and not addresses: a part of a split may already have that layout, or be empty.
     storage = result.untyped_storage()._cdata
-    shared = any(storage == t.untyped_storage()._cdata for t in taken)
+    shared = any(storage == t.untyped_storage()._cdata for t in others)
     return result.clone(memory_format=layout) if shared else result
 
 
 def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Cast as autocast casts a convolution's arguments; float64 stays. Unchanged where autocast is off."""
+    """Return the tensors cast as autocast casts a convolution's arguments; float64 ones, and all without it, stay."""
     device = next(t for t in tensors if t is not None).device.type
     if not torch.is_autocast_enabled(device):
         return list(tensors)
@@ -88,7 +102,7 @@ def wrong_in_bfloat16(
 ) -> bool:
     """Whether oneDNN's bfloat16 convolution is wrong: strided, with one column of results (torch 2.13).
 
-    Values are then wrong, and of the weight's gradient taps stay unwritten: all are computed in float32.
+    Results are then wrong, and taps of the weight's gradient stay unwritten: compute in float32 instead.
 
     Args:
         x: the input, or the gradient of the result with the input's `width`.

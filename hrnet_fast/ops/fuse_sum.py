@@ -1,4 +1,4 @@
-"""``fuse_sum``: act(sum_k resample_k(scale_k * x_k + shift_k)), forward and backward, in one pass each.
+"""The operator ``fuse_sum``: act(sum_k resample_k(scale_k * x_k + shift_k)), forward and backward in one pass each.
 
 The last step of a fusion unit (paper, section 3.2 and Figure 3): the identity, the strided and the upsampled terms of
 one target, with their normalisations' affines, summed and activated without a map written in between.
@@ -14,7 +14,7 @@ from torch import Tensor
 from hrnet_fast.checks import check_bool, check_tensors, check_text
 from hrnet_fast.errors import InputError, shown
 from hrnet_fast.implementations import select_implementation
-from hrnet_fast.ops.common import check_dtype, check_kin, pair_of
+from hrnet_fast.ops.common import check_dtype, check_like, memory_format_of, target_size, unaliased
 
 MAX_TERMS = 8
 # The values of hrnet_fast::Resample in kernels/cuda/resample.h, by (mode, align_corners).
@@ -35,7 +35,8 @@ def fuse_sum(
     """Return act(sum_k resample_k(scale_k * x_k + shift_k)), summed in the order of the terms.
 
     Args:
-        xs: one to eight terms [N, C, h_k, w_k] of one floating dtype and device; channels-last or contiguous.
+        xs: one to eight terms [N, C, h_k, w_k] of one floating dtype and device; channels-last or contiguous, and
+            slices of channels of such maps.
         scales, shifts: per-channel affine [C] of each term, or None for the identity; both or neither of a term.
         size: (H, W) of the result; the first term's by default. Terms of another size are interpolated to it, at any
             ratio, as :func:`torch.nn.functional.interpolate` with ``size=`` does.
@@ -55,13 +56,13 @@ def fuse_sum(
     xs = check_tensors("fuse_sum", "xs", xs)
     check_bool("fuse_sum", align_corners=align_corners)
     check_text("fuse_sum", mode=mode, impl=impl)
-    size = _checked(xs, size, mode, activation)
+    size = _checked_size(xs, size, mode, activation)
     scale_list, shift_list = _affines(xs, scales, shifts)
     result: Tensor = _fuse_sum(xs, scale_list, shift_list, list(size), mode, align_corners, activation == "relu", impl)
     return result
 
 
-def _checked(xs: list[Tensor], size: tuple[int, int] | None, mode: str, activation: str | None) -> tuple[int, int]:
+def _checked_size(xs: list[Tensor], size: tuple[int, int] | None, mode: str, activation: str | None) -> tuple[int, int]:
     if not 1 <= len(xs) <= MAX_TERMS:
         raise InputError(f"fuse_sum: {len(xs)} terms given; 1 to {MAX_TERMS} are accepted.")
     first = xs[0]
@@ -71,24 +72,19 @@ def _checked(xs: list[Tensor], size: tuple[int, int] | None, mode: str, activati
                 f"fuse_sum: term {k} has shape {tuple(x.shape)}; all terms are [N, C, h, w] with the N and C of the "
                 f"first, {tuple(first.shape)}."
             )
-        check_kin("fuse_sum", f"term {k}", x, first)
+        check_like("fuse_sum", f"term {k}", x, first)
     check_dtype("fuse_sum", first)
     if mode not in ("bilinear", "nearest"):
         raise InputError(f"fuse_sum: mode {mode!r}; accepted are 'bilinear' and 'nearest'.")
     if activation is not None and activation != "relu":
         raise InputError(f"fuse_sum: activation {shown(activation)}; accepted are 'relu' and None.")
-    target = tuple(first.shape[-2:]) if size is None else pair_of(size)
-    if len(target) != 2 or any(not isinstance(s, (int, torch.SymInt)) or s < 0 for s in target):
-        raise InputError(f"fuse_sum: size {shown(size)}; give (H, W), two integers of at least 0.")
-    if any(0 in x.shape[-2:] and tuple(x.shape[-2:]) != target for x in xs):
-        raise InputError(f"fuse_sum: a term without pixels cannot be interpolated to {target[0]}x{target[1]}.")
-    return target[0], target[1]
+    return target_size("fuse_sum", xs, size, 0)
 
 
 def _affines(
     xs: list[Tensor], scales: Sequence[Tensor | None] | None, shifts: Sequence[Tensor | None] | None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Both lists with an empty tensor for every absent affine: operators take lists of tensors, not of options."""
+    """Return both lists with an empty tensor for every absent affine: operators take lists of tensors only."""
     scales = [None] * len(xs) if scales is None else check_tensors("fuse_sum", "scales", scales, optional=True)
     shifts = [None] * len(xs) if shifts is None else check_tensors("fuse_sum", "shifts", shifts, optional=True)
     if len(scales) != len(xs) or len(shifts) != len(xs):
@@ -112,7 +108,7 @@ def _affines(
     return [absent if s is None else s for s in scales], [absent if s is None else s for s in shifts]
 
 
-def compute(
+def fuse_sum_forward(
     xs: Sequence[Tensor],
     scales: Sequence[Tensor],
     shifts: Sequence[Tensor],
@@ -122,47 +118,46 @@ def compute(
     relu: bool,
     impl: str,
 ) -> Tensor:
-    """The operator without its checks and autograd: what :func:`fuse_sum` registers, for callers with their own."""
-    # Chosen here and not by the caller, so that a compiled graph need not trace how.
-    chosen = select_implementation("fuse_sum", impl, xs[0])
-    code = RESAMPLE[mode, align_corners]
-    if chosen in ("cpu", "cuda"):
-        compiled = getattr(torch.ops.hrnet_fast, f"fuse_sum_{chosen}")
+    """Compute :func:`fuse_sum` without checks and autograd: for callers that bring their own, or need none.
+
+    Absent scales and shifts are empty tensors. The result is a new tensor in the layout of the largest term.
+    """
+    # Selected here and not by the caller: a compiled graph does not trace the selection.
+    implementation = select_implementation("fuse_sum", impl, xs[0])
+    code, layout = RESAMPLE[mode, align_corners], _result_format(xs)
+    if implementation in ("cpu", "cuda"):
+        compiled = getattr(torch.ops.hrnet_fast, f"fuse_sum_{implementation}")
         out: Tensor = compiled(xs, scales, shifts, size, code, relu)
-        return out.contiguous(memory_format=_layout(xs))
-    if chosen == "triton":
+        return out.contiguous(memory_format=layout)
+    if implementation == "triton":
         from hrnet_fast.kernels.triton.fuse_sum import forward
 
-        return forward(xs, scales, shifts, (size[0], size[1]), code, relu, _layout(xs) is torch.channels_last)
+        return forward(xs, scales, shifts, (size[0], size[1]), code, relu, layout is torch.channels_last)
     from hrnet_fast.reference.fuse_sum import fuse_sum as reference
 
     out = reference(xs, _or_none(scales), _or_none(shifts), (size[0], size[1]), mode, align_corners, relu)
-    # An operator's result never shares memory with its arguments, and its layout is the one its fake promises.
-    out = out.contiguous(memory_format=_layout(xs))
-    return out.clone() if any(out.data_ptr() == x.data_ptr() for x in xs) else out
-
-
-_fuse_sum = torch.library.custom_op("hrnet_fast::fuse_sum", compute, mutates_args=())
+    return unaliased(out, layout, xs)
 
 
 def _or_none(tensors: Sequence[Tensor]) -> list[Tensor | None]:
     return [t if t.numel() else None for t in tensors]
 
 
-def _layout(xs: Sequence[Tensor]) -> torch.memory_format:
+def _result_format(xs: Sequence[Tensor]) -> torch.memory_format:
     """The layout of the largest term: the one that would cost most to copy."""
-    largest = max(xs, key=lambda x: x.shape[-2] * x.shape[-1])
-    channels_last = largest.is_contiguous(memory_format=torch.channels_last) and not largest.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format
+    return memory_format_of(max(xs, key=lambda x: x.shape[-2] * x.shape[-1]))
+
+
+_fuse_sum = torch.library.custom_op("hrnet_fast::fuse_sum", fuse_sum_forward, mutates_args=())
 
 
 @_fuse_sum.register_fake
 def _fuse_sum_fake(xs, scales, shifts, size, mode, align_corners, relu, impl):  # type: ignore[no-untyped-def]
     shape = (xs[0].shape[0], xs[0].shape[1], size[0], size[1])
-    return torch.empty(shape, dtype=xs[0].dtype, device=xs[0].device, memory_format=_layout(xs))
+    return torch.empty(shape, dtype=xs[0].dtype, device=xs[0].device, memory_format=_result_format(xs))
 
 
-def gradients(
+def fuse_sum_backward(
     grad: Tensor,
     out: Tensor,
     xs: Sequence[Tensor],
@@ -174,63 +169,57 @@ def gradients(
     wanted: Sequence[int],
     impl: str,
 ) -> list[Tensor]:
-    """Gradients of all xs, then scales, then shifts; an unwanted one is empty.
+    """Return the gradients of all xs, then scales, then shifts; an unwanted one is empty.
 
-    ``xs[k]`` is empty where only its shape, ``sizes[2k:2k+2]``, is needed. ``wanted`` flags xs, then affines.
+    Args:
+        grad, out: the result's gradient and the result (without ReLU, any map of its shape and layout).
+        xs: the terms; empty tensors where only the size is needed: where no affine's gradient is wanted.
+        sizes: (h, w) of every term, one after another.
+        wanted: flags of xs, then of affines.
     """
-    chosen = select_implementation("fuse_sum", impl, grad)
-    code = RESAMPLE[mode, align_corners]
-    n = len(xs)
-    if chosen in ("cpu", "cuda"):
-        compiled = getattr(torch.ops.hrnet_fast, f"fuse_sum_backward_{chosen}")
+    implementation = select_implementation("fuse_sum", impl, grad)
+    code, n, layout = RESAMPLE[mode, align_corners], len(xs), memory_format_of(out)
+    if implementation in ("cpu", "cuda"):
+        compiled = getattr(torch.ops.hrnet_fast, f"fuse_sum_backward_{implementation}")
         results: list[Tensor] = compiled(grad, out, xs, scales, sizes, code, relu, wanted)
-        return _settled(results, out, grad)
-    if chosen == "triton":
+        return [t.contiguous(memory_format=layout) if t.dim() == 4 else t for t in results]
+    if implementation == "triton":
         from hrnet_fast.kernels.triton.fuse_sum import backward
 
-        last = _layout([out]) is torch.channels_last
         terms = [
-            backward(grad, out, xs[k], scales[k], (sizes[2 * k], sizes[2 * k + 1]), code, relu, last,
-                     bool(wanted[k]), bool(wanted[n + k]))
+            backward(grad, out, xs[k], scales[k], (sizes[2 * k], sizes[2 * k + 1]), code, relu,
+                     layout is torch.channels_last, bool(wanted[k]), bool(wanted[n + k]))
             for k in range(n)
         ]  # fmt: skip
-        return _settled([term[part] for part in range(3) for term in terms], out, grad)
+        return [term[part] for part in range(3) for term in terms]
     masked = torch.ops.aten.threshold_backward(grad, out, 0) if relu else grad
     found = [grad.new_empty(0) for _ in range(3 * n)]
     for k in range(n):
         small = _adjoint(masked, out, (sizes[2 * k], sizes[2 * k + 1]), mode, align_corners)
         scale = scales[k]
         if wanted[k]:
-            found[k] = small * scale.to(small.dtype).view(1, -1, 1, 1) if scale.numel() else small
+            of_x = small * scale.to(small.dtype).view(1, -1, 1, 1) if scale.numel() else small
+            found[k] = unaliased(of_x, layout, [grad, *found[:k]])
         if wanted[n + k]:
             found[n + k] = (small * xs[k]).sum((0, 2, 3)).to(scale.dtype)
             found[2 * n + k] = small.sum((0, 2, 3)).to(scale.dtype)
-    return _settled(found, out, grad)
+    return found
 
 
-_fuse_sum_backward = torch.library.custom_op("hrnet_fast::fuse_sum_backward", gradients, mutates_args=())
-
-
-def _settled(tensors: list[Tensor], out: Tensor, grad: Tensor) -> list[Tensor]:
-    """As the fake promises: maps laid out as the result, and nothing that shares memory with anything else."""
-    seen = {grad.data_ptr()}
-    results = []
-    for tensor in tensors:
-        t = tensor.contiguous(memory_format=_layout([out])) if tensor.dim() == 4 else tensor
-        results.append(t.clone() if t.numel() and t.data_ptr() in seen else t)
-        seen.add(t.data_ptr())
-    return results
+_fuse_sum_backward = torch.library.custom_op("hrnet_fast::fuse_sum_backward", fuse_sum_backward, mutates_args=())
 
 
 def _adjoint(grad: Tensor, out: Tensor, size: tuple[int, int], mode: str, align_corners: bool) -> Tensor:
+    """Return the adjoint of interpolating [N, C, *size] to the size of `out`, applied to `grad`."""
     full = (out.shape[-2], out.shape[-1])
     if full == size:
         return grad
     shape = [out.shape[0], out.shape[1], *size]
+    aten = torch.ops.aten
     small: Tensor = (
-        torch.ops.aten.upsample_nearest2d_backward(grad, full, shape)
+        aten.upsample_nearest2d_backward(grad, full, shape)
         if mode == "nearest"
-        else torch.ops.aten.upsample_bilinear2d_backward(grad, full, shape, align_corners)
+        else aten.upsample_bilinear2d_backward(grad, full, shape, align_corners)
     )
     return small
 
@@ -238,14 +227,14 @@ def _adjoint(grad: Tensor, out: Tensor, size: tuple[int, int], mode: str, align_
 @_fuse_sum_backward.register_fake
 def _fuse_sum_backward_fake(grad, out, xs, scales, sizes, mode, align_corners, relu, wanted, impl):  # type: ignore[no-untyped-def]
     n = len(xs)
-    none = [grad.new_empty(0) for _ in range(3 * n)]
+    found = [grad.new_empty(0) for _ in range(3 * n)]
     for k in range(n):
         if wanted[k]:
             shape = (out.shape[0], out.shape[1], sizes[2 * k], sizes[2 * k + 1])
-            none[k] = torch.empty(shape, dtype=out.dtype, device=out.device, memory_format=_layout([out]))
+            found[k] = torch.empty(shape, dtype=out.dtype, device=out.device, memory_format=memory_format_of(out))
         if wanted[n + k]:
-            none[n + k], none[2 * n + k] = torch.empty_like(scales[k]), torch.empty_like(scales[k])
-    return none
+            found[n + k], found[2 * n + k] = torch.empty_like(scales[k]), torch.empty_like(scales[k])
+    return found
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]

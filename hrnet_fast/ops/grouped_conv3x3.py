@@ -1,4 +1,4 @@
-"""``grouped_conv3x3``: the 3x3 convolutions that stand at one place in all branches of a stage, in one launch.
+"""The operator ``grouped_conv3x3``: corresponding 3x3 convolutions of all branches of a stage in one launch.
 
 The branches of an HRNet stage do equal work at four resolutions (paper, section 3.1), each too little to fill a GPU at
 batch 1. Weights may be packed once and used at every call.
@@ -19,12 +19,12 @@ from hrnet_fast.ops.common import (
     autocast,
     bias_gradient,
     check_dtype,
-    check_kin,
+    check_like,
     check_map,
     convolution_gradients,
+    dense_format,
     memory_format_of,
-    settled,
-    weight_layout,
+    unaliased,
 )
 from hrnet_fast.ops.packed_conv3x3 import MAX_BRANCHES, NAME, PackedConv3x3, check_weights, checked_biases, each
 
@@ -74,7 +74,7 @@ def grouped_conv3x3(
     cast = autocast(*inputs, *given, *each(residuals, n, "residuals"))
     inputs, given, maps = cast[:n], cast[n:-n], cast[-n:]  # type: ignore[assignment]
     _check_inputs(inputs, [(w.shape[0], w.shape[1]) for w in given], maps)
-    check_kin(NAME, "weight 0", given[0], inputs[0])
+    check_like(NAME, "weight 0", given[0], inputs[0])
     absent = inputs[0].new_empty(0)
     result: list[Tensor] = _forward(
         inputs,
@@ -95,7 +95,7 @@ def _packed(
     inputs, weight, maps = cast[:n], cast[n], cast[n + 1 :]  # type: ignore[assignment]
     _check_inputs(inputs, packed.channels, maps)
     assert weight is not None
-    check_kin(NAME, "packed weight", weight, inputs[0])
+    check_like(NAME, "packed weight", weight, inputs[0])
     present = [inputs[0].new_empty(0) if r is None else r for r in maps]
     flat = [c for pair in packed.channels for c in pair]
     result: list[Tensor] = _forward_packed(inputs, weight, packed.bias, flat, present, relu, impl)
@@ -113,14 +113,14 @@ def _check_inputs(xs: list[Tensor], channels: Sequence[tuple[int, int]], residua
                 f"{NAME}: input {k} has shape {tuple(x.shape)}; all are [N, C, H, W], not empty but for N, with the N "
                 f"of the first, {first.shape[0]}."
             )
-        check_kin(NAME, f"input {k}", x, first)
+        check_like(NAME, f"input {k}", x, first)
         if x.shape[1] != c_in:
             raise InputError(f"{NAME}: input {k} has {x.shape[1]} channels; its weight takes {c_in}.")
         check_map(NAME, f"residual {k}", residual, (x.shape[0], c_out, *x.shape[2:]), first)
 
 
 def _present(tensors: Sequence[Tensor], dims: int) -> list[Tensor | None]:
-    """None for those that are absent: empty, of one dimension. Operators take lists of tensors, not of options."""
+    """Return None for absent ones, which are empty and of one dimension: operators take lists of tensors only."""
     return [None if t.dim() != dims or (dims == 1 and t.numel() == 0) else t for t in tensors]
 
 
@@ -133,7 +133,7 @@ def _forward(
     relu: bool,
     impl: str,
 ) -> list[Tensor]:
-    # Chosen here and not by the caller, so that a compiled graph need not trace how.
+    # Selected here and not by the caller: a compiled graph does not trace the selection.
     if select_implementation(NAME, impl, xs[0]) == "triton":
         from hrnet_fast.kernels.triton.grouped_conv3x3 import forward
 
@@ -199,10 +199,10 @@ def _gradients(
     shapes: Sequence[int],
     wanted: Sequence[int],
 ) -> list[Tensor]:
-    """Gradients of all xs, then weights, biases and residuals; an unwanted one is empty.
+    """Return the gradients of all xs, then weights, biases and residuals; an unwanted one is empty.
 
     ``outs[k]`` is empty without an activation, ``xs[k]`` where its shape, ``shapes[3k:3k+3]`` without N, is enough. The
-    library's convolutions compute them, whatever computed the forward pass.
+    library's convolutions compute the gradients in every implementation.
     """
     n = len(grads)
     found = [grads[0].new_empty(0) for _ in range(4 * n)]
@@ -215,13 +215,13 @@ def _gradients(
                 masked, xs[k] if want_weight else None, shape, weight, 1, want_x, want_weight
             )
             if want_x and of_x is not None:
-                found[k] = settled(of_x, memory_format_of(grad), grads)
+                found[k] = unaliased(of_x, memory_format_of(grad), grads)
             if want_weight and of_weight is not None:
-                found[n + k] = of_weight.contiguous(memory_format=weight_layout(weight))
+                found[n + k] = of_weight.contiguous(memory_format=dense_format(weight))
         if want_bias:
             found[2 * n + k] = bias_gradient(masked, biases[k])
         if want_residual:
-            found[3 * n + k] = settled(masked, memory_format_of(grad), grads)
+            found[3 * n + k] = unaliased(masked, memory_format_of(grad), grads)
     return found
 
 
@@ -235,7 +235,7 @@ def _gradients_fake(grads, outs, xs, weights, biases, shapes, wanted):  # type: 
             shape = (grad.shape[0], *shapes[3 * k : 3 * k + 3])
             found[k] = torch.empty(shape, memory_format=memory_format_of(grad), **like)
         if wanted[n + k]:
-            found[n + k] = torch.empty(weights[k].shape, memory_format=weight_layout(weights[k]), **like)
+            found[n + k] = torch.empty(weights[k].shape, memory_format=dense_format(weights[k]), **like)
         if wanted[2 * n + k]:
             found[2 * n + k] = torch.empty_like(biases[k])
         if wanted[3 * n + k]:

@@ -1,4 +1,4 @@
-"""Weights of ``grouped_conv3x3``: what it takes, and how an engine packs them once for all its calls."""
+"""Weights of ``grouped_conv3x3``: their checks, and their packed form for any number of calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from hrnet_fast.checks import check_tensors
 from hrnet_fast.errors import InputError
 from hrnet_fast.kernels.packing import pack
-from hrnet_fast.ops.common import check_bias, check_dtype, check_kin
+from hrnet_fast.ops.common import check_bias, check_dtype, check_like
 
 NAME = "grouped_conv3x3"
 MAX_BRANCHES = 8
@@ -58,7 +58,7 @@ def check_weights(weights: list[Tensor]) -> None:
     for k, weight in enumerate(weights):
         if weight.dim() != 4 or tuple(weight.shape[2:]) != (3, 3) or 0 in weight.shape:
             raise InputError(f"{NAME}: weight {k} has shape {tuple(weight.shape)}; it must be [C_out, C_in, 3, 3].")
-        check_kin(NAME, f"weight {k}", weight, weights[0])
+        check_like(NAME, f"weight {k}", weight, weights[0])
 
 
 def checked_biases(weights: list[Tensor], biases: Sequence[Tensor | None] | None) -> list[Tensor | None]:

@@ -1,4 +1,4 @@
-"""``strided_conv_chain``: one level of a fusion's stride-2 chains, with normalisations folded.
+"""The operator ``strided_conv_chain``: one level of a fusion's stride-2 chains, with normalisations folded.
 
 All 3x3 stride-2 convolutions that leave one resolution are one convolution with stacked outputs; those that are summed
 at the next one have stacked inputs (paper, section 3.2). ReLU follows where a chain continues, not where it ends.
@@ -19,13 +19,13 @@ from hrnet_fast.ops.common import (
     bias_gradient,
     check_bias,
     check_dtype,
-    check_kin,
+    check_like,
     check_map,
     convolution_gradients,
+    dense_format,
     memory_format_of,
     pair_of,
-    settled,
-    weight_layout,
+    unaliased,
 )
 
 NAME = "strided_conv_chain"
@@ -86,7 +86,7 @@ def _check_inputs(xs: list[Tensor], weight: Tensor) -> None:
                 f"{NAME}: input {k} has shape {tuple(x.shape)}; all are [N, C, H, W], not empty but for N, with the N, "
                 f"H and W of the first, {tuple(first.shape)}."
             )
-        check_kin(NAME, f"input {k}", x, first)
+        check_like(NAME, f"input {k}", x, first)
     check_dtype(NAME, first)
     channels = sum(x.shape[1] for x in xs)
     if weight.dim() != 4 or weight.shape[0] < 1 or tuple(weight.shape[1:]) != (channels, 3, 3):
@@ -94,11 +94,11 @@ def _check_inputs(xs: list[Tensor], weight: Tensor) -> None:
             f"{NAME}: weight has shape {tuple(weight.shape)}; for inputs of {channels} channels together it must be "
             f"[C_out, {channels}, 3, 3]."
         )
-    check_kin(NAME, "weight", weight, first)
+    check_like(NAME, "weight", weight, first)
 
 
 def _range(relu: tuple[int, int] | bool | None, channels: int) -> tuple[int, int]:
-    """First activated channel and the one behind the last; equal where there are none."""
+    """Return the first activated channel and the one behind the last; equal where there are none."""
     if relu is None or isinstance(relu, bool):
         return 0, channels if relu else 0
     pair = pair_of(relu)
@@ -113,13 +113,12 @@ def _shape(x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
     return x.shape[0], weight.shape[0], (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2
 
 
-def _layout(xs: Sequence[Tensor]) -> torch.memory_format:
+def _result_format(xs: Sequence[Tensor]) -> torch.memory_format:
     """The layout of the input with the most channels: the one that a concatenation would cost most to copy."""
     return memory_format_of(max(xs, key=lambda x: x.shape[1]))
 
 
-@torch.library.custom_op(f"hrnet_fast::{NAME}", mutates_args=())
-def _forward(
+def strided_conv_chain_forward(
     xs: Sequence[Tensor],
     weight: Tensor,
     bias: Tensor | None,
@@ -128,20 +127,24 @@ def _forward(
     relu_end: int,
     impl: str,
 ) -> Tensor:
-    # Chosen here and not by the caller, so that a compiled graph need not trace how.
-    layout = _layout(xs)
+    """Compute :func:`strided_conv_chain` without checks and autograd: for callers that need none."""
+    # Selected here and not by the caller: a compiled graph does not trace the selection.
+    layout = _result_format(xs)
     if select_implementation(NAME, impl, xs[0]) == "triton":
         from hrnet_fast.kernels.triton.strided_conv_chain import forward
 
         return forward(xs, weight, bias, addend, (relu_begin, relu_end), layout is torch.channels_last)
     from hrnet_fast.reference.strided_conv_chain import strided_conv_chain as reference
 
-    return settled(reference(xs, weight, bias, addend, (relu_begin, relu_end)), layout, xs)
+    return unaliased(reference(xs, weight, bias, addend, (relu_begin, relu_end)), layout, xs)
+
+
+_forward = torch.library.custom_op(f"hrnet_fast::{NAME}", strided_conv_chain_forward, mutates_args=())
 
 
 @_forward.register_fake
 def _forward_fake(xs, weight, bias, addend, relu_begin, relu_end, impl):  # type: ignore[no-untyped-def]
-    return torch.empty(_shape(xs[0], weight), dtype=xs[0].dtype, device=xs[0].device, memory_format=_layout(xs))
+    return torch.empty(_shape(xs[0], weight), dtype=xs[0].dtype, device=xs[0].device, memory_format=_result_format(xs))
 
 
 @torch.library.custom_op(f"hrnet_fast::{NAME}_backward", mutates_args=())
@@ -156,10 +159,10 @@ def _gradients(
     relu_end: int,
     wanted: Sequence[int],
 ) -> list[Tensor]:
-    """Gradients of all xs, then weight, bias and addend; an unwanted one is empty.
+    """Return the gradients of all xs, then weight, bias and addend; an unwanted one is empty.
 
-    ``out`` is empty without an activation; xs are where the weight needs no gradient, [C_i..., H, W] being ``shapes``.
-    The library's convolution computes them, whatever computed the forward pass.
+    `out` is empty without an activation, and xs are where the weight needs no gradient: `shapes`, [C_i..., H, W], are
+    enough then. The library's convolution computes the gradients in every implementation.
     """
     n = len(xs)
     *channels, height, width = shapes
@@ -171,20 +174,20 @@ def _gradients(
         shape = (grad.shape[0], sum(channels), height, width)
         of_joined, of_weight = convolution_gradients(masked, joined, shape, weight, 2, want_x, want_weight)
         if want_weight and of_weight is not None:
-            found[n] = of_weight.contiguous(memory_format=weight_layout(weight))
+            found[n] = of_weight.contiguous(memory_format=dense_format(weight))
         if want_x and of_joined is not None:
             parts = torch.split_with_sizes(of_joined, list(channels), dim=1)
             for k in (k for k in range(n) if wanted[k]):
-                found[k] = settled(parts[k], memory_format_of(grad), [grad, *found[:k]])
+                found[k] = unaliased(parts[k], memory_format_of(grad), [grad, *found[:k]])
     if bias is not None and wanted[n + 1]:
         found[n + 1] = bias_gradient(masked, bias)
     if wanted[n + 2]:
-        found[n + 2] = settled(masked, memory_format_of(grad), [grad, *found[:n]])
+        found[n + 2] = unaliased(masked, memory_format_of(grad), [grad, *found[:n]])
     return found
 
 
 def _masked(grad: Tensor, out: Tensor, begin: int, end: int) -> Tensor:
-    """The gradient, zero where the activation was."""
+    """Return the gradient with zeros where the activation is zero."""
     if begin == end:
         return grad
     if begin == 0 and end == grad.shape[1]:
@@ -206,7 +209,7 @@ def _gradients_fake(grad, out, xs, weight, bias, shapes, relu_begin, relu_end, w
             shape = (grad.shape[0], channels[k], height, width)
             found[k] = torch.empty(shape, memory_format=memory_format_of(grad), **like)
     if wanted[n]:
-        found[n] = torch.empty(weight.shape, memory_format=weight_layout(weight), **like)
+        found[n] = torch.empty(weight.shape, memory_format=dense_format(weight), **like)
     if wanted[n + 1]:
         found[n + 1] = torch.empty_like(bias)
     if wanted[n + 2]:

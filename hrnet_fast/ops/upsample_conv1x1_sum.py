@@ -1,4 +1,4 @@
-"""``upsample_conv1x1_sum``: act(sum_k resample_k(conv1x1(x_k)) + bias) in one launch.
+"""The operator ``upsample_conv1x1_sum``: act(sum_k resample_k(conv1x1(x_k)) + bias) in one launch.
 
 One target of a fusion unit with its normalisations folded (paper, section 3.2 and Figure 3), and HRNetV2's head (Figure
 4b) without the concatenation: a 1x1 convolution of concatenated maps is the sum of one per map.
@@ -19,11 +19,11 @@ from hrnet_fast.ops.common import (
     bias_gradient,
     check_bias,
     check_dtype,
-    check_kin,
+    check_like,
     convolution_gradients,
     memory_format_of,
-    pair_of,
-    settled,
+    target_size,
+    unaliased,
 )
 from hrnet_fast.ops.fuse_sum import MAX_TERMS, RESAMPLE
 
@@ -74,7 +74,7 @@ def upsample_conv1x1_sum(
     matrices = _matrices(terms, cast[len(terms) : -1])
     channels = next((w.shape[0] for w in matrices if w.dim() == 2), terms[0].shape[1])
     _check_terms(terms, matrices, cast[-1], channels)
-    target = _size(terms, size)
+    target = target_size(NAME, terms, size, 1)
     result: Tensor = _forward(
         terms, matrices, cast[-1], list(target), mode, align_corners, activation == "relu", impl
     )  # fmt: skip
@@ -93,7 +93,7 @@ def _check_options(xs: list[Tensor], weights: list[Tensor | None], mode: str, ac
 
 
 def _matrices(xs: list[Tensor], weights: list[Tensor | None]) -> list[Tensor]:
-    """Weights as [C_out, C_k], an empty tensor for an absent one: operators take lists of tensors, not of options."""
+    """Return weights as [C_out, C_k], an empty tensor for an absent one: operators take lists of tensors only."""
     matrices = []
     for k, weight in enumerate(weights):
         if weight is None:
@@ -127,21 +127,12 @@ def _check_terms(xs: list[Tensor], matrices: list[Tensor], bias: Tensor | None, 
                 f"[{channels}, {x.shape[1]}], neither of them 0."
             )
         for what, tensor in (("term", x), ("weight", weight)):
-            check_kin(NAME, f"{what} {k}", tensor, first)
+            check_like(NAME, f"{what} {k}", tensor, first)
     check_bias(NAME, "bias", bias, channels, first.device)
 
 
-def _size(xs: list[Tensor], size: tuple[int, int] | None) -> tuple[int, int]:
-    target = tuple(xs[0].shape[-2:]) if size is None else pair_of(size)
-    if len(target) != 2 or any(not isinstance(s, (int, torch.SymInt)) or s < 1 for s in target):
-        raise InputError(f"{NAME}: size {shown(size)}; give (H, W), two integers of at least 1.")
-    if any(0 in x.shape[-2:] for x in xs):
-        raise InputError(f"{NAME}: a term without pixels cannot be interpolated to {target[0]}x{target[1]}.")
-    return target[0], target[1]
-
-
-def _layout(xs: Sequence[Tensor]) -> torch.memory_format:
-    """The layout of the largest term: the one most likely to be the fusion's own."""
+def _result_format(xs: Sequence[Tensor]) -> torch.memory_format:
+    """The layout of the largest term: the one most likely to be the fusion's."""
     return memory_format_of(max(xs, key=lambda x: x.shape[-2] * x.shape[-1]))
 
 
@@ -160,8 +151,8 @@ def _forward(
     relu: bool,
     impl: str,
 ) -> Tensor:
-    # Chosen here and not by the caller, so that a compiled graph need not trace how.
-    layout = _layout(xs)
+    # Selected here and not by the caller: a compiled graph does not trace the selection.
+    layout = _result_format(xs)
     if select_implementation(NAME, impl, xs[0]) == "triton":
         from hrnet_fast.kernels.triton.upsample_conv1x1_sum import forward
 
@@ -170,13 +161,13 @@ def _forward(
     from hrnet_fast.reference.upsample_conv1x1_sum import upsample_conv1x1_sum as reference
 
     matrices = [w if w.dim() == 2 else None for w in weights]
-    return settled(reference(xs, matrices, bias, (size[0], size[1]), mode, align_corners, relu), layout, xs)
+    return unaliased(reference(xs, matrices, bias, (size[0], size[1]), mode, align_corners, relu), layout, xs)
 
 
 @_forward.register_fake
 def _forward_fake(xs, weights, bias, size, mode, align_corners, relu, impl):  # type: ignore[no-untyped-def]
     shape = (xs[0].shape[0], _channels(xs, weights), size[0], size[1])
-    return torch.empty(shape, dtype=xs[0].dtype, device=xs[0].device, memory_format=_layout(xs))
+    return torch.empty(shape, dtype=xs[0].dtype, device=xs[0].device, memory_format=_result_format(xs))
 
 
 @torch.library.custom_op(f"hrnet_fast::{NAME}_backward", mutates_args=())
@@ -193,9 +184,9 @@ def _gradients(
     wanted: Sequence[int],
     impl: str,
 ) -> list[Tensor]:
-    """Gradients of all xs, then weights, then bias; an unwanted one is empty.
+    """Return the gradients of all xs, then weights, then bias; an unwanted one is empty.
 
-    ``out`` is empty without an activation, ``xs[k]`` where its shape, ``shapes[3k:3k+3]`` without N, is enough.
+    `out` is empty without an activation, ``xs[k]`` where its shape, ``shapes[3k:3k+3]`` without N, is enough.
     """
     n = len(xs)
     value = out if relu else grad
@@ -215,7 +206,7 @@ def _gradients(
             if of_weight is not None and wanted[n + k]:
                 found[n + k] = of_weight.flatten(1).contiguous()
         if of_x is not None and wanted[k]:
-            found[k] = settled(of_x, layout, [grad, *found[:k]])
+            found[k] = unaliased(of_x, layout, [grad, *found[:k]])
     if bias is not None and wanted[2 * n]:
         found[2 * n] = bias_gradient(small[grad.shape[2], grad.shape[3]], bias)
     return found
@@ -225,7 +216,7 @@ def _adjoints(
     grad: Tensor, value: Tensor, sizes: list[tuple[int, int]], full: bool, mode: str, align_corners: bool, relu: bool,
     impl: str,
 ) -> dict[tuple[int, int], Tensor]:  # fmt: skip
-    """The masked gradient, brought back to each of `sizes` once, and at its own where `full`."""
+    """Return the masked gradient's adjoint at each of `sizes`, computed once, and at its own size where `full`."""
     own = [(grad.shape[2], grad.shape[3])] if full else []
     distinct = list(dict.fromkeys([*sizes, *own]))
     empty = [grad.new_empty(0)] * len(distinct)

@@ -1,7 +1,4 @@
-"""HRNet in plain PyTorch: the oracle that every fast path is held to.
-
-Imports torch, the configuration and the errors only, and is imported by nothing that computes fast.
-"""
+"""HRNet in plain PyTorch: the oracle that every accelerated implementation is tested against."""
 
 from hrnet_fast.reference.hrnet import HRNetReference
 

@@ -33,7 +33,7 @@ def conv_norm(
 
 
 class ResidualUnit(nn.Module):
-    """What both units share: the shortcut, the sum, and recomputation in backward on request.
+    """The base of both units: the shortcut, the sum, and recomputation in backward on request.
 
     [N, inplanes, H, W] to [N, planes * expansion, ceil(H / stride), ceil(W / stride)].
     """

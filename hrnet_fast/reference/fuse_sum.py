@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
-from torch.nn.functional import interpolate
+
+from hrnet_fast.reference.modularized_block import resize
 
 
 def fuse_sum(
@@ -23,9 +24,7 @@ def fuse_sum(
         term = x
         if scale is not None and shift is not None:
             term = term * scale.to(x.dtype).view(1, -1, 1, 1) + shift.to(x.dtype).view(1, -1, 1, 1)
-        if (x.shape[-2], x.shape[-1]) != tuple(size):
-            align = align_corners if mode == "bilinear" else None
-            term = interpolate(term, size=size, mode=mode, align_corners=align)
+        term = resize(term, (size[0], size[1]), mode, align_corners)  # type: ignore[arg-type]
         total = term if total is None else total + term
     assert total is not None
     return total.relu() if relu else total

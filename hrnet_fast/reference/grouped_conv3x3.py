@@ -1,4 +1,4 @@
-"""``grouped_conv3x3`` with the library's convolution, branch after branch: the oracle, and what runs on a CPU."""
+"""``grouped_conv3x3`` by the library's convolution, branch after branch: the oracle, and the CPU implementation."""
 
 from __future__ import annotations
 

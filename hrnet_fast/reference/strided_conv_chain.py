@@ -1,4 +1,4 @@
-"""``strided_conv_chain`` with the library's convolution: the oracle of the fused operator, and what runs on a CPU."""
+"""``strided_conv_chain`` by the library's convolution: the oracle, and the CPU implementation."""
 
 from __future__ import annotations
 

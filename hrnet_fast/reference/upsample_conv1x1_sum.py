@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
-from torch.nn.functional import conv2d, interpolate
+from torch.nn.functional import conv2d
+
+from hrnet_fast.reference.fuse_sum import fuse_sum
 
 
 def upsample_conv1x1_sum(
@@ -21,14 +23,9 @@ def upsample_conv1x1_sum(
 
     Convolved before upsampling: weights of interpolation sum to one, so the order changes the cost and no value.
     """
-    total: Tensor | None = None
-    for x, weight in zip(xs, weights, strict=True):
-        term = x if weight is None else conv2d(x, weight[:, :, None, None])
-        if (x.shape[-2], x.shape[-1]) != tuple(size):
-            align = align_corners if mode == "bilinear" else None
-            term = interpolate(term, size=size, mode=mode, align_corners=align)
-        total = term if total is None else total + term
-    assert total is not None
+    terms = [x if w is None else conv2d(x, w[:, :, None, None]) for x, w in zip(xs, weights, strict=True)]
+    absent = [None] * len(terms)
+    total = fuse_sum(terms, absent, absent, size, mode, align_corners, False)
     if bias is not None:
         total = total + bias.to(total.dtype).view(1, -1, 1, 1)
     return total.relu() if relu else total

@@ -1,4 +1,4 @@
-"""How networks execute fast: lean chains of units, stacked fusions, and ``accelerate`` for models that exist."""
+"""Fused training and evaluation of existing networks: ``accelerate``, and the autograd functions behind it."""
 
 from hrnet_fast.training.accelerate import Block, Report, accelerate, explain, restore
 

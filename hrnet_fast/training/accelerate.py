@@ -1,4 +1,4 @@
-"""``accelerate``: any code base's HRNet, in place; ``restore`` undoes it and ``explain`` tells what runs how."""
+"""The functions ``accelerate``, ``restore`` and ``explain``: fused execution of any code base's HRNet, in place."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from torch import nn
 
 from hrnet_fast.checks import check_module
 from hrnet_fast.errors import InputError, shown
-from hrnet_fast.implementations import resolve
+from hrnet_fast.implementations import request, resolve
+from hrnet_fast.reference.hrnet import HRNetReference
+from hrnet_fast.training import unsupported
 from hrnet_fast.training.equivalence_check import check_equivalence, known_settings, signature
 from hrnet_fast.training.fused_fusion import FusedModularizedBlock
 from hrnet_fast.training.fused_modules import FusedModule, FusedSequence, FusedUnit, Settings, fused_class
-from hrnet_fast.training.matching import (
-    conv_norm_relu_unsupported_reason,
-    flat,
-    looks_like_unit,
-    unit_unsupported_reason,
-)
+from hrnet_fast.training.fused_network import FusedNetwork
+from hrnet_fast.training.matching import flat, looks_like_unit
 from hrnet_fast.training.structure_cache import clear_cache
 
-MEMORY = ("lean", "min")
+MEMORY = ("fast", "lean", "min")
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,8 @@ class Block:
     """One block of a network in a :class:`Report`.
 
     Attributes:
-        name: where it is in the model.
-        kind: ``"unit"``, ``"sequence"`` or ``"fusion"``.
+        name: its path in the model; empty for the model itself.
+        kind: ``"unit"``, ``"sequence"``, ``"fusion"``, or ``"network"``: the stem and head of this package's networks.
         fast: whether it takes the fused path, as it stands now.
         reason: why it does not, or what of it does not.
     """
@@ -44,7 +42,12 @@ class Block:
 
 @dataclass(frozen=True)
 class Report:
-    """What of a model is accelerated: ``str(report)`` is for people."""
+    """The blocks of an accelerated model; ``str(report)`` lists those with a reason.
+
+    Attributes:
+        blocks: sorted by name.
+        impl: the implementation that was asked for, by the argument or the environment.
+    """
 
     blocks: tuple[Block, ...]
     impl: str
@@ -55,7 +58,7 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.fast} of {len(self.blocks)} blocks take the fused path (impl={self.impl!r})"]
-        lines += [f"  {b.name} ({b.kind}): {b.reason}" for b in self.blocks if b.reason]
+        lines += [f"  {b.name or 'stem and head'} ({b.kind}): {b.reason}" for b in self.blocks if b.reason]
         return "\n".join(lines)
 
 
@@ -71,9 +74,10 @@ def accelerate(model: nn.Module, *, impl: str = "auto", memory: str = "lean") ->
     Args:
         model: the network, or any module that contains one.
         impl: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``: of the elementwise passes and the
-            fusion's sums. Convolutions stay with the library.
-        memory: ``"lean"`` keeps convolution outputs only; ``"min"`` keeps the input of each branch only and runs its
-            convolutions once more in backward.
+            fusion's sums. Convolutions stay with the library. For ``"auto"``, the environment variable
+            ``HRNET_FAST_IMPL`` counts as it is set now, and then the device of each call.
+        memory: what is kept for backward: ``"fast"`` convolution outputs and activations, ``"lean"`` convolution
+            outputs only, ``"min"`` the input of each branch only; its convolutions run once more in backward.
 
     Returns:
         `model` itself.
@@ -94,25 +98,22 @@ def accelerate(model: nn.Module, *, impl: str = "auto", memory: str = "lean") ->
 def accelerate_blocks(model: nn.Module, impl: str, memory: str) -> nn.Module:
     """:func:`accelerate` for a module known to be of an HRNet: one of its stages, or a network without fusions."""
     if not isinstance(memory, str) or memory not in MEMORY:
-        raise InputError(f"accelerate: memory={shown(memory)}; accepted are 'lean' and 'min'.")
+        raise InputError(f"accelerate: memory={shown(memory)}; accepted are 'fast', 'lean' and 'min'.")
     resolve(impl)
     restore(model)
-    candidates = list(_candidates(model))
+    settings = Settings(request(impl), memory)
     verdicts: dict[object, Settings] = {}
-    for module in model.modules():
-        if hasattr(type(module), "fused_settings"):  # this package's network: its stem and head are no modules
-            vars(module)["fused_settings"] = Settings(impl, memory)
-    for module, kind in candidates:
+    for module, kind in list(_candidates(model)):
         if isinstance(module, FusedModule):
-            continue  # it stands in several places
+            continue  # it is in several places
         units = [m for m in flat(module) if looks_like_unit(m)] if isinstance(module, nn.Sequential) else []
         for unit in units:
-            found = _verdict(unit, FusedUnit, Settings(impl, memory), verdicts)
+            found = _verdict(unit, FusedUnit, settings, verdicts)
             if isinstance(found, str):
                 vars(unit)["fused_unsupported_reason"] = found
-        verdict: Settings | str = Settings(impl, memory)
-        if kind is not FusedSequence:  # what a plain nn.Sequential does with its layers needs no comparison
-            verdict = _verdict(module, kind, Settings(impl, memory), verdicts)
+        verdict: Settings | str = settings
+        if kind is not FusedSequence:  # a plain nn.Sequential needs no comparison
+            verdict = _verdict(module, kind, settings, verdicts)
         if isinstance(verdict, str):
             vars(module)["fused_unsupported_reason"] = verdict
             continue
@@ -124,15 +125,16 @@ def accelerate_blocks(model: nn.Module, impl: str, memory: str) -> nn.Module:
 def _verdict(
     module: nn.Module, kind: type[FusedModule], settings: Settings, verdicts: dict[object, Settings]
 ) -> Settings | str:
+    """Return the settings with which `kind` computes what the module does, or why there are none."""
     known = known_settings(module, settings)
     if known is not None:
         return known
     key = signature(module)
     if key not in verdicts:
-        reason = unit_unsupported_reason(module) if kind is FusedUnit else None
+        reason = unsupported.unit(module) if kind is FusedUnit else None
         found = reason or check_equivalence(module, kind, settings)
         if isinstance(found, str):
-            return found  # of this one: its like may lack the hook, or whatever stands in the way
+            return found  # of this one alone: others may lack the hook, or whatever is in the way
         verdicts[key] = found
     return verdicts[key]
 
@@ -154,10 +156,10 @@ def restore(model: nn.Module) -> nn.Module:
 
 
 def explain(model: Any) -> Any:
-    """Say of every block of `model` whether it takes the fused path, as it stands now, and why not: a :class:`Report`.
+    """Return a :class:`Report`: whether each block of `model` takes the fused path, as it stands now, and why not.
 
-    Of an engine, what it prepared and chose (:meth:`hrnet_fast.Engine.explain`). A reason that only a call shows (an
-    input that is no batch of images, a compiler that traces) is told once the call was made.
+    For an engine, return what it prepared and chose (:meth:`hrnet_fast.Engine.explain`). A reason that only a call
+    shows (an input that is no batch of images, a compiler that traces) is in the report after such a call.
 
     Raises:
         InputError: `model` is not accelerated, or neither a module nor an engine.
@@ -171,24 +173,25 @@ def explain(model: Any) -> Any:
         raise InputError(f"explain: this {type(model).__name__} is not accelerated; call accelerate(model) first.")
     blocks = [Block(name, _kind(m), False, str(m.fused_unsupported_reason)) for name, m in plain]
     for name, m in fast:
-        why = m.unsupported_reasons()
-        last = (
-            [f"at the last call: {m.last_call_reason}"] if m.last_call_reason and m.last_call_reason not in why else []
-        )
-        # A sequence runs what it can, so a reason there is about a part.
-        blocks.append(
-            Block(name, _kind(m), not (why or last) or m.partly_fused(), "; ".join(dict.fromkeys(why + last)))
-        )
-    impl = fast[0][1].fused_settings.impl if fast else "auto"
+        reasons = m.unsupported_reasons()
+        if m.last_call_reason and m.last_call_reason not in reasons:
+            reasons.append(f"at the last call: {m.last_call_reason}")
+        # A sequence runs what it can: a reason is about a part of it.
+        blocks.append(Block(name, _kind(m), not reasons or m.partly_fused(), "; ".join(dict.fromkeys(reasons))))
+    impl = fast[0][1].fused_settings.implementation.name if fast else "auto"
     return Report(tuple(sorted(blocks, key=lambda b: b.name)), impl)
 
 
 def _kind(module: nn.Module) -> str:
+    if isinstance(module, HRNetReference):
+        return "network"
     return "sequence" if isinstance(module, nn.Sequential) else "unit" if looks_like_unit(module) else "fusion"
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[nn.Module, type[FusedModule]]]:
-    """Modules to accelerate, outermost first; what is inside a sequence or a unit executes with it."""
+    """Yield the modules to accelerate, outermost first; the modules inside a sequence or a unit execute with it."""
+    if isinstance(model, HRNetReference) and not model._head.needs_stem:  # such a head reads a map inside the stem
+        yield model, FusedNetwork
     if is_fusion(model):
         yield model, FusedModularizedBlock
         yield from _candidates(model.branches)  # type: ignore[arg-type]
@@ -211,5 +214,5 @@ def _is_sequence(module: nn.Module) -> bool:
     if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
         return False
     layers = list(flat(module))
-    rows = any(conv_norm_relu_unsupported_reason(*layers[k : k + 3]) is None for k in range(len(layers) - 2))
+    rows = any(unsupported.conv_norm_relu(*layers[k : k + 3]) is None for k in range(len(layers) - 2))
     return rows or any(looks_like_unit(layer) for layer in layers)

@@ -1,4 +1,4 @@
-"""Batch normalisation layers as lean units use them: read at every call, so that what was replaced or frozen counts."""
+"""Batch normalisation layers of fused modules: read at every call, so that what was replaced or frozen counts."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hrnet_fast.ops.bn_act_primitives import BnActPrimitives
-from hrnet_fast.ops.bn_act_sync import joint_affine, joint_sums, values_per_channel
-from hrnet_fast.reference.bn_act import Norm, math_dtype
+from hrnet_fast.norm_affine import Norm, math_dtype, norms_of_maps
+from hrnet_fast.ops.primitives import BnActPrimitives, joint_affine, values_per_channel
 from hrnet_fast.reference.norm import FrozenBatchNorm2d
 
 # Values per channel behind some statistics: joint ones are counted on the device.
-Count = float | Tensor
-
-_FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, FrozenBatchNorm2d.forward)
+ValueCount = float | Tensor
 
 
 class NormCall(NamedTuple):
@@ -37,15 +34,8 @@ class NormCall(NamedTuple):
     group: dist.ProcessGroup | None
 
 
-def unsupported_reason(module: nn.Module) -> str | None:
-    """Say why a lean unit cannot take `module` for its normalisation, or None."""
-    if type(module).forward not in _FORWARDS:
-        return f"{type(module).__name__} is no plain batch normalisation"
-    return None
-
-
-def read(module: nn.Module) -> NormCall:
-    """Describe a layer that has no :func:`unsupported_reason`, following ``torch.nn.BatchNorm2d.forward``."""
+def read_norm(module: nn.Module) -> NormCall:
+    """Describe a supported layer as ``torch.nn.BatchNorm2d.forward`` would treat it now."""
     if not isinstance(module, _BatchNorm):
         assert isinstance(module, FrozenBatchNorm2d)
         own = (module.weight, module.bias, module.running_mean, module.running_var)
@@ -60,10 +50,10 @@ def read(module: nn.Module) -> NormCall:
     if batch and not tracks:
         means = variances = None
     norm = Norm(module.num_features, module.weight, module.bias, means, variances, momentum, module.eps)
-    return NormCall(norm, batch, counter, _group(module) if batch else None)
+    return NormCall(norm, batch, counter, _joined_processes(module) if batch else None)
 
 
-def _group(module: nn.Module) -> dist.ProcessGroup | None:
+def _joined_processes(module: nn.Module) -> dist.ProcessGroup | None:
     if not (isinstance(module, nn.SyncBatchNorm) and module.training and dist.is_available() and dist.is_initialized()):
         return None
     group = module.process_group or dist.group.WORLD
@@ -80,67 +70,31 @@ def count_batches(calls: Sequence[NormCall]) -> None:
         torch._foreach_add_(counters, 1)
 
 
-def check_count(y: Tensor, calls: Sequence[NormCall]) -> None:
-    """Raise what ``torch.nn.functional.batch_norm`` raises where a batch has no variance."""
-    if values_per_channel(y) == 1 and any(c.batch and c.group is None for c in calls):
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {y.shape}")
+def normalise(
+    primitives: BnActPrimitives, ys: Sequence[Tensor], calls: Sequence[NormCall]
+) -> list[tuple[Tensor, ValueCount]]:
+    """Return [4, C] (mean, invstd, scale, shift) of every map, and the number of values per channel behind it.
 
-
-def normalise(pieces: BnActPrimitives, ys: Sequence[Tensor], calls: Sequence[NormCall]) -> list[tuple[Tensor, Count]]:
-    """Return [4, C] (mean, invstd, scale, shift) of every map, and how many values per channel it stands for.
-
-    All layers are of one kind: :func:`alike`. The count is of all processes (then a tensor), and infinite for given
-    statistics. Running statistics move.
+    All layers take the same statistics: :func:`same_statistics`. The count is of all processes (then a tensor), and
+    infinite for given statistics. Running statistics move.
 
     Args:
         ys: maps [N, C_k, H, W].
         calls: layers in order along the channels of all maps.
     """
-    if not calls[0].batch:
-        shares = zip(ys, _shares(ys, calls), strict=True)
-        return [(pieces.running_affine(own, math_dtype(y.dtype)), float("inf")) for y, own in shares]
-    if calls[0].group is not None:
-        shares = zip(ys, _shares(ys, calls), strict=True)
-        return [joint_affine(pieces, y, own, calls[0].group) for y, own in shares]
-    for y in ys:
-        check_count(y, calls)
-    affines = pieces.batch_affine(ys, [c.norm for c in calls])
-    return [(a, float(values_per_channel(y))) for a, y in zip(affines, ys, strict=True)]
+    norms = [c.norm for c in calls]
+    if calls[0].batch and calls[0].group is None:
+        counts = [values_per_channel(y) for y in ys]
+        if 1 in counts:  # what torch.nn.functional.batch_norm raises where a batch has no variance
+            size = ys[counts.index(1)].shape
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {size}")
+        return [(a, float(n)) for a, n in zip(primitives.batch_affine(ys, norms), counts, strict=True)]
+    shares = zip(ys, norms_of_maps(ys, norms), strict=True)
+    if calls[0].batch:
+        return [joint_affine(primitives, y, own, calls[0].group) for y, own in shares]
+    return [(primitives.running_affine(own, math_dtype(y.dtype)), float("inf")) for y, own in shares]
 
 
-def alike(calls: Sequence[NormCall]) -> bool:
-    """Whether all layers take the same statistics from the same processes."""
+def same_statistics(calls: Sequence[NormCall]) -> bool:
+    """Whether all layers take the batch's, or all the running statistics, and of the same processes."""
     return all(c.batch == calls[0].batch and c.group is calls[0].group for c in calls)
-
-
-def _shares(ys: Sequence[Tensor], calls: Sequence[NormCall]) -> list[list[Norm]]:
-    if len(calls) == 1:
-        return [[calls[0].norm]]
-    left = [c.norm for c in calls]
-    shares: list[list[Norm]] = []
-    for y in ys:
-        shares.append([])
-        while sum(n.channels for n in shares[-1]) < y.shape[1]:
-            shares[-1].append(left.pop(0))
-    return shares
-
-
-def input_gradient(
-    pieces: BnActPrimitives,
-    grad: Tensor,
-    y: Tensor,
-    affine: Tensor,
-    sums: Tensor,
-    count: Count,
-    call: NormCall,
-    relu: bool,
-) -> Tensor:
-    """Return ``backward_input`` with the sums of all processes where they share their statistics.
-
-    The given sums stay this process's: they are the parameters' gradients.
-    """
-    if isinstance(count, Tensor):
-        return pieces.backward_input(
-            grad, y, affine, joint_sums(sums, y, count, call.group), float(values_per_channel(y)), relu
-        )
-    return pieces.backward_input(grad, y, affine, sums, count, relu)

@@ -1,8 +1,8 @@
-"""Compares what a block computes with what its fused form would, before it is accelerated.
+"""The comparison of a block with its fused form, before it is accelerated.
 
-Attribute names tell what a block looks like, not what its forward does with them. So a copy with random weights runs
-both ways once, with the reference's operators: that judges the structure. A fusion whose
-layers do not say how it upsamples is tried with each way there is.
+Attribute names say what a block looks like, not what its forward does with them. So a copy with random weights runs
+once plainly and once fused with the reference's operators, which checks the structure. A fusion whose layers do not say
+how it upsamples is compared with every mode of interpolation.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from hrnet_fast.flags import ProcessFlag
+from hrnet_fast.implementations import request
 from hrnet_fast.reference.blocks import BasicBlock, Bottleneck
+from hrnet_fast.reference.hrnet import HRNetReference
 from hrnet_fast.reference.modularized_block import HighResolutionModule
 from hrnet_fast.training.fused_fusion import FusedModularizedBlock
 from hrnet_fast.training.fused_modules import FusedModule, Settings, fused_class
 
 _TOLERANCE = 1e-4  # of float32 sums in two orders; another structure differs by far more
-_UNSAID = (("bilinear", False), ("bilinear", True), ("nearest", False))
+_MODES = (("bilinear", False), ("bilinear", True), ("nearest", False))
 
 
 def signature(module: nn.Module) -> tuple[Any, ...]:
-    """What decides how a block computes: classes and plain attributes. Blocks that share it are compared once."""
+    """Return what decides how a block computes: classes and plain attributes. Equal ones are compared once."""
     scalars = (bool, int, float, str, type(None))
     own = tuple(sorted((k, v) for k, v in vars(module).items() if isinstance(v, scalars) and k != "training"))
     state = tuple((name, t is None) for name, t in [*module._parameters.items(), *module._buffers.items()])
@@ -38,8 +40,8 @@ def signature(module: nn.Module) -> tuple[Any, ...]:
 
 
 def known_settings(module: nn.Module, settings: Settings) -> Settings | str | None:
-    """Return the settings of this package's own blocks, or why they are not fused; None for another's."""
-    if type(module) in (BasicBlock, Bottleneck):
+    """Return the settings of this package's own modules, or why they are not fused; None for another's."""
+    if type(module) in (BasicBlock, Bottleneck) or isinstance(module, HRNetReference):
         return settings
     if type(module) is not HighResolutionModule:
         return None
@@ -70,14 +72,14 @@ def check_equivalence(module: nn.Module, kind: type[FusedModule], settings: Sett
 
 def _check_fusion(trial: nn.Module, channels: list[int], settings: Settings) -> Settings | str:
     layers: Any = trial.fuse_layers
-    said = {(m.mode, bool(m.align_corners)) for m in layers.modules() if isinstance(m, nn.Upsample)}
+    declared = {(m.mode, bool(m.align_corners)) for m in layers.modules() if isinstance(m, nn.Upsample)}
     reason = ""
-    # Odd sizes show how it interpolates to a target of any size. What upsamples by a factor takes multiples only; that
-    # is tried where layers say so, or where odd sizes fail.
-    for height, width, exact in ((17, 13, False), (16, 32, True))[bool(said) :]:
+    # Odd sizes check interpolation to a target of any size. Upsampling by a factor takes multiples only: it is checked
+    # where layers declare it, or where odd sizes fail.
+    for height, width, exact in ((17, 13, False), (16, 32, True))[bool(declared) :]:
         sizes = [(-(-height // (1 << k)), -(-width // (1 << k))) for k in range(len(channels))]
         xs = [_noise(trial, c, size) for c, size in zip(channels, sizes, strict=True)]
-        for mode, align in said or _UNSAID:
+        for mode, align in declared or _MODES:
             found = replace(settings, mode=mode, align_corners=align, exact_scale=exact)
             agrees = _agrees(trial, FusedModularizedBlock, found, lambda xs=xs: [x.clone() for x in xs])  # type: ignore[misc]
             if agrees is True:
@@ -87,47 +89,46 @@ def _check_fusion(trial: nn.Module, channels: list[int], settings: Settings) -> 
 
 
 def _agrees(trial: nn.Module, kind: type[FusedModule], settings: Settings, inputs: Callable[[], Any]) -> bool | str:
-    """True, or in which way the two forwards differ: in evaluation, or in training (whatever drops parts at random)."""
+    """Return True, or how the two forwards differ, in evaluation or (what drops parts at random) in training."""
     for training in (False, True):
         trial.train(training)
-        agrees = _agree_now(trial, kind, settings, inputs)
+        agrees = _agrees_now(trial, kind, settings, inputs)
         if agrees is not True:
             return f"{agrees}{' in training' if training else ''}"
     return True
 
 
-def _agree_now(trial: nn.Module, kind: type[FusedModule], settings: Settings, inputs: Callable[[], Any]) -> bool | str:
+def _agrees_now(trial: nn.Module, kind: type[FusedModule], settings: Settings, inputs: Callable[[], Any]) -> bool | str:
     base, device = type(trial), next(trial.parameters()).device
-    plainly = (
+    neutral = (
         torch.no_grad(),
         torch.autocast("cpu", enabled=False),
         torch.autocast("cuda", enabled=False),
         onednn_disabled(),
-        torch.random.fork_rng(
-            devices=[device] if device.type == "cuda" else []
-        ),  # a block that draws at random leaves the caller's numbers alone
+        # A block that draws random numbers leaves the caller's generators as they were.
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
     )
     with contextlib.ExitStack() as stack:
-        for context in plainly:
+        for context in neutral:
             stack.enter_context(context)
         try:
             wanted = trial(inputs())
         except Exception as error:
             return f"its forward cannot be tried ({str(error)[:120]})"
         trial.__class__ = fused_class(kind, base)
-        vars(trial).update(fused_settings=replace(settings, impl="reference"), last_call_reason=None)
+        vars(trial).update(fused_settings=replace(settings, implementation=request("reference")), last_call_reason=None)
         try:
             given = trial(inputs())
-            note = trial.last_call_reason
-        except Exception as error:  # it is built otherwise than its names say
+            reason = trial.last_call_reason
+        except Exception as error:  # its structure is another than its names say
             return f"its fused form does not run ({str(error)[:120]})"
         finally:
             trial.__class__ = base
             del vars(trial)["fused_settings"], vars(trial)["last_call_reason"]
-    if note is not None:
-        return str(note)
+    if reason is not None:
+        return str(reason)
     lists = [[t] if isinstance(t, Tensor) else list(t) for t in (given, wanted)]
-    same = len(lists[0]) == len(lists[1]) and all(_close(a, b) for a, b in zip(*lists, strict=True))
+    same = len(lists[0]) == len(lists[1]) and all(_is_close(a, b) for a, b in zip(*lists, strict=True))
     return same or f"the forward of {base.__name__} computes something else than its structure says"
 
 
@@ -136,24 +137,24 @@ _onednn = ProcessFlag(lambda: _mkldnn.enabled, lambda value: setattr(_mkldnn, "e
 
 
 def onednn_disabled() -> contextlib.AbstractContextManager[None]:
-    """oneDNN compiles a kernel for every new shape: seconds in all, for shapes that are used once."""
+    """Disable oneDNN, which compiles a kernel for every new shape: seconds in all, for shapes that are used once."""
     return _onednn.held(False)
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def _is_close(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape:
         return False
     return bool((a - b).norm() <= _TOLERANCE * b.norm())
 
 
 def _trial(module: nn.Module) -> nn.Module:
-    """A copy in float32 and evaluation mode, with weights and statistics that hide nothing."""
+    """Return a copy in float32 and evaluation mode, with random weights and statistics of which none is 0 or 1."""
     trial = copy.deepcopy(module)
     if any(p.is_meta for p in trial.parameters()):
         trial = trial.to_empty(device="cpu")
     trial = trial.float().eval().requires_grad_(False)
     for part in trial.modules():
-        if type(part) is nn.SyncBatchNorm:  # a comparison is no business of other processes
+        if type(part) is nn.SyncBatchNorm:  # other processes take no part in the comparison
             part.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
     random = torch.Generator().manual_seed(0)
     for name, t in [*trial.named_parameters(), *trial.named_buffers()]:
@@ -175,7 +176,7 @@ def _in_channels(module: nn.Module) -> int:
 
 
 def _out_channels(branch: nn.Module) -> int:
-    """What a branch of residual units gives: as many channels as it takes, or its last convolution's."""
+    """Return the channels of a branch's output: those of its last convolution."""
     return [m.out_channels for m in branch.modules() if isinstance(m, nn.Conv2d)][-1]
 
 

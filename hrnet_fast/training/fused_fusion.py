@@ -1,158 +1,81 @@
-"""The class that an accelerated modularized block takes on: see :mod:`hrnet_fast.training.fused_modules`."""
+"""The class of accelerated modularized blocks: see :mod:`hrnet_fast.training.fused_modules`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
-from hrnet_fast.training import structure_cache
-from hrnet_fast.training.batch_norm import alike
+from hrnet_fast.training import compiled, structure_cache, unsupported
 from hrnet_fast.training.fused_modules import FusedModule
-from hrnet_fast.training.fusion_plan import FusionTerm, plan_fusion
-from hrnet_fast.training.matching import (
-    Layers,
-    autocast_dtype,
-    call_unsupported_reason,
-    conv_norm_unsupported_reason,
-    flat,
-    hooked,
-)
-from hrnet_fast.training.residual_chain import ConvNorm
+from hrnet_fast.training.fusion_layers import FusionLayers, find_terms
+from hrnet_fast.training.fusion_plan import plan_fusion
+from hrnet_fast.training.matching import hooked
 from hrnet_fast.training.stacked_fusion import run_fusion
 
 
 class FusedModularizedBlock(FusedModule):
-    """A modularized block: its branches run as they are (accelerated on their own), its fusion stacked."""
-
-    def rows(self) -> list[nn.ModuleList]:
-        found: Any = self.fuse_layers
-        return list(found)
+    """A modularized block: its branches, which are accelerated on their own, and its fusion, stacked."""
 
     def unsupported_reasons(self) -> list[str]:
         if "forward" in vars(self):
             return ["its forward was replaced"]
-        terms = self._terms()
-        return [terms] if isinstance(terms, str) else []
+        layers = self._layers()
+        reason = layers if isinstance(layers, str) else _statistics_reason(layers.read())
+        return [reason] if reason else []
 
     def forward(self, x: list[Tensor]) -> Any:
-        impl = self.fused_settings.impl
-        note = next((n for one in x if (n := call_unsupported_reason(one, impl))), None)
-        terms = self._terms() if note is None else note
-        if not isinstance(terms, str):
-            terms = self._sizes(x, terms) or self._dtypes(x, terms) or terms
-        if isinstance(terms, str):
-            return self._plain(terms, x)
+        s = self.fused_settings
+        reason = next((r for one in x if (r := unsupported.call(one, s.implementation))), None)
+        layers = reason or self._layers()
+        if isinstance(layers, str):
+            return self._plain(layers, x)
+        if len(x) != len(self.branches):  # type: ignore[arg-type]
+            return self._plain(f"{len(x)} maps for {len(self.branches)} branches", x)  # type: ignore[arg-type]
+        operators = s.implementation.operators(x[0])
+        native = layers.compiled if compiled.has_compiled_passes(operators) else None
+        fusion: Any = layers.read() if native is None else native.read()
+        reason = (
+            _statistics_reason(fusion)
+            or _misfit_reason(fusion, x, s.exact_scale)
+            or unsupported.dtypes(x, fusion.weights())
+        )
+        if reason is not None:
+            return self._plain(reason, x)
         self.last_call_reason = None
         features = [branch(one) for branch, one in zip(self.branches, x, strict=True)]  # type: ignore[arg-type]
-        s = self.fused_settings
-        return run_fusion(plan_fusion(terms, len(features), s.mode, s.align_corners, s.impl), features)
+        if native is not None:
+            return compiled.run_fusion(fusion, features)
+        return run_fusion(plan_fusion(fusion.terms, len(features), s.mode, s.align_corners, operators), features)
 
-    def _terms(self) -> list[list[FusionTerm]] | str:
-        """The fusion as it stands at a call, or why it cannot be stacked."""
-        layers = structure_cache.cached(self, self._inner, self._find_layers)
-        if isinstance(layers, str):
-            return layers
-        terms = [[term.read() for term in row] for row in layers]
-        if not alike([s.norm for row in terms for t in row for s in t.steps]):
-            return "its normalisations differ in where they take their statistics"
-        return terms
+    def _layers(self) -> FusionLayers | str:
+        """The fusion's layers, or why it cannot be stacked."""
+        return structure_cache.cached(self, self._inner, self._find_layers)
 
     def _inner(self) -> list[nn.Module]:
-        """Without the branches, which are read by themselves."""
+        """Return all modules but the branches', which are read on their own."""
         parts = [child for name, child in self.named_children() if name != "branches"]
         return [m for part in parts for m in part.modules()]
 
-    def _find_layers(self) -> list[list[TermLayers]] | str:
-        terms = _terms(self.rows())
+    def _find_layers(self) -> FusionLayers | str:
+        terms = find_terms(self.fuse_layers)
         if isinstance(terms, str):
             return terms
         others = [child for name, child in self.named_children() if name not in ("branches", "fuse_layers")]
         for child in others:
             if type(child) not in (nn.ReLU, nn.Identity):
                 return f"a {type(child).__name__} stands beside its fuse_layers"
-        return hooked([*self.fuse_layers.modules(), *others]) or terms  # type: ignore[operator,union-attr]
-
-    def _sizes(self, xs: Sequence[Tensor], terms: Sequence[Sequence[FusionTerm]]) -> str | None:
-        """Branches keep sizes, so those of their inputs tell."""
-        if len(xs) != len(self.branches):  # type: ignore[arg-type]
-            return f"{len(xs)} maps for {len(self.branches)} branches"  # type: ignore[arg-type]
-        for row in terms:
-            for term in row:
-                own, target = tuple(xs[term.source].shape[-2:]), tuple(xs[term.target].shape[-2:])
-                made = [_size_after(n, k, term.steps) for k, n in enumerate(own)]
-                if term.source > term.target:
-                    if not self.fused_settings.exact_scale:
-                        continue
-                    made = [n << (term.source - term.target) for n in made]
-                if made != list(target):
-                    return f"a map of {own} does not fit one of {target}"
-        return None
-
-    def _dtypes(self, xs: Sequence[Tensor], terms: Sequence[Sequence[FusionTerm]]) -> str | None:
-        dtype = autocast_dtype(xs[0])
-        if any(x.dtype != (dtype or xs[0].dtype) for x in xs):
-            return "branches differ in dtype from what convolutions compute in"
-        weights = {s.weight.dtype for row in terms for t in row for s in t.steps}
-        if dtype is None and weights != {xs[0].dtype}:
-            return "weights and branches differ in dtype"
-        return None
+        reason = hooked([*self.fuse_layers.modules(), *others])  # type: ignore[operator,union-attr]
+        return reason or FusionLayers(terms, self.fused_settings.mode, self.fused_settings.align_corners)
 
 
-class TermLayers(NamedTuple):
-    """The modules of a :class:`FusionTerm`: convolutions with their normalisations."""
-
-    source: int
-    target: int
-    pairs: tuple[tuple[nn.Module, nn.Module], ...]
-
-    def read(self) -> FusionTerm:
-        return FusionTerm(self.source, self.target, Layers(self.pairs, None).read().steps)
+def _statistics_reason(fusion: Any) -> str | None:
+    return None if fusion.alike() else "its normalisations differ in where they take their statistics"
 
 
-def _terms(rows: Sequence[nn.ModuleList]) -> list[list[TermLayers]] | str:
-    """Read ``fuse_layers``; or say why the fusion cannot be stacked."""
-    terms: list[list[TermLayers]] = []
-    for r, row in enumerate(rows):
-        terms.append([])
-        for x, layer in enumerate(row):
-            if x == r:
-                terms[r].append(TermLayers(x, r, ()))
-                continue
-            found = _term(layer, x, r)
-            if isinstance(found, str):
-                return found
-            terms[r].append(found)
-    return terms
-
-
-def _term(layer: nn.Module, source: int, target: int) -> TermLayers | str:
-    where = f"fuse_layers.{target}.{source}"
-    layers = [m for m in flat(layer) if not isinstance(m, nn.Upsample)] if isinstance(layer, nn.Sequential) else []
-    pairs = []
-    while len(layers) >= 2:
-        conv, norm = layers[:2]
-        reason = conv_norm_unsupported_reason(conv, norm)
-        if reason:
-            return f"{where}: {reason}"
-        pairs.append((conv, norm))
-        layers = layers[2:]
-        if layers and type(layers[0]) is nn.ReLU:
-            layers = layers[1:]
-        elif layers:
-            return f"{where}: {type(layers[0]).__name__} where a ReLU belongs"
-    if layers or len(pairs) != max(1, target - source):
-        return f"{where} is no chain of convolutions and normalisations"
-    stride = (1, 1) if source > target else (2, 2)
-    if any(conv.stride != stride for conv, _ in pairs):
-        return f"{where} has convolutions of stride {[conv.stride for conv, _ in pairs]}"
-    return TermLayers(source, target, tuple(pairs))
-
-
-def _size_after(size: int, axis: int, steps: Sequence[ConvNorm]) -> int:
-    """Height (axis 0) or width (axis 1) behind a row of convolutions."""
-    for s in steps:
-        covered = s.dilation[axis] * (s.weight.shape[2 + axis] - 1) + 1
-        size = (size + 2 * s.padding[axis] - covered) // s.stride[axis] + 1
-    return size
+def _misfit_reason(fusion: Any, xs: Sequence[Tensor], exact: bool) -> str | None:
+    """Say which map does not fit its target; branches keep the sizes of their inputs."""
+    sizes = [(x.shape[2], x.shape[3]) for x in xs]
+    found = fusion.misfit(sizes, exact)
+    return found and f"a map of {sizes[found[0]]} does not fit one of {sizes[found[1]]}"

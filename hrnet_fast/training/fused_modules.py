@@ -7,24 +7,24 @@ and ``super().forward`` is the plain path. Each call reads the layers as they ar
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from hrnet_fast.training import structure_cache
-from hrnet_fast.training.matching import (
-    Layers,
-    call_unsupported_reason,
-    conv_norm_relu_unsupported_reason,
-    flat,
-    hooked,
-    looks_like_unit,
-    run_units,
-    unit_layers,
-    unit_unsupported_reason,
-)
-from hrnet_fast.training.residual_chain import Unit
+from hrnet_fast.implementations import RequestedImplementation
+from hrnet_fast.training import compiled, structure_cache, unsupported
+from hrnet_fast.training.matching import Layers, flat, hooked, looks_like_unit, unit_layers
+from hrnet_fast.training.residual_chain import run_units
+
+
+class ChainLayers:
+    """The modules of supported units in a row, and their compiled chain where there is one."""
+
+    def __init__(self, *units: Layers) -> None:
+        self.units = units
+        self.compiled = compiled.compile_chain(units)
 
 
 @dataclass(frozen=True)
@@ -32,41 +32,44 @@ class Settings:
     """How an accelerated module executes.
 
     Attributes:
-        impl: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``.
-        memory: ``"lean"`` or ``"min"``.
+        implementation: of the elementwise passes and sums, as it was requested.
+        memory: ``"fast"``, ``"lean"`` or ``"min"``.
         mode, align_corners: of a fusion's upsampling.
         exact_scale: whether maps must fit their targets by a power of two.
     """
 
-    impl: str = "auto"
+    implementation: RequestedImplementation
     memory: str = "lean"
     mode: str = "nearest"
     align_corners: bool = False
     exact_scale: bool = False
 
-    @property
-    def minimal(self) -> bool:
-        return self.memory == "min"
+    def run(self, chain: ChainLayers, x: Tensor) -> Tensor | str:
+        """Run a chain on `x`, or say why this call cannot."""
+        operators = self.implementation.operators(x)
+        if chain.compiled is not None and compiled.has_compiled_passes(operators):
+            return compiled.run_chain(chain.compiled.read(), x, self.memory, chain.units[0].shortcut is True)
+        return run_units([unit.read() for unit in chain.units], x, operators, self.memory)
 
 
 class FusedModule(nn.Module):
-    """What all of them share. ``unfused_class`` is the class that the module had."""
+    """The base of all of them. ``unfused_class`` is the class that the module had."""
 
     fused_settings: Settings
     last_call_reason: str | None
     unfused_class: type[nn.Module]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # Classes made at run time cannot be found by name: they are made again from the two they consist of.
+        # Classes made at run time cannot be found by name: they are made again from their two bases.
         kind = next(c for c in type(self).__mro__ if FusedModule in c.__bases__)
         return _remake, (kind, self.unfused_class), {k: v for k, v in vars(self).items() if k != structure_cache.NAME}
 
     def _inner(self) -> list[nn.Module]:
-        """All modules inside, whatever part of them is read."""
+        """Return all modules whose structure decides how this one executes."""
         return list(self.modules())[1:]
 
-    def _plain(self, note: str, *args: Any, **kwargs: Any) -> Any:
-        self.last_call_reason = note
+    def _plain(self, reason: str, *args: Any, **kwargs: Any) -> Any:
+        self.last_call_reason = reason
         return self.unfused_class.forward(self, *args, **kwargs)
 
     def unsupported_reasons(self) -> list[str]:
@@ -82,108 +85,104 @@ class FusedUnit(FusedModule):
     """One residual unit."""
 
     def unsupported_reasons(self) -> list[str]:
-        reason = unit_unsupported_reason(self)
+        reason = unsupported.unit(self)
         return [reason] if reason else []
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        note = call_unsupported_reason(x, self.fused_settings.impl)
+        reason = unsupported.call(x, self.fused_settings.implementation)
         if args or kwargs:
-            note = "called with more than the input"
-        layers = note or structure_cache.cached(
-            self, self._inner, lambda: unit_unsupported_reason(self) or unit_layers(self)
+            reason = "called with more than the input"
+        chain = reason or structure_cache.cached(
+            self, self._inner, lambda: unsupported.unit(self) or ChainLayers(unit_layers(self))
         )
-        if not isinstance(layers, str):
-            done = run_units([layers.read()], x, self.fused_settings.impl, self.fused_settings.minimal)
-            if not isinstance(done, str):
-                self.last_call_reason = None
-                return done
-            layers = done
-        return self._plain(layers, x, *args, **kwargs)
+        out = chain if isinstance(chain, str) else self.fused_settings.run(chain, x)
+        if isinstance(out, str):
+            return self._plain(out, x, *args, **kwargs)
+        self.last_call_reason = None
+        return out
 
 
 class SequencePart(NamedTuple):
-    """Layers of a sequence that execute together: what they are, or why they cannot be fused."""
+    """Modules of a sequence that execute together: their chain, or why they cannot be fused."""
 
     modules: list[nn.Module]
-    layers: Layers | str
+    chain: ChainLayers | str
 
 
 class FusedSequence(FusedModule):
-    """A row of residual units, or of convolutions with normalisation and ReLU; other layers run between as they are."""
+    """A row of residual units, or of convolutions with normalisation and ReLU; other layers run plainly."""
 
     def parts(self) -> list[SequencePart]:
-        """The layers in groups that execute together."""
+        """The modules in groups that execute together."""
         return structure_cache.cached(self, self._inner, self._find_parts)
 
     def _find_parts(self) -> list[SequencePart]:
         assert isinstance(self, nn.Sequential)
-        layers = list(flat(self))
         found: list[SequencePart] = []
-        k = 0
-        while k < len(layers):
-            if looks_like_unit(layers[k]):
-                reason = (
-                    vars(layers[k]).get("fused_unsupported_reason")
-                    or unit_unsupported_reason(layers[k])
-                    or hooked([layers[k]])
-                )
-                found.append(SequencePart([layers[k]], reason or unit_layers(layers[k])))
-                k += 1
-                continue
-            row = layers[k : k + 3]
-            if len(row) == 3 and conv_norm_relu_unsupported_reason(*row) is None:
-                found.append(SequencePart(row, Layers(((row[0], row[1]),), None)))
-                k += 3
-                continue
-            found.append(SequencePart([layers[k]], f"{type(layers[k]).__name__} stands outside of a fusible row"))
-            k += 1
+        modules, units = list[nn.Module](), list[Layers]()
+        for own, layers in [*_find_units(list(flat(self))), ([], "")]:
+            # A module that is in two places moves its statistics twice, one after the other.
+            if units and (isinstance(layers, str) or any(own[0] is other for other in modules)):
+                found.append(SequencePart(modules, ChainLayers(*units)))
+                modules, units = [], []
+            if not isinstance(layers, str):
+                modules, units = [*modules, *own], [*units, layers]
+            elif own:
+                found.append(SequencePart(own, layers))
         return found
 
     def unsupported_reasons(self) -> list[str]:
-        return list(dict.fromkeys(part.layers for part in self.parts() if isinstance(part.layers, str)))
+        return list(dict.fromkeys(part.chain for part in self.parts() if isinstance(part.chain, str)))
 
     def partly_fused(self) -> bool:
-        return any(isinstance(part.layers, Layers) for part in self.parts()) and not self.last_call_reason
+        return any(isinstance(part.chain, ChainLayers) for part in self.parts()) and not self.last_call_reason
 
     def __getitem__(self, index: Any) -> Any:
         assert isinstance(self, nn.Sequential)
         found = nn.Sequential.__getitem__(self, index)
-        if isinstance(index, slice) and isinstance(found, FusedSequence):  # made by this class: it executes alike
+        if isinstance(index, slice) and isinstance(found, FusedSequence):  # made by this class: it executes fused too
             vars(found).update(fused_settings=self.fused_settings, last_call_reason=None)
         return found
 
     def forward(self, input: Tensor) -> Any:  # nn.Sequential's own name for it
-        note = call_unsupported_reason(input, self.fused_settings.impl)
-        if note is not None:
-            return self._plain(note, input)
-        x, pending, notes = input, list[nn.Module](), list[str]()
-        units: list[Unit] = []
-        for modules, layers in [*self.parts(), SequencePart([], "")]:
-            # A unit that stands in two places moves its statistics twice, one after the other.
-            if units and (isinstance(layers, str) or any(modules[0] is other for other in pending)):
-                done = run_units(units, x, self.fused_settings.impl, self.fused_settings.minimal)
-                if isinstance(done, str):
-                    notes.append(done)
-                    for module in pending:
-                        x = module(x)
-                else:
-                    x = done
-                units, pending = [], []
-            if not isinstance(layers, str):
-                units.append(layers.read())
-                pending += modules
+        reason = unsupported.call(input, self.fused_settings.implementation)
+        if reason is not None:
+            return self._plain(reason, input)
+        x, reasons = input, list[str]()
+        for modules, chain in self.parts():
+            out = chain if isinstance(chain, str) else self.fused_settings.run(chain, x)
+            if not isinstance(out, str):
+                x = out
                 continue
+            if out is not chain:
+                reasons.append(out)
             for module in modules:
                 x = module(x)
-        self.last_call_reason = "; ".join(dict.fromkeys(notes)) or None
+        self.last_call_reason = "; ".join(dict.fromkeys(reasons)) or None
         return x
+
+
+def _find_units(modules: list[nn.Module]) -> Iterator[tuple[list[nn.Module], Layers | str]]:
+    """Yield units and rows of convolution, normalisation and ReLU with their layers; others with the reason."""
+    k = 0
+    while k < len(modules):
+        module, row = modules[k], modules[k : k + 3]
+        if looks_like_unit(module):
+            reason = vars(module).get("fused_unsupported_reason") or unsupported.unit(module) or hooked([module])
+            yield [module], reason or unit_layers(module)
+        elif len(row) == 3 and unsupported.conv_norm_relu(*row) is None:
+            yield row, Layers(((row[0], row[1]),), None)
+            k += 2
+        else:
+            yield [module], f"{type(module).__name__} stands outside of a fusible row"
+        k += 1
 
 
 _classes: dict[tuple[type[FusedModule], type[nn.Module]], type[FusedModule]] = {}
 
 
 def fused_class(kind: type[FusedModule], base: type[nn.Module]) -> type[FusedModule]:
-    """`kind` over `base`, under the base's name; one class for each pair."""
+    """Return the class that mixes `kind` into `base`, under the base's name; one for each pair."""
     if (kind, base) not in _classes:
         members = {"unfused_class": base, "__module__": base.__module__, "__doc__": base.__doc__}
         _classes[kind, base] = type(base.__name__, (kind, base), members)

@@ -1,4 +1,4 @@
-"""How one fusion unit executes: which convolutions share a launch, and what every target sums (design: section 3)."""
+"""The plan of a fusion: which convolutions are stacked into one, and which terms every target sums."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import torch
 
-from hrnet_fast.training.residual_chain import ConvNorm, NoneOr
+from hrnet_fast.implementations import OperatorImplementations
+from hrnet_fast.training.conv_norm import ConvNorm, NoneOr
 
 
 class FusionTerm(NamedTuple):
-    """How one branch reaches one target: steps with ReLU between and none after, then upsampling if it is coarser."""
+    """One branch's term of one target: steps with ReLU between and none after, then upsampling if it is coarser."""
 
     source: int
     target: int
@@ -40,9 +41,9 @@ class StackedConvs(NamedTuple):
     """Convolutions that share an input, executed as one with stacked outputs.
 
     Attributes:
-        members: ordered so that those whose term goes on (and which ReLU follows) come last.
-        parent: index of the group whose member feeds this one, or None: the branch ``source`` does.
-        feeder: which member of the parent.
+        members: ordered so that those whose term continues (behind a ReLU) come last.
+        parent: index of the group whose member is the input, or None: the branch ``source`` is.
+        feeder: index of that member in the parent.
         source: the branch at the start of the term.
     """
 
@@ -56,14 +57,14 @@ class StackedConvs(NamedTuple):
         return self.members[0].step
 
     @property
-    def going_on(self) -> int:
-        """First channel of the members whose terms go on; the number of channels where none does."""
+    def first_continuing(self) -> int:
+        """First channel of the members whose terms continue; the number of channels where none does."""
         return next((m.begin for m in self.members if not m.ends), self.members[-1].end)
 
 
 @dataclass(frozen=True)
 class FusionPlan:
-    """One fusion unit at a call.
+    """One fusion at a call.
 
     Attributes:
         groups: in order of execution; a group comes after its parent.
@@ -71,7 +72,7 @@ class FusionPlan:
         terms: per target, in the order of summation.
         sources: number of branches.
         mode, align_corners: of upsampling.
-        impl: implementation of the elementwise passes.
+        operators: implementations of the elementwise passes.
     """
 
     groups: tuple[StackedConvs, ...]
@@ -80,13 +81,13 @@ class FusionPlan:
     sources: int
     mode: str
     align_corners: bool
-    impl: str
+    operators: OperatorImplementations
 
     def members(self) -> list[Member]:
         return [m for g in self.groups for m in g.members]
 
     def endings(self) -> dict[tuple[int, int], tuple[int, int]]:
-        """Where every term's last convolution is: (source, target) to (group, member)."""
+        """Return the place of every term's last convolution: (source, target) to (group, member)."""
         return {
             (m.term.source, m.term.target): (k, j)
             for k, g in enumerate(self.groups)
@@ -96,12 +97,16 @@ class FusionPlan:
 
 
 def plan_fusion(
-    terms: Sequence[Sequence[FusionTerm]], sources: int, mode: str, align_corners: bool, impl: str
+    terms: Sequence[Sequence[FusionTerm]],
+    sources: int,
+    mode: str,
+    align_corners: bool,
+    operators: OperatorImplementations,
 ) -> FusionPlan:
     """Stack the convolutions of all terms: those of one geometry that share an input become one."""
     groups: list[StackedConvs] = []
     waves: list[tuple[int, ...]] = []
-    # The groups of the wave before, as (group, feeding member, terms that go on from it); at first, the branches.
+    # Inputs of the next wave, as (group, member, branch, terms that continue from it); at first, the branches.
     inputs: list[tuple[int | None, int, int, list[FusionTerm]]] = [
         (None, 0, x, [t for row in terms for t in row if t.steps and t.source == x]) for x in range(sources)
     ]
@@ -110,8 +115,8 @@ def plan_fusion(
         wave: list[int] = []
         following: list[tuple[int | None, int, int, list[FusionTerm]]] = []
         for parent, feeder, source, users in inputs:
-            for alike in _by_geometry(users, depth):
-                members = _stack(alike, depth)
+            for terms_alike in _by_geometry(users, depth):
+                members = _stack(terms_alike, depth)
                 following += [(len(groups), k, source, [m.term]) for k, m in enumerate(members) if not m.ends]
                 wave.append(len(groups))
                 groups.append(StackedConvs(members, parent, feeder, source))
@@ -120,7 +125,7 @@ def plan_fusion(
         inputs = following
         depth += 1
     return FusionPlan(
-        tuple(groups), tuple(waves), tuple(tuple(row) for row in terms), sources, mode, align_corners, impl
+        tuple(groups), tuple(waves), tuple(tuple(row) for row in terms), sources, mode, align_corners, operators
     )
 
 
@@ -128,7 +133,7 @@ def _by_geometry(terms: Sequence[FusionTerm], depth: int) -> list[list[FusionTer
     found: dict[tuple[object, ...], list[FusionTerm]] = {}
     for term in terms:
         s = term.steps[depth]
-        # A bias or channel groups are rare here; such a convolution stays by itself.
+        # A bias or channel groups are rare here; such a convolution is stacked with no other.
         alone = term.target if s.groups != 1 or s.bias is not None else -1
         key = (tuple(s.weight.shape[1:]), s.weight.dtype, s.stride, s.padding, s.dilation, alone)
         found.setdefault(key, []).append(term)
@@ -146,9 +151,10 @@ def _stack(terms: Sequence[FusionTerm], depth: int) -> tuple[Member, ...]:
 
 
 def stacked_weight(weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The group's weight: concatenated anew at every step, which costs little beside its convolution."""
+    """Return the group's weight, concatenated at every step: that costs little beside its convolution."""
     return weights[0] if len(weights) == 1 else torch.cat(list(weights))
 
 
 def bias_of(group: StackedConvs) -> NoneOr:
+    """Return the bias, which only a convolution that is stacked with no other has."""
     return group.step.bias if len(group.members) == 1 else None

@@ -1,8 +1,8 @@
-"""Activations that are computed again in backward instead of being kept.
+"""Recomputation of activations in backward, in place of keeping them.
 
-A chain of residual units keeps its convolutions' outputs; its own output follows from them by elementwise passes. So
-whoever consumes that output in training need not keep it either: it keeps a recipe, which asks the node that made it.
-Backward reaches a consumer before the producer, hence the producer's tensors are still there when they are asked for.
+A chain of residual units keeps its convolutions' outputs; its own output follows from them by elementwise passes. A
+consumer of that output therefore keeps no tensor either, but the graph node that can compute it. Backward reaches a
+consumer before the producer, hence the producer still has its saved tensors then.
 """
 
 from __future__ import annotations
@@ -13,32 +13,33 @@ from torch import Tensor
 
 
 class Recomputation(NamedTuple):
-    """How to have an activation again: it is output number ``number`` of ``node``, which has ``again()``.
+    """An activation that can be computed again: output number ``number`` of ``node``, which has ``recompute``.
 
-    The layout in memory may be another than the activation's.
+    The result may have another memory format than the activation.
     """
 
     node: Any
     number: int
 
     def tensor(self) -> Tensor:
-        found: Tensor = self.node.again(self.node, self.number)
+        found: Tensor = self.node.recompute(self.node, self.number)
         return found
 
 
 def attach(*outputs: Tensor) -> None:
-    """Let consumers of a node's outputs find their recipes; it is one of this package's.
+    """Declare that the node of these outputs can compute them again: it has ``recompute(node, number)``.
 
-    The node carries them, not the tensors: whoever saves or copies those finds nothing unusual about them.
+    The node is marked and not the tensors, which stay as any others for who saves or copies them.
     """
     node: Any = outputs[0].grad_fn
     if node is not None:
         # A tensor that was changed in place since is another activation.
-        node.made = {output.output_nr: output._version for output in outputs}
+        node.output_versions = {output.output_nr: output._version for output in outputs}
 
 
 def recomputation_of(x: Tensor) -> Recomputation | None:
-    """Return the recipe of `x` if it still holds."""
+    """Return how to compute `x` again, or None where it must be kept."""
     node: Any = x.grad_fn
-    made: dict[int, int] | None = getattr(node, "made", None)
-    return Recomputation(node, x.output_nr) if made is not None and made.get(x.output_nr) == x._version else None
+    versions: dict[int, int] | None = getattr(node, "output_versions", None)
+    same = versions is not None and versions.get(x.output_nr) == x._version
+    return Recomputation(node, x.output_nr) if same else None

@@ -1,4 +1,4 @@
-"""HRNetV2's head without its concatenation: convolve every resolution where it is, upsample, sum.
+"""HRNetV2's head without its concatenation: 1x1 convolutions at every resolution, then upsampling and one sum.
 
 Interpolation weights sum to one, so a 1x1 convolution over upsampled and concatenated maps equals the sum of upsampled
 1x1 convolutions (paper, section 3.3 and Figure 4 b, in the low-resolution order). Three of four maps are then
@@ -14,21 +14,21 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hrnet_fast.implementations import implementation_within_network
-from hrnet_fast.ops.bn_act_primitives import BnActPrimitives, bn_act_primitives
-from hrnet_fast.ops.fuse_sum import compute, gradients
-from hrnet_fast.training.batch_norm import Count, count_batches, input_gradient, normalise
-from hrnet_fast.training.matching import (
-    autocast_dtype,
-    call_unsupported_reason,
-    conv_norm_relu_unsupported_reason,
-    conv_unsupported_reason,
-    hooked,
-    read_conv_norm_relu,
+from hrnet_fast.implementations import OperatorImplementations
+from hrnet_fast.ops.primitives import fuse_sum_backward, fuse_sum_forward, load_bn_act
+from hrnet_fast.training.batch_norm import count_batches, normalise
+from hrnet_fast.training.conv_norm import (
+    PER_STEP,
+    ConvNorm,
+    NoneOr,
+    SavedConv,
+    convolve,
+    convolve_backward,
+    norm_gradient,
 )
+from hrnet_fast.training.matching import read_conv_norm
 from hrnet_fast.training.memory_format import in_compute_format, in_input_format
 from hrnet_fast.training.recompute import recomputation_of
-from hrnet_fast.training.residual_chain import PER_STEP, ConvNorm, NoneOr, convolve, convolve_backward, norm_gradient
 
 
 class V2HeadCall(NamedTuple):
@@ -37,36 +37,19 @@ class V2HeadCall(NamedTuple):
     mix: ConvNorm
     classifier: ConvNorm
     align_corners: bool
-    impl: str
-
-    @property
-    def fuse_impl(self) -> str:
-        return implementation_within_network("fuse_sum", self.impl)
+    operators: OperatorImplementations
 
 
-def v2_head_unsupported_reason(layers: nn.Module, xs: Sequence[Tensor], impl: str) -> str | None:
-    """Say why a head's layers take the plain path on these maps, or None."""
-    parts = list(layers.children())
-    if len(parts) != 4:
-        return "it is not convolution, normalisation, ReLU and convolution"
-    reason = (
-        next((r for x in xs if (r := call_unsupported_reason(x, impl))), None)
-        or conv_norm_relu_unsupported_reason(*parts[:3])
-        or conv_unsupported_reason(parts[3])
-    )
-    if reason is None and tuple(parts[0].kernel_size) != (1, 1):  # type: ignore[arg-type]
-        reason = "its first convolution is not 1x1"
-    dtype = autocast_dtype(xs[0]) if reason is None else None
-    if reason is None and any(x.dtype != (dtype or parts[0].weight.dtype) for x in xs):  # type: ignore[union-attr]
-        reason = "maps and weights differ in dtype"
-    return reason or hooked([layers, *parts])
+def run_v2_head(
+    layers: nn.Module, xs: Sequence[Tensor], align_corners: bool, operators: OperatorImplementations
+) -> Tensor:
+    """Return the classifier's [N, K, H, W] from maps [N, C_k, h_k, w_k], highest resolution first.
 
-
-def run_v2_head(layers: nn.Module, xs: Sequence[Tensor], align_corners: bool, impl: str) -> Tensor:
-    """Return the classifier's [N, K, H, W] from maps [N, C_k, h_k, w_k], highest resolution first."""
+    `layers` and the maps have no :mod:`~hrnet_fast.training.unsupported` reason.
+    """
     conv, norm, _, last = layers.children()
     assert isinstance(last, nn.Conv2d)
-    mix = read_conv_norm_relu(conv, norm).steps[0]
+    mix = read_conv_norm(conv, norm)
     assert not isinstance(last.padding, str)
     classifier = mix._replace(
         weight=last.weight, bias=last.bias, stride=last.stride, padding=last.padding, dilation=last.dilation,
@@ -74,82 +57,79 @@ def run_v2_head(layers: nn.Module, xs: Sequence[Tensor], align_corners: bool, im
     )  # fmt: skip
     parameters = [*mix.parameters(), last.weight, last.bias]
     count_batches([mix.norm])
-    mixing = V2HeadCall(mix, classifier, align_corners, impl)
+    call = V2HeadCall(mix, classifier, align_corners, operators)
     tensors = [t for t in (*xs, *parameters) if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        recipes = tuple(recomputation_of(x) for x in xs)
-        found: Tensor = _V2HeadFunction.apply(mixing, len(xs), recipes, *xs, *parameters)  # type: ignore[no-untyped-call]
+        recomputations = tuple(recomputation_of(x) for x in xs)
+        found: Tensor = _V2HeadFunction.apply(call, len(xs), recomputations, *xs, *parameters)  # type: ignore[no-untyped-call]
         return found
-    done = _execute(
-        mixing,
-        bn_act_primitives(implementation_within_network("bn_act", impl), xs[0]),
-        [in_compute_format(x) for x in xs],
-    )
-    return in_input_format(done[0], xs[0])
+    return in_input_format(_v2_head_forward(call, [in_compute_format(x) for x in xs])[0], xs[0])
 
 
-def _execute(mixing: V2HeadCall, p: BnActPrimitives, xs: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Count]:
-    """Return the output, and what backward needs: the mixed maps, their normalisation and count."""
-    y = _convolved_and_added(mixing, xs)
-    (affine, count), *_ = normalise(p, [y], [mixing.mix.norm])
-    a = p.bn_act(y, affine, None, True)
-    return convolve(a, mixing.classifier.weight, mixing.classifier.bias, mixing.classifier), y, affine, count
+def _v2_head_forward(call: V2HeadCall, xs: Sequence[Tensor]) -> tuple[Tensor, SavedConv]:
+    """Return the output, and for backward the sum of the convolved maps with its normalisation."""
+    primitives = load_bn_act(call.operators.bn_act)
+    y = _convolved_sum(call, xs)
+    mixed = SavedConv(y, *normalise(primitives, [y], [call.mix.norm])[0])
+    a = primitives.bn_act(y, mixed.affine, None, True)
+    return convolve(a, call.classifier.weight, call.classifier.bias, call.classifier), mixed
 
 
-def _convolved_and_added(mixing: V2HeadCall, xs: Sequence[Tensor]) -> Tensor:
+def _convolved_sum(call: V2HeadCall, xs: Sequence[Tensor]) -> Tensor:
     maps, start = [], 0
     for k, x in enumerate(xs):
-        own = mixing.mix.weight[:, start : start + x.shape[1]]
+        own = call.mix.weight[:, start : start + x.shape[1]]
         start += x.shape[1]
-        maps.append(convolve(x, own, mixing.mix.bias if k == 0 else None, mixing.mix))
-    absent = [y.new_empty(0) for y in maps]
-    size = list(maps[0].shape[-2:])
-    return compute(maps, absent, absent, size, "bilinear", mixing.align_corners, False, mixing.fuse_impl)
+        maps.append(convolve(x, own, call.mix.bias if k == 0 else None, call.mix))
+    absent = [maps[0].new_empty(0)] * len(maps)
+    size, implementation = maps[0].shape[-2:], call.operators.fuse_sum
+    return fuse_sum_forward(maps, absent, absent, size, "bilinear", call.align_corners, False, implementation)
 
 
 class _V2HeadFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, mixing: V2HeadCall, n: int, recipes: tuple[Any, ...], *tensors: NoneOr) -> Tensor:
-        xs: list[Tensor] = list(tensors[:n])  # type: ignore[arg-type]
-        ctx.mixing, ctx.recipes = mixing, recipes
-        ctx.pieces = bn_act_primitives(implementation_within_network("bn_act", mixing.impl), xs[0])
-        given, xs = xs[0], [in_compute_format(x) for x in xs]
-        out, y, affine, ctx.count = _execute(mixing, ctx.pieces, xs)
-        kept = [x for x, recipe in zip(xs, recipes, strict=True) if recipe is None]
-        ctx.save_for_backward(y, affine, *kept, *tensors[n:])
-        return in_input_format(out, given)
+    def forward(ctx: Any, call: V2HeadCall, n: int, recomputations: tuple[Any, ...], *tensors: NoneOr) -> Tensor:
+        given: list[Tensor] = list(tensors[:n])  # type: ignore[arg-type]
+        ctx.call, ctx.recomputations = call, recomputations
+        xs = [in_compute_format(x) for x in given]
+        out, saved = _v2_head_forward(call, xs)
+        ctx.count = saved.count
+        kept = [x for x, again in zip(xs, recomputations, strict=True) if again is None]
+        ctx.save_for_backward(saved.y, saved.affine, *kept, *tensors[n:])
+        return in_input_format(out, given[0])
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        mixing, p = ctx.mixing, ctx.pieces
+        call: V2HeadCall = ctx.call
+        primitives = load_bn_act(call.operators.bn_act)
         y, affine, *rest = ctx.saved_tensors
         left = iter(rest)
         xs: list[Tensor] = [
-            next(left) if recipe is None else in_compute_format(recipe.tensor()) for recipe in ctx.recipes
+            next(left) if again is None else in_compute_format(again.tensor()) for again in ctx.recomputations
         ]
         weight, bias, scale, shift, last, last_bias = left
         want_x, want = ctx.needs_input_grad[3 : 3 + len(xs)], ctx.needs_input_grad[3 + len(xs) :]
-        a = p.bn_act(y, affine, None, True)
+        a = primitives.bn_act(y, affine, None, True)
         da, dlast, dlast_bias = convolve_backward(
-            grad, a, last, mixing.classifier, (True, want[PER_STEP], want[PER_STEP + 1] and last_bias is not None)
+            grad, a, last, call.classifier, (True, want[PER_STEP], want[PER_STEP + 1] and last_bias is not None)
         )
         del a
         assert da is not None
-        sums, _ = p.backward_sums(da, None, y, affine, None, True, False)
-        dy = input_gradient(p, da, y, affine, sums, ctx.count, mixing.mix.norm, True)
+        sums, _ = primitives.backward_sums(da, None, y, affine, None, True, False)
+        dy = SavedConv(y, affine, ctx.count).input_gradient(primitives, da, sums, call.mix.norm, True)
         sizes = [s for x in xs for s in x.shape[-2:]]
         empty = [y.new_empty(0)] * len(xs)
-        small = gradients(
-            dy, y, empty, empty, sizes, "bilinear", mixing.align_corners, False, [1] * len(xs) + [0] * len(xs),
-            mixing.fuse_impl,
+        small = fuse_sum_backward(
+            dy, y, empty, empty, sizes, "bilinear", call.align_corners, False, [1] * len(xs) + [0] * len(xs),
+            call.operators.fuse_sum,
         )  # fmt: skip
         dxs, dws, db, start = list[NoneOr](), list[NoneOr](), None, 0
         for k, x in enumerate(xs):
             own = weight[:, start : start + x.shape[1]]
             start += x.shape[1]
             asked = (want_x[k], want[0], k == 0 and want[1] and bias is not None)
-            dx, dw, first = convolve_backward(small[k], x, own, mixing.mix, asked)
+            dx, dw, first = convolve_backward(small[k], x, own, call.mix, asked)
             db = first if k == 0 else db
             dxs.append(dx)
             dws.append(dw)

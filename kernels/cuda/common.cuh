@@ -68,8 +68,13 @@ template <typename T>
 constexpr int kVectorWidth = 16 / static_cast<int>(sizeof(T));
 
 template <int kWidth, typename T>
+HF_DEVICE Pack<T, kWidth> read_pack(const T* from) {
+  return *reinterpret_cast<const Pack<T, kWidth>*>(from);
+}
+
+template <int kWidth, typename T>
 HF_DEVICE void read(const T* from, math_t<T> (&to)[kWidth]) {
-  const Pack<T, kWidth> pack = *reinterpret_cast<const Pack<T, kWidth>*>(from);
+  const Pack<T, kWidth> pack = read_pack<kWidth>(from);
 #pragma unroll
   for (int j = 0; j < kWidth; ++j) to[j] = to_math(pack.values[j]);
 }
@@ -109,6 +114,11 @@ struct Map {
                          : origin + (static_cast<int64_t>(channel) * step + pixel);
   }
 };
+
+template <typename T>
+Map<const T> readable(const Map<T>& map) {
+  return {map.data, map.image_step, map.step};
+}
 
 // Division of numbers below 2^31 by an invariant one: a multiplication and a shift.
 class Divider {

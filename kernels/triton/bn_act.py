@@ -1,4 +1,4 @@
-"""``bn_act`` in Triton: launchers of the primitives of ``hrnet_fast/reference/bn_act.py``, computed in float32.
+"""The primitives of ``bn_act`` in Triton, computed in float32: see ``hrnet_fast/ops/bn_act_primitives.py``.
 
 A reduction takes two launches: every program stores a partial result per channel, and a second kernel combines them in
 a fixed order. The number of programs depends on the shape alone, so results are reproducible bit for bit.
@@ -22,20 +22,7 @@ from hrnet_fast.kernels.triton.bn_act_kernels import (
     bn_statistics_kernel,
 )
 from hrnet_fast.kernels.triton.launch import launch
-
-# Arithmetic on [C] tensors between the collectives of several processes is too small for a kernel.
-from hrnet_fast.reference.bn_act import Norm, affine, update_running
-
-__all__ = [
-    "affine",
-    "backward_input",
-    "backward_sums",
-    "batch_affine",
-    "bn_act",
-    "running_affine",
-    "statistics",
-    "update_running",
-]
+from hrnet_fast.norm_affine import Norm, norms_of_maps
 
 # Programs of a reduction over all blocks of channels: several for each multiprocessor of the largest devices.
 PROGRAMS = 1024
@@ -53,7 +40,7 @@ def tile(channels: int, pixels: int, channels_last: bool) -> dict[str, Any]:
 
 
 class _View:
-    """The iteration over a map: its dense tensors, and the kernels' size arguments and grids."""
+    """A map's memory as kernels read it: dense tensors, the kernels' size arguments and their grids."""
 
     def __init__(self, x: Tensor) -> None:
         batch, self.channels, height, width = x.shape
@@ -91,7 +78,6 @@ def _partial_moments(view: _View, x: Tensor) -> Tensor:
 
 
 def statistics(x: Tensor) -> Tensor:
-    """Return mean and biased variance of [N, C, H, W] over all but C, as float32 [2, C]."""
     view = _View(x)
     if x.numel() == 0:
         return view.table(2).fill_(torch.nan)
@@ -104,16 +90,9 @@ def statistics(x: Tensor) -> Tensor:
 
 
 def batch_affine(xs: Sequence[Tensor], norms: Sequence[Norm]) -> list[Tensor]:
-    """Return mean, invstd, scale and shift [4, C] of each map's own statistics, and update the running ones.
-
-    ``norms`` cover the channels of all maps in order. Two launches per map.
-    """
+    """See the protocol; two launches per map."""
     results = []
-    left = list(norms)
-    for x in xs:
-        own: list[Norm] = []
-        while sum(n.channels for n in own) < x.shape[1]:
-            own.append(left.pop(0))
+    for x, own in zip(xs, norms_of_maps(xs, norms), strict=True):
         view = _View(x)
         count = view.pixels if view.blocks["CHANNELS_LAST"] else view.pixels * x.shape[0]
         unbiased = count / (count - 1) if count > 1 else float("nan")
@@ -122,7 +101,6 @@ def batch_affine(xs: Sequence[Tensor], norms: Sequence[Norm]) -> list[Tensor]:
 
 
 def running_affine(norms: Sequence[Norm], dtype: torch.dtype) -> Tensor:
-    """Return mean, invstd, scale and shift [4, C] of the running statistics, float32 for every `dtype`."""
     channels = sum(n.channels for n in norms)
     first = norms[0].running_mean
     assert first is not None
@@ -162,10 +140,7 @@ def _affine_of(norms: Sequence[Norm], result: Tensor, partials: Tensor | None, r
 def bn_act(
     x: Tensor, affine: Tensor, residual: Tensor | None, relu: bool, residual_affine: Tensor | None = None
 ) -> Tensor:
-    """Return act(scale * x + shift + residual) in x's dtype and layout, rounded once; see the reference.
-
-    It differs from ``fuse_sum_kernel`` by an explicit fused multiply-add, so that backward recomputes the same sign.
-    """
+    # Not `fuse_sum_kernel`: this one names its multiply-add, so that backward recomputes the very same sign.
     view = _View(x)
     out = view.like(x)
     if x.numel():
@@ -182,7 +157,6 @@ def bn_act(
 def backward_sums(
     grad: Tensor, addend: Tensor | None, x: Tensor, affine: Tensor, out: Tensor | None, relu: bool, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the sums [2, C] of g and of g * (x - mean) * invstd, and on request g; see the reference."""
     view = _View(x)
     kept = view.like(grad) if keep else None
     partials = view.table(2, view.rows)
@@ -201,7 +175,6 @@ def backward_sums(
 
 
 def backward_input(grad: Tensor, x: Tensor, affine: Tensor, sums: Tensor, count: float, relu: bool) -> Tensor:
-    """Return the gradient of a normalisation's input, in x's dtype and layout; see the reference."""
     view = _View(x)
     grad_x = view.like(x)
     if x.numel():

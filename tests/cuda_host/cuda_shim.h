@@ -5,6 +5,7 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -12,6 +13,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <random>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -124,6 +126,9 @@ inline Fiber* running = nullptr;
 inline std::function<void()> body;
 inline long barriers = 0;
 
+enum class Order : int { kAscending = 0, kDescending = 1, kShuffled = 2 };
+inline Order order = Order::kAscending;  // of a launch's blocks
+
 inline void enter() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &scheduler.bottom, &scheduler.size);
@@ -172,15 +177,33 @@ inline void __syncthreads() {
   shim::change(shim::running->context, shim::scheduler);
 }
 
+// Blocks run one after another, so that what one wrote is there for the next.
+inline void __threadfence() {}
+
+template <typename T>
+T __ldcg(const T* from) {
+  return *from;
+}
+
+inline unsigned atomicInc(unsigned* counter, unsigned most) {
+  const unsigned before = *counter;
+  *counter = before >= most ? 0 : before + 1;
+  return before;
+}
+
 template <typename Plan>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Plan), const Plan& plan) {
   gridDim = config->gridDim;
   blockDim = config->blockDim;
   shim::body = [&] { kernel(plan); };
+  std::vector<dim3> blocks;
   for (unsigned y = 0; y < gridDim.y; ++y)
-    for (unsigned x = 0; x < gridDim.x; ++x) {
-      blockIdx = dim3(x, y, 0);
-      shim::run_block(blockDim.x, (x + y) % 2 == 1);
-    }
+    for (unsigned x = 0; x < gridDim.x; ++x) blocks.emplace_back(x, y);
+  if (shim::order == shim::Order::kDescending) std::reverse(blocks.begin(), blocks.end());
+  if (shim::order == shim::Order::kShuffled) std::shuffle(blocks.begin(), blocks.end(), std::minstd_rand(7));
+  for (const dim3& block : blocks) {
+    blockIdx = block;
+    shim::run_block(blockDim.x, (block.x + block.y) % 2 == 1);
+  }
   return cudaSuccess;
 }

@@ -140,7 +140,7 @@ def compare(model: nn.Module, size: tuple[int, int]) -> None:
     kept = x.clone()
     for dtype, limit in ((torch.float32, 1e-4), (torch.float64, 1e-4), (torch.bfloat16, 0.05)):
         engine = hf.optimize_for_inference(model, x, dtype=dtype)
-        for given in (engine(x), engine.folded()(x.to(engine.folded().outer))):
+        for given in (engine(x), engine.folded()(x.to(engine.folded().plan.example_input().dtype))):
             assert type(given) is type(wanted)
             for a, b in zip(tree_leaves(given), tree_leaves(wanted), strict=True):
                 assert (a.shape, a.dtype) == (b.shape, b.dtype)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from operator_cases import CPU, LAYOUTS, ROUNDING, TRITON, device_of, distance
+from operator_cases import CPU, CUDA, LAYOUTS, ROUNDING, TRITON, device_of, distance
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
 from hrnet_fast.ops import bn_act
 
-IMPLS = ["reference", CPU, TRITON]
+IMPLS = ["reference", CPU, TRITON, CUDA]
 SIZES = [(17, 25), (65, 97), (8, 6), (1, 1), (5, 1)]
 CHANNELS = 6
 

@@ -10,14 +10,15 @@ from operator_cases import ROUNDING
 from torch import Tensor
 
 from hrnet_fast.implementations import build_info, describe
+from hrnet_fast.norm_affine import Norm
 from hrnet_fast.reference import bn_act as reference
-from hrnet_fast.reference.bn_act import Norm
 
 if not describe("cpu").usable:
     pytest.skip(describe("cpu").reason, allow_module_level=True)
 
-from hrnet_fast.ops import bn_act_cpu as cpu
+from hrnet_fast.ops.bn_act_primitives import load_bn_act
 
+cpu = load_bn_act("cpu")
 DTYPES = list(ROUNDING)
 # Odd sizes, one pixel, more channels than a tile has values, fewer than a vector.
 SHAPES = [(2, 18, 65, 97), (3, 6, 1, 1), (2, 700, 7, 5), (4, 3, 40, 56)]

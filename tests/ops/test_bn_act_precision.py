@@ -12,8 +12,8 @@ from operator_cases import CPU
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
+from hrnet_fast.norm_affine import Norm
 from hrnet_fast.ops.bn_act_primitives import bn_act_primitives
-from hrnet_fast.reference.bn_act import Norm
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 # One chunk and many, channels that fill vectors and tiles and ones that do not, planes below and above a tile.

@@ -153,11 +153,9 @@ def test_nothing_is_found_out_twice_while_nothing_changes(monkeypatch: pytest.Mo
     for _ in range(2):
         fast(x)
     asked: list[object] = []
-    for name in ("unit_layers", "unit_unsupported_reason", "conv_norm_relu_unsupported_reason"):
-        monkeypatch.setattr(f"hrnet_fast.training.fused_modules.{name}", lambda *given: asked.append(given))
-    monkeypatch.setattr(
-        "hrnet_fast.training.fused_fusion.conv_norm_unsupported_reason", lambda *given: asked.append(given)
-    )
+    for name in ("unit", "conv_norm", "conv_norm_relu"):
+        monkeypatch.setattr(f"hrnet_fast.training.unsupported.{name}", lambda *given: asked.append(given))
+    monkeypatch.setattr("hrnet_fast.training.fused_modules.unit_layers", lambda *given: asked.append(given))
     fast(x)
     assert asked == []
 

@@ -14,7 +14,7 @@ from hrnet_fast.errors import InputError
 from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.slots import Slots, copy_state, normalization_tensors, own_copy
 from hrnet_fast.inference.steps import ConvStep, ExportStep, ImportStep, PoolStep, SumStep, SumTerm, View
-from hrnet_fast.ops.common import wrong_in_bfloat16
+from hrnet_fast.ops.primitives import wrong_in_bfloat16
 
 Size = tuple[int, int]
 

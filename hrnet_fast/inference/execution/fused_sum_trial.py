@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hrnet_fast.inference.execution.arena import adoptable
 from hrnet_fast.inference.execution.sum_fusion import FusedSum, SumFusion
-from hrnet_fast.inference.execution.sums import fused
+from hrnet_fast.inference.execution.sums import fused, sum_implementation
 from hrnet_fast.inference.execution.tactics import Geometry, Tactic, geometry
 from hrnet_fast.inference.execution.weight_store import FoldedWeight, FusedSumWeights, WeightStore
 from hrnet_fast.inference.plan import Plan
@@ -72,6 +72,7 @@ class SumFusionTrial:
             assert isinstance(step, ConvStep)
             g, folded = geometry(plan, step, step.out.buffer in adoptable(plan)), weights.get(plan.weights[step.weight])
             self._convs.append((number, step.source, g, folded, tactic(g, folded)))
+        self._sums = sum_implementation(plan.dtype, weights.device)
         self._weights = [fused_sum_weights(plan, s, weights) for s in fusion.sums]
 
     def _map(self, view: View) -> Tensor:
@@ -88,7 +89,7 @@ class SumFusionTrial:
                 self._map(t.source) if t.conv is None else made[t.conv][:, slice(*t.channels)] for t in fused_sum.terms
             ]
             step = self._step(fused_sum)
-            results.append(fused(step, terms, self._plan.shape(step.out)[2:]))
+            results.append(fused(step, terms, self._plan.shape(step.out)[2:], self._sums))
         return results
 
     def fused(self) -> list[Tensor]:

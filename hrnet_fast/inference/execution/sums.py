@@ -1,4 +1,4 @@
-"""Sum steps on channels-last maps: ``fuse_sum``'s fast implementations where there are any, pointwise ones else."""
+"""Sum steps on channels-last maps: by ``fuse_sum`` where it has a fast implementation, else by pointwise operations."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from torch.nn import functional as F
 
 from hrnet_fast.implementations import select_implementation
 from hrnet_fast.inference.steps import SumStep
-from hrnet_fast.ops.fuse_sum import RESAMPLE
+from hrnet_fast.ops.primitives import fuse_sum_forward
 
 
-def fusible(step: SumStep, like: Tensor) -> bool:
-    """Whether a fast ``fuse_sum`` takes this sum on maps like `like`: it resamples all terms alike."""
-    return len(_modes(step)) <= 1 and select_implementation("fuse_sum", "auto", like) != "reference"
+def sum_implementation(dtype: torch.dtype, device: torch.device) -> str:
+    """Return the implementation of ``fuse_sum`` that an executor's sums run; the environment is read now."""
+    return select_implementation("fuse_sum", "auto", torch.empty(0, dtype=dtype, device=device))
+
+
+def fusible(step: SumStep, implementation: str) -> bool:
+    """Whether ``fuse_sum`` computes this sum, and fast: it resamples all terms in one mode."""
+    return len(_modes(step)) <= 1 and implementation != "reference"
 
 
 def copies(step: SumStep) -> bool:
@@ -23,10 +28,10 @@ def copies(step: SumStep) -> bool:
     return len(step.terms) == 1 and step.terms[0].mode == "identity" and not step.relu
 
 
-def fused(step: SumStep, terms: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+def fused(step: SumStep, terms: Sequence[Tensor], size: tuple[int, int], implementation: str) -> Tensor:
     """Return the sum [N, C, *size] in new memory."""
     mode, align_corners = next(iter(_modes(step)), ("nearest", False))
-    return fuse(terms, None, size, mode, align_corners, step.relu)
+    return fuse(terms, None, size, mode, align_corners, step.relu, implementation)
 
 
 def fuse(
@@ -36,25 +41,16 @@ def fuse(
     mode: str,
     align_corners: bool,
     relu: bool,
+    impl: str = "auto",
 ) -> Tensor:
-    """Return ``fuse_sum``'s result for maps that are channels-last, be they parts of others; `affine` is the first's.
-
-    The operator itself would take such a part for a map of the other layout, and convert the result.
-    """
+    """Return ``fuse_sum`` of the maps; `affine` is the first one's."""
     absent = xs[0].new_empty(0)
     scales, shifts = ([a, *[absent] * (len(xs) - 1)] for a in affine or (absent, absent))
-    chosen, code = select_implementation("fuse_sum", "auto", xs[0]), RESAMPLE[mode, align_corners]
-    if chosen == "triton":
-        from hrnet_fast.kernels.triton.fuse_sum import forward
-
-        return forward(xs, scales, shifts, size, code, relu, True)
-    compiled = getattr(torch.ops.hrnet_fast, f"fuse_sum_{chosen}")
-    out: Tensor = compiled(list(xs), scales, shifts, list(size), code, relu)
-    return out
+    return fuse_sum_forward(xs, scales, shifts, size, mode, align_corners, relu, impl)
 
 
 def add_up(step: SumStep, terms: Sequence[Tensor], size: tuple[int, int], target: Callable[[], Tensor]) -> None:
-    """Write the sum to ``target()``, which may be where an identity term is."""
+    """Write the sum to ``target()``, which may be the memory of an identity term."""
     whole: list[Tensor] = []
     for term, x in zip(step.terms, terms, strict=True):
         if term.mode == "identity":
@@ -77,5 +73,5 @@ def add_up(step: SumStep, terms: Sequence[Tensor], size: tuple[int, int], target
 
 
 def _modes(step: SumStep) -> set[tuple[str, bool]]:
-    """How the terms that are no identities are resampled; nearest knows no corners."""
+    """Return how the terms that are no identities are resampled; nearest has no corners to align."""
     return {(t.mode, t.align_corners and t.mode == "bilinear") for t in step.terms if t.mode != "identity"}

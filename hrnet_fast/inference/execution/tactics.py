@@ -17,8 +17,7 @@ from hrnet_fast.inference.execution.sums import fuse
 from hrnet_fast.inference.execution.weight_store import FoldedWeight
 from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.steps import ConvStep
-from hrnet_fast.ops import strided_conv_chain
-from hrnet_fast.ops.common import wrong_in_bfloat16
+from hrnet_fast.ops.primitives import strided_conv_chain_forward, wrong_in_bfloat16
 
 
 @dataclass(frozen=True)
@@ -199,8 +198,8 @@ class Strided(Tactic):
         return operator_unsupported_reason("strided_conv_chain", device, dtype)
 
     def run(self, g: Geometry, w: FoldedWeight, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
-        relu = g.relu if g.activated else None
-        return strided_conv_chain([x], w.weight, bias=w.bias, addend=residual, relu=relu)
+        relu = g.relu if g.activated else (0, 0)
+        return strided_conv_chain_forward([x], w.weight, w.bias, residual, *relu, "auto")
 
 
 class Grouped(Tactic):

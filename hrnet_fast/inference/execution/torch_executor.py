@@ -27,7 +27,7 @@ from hrnet_fast.inference.execution.launch_groups import (
     launch_groups,
 )
 from hrnet_fast.inference.execution.sum_fusion import find_sum_fusions
-from hrnet_fast.inference.execution.sums import add_up, copies, fused, fusible
+from hrnet_fast.inference.execution.sums import add_up, copies, fused, fusible, sum_implementation
 from hrnet_fast.inference.execution.tactics import Geometry, Tactic, geometry
 from hrnet_fast.inference.execution.weight_store import FoldedWeight, FusedSumWeights, GroupedWeights, WeightStore
 from hrnet_fast.inference.plan import Plan
@@ -111,6 +111,7 @@ class TorchExecutor:
         self.outer = outer or self.inner
         self.autotuner = autotuner or Autotuner(self.device, plan.dtype)
         self._lock = threading.Lock()
+        self._sums = sum_implementation(plan.dtype, self.device)
         with plain_tensors(self.device):
             self._owns_weights = weights is None
             self.weights = weights or WeightStore(tensors, plan.dtype, self.device)
@@ -249,8 +250,8 @@ class TorchExecutor:
         terms = [maps[t.source] for t in step.terms]
         if copies(step):
             maps.write(step.out, terms[0])
-        elif fusible(step, terms[0]):
-            maps.put(step.out, fused(step, terms, size))
+        elif fusible(step, self._sums):
+            maps.put(step.out, fused(step, terms, size, self._sums))
         else:
             add_up(step, terms, size, lambda: maps.target(step.out))
 

@@ -1,4 +1,4 @@
-"""What follows the last stage. One file per family of heads; :func:`make_head` picks by ``config.head.kind``.
+"""Heads: the layers after the last stage, one file per family; :func:`make_head` selects by ``config.head.kind``.
 
 A head names the layers that the network registers at its top level, where the authors' checkpoints have them, and
 computes the output from the network's features by those names. It holds no tensor of its own, so moving, copying,

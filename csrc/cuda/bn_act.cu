@@ -1,0 +1,203 @@
+// bn_act on CUDA, forward: statistics, affines and running statistics in one launch, and their application in another.
+
+#include <ATen/Dispatch.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "../../kernels/cuda/bn_act.cuh"
+#include "../../kernels/cuda/bn_act_statistics.cuh"
+#include "bn_act.h"
+#include "counters.h"
+
+namespace hrnet_fast::cuda {
+
+namespace {
+
+Kind kind_of(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+      return Kind::kFloat;
+    case at::kDouble:
+      return Kind::kDouble;
+    case at::kHalf:
+      return Kind::kHalf;
+    case at::kBFloat16:
+      return Kind::kBFloat16;
+    default:
+      TORCH_CHECK(false, "bn_act: a parameter of ", type, "; float64, float32, bfloat16 and float16 are accepted");
+  }
+}
+
+// An empty tensor stands for an absent parameter.
+Parameter parameter(const at::Tensor& t, int64_t channels, c10::Device device, bool written) {
+  if (t.numel() == 0) return {};
+  TORCH_CHECK(t.dim() == 1 && t.numel() == channels && t.device() == device, "normalisation of ", channels,
+              " channels on ", device, " has a parameter of ", t.sizes(), " on ", t.device());
+  const void* data = written ? t.mutable_data_ptr() : t.const_data_ptr();
+  return {const_cast<void*>(data), to_int(t.stride(0)), kind_of(t.scalar_type())};
+}
+
+struct Norms {
+  at::IntArrayRef channels;
+  at::TensorList weights, biases, running_means, running_vars;
+  at::ArrayRef<double> eps;
+  c10::Device device;
+  bool batch;  // whether the running statistics are written
+
+  void check(const char* name) const {
+    const size_t n = channels.size();
+    TORCH_CHECK(weights.size() == n && biases.size() == n && running_means.size() == n && running_vars.size() == n &&
+                    eps.size() == n,
+                name, ": lists of parameters of different lengths");
+  }
+  NormArguments get(size_t j, int64_t begin) const {
+    NormArguments norm;
+    norm.weight = parameter(weights[j], channels[j], device, false);
+    norm.bias = parameter(biases[j], channels[j], device, false);
+    norm.running_mean = parameter(running_means[j], channels[j], device, batch);
+    norm.running_var = parameter(running_vars[j], channels[j], device, batch);
+    norm.eps = eps[j];
+    norm.begin = to_int(begin);
+    norm.end = to_int(begin + channels[j]);
+    return norm;
+  }
+};
+
+// The maps of one launch, laid out, their results and their norms.
+struct Launch {
+  std::vector<at::Tensor> xs, results;
+  std::vector<Layout> layouts;
+  std::vector<std::vector<NormArguments>> norms;
+  size_t all_norms = 0;
+
+  bool takes(const at::Tensor& x, size_t more) const {
+    return xs.empty() || (xs.size() < kMaxMaps && all_norms + more <= kMaxNorms && x.scalar_type() == layouts[0].type);
+  }
+  void add(const at::Tensor& x, const at::Tensor& result, std::vector<NormArguments> own) {
+    layouts.emplace_back(x);
+    xs.push_back(layouts.back().laid_out("bn_statistics", x));
+    results.push_back(result);
+    all_norms += own.size();
+    norms.push_back(std::move(own));
+  }
+  template <typename T>
+  void queue() const {
+    BnStatisticsArguments<T> a;
+    int next = 0;
+    for (size_t k = 0; k < xs.size(); ++k) {
+      a.maps[k] = {layouts[k].map<const T>(xs[k]), layouts[k].shape, results[k].mutable_data_ptr<math_t<T>>(), next,
+                   static_cast<int>(norms[k].size())};
+      for (const NormArguments& norm : norms[k]) a.norms[next++] = norm;
+    }
+    a.count = static_cast<int>(xs.size());
+    const auto stream = c10::cuda::getCurrentCUDAStream();
+    const at::Tensor partials = at::empty({bn_statistics_partials(a)}, results[0].options());
+    a.partials = partials.mutable_data_ptr<math_t<T>>();
+    a.counters = counters_of(stream);
+    check_launch("bn_statistics", bn_statistics(a, stream), xs[0]);
+  }
+  void run() {
+    if (!xs.empty())
+      AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, layouts[0].type, "bn_statistics_cuda",
+                                      [&] { queue<Bits<scalar_t>::type>(); });
+    *this = {};
+  }
+};
+
+// Without values there are no statistics: NaN, as the framework's.
+at::Tensor table_for(const at::Tensor& x, int64_t rows) {
+  const auto options = x.options().dtype(math_type(x.scalar_type()));
+  return x.numel() > 0 ? at::empty({rows, x.size(1)}, options) : at::full({rows, x.size(1)}, NAN, options);
+}
+
+}  // namespace
+
+at::Tensor statistics(const at::Tensor& x) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  at::Tensor result = table_for(x, 2);
+  Launch launch;
+  if (x.numel() > 0) launch.add(x, result, {});
+  launch.run();
+  return result;
+}
+
+std::vector<at::Tensor> batch_affine(at::TensorList xs, at::IntArrayRef channels, at::TensorList weights,
+                                     at::TensorList biases, at::TensorList running_means, at::TensorList running_vars,
+                                     at::ArrayRef<double> momenta, at::ArrayRef<double> eps) {
+  if (xs.empty()) return {};
+  const Norms norms{channels, weights, biases, running_means, running_vars, eps, xs[0].device(), true};
+  norms.check("batch_affine");
+  TORCH_CHECK(momenta.size() == channels.size(), "batch_affine: lists of parameters of different lengths");
+  const c10::cuda::CUDAGuard guard(xs[0].device());
+  std::vector<at::Tensor> results;
+  Launch launch;
+  size_t j = 0;  // the norm
+  for (const at::Tensor& x : xs) {
+    TORCH_CHECK(x.device() == xs[0].device(), "batch_affine: maps on ", x.device(), " and ", xs[0].device());
+    std::vector<NormArguments> own;
+    int64_t begin = 0;
+    for (; j < channels.size() && begin < x.size(1); begin += channels[j++]) {
+      own.push_back(norms.get(j, begin));
+      own.back().momentum = momenta[j];
+    }
+    TORCH_CHECK(begin == x.size(1) && own.size() <= kMaxNorms, "batch_affine: ", own.size(), " normalisations of ",
+                begin, " channels for a map of ", x.sizes(), "; at most ", kMaxNorms, " are accepted");
+    results.push_back(table_for(x, 4));
+    if (x.numel() == 0) continue;
+    if (!launch.takes(x, own.size())) launch.run();
+    launch.add(x, results.back(), std::move(own));
+  }
+  TORCH_CHECK(j == channels.size(), "batch_affine: ", channels.size(), " normalisations, of which the maps have ", j);
+  launch.run();
+  return results;
+}
+
+at::Tensor running_affine(at::IntArrayRef channels, at::TensorList weights, at::TensorList biases,
+                          at::TensorList running_means, at::TensorList running_vars, at::ArrayRef<double> eps,
+                          bool wide) {
+  TORCH_CHECK(!running_means.empty(), "running_affine: no normalisation is given");
+  const Norms norms{channels, weights, biases, running_means, running_vars, eps, running_means[0].device(), false};
+  norms.check("running_affine");
+  const c10::cuda::CUDAGuard guard(norms.device);
+  int64_t width = 0;
+  for (const int64_t n : channels) width += n;
+  at::Tensor result = at::empty({4, width}, at::device(norms.device).dtype(wide ? at::kDouble : at::kFloat));
+  AT_DISPATCH_FLOATING_TYPES(result.scalar_type(), "bn_running_affine_cuda", [&] {
+    int64_t begin = 0;
+    for (size_t first = 0; first < channels.size(); first += kMaxNorms) {
+      BnRunningAffineArguments<scalar_t> a;
+      for (; a.count < kMaxNorms && first + a.count < channels.size(); begin += channels[first + a.count++])
+        a.norms[a.count] = norms.get(first + a.count, begin);
+      a.channels = to_int(width);
+      a.result = result.mutable_data_ptr<scalar_t>();
+      check_launch("running_affine", bn_running_affine(a, c10::cuda::getCurrentCUDAStream()), result);
+    }
+  });
+  return result;
+}
+
+at::Tensor bn_act(const at::Tensor& given, const at::Tensor& given_affine, const OptionalTensor& given_residual,
+                  const OptionalTensor& given_residual_affine, bool relu) {
+  const c10::cuda::CUDAGuard guard(given.device());
+  const Layout layout(given);
+  const at::Tensor x = layout.laid_out("bn_act", given), residual = layout.laid_out("bn_act", given_residual);
+  const at::Tensor affine = layout.table("bn_act", given_affine, 4);
+  const at::Tensor other = given_residual_affine ? layout.table("bn_act", *given_residual_affine, 4) : at::Tensor();
+  at::Tensor out = at::empty(given.sizes(), given.options(), layout.format);
+  if (out.numel() == 0) return out;
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, layout.type, "bn_act_cuda", [&] {
+    using T = Bits<scalar_t>::type;
+    BnActArguments<T> a;
+    a.shape = layout.shape;
+    a.x = layout.map<const T>(x);
+    a.residual = layout.map<const T>(residual);
+    a.out = layout.map<T>(out);
+    a.affine = affine.const_data_ptr<math_t<T>>();
+    a.residual_affine = values_or_null<math_t<T>>(other);
+    a.relu = relu;
+    check_launch("bn_act", bn_act_apply(a, c10::cuda::getCurrentCUDAStream()), x);
+  });
+  return out;
+}
+
+}  // namespace hrnet_fast::cuda

@@ -1,0 +1,177 @@
+"""Compiled chains and fusions against the Python ones, bit for bit: outputs, gradients, statistics, memory formats."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import itertools
+import weakref
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hrnet_fast as hf
+from hrnet_fast.implementations import OperatorImplementations, describe
+from hrnet_fast.ops.primitives import load_compiled
+from hrnet_fast.reference.blocks import BasicBlock, Bottleneck
+from hrnet_fast.training import compiled
+from hrnet_fast.training.fusion_layers import FusionLayers, find_terms
+from hrnet_fast.training.fusion_plan import plan_fusion
+from hrnet_fast.training.matching import unit_layers
+from hrnet_fast.training.residual_chain import run_units
+from hrnet_fast.training.stacked_fusion import run_fusion
+
+if not describe("cpu").usable:
+    pytest.skip(describe("cpu").reason, allow_module_level=True)
+
+CPU = OperatorImplementations("cpu", "cpu")
+
+
+def units(kind: str) -> nn.Sequential:
+    made = (
+        [BasicBlock(8, 8, norm=nn.BatchNorm2d) for _ in range(3)]
+        if kind == "basic"
+        else [Bottleneck(8, 64, norm=nn.BatchNorm2d), Bottleneck(256, 64, norm=nn.BatchNorm2d)]
+    )
+    for module in itertools.chain.from_iterable(unit.modules() for unit in made):
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+    return nn.Sequential(*made)
+
+
+def assert_same(plain: nn.Module, other: nn.Module) -> None:
+    for (name, a), b in zip(plain.named_parameters(), other.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None), name
+        assert a.grad is None or (b.grad is not None and torch.equal(a.grad, b.grad)), name
+    for (name, a), b in zip(plain.named_buffers(), other.buffers(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("last", [True, False], ids=["channels-last", "contiguous"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "autocast"])
+@pytest.mark.parametrize("memory", ["fast", "lean", "min"])
+@pytest.mark.parametrize("kind", ["basic", "bottleneck"])
+def test_chains(kind: str, memory: str, dtype: str, last: bool, training: bool) -> None:
+    plain = units(kind).to(torch.float64 if dtype == "float64" else torch.float32).train(training)
+    other = copy.deepcopy(plain)
+    x = torch.randn(2, 8, 9, 7, dtype=next(plain.parameters()).dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    if dtype == "autocast" and kind == "basic":  # its first shortcut adds the input
+        x = x.bfloat16()
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    with torch.autocast("cpu", enabled=dtype == "autocast"):
+        layers = [unit_layers(unit) for unit in plain]
+        a = run_units([unit.read() for unit in layers], inputs[0], CPU, memory)
+        chain = compiled.compile_chain([unit_layers(unit) for unit in other])
+        assert chain is not None
+        b = compiled.run_chain(chain.read(), inputs[1], memory, kind == "basic")
+    assert isinstance(a, Tensor)
+    assert isinstance(b, Tensor)
+    assert torch.equal(a, b)
+    assert (a.dtype, a.stride()) == (b.dtype, b.stride())
+    grad = torch.randn_like(a)
+    a.backward(grad)
+    b.backward(grad)
+    assert inputs[0].grad is not None
+    assert inputs[1].grad is not None
+    assert torch.equal(inputs[0].grad, inputs[1].grad)
+    assert_same(plain, other)
+
+
+@pytest.mark.parametrize("unused", [False, True], ids=["all targets", "the last target unused"])
+@pytest.mark.parametrize("mode", [("nearest", False), ("bilinear", True)], ids=str)
+@pytest.mark.parametrize("last", [True, False], ids=["channels-last", "contiguous"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("stage", ["stage2", "stage4"])
+def test_fusions(stage: str, dtype: torch.dtype, last: bool, mode: tuple[str, bool], unused: bool) -> None:
+    network = hf.HRNet(width=8, head="v1", num_outputs=3, num_blocks=1, num_modules=(1, 1, 1), impl="reference")
+    plain = network.get_submodule(stage)[0].to(dtype).train()  # type: ignore[index]
+    other = copy.deepcopy(plain)
+    count = len(plain.branches)
+    maps = [torch.randn(2, 8 << k, 16 >> k, 32 >> k, dtype=dtype) for k in range(count)]
+    layout = torch.channels_last if last else torch.contiguous_format
+    inputs = [[x.clone(memory_format=layout).requires_grad_() for x in maps] for _ in range(2)]
+    found = [find_terms(block.fuse_layers) for block in (plain, other)]
+    assert not any(isinstance(terms, str) for terms in found)
+    terms = [FusionLayers(rows, *mode) for rows in found]  # type: ignore[arg-type]
+    assert terms[1].compiled is not None
+    outs = [
+        run_fusion(plan_fusion(terms[0].read().terms, count, *mode, CPU), inputs[0]),
+        compiled.run_fusion(terms[1].compiled.read(), inputs[1]),
+    ]
+    for a, b in zip(*outs, strict=True):
+        assert torch.equal(a, b)
+        assert a.stride() == b.stride()
+    grads = [torch.randn_like(a) for a in outs[0]][: count - unused]
+    for one in outs:
+        torch.autograd.backward(one[: count - unused], grads)
+    for a, b in zip(*inputs, strict=True):
+        assert (a.grad is None) == (b.grad is None)
+        assert a.grad is None or (b.grad is not None and torch.equal(a.grad, b.grad))
+    assert_same(plain, other)
+
+
+@pytest.mark.parametrize("sizes", [[(16, 32), (8, 16)], [(15, 31), (8, 16)], [(16, 32), (7, 16)]], ids=str)
+@pytest.mark.parametrize("exact", [True, False])
+def test_misfits(sizes: Sequence[tuple[int, int]], exact: bool) -> None:
+    network = hf.HRNet(width=8, head="v1", num_outputs=3, num_blocks=1, num_modules=(1, 1, 1), impl="reference")
+    rows = find_terms(network.get_submodule("stage2")[0].fuse_layers)  # type: ignore[index]
+    assert not isinstance(rows, str)
+    layers = FusionLayers(rows, "nearest", False)
+    assert layers.compiled is not None
+    assert layers.compiled.read().misfit(sizes, exact) == layers.read().misfit(sizes, exact)
+
+
+def test_networks_run_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network's chains and fusions are compiled on CPUs, and a synchronised normalisation is not."""
+    ran: list[str] = []
+    for name in ("run_chain", "run_fusion"):
+        run = getattr(compiled, name)
+        monkeypatch.setattr(compiled, name, lambda *given, run=run, name=name: ran.append(name) or run(*given))
+    model = hf.HRNet(width=4, head="v1", num_outputs=3, num_blocks=1, num_modules=(1, 1, 1), impl="cpu")
+    model(torch.randn(2, 3, 64, 64))
+    assert (ran.count("run_fusion"), "run_chain" in ran) == (3, True)
+    ran.clear()
+    hf.accelerate(nn.SyncBatchNorm.convert_sync_batchnorm(model), impl="cpu").eval()(torch.randn(2, 3, 64, 64))
+    assert ran == []
+
+
+CHANGES = {
+    "attribute": (lambda block: setattr(block[0], "stride", (2, 2)), lambda block: setattr(block[0], "stride", (1, 1))),
+    "new attribute": (lambda block: setattr(block[1], "mark", 1), lambda block: delattr(block[1], "mark")),
+    "mode": (lambda block: block[1].eval(), lambda block: block[1].train()),
+    "hook": (
+        lambda block: block[0]._forward_hooks.update({0: print}), lambda block: block[0]._forward_hooks.clear(),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_modules(change: str) -> None:
+    extension = load_compiled()
+    assert extension is not None
+    block = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    states = extension.ModuleStates(list(block), ("_parameters", "_buffers"))
+    block[0].weight = nn.Parameter(torch.zeros(3, 3, 1, 1))
+    assert states.unchanged()  # parameters are read at every call
+    CHANGES[change][0](block)
+    assert not states.unchanged()
+    CHANGES[change][1](block)
+    assert states.unchanged()
+
+
+def test_cycles_through_compiled_objects_are_collected() -> None:
+    extension = load_compiled()
+    assert extension is not None
+    block = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    block[0].owner = [block]
+    chain = compiled.compile_chain([(((block[0], block[1]),), None)])
+    block.cache = extension.ModuleStates(list(block), ("_parameters", "_buffers")), chain
+    freed = weakref.ref(block)
+    del block, chain
+    gc.collect()
+    assert freed() is None
