@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -61,23 +60,17 @@ class FusedNetwork(FusedModule, HRNetReference):
         return None, out
 
     def _apply_head(self, features: list[Tensor], size: tuple[int, int]) -> Output:
-        head = self._head
-        if not isinstance(head, V2Head):
-            return super()._apply_head(features, size)
-        layers = self._head_of_call(features)
-        if isinstance(layers, str):
-            self.last_call_reason = layers
-            return super()._apply_head(features, size)
-        operators = self.fused_settings.implementation.operators(features[0])
-        return head.finish(run_v2_head(layers, features, self.config.align_corners, operators), size)
-
-    def _head_of_call(self, features: Sequence[Tensor]) -> nn.Module | str:
-        """Return the head's layers, or why they are not fused for these maps."""
         implementation = self.fused_settings.implementation
+        # First of the calls: compilers and tracers cannot follow the structure cache.
         reason = next((r for x in features if (r := unsupported.call(x, implementation))), None)
-        layers = reason or self._layers().head
-        assert layers is not None
-        if isinstance(layers, str):
-            return layers
-        weights = [m.weight for m in layers.children() if isinstance(m, nn.Conv2d)]
-        return unsupported.dtypes(features, weights) or layers
+        layers = None if reason else self._layers().head
+        if isinstance(layers, nn.Module):
+            weights = [m.weight for m in layers.children() if isinstance(m, nn.Conv2d)]
+            reason = unsupported.dtypes(features, weights)
+            if reason is None:
+                operators = implementation.operators(features[0])
+                logits = run_v2_head(layers, features, self.config.align_corners, operators)
+                return self._head.finish(logits, size)  # type: ignore[attr-defined]
+        if reason is not None and isinstance(self._head, V2Head):
+            self.last_call_reason = reason
+        return super()._apply_head(features, size)

@@ -118,7 +118,7 @@ def test_files_of_lightning_ema_callbacks(tmp_path: Path) -> None:
     assert equal(raw, state)
     assert equal(ema, other(state))
     torch.save(lightning(state, callbacks={"EMA": {"ema_weights": averages[1:]}}), tmp_path / "net.ckpt")
-    with pytest.raises(hf.CheckpointError, match="one set of weights"):
+    with pytest.raises(hf.CheckpointError, match="no averaged weights"):
         hf.load_checkpoint(tmp_path / "net.ckpt", weights="ema")
 
 
