@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import hrnet_fast as hf
-from hrnet_fast.ops.bn_act_primitives import bn_act_primitives
 
 pytestmark = pytest.mark.nulldevice
 IMPLS = ("reference", "triton", "cuda")
@@ -111,32 +110,6 @@ def test_a_warm_step_neither_waits_nor_keeps_memory(impl: str) -> None:
     assert torch.cuda.memory_allocated() == held
     for gauge in ("live_bytes", "live_events", "live_graphs", "live_streams", "live_modules"):
         assert getattr(after, gauge) == getattr(before, gauge), gauge
-
-
-@pytest.mark.parametrize("impl", ["triton", "cuda"])
-def test_evaluation_derives_no_affine_twice(impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The affine of running statistics is computed once, and anew when a tensor that it depends on has changed."""
-    model, x = accelerated(impl).eval(), image(64, 64).cuda()
-    primitives = bn_act_primitives("triton", x)
-    calls: list[Any] = []
-    compute = primitives.running_affine
-    monkeypatch.setattr(primitives, "running_affine", lambda *given: (calls.append(given), compute(*given))[1])
-
-    def computed() -> int:
-        calls.clear()
-        with torch.no_grad():
-            model(x)
-        return len(calls)
-
-    first = computed()
-    assert first > 0
-    assert computed() == 0
-    step_of(model.train(), image(64, 64, batch=2).cuda())()
-    model.eval()
-    assert computed() == first
-    with torch.no_grad():
-        next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).weight.mul_(2)
-    assert computed() == 1
 
 
 @pytest.mark.parametrize("impl", IMPLS)
