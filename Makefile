@@ -8,7 +8,6 @@ PIP_ARGS ?=
 # Worker processes for the tests; 2 cores are enough.
 JOBS ?= 2
 DEMO_ARGS ?=
-export TORCH_CUDA_ARCH_LIST ?= 8.0+PTX
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,6 +23,7 @@ help:  ## list the targets
 
 setup: $(READY)  ## make .venv with everything the other targets need
 
+$(READY): export TORCH_CUDA_ARCH_LIST := $(or $(TORCH_CUDA_ARCH_LIST),8.0+PTX)
 $(READY): pyproject.toml setup.py constraints.txt $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch torchvision numpy "setuptools>=77" wheel ninja pybind11

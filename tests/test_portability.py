@@ -91,10 +91,11 @@ def test_deepcopy_and_pickle(head: str) -> None:
     model, x = tiny(head), image()
     expected = run(model, x)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert type(twin) is hf.HRNet
+        assert isinstance(twin, hf.HRNet)
         assert twin.config == model.config
         assert (twin.impl, twin.family) == (model.impl, model.family)
         assert_same(run(twin, x), expected)
+        assert type(hf.restore(twin)) is hf.HRNet
         with torch.no_grad():
             twin.conv1.weight.zero_()
     assert_same(run(model, x), expected)

@@ -70,9 +70,10 @@ def tile(channels: int, itemsize: int, narrow: bool) -> tuple[int, int, int, int
     If every element has its own address (not `narrow`), more threads share the addresses.
     """
     block_c = min(64, max(16, triton.next_power_of_2(channels)))
+    warps = 4 if narrow else 8
     if itemsize == 4:
-        return 32, min(32, block_c), 16, 4
-    return 64, block_c, 32, 4 if narrow else 8
+        return 32, min(32, block_c), 16, warps
+    return 64, block_c, 32, warps
 
 
 def forward(
