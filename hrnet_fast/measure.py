@@ -144,9 +144,9 @@ class InterleavedTimer:
         return float(begin.elapsed_time(end)) / 1e3
 
 
-def error_limit(reference_error: float, dtype: torch.dtype) -> float:
-    """Return the largest relative error that is accepted: twice the reference's in the same dtype, and a rounding."""
-    return 2 * reference_error + 2.0 ** (-8 if dtype in (torch.float16, torch.bfloat16) else -22)
+def error_limit(reference_error: float, dtype: torch.dtype, roundings: int = 1) -> float:
+    """Return the largest relative error that is accepted: twice the reference's in the same dtype, and `roundings`."""
+    return 2 * reference_error + roundings * 2.0 ** (-8 if dtype in (torch.float16, torch.bfloat16) else -22)
 
 
 def relative_error(output: Any, exact: Any) -> float:
