@@ -17,7 +17,7 @@ from hrnet_fast.implementations import OperatorImplementations
 from hrnet_fast.ops.primitives import RESAMPLE, load_compiled, memory_format_of
 from hrnet_fast.training.conv_norm import NoneOr, autocast_dtype
 from hrnet_fast.training.memory_format import in_compute_format, in_input_format, sums_by_channel_blocks
-from hrnet_fast.training.recompute import Recomputation, attach, recomputation_of
+from hrnet_fast.training.recompute import Recomputation, attach, recomputation_of, saved_tensors
 
 Pair = tuple[nn.Module, nn.Module]  # a convolution and its normalisation
 
@@ -73,12 +73,11 @@ def run_chain(call: Any, x: Tensor, memory: str, adds_input: bool) -> Tensor | s
     if dtype is None and not call.computes_in(x.dtype):
         return "weights and input differ in dtype"
     parameters = call.parameters()
+    blocks = dtype is None and call.normalises_batches and sums_by_channel_blocks(x)
     if torch.is_grad_enabled() and (x.requires_grad or any(p is not None and p.requires_grad for p in parameters)):
-        blocks = dtype is None and call.normalises_batches and sums_by_channel_blocks(x)
         out: Tensor = _ChainFunction.apply(call, memory, dtype, blocks, recomputation_of(x), x, *parameters)  # type: ignore[no-untyped-call]
         attach(out)
         return out
-    blocks = dtype is None and call.normalises_batches and sums_by_channel_blocks(x)
     return in_input_format(call.run(_to_input(x, dtype), blocks), x)
 
 
@@ -165,7 +164,7 @@ class _FusionFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: NoneOr) -> tuple[Any, ...]:
-        saved, n = _saved(ctx), ctx.call.kept
+        saved, n = saved_tensors(ctx), ctx.call.kept
         outs, rest = saved[n : n + ctx.targets], iter(saved[n + ctx.targets :])
         layout = memory_format_of(outs[0])
         again = [r and r.tensor().contiguous(memory_format=layout) for r in ctx.recomputations]
@@ -178,14 +177,5 @@ class _FusionFunction(torch.autograd.Function):
 
 def _saved_target(ctx: Any, index: int) -> Tensor:
     """Return a target, for the chain that it is the input of."""
-    target: Tensor = _saved(ctx)[ctx.call.kept + index]
+    target: Tensor = saved_tensors(ctx)[ctx.call.kept + index]
     return target
-
-
-def _saved(ctx: Any) -> list[Tensor]:
-    """Return the saved tensors. Within one pass, ``torch.utils.checkpoint`` lets them be fetched only once."""
-    task = torch._C._current_graph_task_id()
-    if ctx.cache is None or ctx.cache[0] != task:
-        ctx.cache = (task, list(ctx.saved_tensors))
-    found: list[Tensor] = ctx.cache[1]
-    return found

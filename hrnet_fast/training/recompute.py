@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -43,3 +44,12 @@ def recomputation_of(x: Tensor) -> Recomputation | None:
     versions: dict[int, int] | None = getattr(node, "output_versions", None)
     same = versions is not None and versions.get(x.output_nr) == x._version
     return Recomputation(node, x.output_nr) if same else None
+
+
+def saved_tensors(ctx: Any) -> list[Tensor]:
+    """Return a node's saved tensors. Within one pass, ``torch.utils.checkpoint`` lets them be fetched only once."""
+    task = torch._C._current_graph_task_id()
+    if ctx.cache is None or ctx.cache[0] != task:
+        ctx.cache = (task, list(ctx.saved_tensors))
+    found: list[Tensor] = ctx.cache[1]
+    return found

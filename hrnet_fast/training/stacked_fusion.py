@@ -24,7 +24,7 @@ from hrnet_fast.training.batch_norm import count_batches, normalise
 from hrnet_fast.training.conv_norm import PER_STEP, NoneOr, SavedConv, convolve, convolve_backward, norm_gradient
 from hrnet_fast.training.fusion_plan import FusionPlan, FusionTerm, StackedConvs, bias_of, stacked_weight
 from hrnet_fast.training.memory_format import in_compute_format
-from hrnet_fast.training.recompute import Recomputation, attach, recomputation_of
+from hrnet_fast.training.recompute import Recomputation, attach, recomputation_of, saved_tensors
 
 
 def run_fusion(fusion: FusionPlan, xs: Sequence[Tensor]) -> list[Tensor]:
@@ -135,16 +135,7 @@ class _FusionFunction(torch.autograd.Function):
 
 def _saved_target(ctx: Any, index: int) -> Tensor:
     """Return a target, for the chain that it is the input of."""
-    return _saved(ctx)[2 * len(ctx.fusion.groups) + index]
-
-
-def _saved(ctx: Any) -> list[Tensor]:
-    """Return the saved tensors. Within one pass, ``torch.utils.checkpoint`` lets them be fetched only once."""
-    task = torch._C._current_graph_task_id()
-    if ctx.cache is None or ctx.cache[0] != task:
-        ctx.cache = (task, list(ctx.saved_tensors))
-    found: list[Tensor] = ctx.cache[1]
-    return found
+    return saved_tensors(ctx)[2 * len(ctx.fusion.groups) + index]
 
 
 class _Backward:
@@ -154,7 +145,7 @@ class _Backward:
         self.fusion: FusionPlan = ctx.fusion
         self.primitives = load_bn_act(self.fusion.operators.bn_act)
         self.endings = self.fusion.endings()
-        saved = _saved(ctx)
+        saved = saved_tensors(ctx)
         n, targets = len(self.fusion.groups), len(self.fusion.terms)
         parts = zip(saved[:n], saved[n : 2 * n], ctx.counts, strict=True)
         self.saved = [SavedConv(y, affine, count) for y, affine, count in parts]
