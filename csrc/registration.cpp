@@ -53,6 +53,41 @@ py::dict build_info() {
 
 }  // namespace
 
+#if defined(HRNET_FAST_WITH_CUDA)
+namespace {
+
+using hrnet_fast::OptionalTensor;
+
+// The passes of one map, as operators.
+at::Tensor running_affine(at::IntArrayRef channels, at::TensorList weights, at::TensorList biases,
+                          at::TensorList running_means, at::TensorList running_vars, at::ArrayRef<double> eps,
+                          bool wide) {
+  int64_t width = 0;
+  for (const int64_t n : channels) width += n;
+  return hrnet_fast::cuda::running_affines({width}, channels, weights, biases, running_means, running_vars, eps,
+                                           wide)[0];
+}
+
+at::Tensor bn_act(const at::Tensor& x, const at::Tensor& affine, const OptionalTensor& residual,
+                  const OptionalTensor& residual_affine, bool relu) {
+  return hrnet_fast::cuda::bn_act({{x, affine, residual, residual_affine, relu}})[0];
+}
+
+std::tuple<at::Tensor, at::Tensor> backward_sums(const at::Tensor& grad, const OptionalTensor& addend,
+                                                 const at::Tensor& x, const at::Tensor& affine,
+                                                 const OptionalTensor& out, bool relu, bool keep) {
+  auto found = hrnet_fast::cuda::backward_sums({{grad, addend, x, affine, out, relu, keep}});
+  return {found[0].sums, found[0].masked};
+}
+
+at::Tensor backward_input(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& affine, const at::Tensor& sums,
+                          double count, bool relu) {
+  return hrnet_fast::cuda::backward_input({{grad, x, affine, sums, count, relu}})[0];
+}
+
+}  // namespace
+#endif
+
 // Absent affines are empty tensors; mode is the value of hrnet_fast::Resample.
 TORCH_LIBRARY_FRAGMENT(hrnet_fast, m) {
   m.def("fuse_sum_cpu(Tensor[] xs, Tensor[] scales, Tensor[] shifts, int[] size, int mode, bool relu) -> Tensor");
@@ -119,11 +154,11 @@ TORCH_LIBRARY_IMPL(hrnet_fast, CUDA, m) {
   m.impl("fuse_sum_cuda", &hrnet_fast::cuda::fuse_sum_forward_tensors);
   m.impl("fuse_sum_backward_cuda", &hrnet_fast::cuda::fuse_sum_backward_tensors);
   m.impl("batch_affine_cuda", &hrnet_fast::cuda::batch_affine);
-  m.impl("running_affine_cuda", &hrnet_fast::cuda::running_affine);
+  m.impl("running_affine_cuda", &running_affine);
   m.impl("statistics_cuda", &hrnet_fast::cuda::statistics);
-  m.impl("bn_act_cuda", &hrnet_fast::cuda::bn_act);
-  m.impl("backward_sums_cuda", &hrnet_fast::cuda::backward_sums);
-  m.impl("backward_input_cuda", &hrnet_fast::cuda::backward_input);
+  m.impl("bn_act_cuda", &bn_act);
+  m.impl("backward_sums_cuda", &backward_sums);
+  m.impl("backward_input_cuda", &backward_input);
 }
 #endif
 

@@ -4,13 +4,12 @@
 
 #include <ATen/ATen.h>
 
-#include <optional>
 #include <tuple>
 #include <vector>
 
-namespace hrnet_fast::cpu {
+#include "../bn_act_maps.h"
 
-using OptionalTensor = std::optional<at::Tensor>;
+namespace hrnet_fast::cpu {
 
 // Norm j covers channels[j] of the channels of all maps, one map after another; absent tensors are empty ones.
 // Returns (mean, invstd, scale, shift) [4, C] of every map, and updates the running statistics.

@@ -152,52 +152,87 @@ std::vector<at::Tensor> batch_affine(at::TensorList xs, at::IntArrayRef channels
   return results;
 }
 
-at::Tensor running_affine(at::IntArrayRef channels, at::TensorList weights, at::TensorList biases,
-                          at::TensorList running_means, at::TensorList running_vars, at::ArrayRef<double> eps,
-                          bool wide) {
+std::vector<at::Tensor> running_affines(at::IntArrayRef tables, at::IntArrayRef channels, at::TensorList weights,
+                                        at::TensorList biases, at::TensorList running_means,
+                                        at::TensorList running_vars, at::ArrayRef<double> eps, bool wide) {
   TORCH_CHECK(!running_means.empty(), "running_affine: no normalisation is given");
   const Norms norms{channels, weights, biases, running_means, running_vars, eps, running_means[0].device(), false};
   norms.check("running_affine");
   const c10::cuda::CUDAGuard guard(norms.device);
-  int64_t width = 0;
+  int64_t width = 0, all = 0;
   for (const int64_t n : channels) width += n;
-  at::Tensor result = at::empty({4, width}, at::device(norms.device).dtype(wide ? at::kDouble : at::kFloat));
-  AT_DISPATCH_FLOATING_TYPES(result.scalar_type(), "bn_running_affine_cuda", [&] {
-    int64_t begin = 0;
-    for (size_t first = 0; first < channels.size(); first += kMaxNorms) {
+  for (const int64_t n : tables) all += n;
+  TORCH_CHECK(width == all, "running_affine: normalisations of ", width, " channels for tables of ", all);
+  // One buffer for all: the tables are slices of it.
+  const at::Tensor memory = at::empty({4 * width}, at::device(norms.device).dtype(wide ? at::kDouble : at::kFloat));
+  AT_DISPATCH_FLOATING_TYPES(memory.scalar_type(), "bn_running_affine_cuda", [&] {
+    int64_t begin = 0, first = 0;  // of the norm, of its table
+    size_t table = 0;
+    for (size_t next = 0; next < channels.size();) {
       BnRunningAffineArguments<scalar_t> a;
-      for (; a.count < kMaxNorms && first + a.count < channels.size(); begin += channels[first + a.count++])
-        a.norms[a.count] = norms.get(first + a.count, begin);
-      a.channels = to_int(width);
-      a.result = result.mutable_data_ptr<scalar_t>();
-      check_launch("running_affine", bn_running_affine(a, c10::cuda::getCurrentCUDAStream()), result);
+      for (; a.count < kMaxNorms && next < channels.size(); ++a.count, begin += channels[next++]) {
+        while (begin >= first + tables[table]) first += tables[table++];
+        TORCH_CHECK(begin + channels[next] <= first + tables[table], "running_affine: a normalisation of ",
+                    channels[next], " channels is in two tables");
+        a.norms[a.count] = norms.get(next, begin);
+        a.first[a.count] = to_int(first);
+        a.width[a.count] = to_int(tables[table]);
+      }
+      a.result = memory.mutable_data_ptr<scalar_t>();
+      check_launch("running_affine", bn_running_affine(a, c10::cuda::getCurrentCUDAStream()), memory);
     }
   });
-  return result;
+  std::vector<at::Tensor> results;
+  int64_t first = 0;
+  for (const int64_t n : tables) {
+    results.push_back(memory.as_strided({4, n}, {n, 1}, 4 * first));
+    first += n;
+  }
+  return results;
 }
 
-at::Tensor bn_act(const at::Tensor& given, const at::Tensor& given_affine, const OptionalTensor& given_residual,
-                  const OptionalTensor& given_residual_affine, bool relu) {
-  const c10::cuda::CUDAGuard guard(given.device());
-  const Layout layout(given);
-  const at::Tensor x = layout.laid_out("bn_act", given), residual = layout.laid_out("bn_act", given_residual);
-  const at::Tensor affine = layout.table("bn_act", given_affine, 4);
-  const at::Tensor other = given_residual_affine ? layout.table("bn_act", *given_residual_affine, 4) : at::Tensor();
-  at::Tensor out = at::empty(given.sizes(), given.options(), layout.format);
-  if (out.numel() == 0) return out;
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, layout.type, "bn_act_cuda", [&] {
-    using T = Bits<scalar_t>::type;
-    BnActArguments<T> a;
-    a.shape = layout.shape;
-    a.x = layout.map<const T>(x);
-    a.residual = layout.map<const T>(residual);
-    a.out = layout.map<T>(out);
-    a.affine = affine.const_data_ptr<math_t<T>>();
-    a.residual_affine = values_or_null<math_t<T>>(other);
-    a.relu = relu;
-    check_launch("bn_act", bn_act_apply(a, c10::cuda::getCurrentCUDAStream()), x);
+namespace {
+
+struct Applied {
+  Layout layout;
+  at::Tensor x, residual, affine, other, out;
+  bool relu;
+};
+
+}  // namespace
+
+std::vector<at::Tensor> bn_act(const std::vector<BnActMap>& maps) {
+  std::vector<at::Tensor> outs;
+  if (maps.empty()) return outs;
+  const c10::cuda::CUDAGuard guard(maps[0].x.device());
+  std::vector<Applied> applied;
+  for (const BnActMap& map : maps) {
+    const Layout layout(map.x);
+    outs.push_back(at::empty(map.x.sizes(), map.x.options(), layout.format));
+    if (outs.back().numel() == 0) continue;
+    applied.push_back({layout, layout.laid_out("bn_act", map.x), layout.laid_out("bn_act", map.residual),
+                       layout.table("bn_act", map.affine, 4),
+                       map.residual_affine ? layout.table("bn_act", *map.residual_affine, 4) : at::Tensor(),
+                       outs.back(), map.relu});
+  }
+  in_launches(applied, [](const Applied* own, int count) {
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, own->layout.type, "bn_act_cuda", [&] {
+      using T = Bits<scalar_t>::type;
+      BnActArguments<T> a[kMaxMaps];
+      for (int k = 0; k < count; ++k) {
+        const Applied& map = own[k];
+        a[k].shape = map.layout.shape;
+        a[k].x = map.layout.map<const T>(map.x);
+        a[k].residual = map.layout.map<const T>(map.residual);
+        a[k].out = map.layout.map<T>(map.out);
+        a[k].affine = map.affine.const_data_ptr<math_t<T>>();
+        a[k].residual_affine = values_or_null<math_t<T>>(map.other);
+        a[k].relu = map.relu;
+      }
+      check_launch("bn_act", bn_act_apply(a, count, c10::cuda::getCurrentCUDAStream()), own->x);
+    });
   });
-  return out;
+  return outs;
 }
 
 }  // namespace hrnet_fast::cuda

@@ -4,6 +4,8 @@
 
 #include <ATen/Functions.h>
 
+#include <vector>
+
 #include "../../kernels/cuda/bn_act_walk.cuh"
 #include "maps.h"
 
@@ -52,5 +54,15 @@ struct Layout {
     return t.defined() ? map_of<T>(t, shape.channels_last) : Map<T>{};
   }
 };
+
+// Calls queue(first, count) on runs of maps of one type, as many as a launch takes. `maps` have their layout.
+template <typename Laid, typename Queue>
+void in_launches(const std::vector<Laid>& maps, const Queue& queue) {
+  for (size_t first = 0, end; first < maps.size(); first = end) {
+    end = first + 1;
+    while (end < maps.size() && end - first < kMaxMaps && maps[end].layout.type == maps[first].layout.type) ++end;
+    queue(&maps[first], static_cast<int>(end - first));
+  }
+}
 
 }  // namespace hrnet_fast::cuda

@@ -13,65 +13,110 @@
 
 namespace hrnet_fast::cuda {
 
-std::tuple<at::Tensor, at::Tensor> backward_sums(const at::Tensor& given_grad, const OptionalTensor& given_addend,
-                                                 const at::Tensor& given_x, const at::Tensor& given_affine,
-                                                 const OptionalTensor& given_out, bool relu, bool keep) {
-  const c10::cuda::CUDAGuard guard(given_x.device());
-  const Layout layout(given_x);
-  const at::Tensor x = layout.laid_out("backward_sums", given_x), grad = layout.laid_out("backward_sums", given_grad);
-  const at::Tensor addend = layout.laid_out("backward_sums", given_addend);
-  const at::Tensor out = layout.laid_out("backward_sums", given_out);
-  const at::Tensor affine = layout.table("backward_sums", given_affine, 4);
-  at::Tensor kept = keep ? at::empty(layout.sizes, given_x.options(), layout.format)
-                         : at::empty({0}, given_x.options().memory_format({}));
-  at::Tensor sums = at::empty({2, layout.shape.channels}, affine.options());
-  if (x.numel() == 0) return {sums.zero_(), kept};
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, layout.type, "bn_backward_sums_cuda", [&] {
-    using T = Bits<scalar_t>::type;
-    BnBackwardSumsArguments<T> a;
-    a.shape = layout.shape;
-    a.grad = layout.map<const T>(grad);
-    a.x = layout.map<const T>(x);
-    a.addend = layout.map<const T>(addend);
-    a.out = layout.map<const T>(out);
-    if (keep) a.kept = layout.map<T>(kept);
-    a.affine = affine.const_data_ptr<math_t<T>>();
-    a.sums = sums.mutable_data_ptr<math_t<T>>();
-    a.relu = relu;
-    const auto stream = c10::cuda::getCurrentCUDAStream();
-    const at::Tensor partials = at::empty({bn_backward_sums_partials(a)}, affine.options());
-    a.partials = partials.mutable_data_ptr<math_t<T>>();
-    a.counters = counters_of(stream);
-    check_launch("backward_sums", bn_backward_sums(a, stream), x);
+namespace {
+
+struct Summed {
+  Layout layout;
+  at::Tensor grad, x, addend, out, affine, kept, sums;
+  bool relu;
+};
+
+struct Differentiated {
+  Layout layout;
+  at::Tensor grad, x, affine, sums, grad_x;
+  double count;
+  bool relu;
+};
+
+}  // namespace
+
+std::vector<BackwardSums> backward_sums(const std::vector<BackwardSumsMap>& maps) {
+  constexpr auto kName = "backward_sums";
+  std::vector<BackwardSums> results;
+  if (maps.empty()) return results;
+  const c10::cuda::CUDAGuard guard(maps[0].x.device());
+  std::vector<Summed> summed;
+  for (const BackwardSumsMap& map : maps) {
+    const Layout layout(map.x);
+    const at::Tensor affine = layout.table(kName, map.affine, 4);
+    const at::Tensor kept = map.keep ? at::empty(layout.sizes, map.x.options(), layout.format)
+                                     : at::empty({0}, map.x.options().memory_format({}));
+    results.push_back({at::empty({2, layout.shape.channels}, affine.options()), kept});
+    if (map.x.numel() == 0) {
+      results.back().sums.zero_();
+      continue;
+    }
+    summed.push_back({layout, layout.laid_out(kName, map.grad), layout.laid_out(kName, map.x),
+                      layout.laid_out(kName, map.addend), layout.laid_out(kName, map.out), affine,
+                      map.keep ? kept : at::Tensor(), results.back().sums, map.relu});
+  }
+  in_launches(summed, [](const Summed* own, int count) {
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, own->layout.type, "bn_backward_sums_cuda", [&] {
+      using T = Bits<scalar_t>::type;
+      BnBackwardSumsArguments<T> a[kMaxMaps];
+      int64_t partials[kMaxMaps], all = 0;
+      for (int k = 0; k < count; ++k) {
+        const Summed& map = own[k];
+        a[k].shape = map.layout.shape;
+        a[k].grad = map.layout.map<const T>(map.grad);
+        a[k].x = map.layout.map<const T>(map.x);
+        a[k].addend = map.layout.map<const T>(map.addend);
+        a[k].out = map.layout.map<const T>(map.out);
+        a[k].kept = map.layout.map<T>(map.kept);
+        a[k].affine = map.affine.const_data_ptr<math_t<T>>();
+        a[k].sums = map.sums.mutable_data_ptr<math_t<T>>();
+        a[k].relu = map.relu;
+        partials[k] = all;
+        all += bn_backward_sums_partials(a[k]);
+      }
+      const auto stream = c10::cuda::getCurrentCUDAStream();
+      const at::Tensor memory = at::empty({all}, own->affine.options());
+      uint32_t* const counters = counters_of(stream);
+      for (int k = 0; k < count; ++k) {
+        a[k].partials = memory.mutable_data_ptr<math_t<T>>() + partials[k];
+        a[k].counters = counters + k * kCounters;
+      }
+      check_launch(kName, bn_backward_sums(a, count, stream), own->x);
+    });
   });
-  return {sums, kept};
+  return results;
 }
 
-at::Tensor backward_input(const at::Tensor& given_grad, const at::Tensor& given_x, const at::Tensor& given_affine,
-                          const at::Tensor& given_sums, double count, bool relu) {
-  const c10::cuda::CUDAGuard guard(given_x.device());
-  const Layout layout(given_x);
-  const at::Tensor x = layout.laid_out("backward_input", given_x), grad = layout.laid_out("backward_input", given_grad);
-  const at::Tensor affine = layout.table("backward_input", given_affine, 4);
-  // Given statistics are constants: there are no sums then, and the tensor may be empty.
-  const bool batch = std::isfinite(count);
-  const at::Tensor sums = batch ? layout.table("backward_input", given_sums, 2) : at::Tensor();
-  at::Tensor grad_x = at::empty(layout.sizes, given_x.options(), layout.format);
-  if (x.numel() == 0) return grad_x;
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, layout.type, "bn_backward_input_cuda", [&] {
-    using T = Bits<scalar_t>::type;
-    BnBackwardInputArguments<T> a;
-    a.shape = layout.shape;
-    a.grad = layout.map<const T>(grad);
-    a.x = layout.map<const T>(x);
-    a.grad_x = layout.map<T>(grad_x);
-    a.affine = affine.const_data_ptr<math_t<T>>();
-    a.sums = values_or_null<math_t<T>>(sums);
-    a.count = count;
-    a.relu = relu;
-    check_launch("backward_input", bn_backward_input(a, c10::cuda::getCurrentCUDAStream()), x);
+std::vector<at::Tensor> backward_input(const std::vector<BackwardInputMap>& maps) {
+  constexpr auto kName = "backward_input";
+  std::vector<at::Tensor> results;
+  if (maps.empty()) return results;
+  const c10::cuda::CUDAGuard guard(maps[0].x.device());
+  std::vector<Differentiated> all;
+  for (const BackwardInputMap& map : maps) {
+    const Layout layout(map.x);
+    results.push_back(at::empty(layout.sizes, map.x.options(), layout.format));
+    if (map.x.numel() == 0) continue;
+    // Given statistics are constants: there are no sums then, and the tensor may be empty.
+    const bool batch = std::isfinite(map.count);
+    all.push_back({layout, layout.laid_out(kName, map.grad), layout.laid_out(kName, map.x),
+                   layout.table(kName, map.affine, 4), batch ? layout.table(kName, map.sums, 2) : at::Tensor(),
+                   results.back(), map.count, map.relu});
+  }
+  in_launches(all, [](const Differentiated* own, int count) {
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, own->layout.type, "bn_backward_input_cuda", [&] {
+      using T = Bits<scalar_t>::type;
+      BnBackwardInputArguments<T> a[kMaxMaps];
+      for (int k = 0; k < count; ++k) {
+        const Differentiated& map = own[k];
+        a[k].shape = map.layout.shape;
+        a[k].grad = map.layout.map<const T>(map.grad);
+        a[k].x = map.layout.map<const T>(map.x);
+        a[k].grad_x = map.layout.map<T>(map.grad_x);
+        a[k].affine = map.affine.const_data_ptr<math_t<T>>();
+        a[k].sums = values_or_null<math_t<T>>(map.sums);
+        a[k].count = map.count;
+        a[k].relu = map.relu;
+      }
+      check_launch(kName, bn_backward_input(a, count, c10::cuda::getCurrentCUDAStream()), own->x);
+    });
   });
-  return grad_x;
+  return results;
 }
 
 }  // namespace hrnet_fast::cuda

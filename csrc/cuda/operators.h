@@ -4,9 +4,9 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
-#include <tuple>
 #include <vector>
+
+#include "../bn_act_maps.h"
 
 namespace hrnet_fast::cuda {
 
@@ -17,22 +17,20 @@ std::vector<at::Tensor> fuse_sum_backward_tensors(const at::Tensor& grad, const 
                                                   at::TensorList scales, at::IntArrayRef sizes, int64_t mode, bool relu,
                                                   at::IntArrayRef wanted);
 
-using OptionalTensor = std::optional<at::Tensor>;
-
 // Arguments and results as in csrc/cpu/bn_act.h.
 std::vector<at::Tensor> batch_affine(at::TensorList xs, at::IntArrayRef channels, at::TensorList weights,
                                      at::TensorList biases, at::TensorList running_means, at::TensorList running_vars,
                                      at::ArrayRef<double> momenta, at::ArrayRef<double> eps);
-at::Tensor running_affine(at::IntArrayRef channels, at::TensorList weights, at::TensorList biases,
-                          at::TensorList running_means, at::TensorList running_vars, at::ArrayRef<double> eps,
-                          bool wide);
 at::Tensor statistics(const at::Tensor& x);
-at::Tensor bn_act(const at::Tensor& x, const at::Tensor& affine, const OptionalTensor& residual,
-                  const OptionalTensor& residual_affine, bool relu);
-std::tuple<at::Tensor, at::Tensor> backward_sums(const at::Tensor& grad, const OptionalTensor& addend,
-                                                 const at::Tensor& x, const at::Tensor& affine,
-                                                 const OptionalTensor& out, bool relu, bool keep);
-at::Tensor backward_input(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& affine, const at::Tensor& sums,
-                          double count, bool relu);
+
+// Tables [4, width] for the widths of `tables`; norms follow one another along all of their channels.
+std::vector<at::Tensor> running_affines(at::IntArrayRef tables, at::IntArrayRef channels, at::TensorList weights,
+                                        at::TensorList biases, at::TensorList running_means,
+                                        at::TensorList running_vars, at::ArrayRef<double> eps, bool wide);
+
+// Maps of one dtype, packing and layout share a launch.
+std::vector<at::Tensor> bn_act(const std::vector<BnActMap>& maps);
+std::vector<BackwardSums> backward_sums(const std::vector<BackwardSumsMap>& maps);
+std::vector<at::Tensor> backward_input(const std::vector<BackwardInputMap>& maps);
 
 }  // namespace hrnet_fast::cuda

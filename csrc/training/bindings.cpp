@@ -8,6 +8,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <memory>
+#include <set>
 
 #include "module_reader.h"
 #include "module_states.h"
@@ -81,88 +82,139 @@ using Given = std::tuple<py::object, py::object, bool>;
 
 LayerModules modules_of(const Given& given) { return {std::get<0>(given), std::get<1>(given), std::get<2>(given)}; }
 
-// A chain at a call, with what its forward leaves for backward.
-class ChainCall {
+// What backward needs of all chains, as Python holds it.
+struct Recomputed {
+  std::vector<Kept> kept;
+};
+
+// Chains at a call, with what their forward leaves for backward.
+class ChainsCall {
  public:
-  explicit ChainCall(Chain chain) : chain_(std::move(chain)) {}
+  explicit ChainsCall(std::vector<Chain> chains) : chains_(std::move(chains)) {}
+
+  // The chains of several calls, to be executed together; null where two layers share their running statistics.
+  static std::unique_ptr<ChainsCall> joined(const std::vector<ChainsCall*>& calls) {
+    std::vector<Chain> all;
+    for (const ChainsCall* call : calls) all.insert(all.end(), call->chains_.begin(), call->chains_.end());
+    std::set<const void*> moved;
+    for (const Chain& chain : all)
+      for (const ConvNorm* layer : chain.layers())
+        if (layer->batch && layer->running_mean.defined() &&
+            !moved.insert(layer->running_mean.unsafeGetTensorImpl()).second)
+          return nullptr;
+    return std::make_unique<ChainsCall>(std::move(all));
+  }
 
   OptionalTensors parameters() const {
     OptionalTensors found;
-    for (const ConvNorm* layer : chain_.layers()) append(found, *layer);
+    for (const Chain& chain : chains_)
+      for (const ConvNorm* layer : chain.layers()) append(found, *layer);
     return found;
   }
 
   bool computes_in(at::ScalarType dtype) const {
-    for (const ConvNorm* layer : chain_.layers())
-      if (!is_of(*layer, dtype)) return false;
+    for (const Chain& chain : chains_)
+      for (const ConvNorm* layer : chain.layers())
+        if (!is_of(*layer, dtype)) return false;
     return true;
   }
 
-  bool normalises_batches() const { return chain_.units[0].layers[0].batch; }
-
-  at::Tensor run(const at::Tensor& x, bool blocks) {
-    chain_.blocks = blocks;
-    const Below below;
-    return chain_forward(chain_, x, nullptr);
+  bool adds_input() const {
+    for (const Chain& chain : chains_)
+      if (chain.units[0].shortcut == Shortcut::kIdentity) return true;
+    return false;
   }
 
-  // Returns the output and the tensors to be kept; weights that are the parameters' own are left out.
-  std::pair<at::Tensor, std::vector<at::Tensor>> forward(const at::Tensor& x, const std::string& memory, bool blocks) {
-    chain_.memory = memory_of(memory);
-    chain_.blocks = blocks;
+  // Whether the first layer of chain `number` normalises by the batch's statistics.
+  bool normalises_batches(size_t number) const { return chains_[number].units[0].layers[0].batch; }
+
+  std::vector<at::Tensor> run(const std::vector<at::Tensor>& xs, const std::vector<bool>& blocks) {
+    for (size_t c = 0; c < chains_.size(); ++c) chains_[c].blocks = blocks[c];
     const Below below;
-    Kept kept;
-    const at::Tensor out = chain_forward(chain_, x, &kept);
-    if (!kept.activations.empty()) kept.activations.pop_back();  // the output is the node's
-    std::vector<at::Tensor> all = kept.affines;
-    for (const auto* part : {&kept.ys, &kept.inner, &kept.activations})
-      all.insert(all.end(), part->begin(), part->end());
-    sizes_ = {kept.affines.size(), kept.ys.size(), kept.inner.size(), kept.activations.size()};
-    const auto layers = chain_.layers();
-    for (size_t k = 0; k < layers.size(); ++k)
-      if (!kept.weights[k].is_same(layers[k]->weight)) {
-        all.push_back(kept.weights[k]);
-        cast_.push_back(k);
-      }
-    return {out, all};
+    return chains_forward(chains_, xs, nullptr);
   }
 
-  size_t kept() const { return sizes_[0] + sizes_[1] + sizes_[2] + sizes_[3] + cast_.size(); }
-
-  // What backward needs, of the tensors that forward returned, the chain's input and the output (with "fast").
-  Kept recompute(const std::vector<at::Tensor>& saved, const at::Tensor& x, const OptionalTensors& parameters,
-                 const std::optional<at::Tensor>& out) const {
+  // Returns the outputs and the tensors to be kept; weights that are the parameters' own are left out.
+  std::pair<std::vector<at::Tensor>, std::vector<at::Tensor>> forward(const std::vector<at::Tensor>& xs,
+                                                                      const std::string& memory,
+                                                                      const std::vector<bool>& blocks) {
+    for (size_t c = 0; c < chains_.size(); ++c) {
+      chains_[c].memory = memory_of(memory);
+      chains_[c].blocks = blocks[c];
+    }
     const Below below;
-    Kept kept;
+    std::vector<Kept> kept(chains_.size());
+    auto outs = chains_forward(chains_, xs, &kept);
+    std::vector<at::Tensor> all;
+    for (size_t c = 0; c < chains_.size(); ++c) {
+      Kept& own = kept[c];
+      if (!own.activations.empty()) own.activations.pop_back();  // the output is the node's
+      for (const auto* part : {&own.affines, &own.ys, &own.inner, &own.activations})
+        all.insert(all.end(), part->begin(), part->end());
+      counts_.push_back({own.affines.size(), own.ys.size(), own.inner.size(), own.activations.size(), {}});
+      const auto layers = chains_[c].layers();
+      for (size_t k = 0; k < layers.size(); ++k)
+        if (!own.weights[k].is_same(layers[k]->weight)) {
+          all.push_back(own.weights[k]);
+          counts_.back().cast.push_back(k);
+        }
+    }
+    kept_ = all.size();
+    return {std::move(outs), std::move(all)};
+  }
+
+  size_t kept() const { return kept_; }
+
+  // What backward needs, of the tensors that forward returned, the chains' inputs and the outputs (with "fast").
+  Recomputed recompute(const std::vector<at::Tensor>& saved, const std::vector<at::Tensor>& xs,
+                       const OptionalTensors& parameters, const std::vector<at::Tensor>& outs) const {
+    const Below below;
+    std::vector<Kept> kept(chains_.size());
     auto next = saved.begin();
     const auto take = [&](size_t n) {
       const std::vector<at::Tensor> part(next, next + n);
       next += n;
       return part;
     };
-    kept.affines = take(sizes_[0]);
-    kept.ys = take(sizes_[1]);
-    kept.inner = take(sizes_[2]);
-    kept.activations = take(sizes_[3]);
-    if (out) kept.activations.push_back(*out);
-    for (size_t k = 0; k < sizes_[0]; ++k) kept.weights.push_back(*parameters[4 * k]);
-    for (const size_t k : cast_) kept.weights[k] = *next++;
-    chain_recompute(chain_, x, kept);
-    return kept;
+    size_t layer = 0;
+    for (size_t c = 0; c < chains_.size(); ++c) {
+      const Counts& n = counts_[c];
+      Kept& own = kept[c];
+      own.affines = take(n.affines);
+      own.ys = take(n.ys);
+      own.inner = take(n.inner);
+      own.activations = take(n.activations);
+      if (!outs.empty()) own.activations.push_back(outs[c]);
+      for (size_t k = 0; k < n.affines; ++k) own.weights.push_back(*parameters[4 * layer++]);
+      for (const size_t k : n.cast) own.weights[k] = *next++;
+    }
+    chains_recompute(chains_, xs, kept);
+    return {std::move(kept)};
   }
 
-  OptionalTensors backward(Kept& kept, const at::Tensor& grad, bool want_x, const std::vector<bool>& wanted) const {
+  // Gradients of the inputs, then of every layer's parameters. Those of outputs that nothing used are None.
+  OptionalTensors backward(Recomputed& of, const OptionalTensors& grads, const std::vector<bool>& want_xs,
+                           const std::vector<bool>& wanted) const {
     const Below below;
-    const auto found = chain_backward(chain_, std::move(kept), grad, want_x, fours(wanted));
-    OptionalTensors all{or_none(found.x)};
-    for (const Gradients& g : found.layers) append(all, g);
+    std::vector<at::Tensor> given;
+    for (const auto& grad : grads) given.push_back(grad.value_or(at::Tensor()));
+    const auto found = chains_backward(chains_, std::move(of.kept), given, want_xs, fours(wanted));
+    OptionalTensors all;
+    for (const ChainGradients& chain : found) all.push_back(or_none(chain.x));
+    for (const ChainGradients& chain : found)
+      for (const Gradients& g : chain.layers) append(all, g);
     return all;
   }
 
  private:
-  Chain chain_;
-  std::array<size_t, 4> sizes_{};
-  std::vector<size_t> cast_;
+  // How many tensors forward kept of a chain, and the layers whose weight was cast.
+  struct Counts {
+    size_t affines, ys, inner, activations;
+    std::vector<size_t> cast;
+  };
+  std::vector<Chain> chains_;
+  std::vector<Counts> counts_;
+  size_t kept_ = 0;
 };
 
 class ChainModules {
@@ -178,7 +230,7 @@ class ChainModules {
     }
   }
 
-  std::unique_ptr<ChainCall> read() const {
+  std::unique_ptr<ChainsCall> read() const {
     Chain chain;
     for (const auto& [modules, shortcut] : units_) {
       Unit unit;
@@ -186,7 +238,7 @@ class ChainModules {
       for (const LayerModules& layer : modules) unit.layers.push_back(layer.read());
       chain.units.push_back(std::move(unit));
     }
-    return std::make_unique<ChainCall>(std::move(chain));
+    return std::make_unique<ChainsCall>(std::vector<Chain>{std::move(chain)});
   }
 
   int traverse(visitproc visit, void* arg) const {
@@ -250,7 +302,7 @@ class FusionCall {
     Fusion::Kept kept;
     kept.ys.assign(saved.begin(), saved.begin() + n);
     kept.affines.assign(saved.begin() + n, saved.begin() + 2 * n);
-    kept.weights = fusion_.weights(xs[0].scalar_type());
+    kept.weights = fusion_.weights(xs[0]);
     std::vector<at::Tensor> given;
     for (const auto& grad : grads) given.push_back(grad.value_or(at::Tensor()));
     const auto found = fusion_.backward(std::move(kept), xs, outs, given, want_xs, fours(wanted));
@@ -317,18 +369,20 @@ void bind_training(py::module_& m) {
   py::class_<ModuleStates>(m, "ModuleStates", collectable<ModuleStates>())
       .def(py::init<const py::iterable&, const py::tuple&>())
       .def("unchanged", &ModuleStates::unchanged);
-  py::class_<Kept>(m, "ChainActivations").def_property_readonly("output", [](const Kept& kept) {
-    return kept.activations.back();
+  py::class_<Recomputed>(m, "ChainActivations").def("output", [](const Recomputed& self, size_t chain) {
+    return self.kept.at(chain).activations.back();
   });
-  py::class_<ChainCall>(m, "ResidualChainCall")
-      .def("parameters", &ChainCall::parameters)
-      .def("computes_in", &ChainCall::computes_in)
-      .def_property_readonly("normalises_batches", &ChainCall::normalises_batches)
-      .def_property_readonly("kept", &ChainCall::kept)
-      .def("run", &ChainCall::run)
-      .def("forward", &ChainCall::forward)
-      .def("recompute", &ChainCall::recompute)
-      .def("backward", &ChainCall::backward);
+  py::class_<ChainsCall>(m, "ResidualChainsCall")
+      .def_static("joined", &ChainsCall::joined)
+      .def("parameters", &ChainsCall::parameters)
+      .def("computes_in", &ChainsCall::computes_in)
+      .def("adds_input", &ChainsCall::adds_input)
+      .def("normalises_batches", &ChainsCall::normalises_batches)
+      .def_property_readonly("kept", &ChainsCall::kept)
+      .def("run", &ChainsCall::run)
+      .def("forward", &ChainsCall::forward)
+      .def("recompute", &ChainsCall::recompute)
+      .def("backward", &ChainsCall::backward);
   py::class_<ChainModules>(m, "ResidualChain", collectable<ChainModules>())
       .def(py::init<const std::vector<std::pair<std::vector<Given>, int>>&>())
       .def("read", &ChainModules::read);

@@ -12,13 +12,6 @@
 #include "../cuda/operators.h"
 #endif
 
-// The implementation of the device that a tensor is on.
-#if defined(HRNET_FAST_WITH_CUDA)
-#define HF_ON_DEVICE(tensor, call) ((tensor).is_cuda() ? cuda::call : cpu::call)
-#else
-#define HF_ON_DEVICE(tensor, call) (cpu::call)
-#endif
-
 namespace hrnet_fast::training {
 
 namespace {
@@ -29,6 +22,8 @@ bool wrong_in_bfloat16(const at::Tensor& x, int64_t width, const at::Tensor& wei
   const int64_t window = layer.dilation.back() * (weight.size(-1) - 1) + 1;
   return width + 2 * layer.padding.back() - window < layer.stride.back();
 }
+
+constexpr std::array<int64_t, 2> kNone{0, 0};  // padding of outputs
 
 at::Tensor or_empty(const at::Tensor& tensor, const at::Tensor& empty) { return tensor.defined() ? tensor : empty; }
 
@@ -52,11 +47,10 @@ void count_batches(const std::vector<const ConvNorm*>& layers) {
 at::Tensor convolve(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const ConvNorm& layer) {
   if (wrong_in_bfloat16(x, x.size(-1), weight, layer))
     return convolve(x.to(at::kFloat), weight.to(at::kFloat), bias, layer).to(x.scalar_type());
-  const std::vector<int64_t> none(layer.stride.size(), 0);
   std::optional<at::Tensor> given;
   if (bias.defined()) given = cast(bias, x.scalar_type());
   return at::convolution(x, cast(weight, x.scalar_type()), given, layer.stride, layer.padding, layer.dilation, false,
-                         none, layer.groups);
+                         kNone, layer.groups);
 }
 
 at::Tensor convolve_by_blocks(const at::Tensor& x, const at::Tensor& weight, const ConvNorm& layer) {
@@ -67,75 +61,139 @@ at::Tensor convolve_by_blocks(const at::Tensor& x, const at::Tensor& weight, con
   return result;
 }
 
-std::vector<Saved> normalise(const std::vector<at::Tensor>& ys, const std::vector<const ConvNorm*>& layers) {
-  const at::Tensor empty = at::empty({0}, at::TensorOptions().device(ys[0].device()));
+namespace {
+
+// What the passes are told of norms.
+struct NormLists {
+  explicit NormLists(const at::Tensor& like) : empty(at::empty({0}, at::TensorOptions().device(like.device()))) {}
+  at::Tensor empty;
   std::vector<int64_t> channels;
   std::vector<at::Tensor> scales, shifts, means, variances;
   std::vector<double> momenta, eps;
-  std::vector<Saved> saved;
-  const auto forget = [&] {
-    channels.clear(), scales.clear(), shifts.clear(), means.clear(), variances.clear(), momenta.clear(), eps.clear();
-  };
-  const auto take = [&](const ConvNorm& layer) {
-    channels.push_back(layer.weight.size(0));
-    scales.push_back(or_empty(layer.scale, empty));
-    shifts.push_back(or_empty(layer.shift, empty));
-    means.push_back(or_empty(layer.running_mean, empty));
-    variances.push_back(or_empty(layer.running_var, empty));
-    momenta.push_back(layer.momentum);
-    eps.push_back(layer.eps);
-  };
-  if (!layers[0]->batch) {
-    size_t next = 0;
-    for (const at::Tensor& y : ys) {
-      forget();
-      for (int64_t start = 0; start < y.size(1); start += channels.back()) take(*layers[next++]);
-      const bool wide = y.scalar_type() == at::kDouble;
-      saved.push_back({y, HF_ON_DEVICE(y, running_affine(channels, scales, shifts, means, variances, eps, wide)),
-                       std::numeric_limits<double>::infinity()});
+
+  int64_t add(const Norms& norms) {
+    int64_t width = 0;
+    for (const ConvNorm* layer : norms) {
+      channels.push_back(layer->weight.size(0));
+      scales.push_back(or_empty(layer->scale, empty));
+      shifts.push_back(or_empty(layer->shift, empty));
+      means.push_back(or_empty(layer->running_mean, empty));
+      variances.push_back(or_empty(layer->running_var, empty));
+      momenta.push_back(layer->momentum);
+      eps.push_back(layer->eps);
+      width += channels.back();
     }
-    return saved;
+    return width;
   }
-  for (const ConvNorm* layer : layers) take(*layer);
-  for (const at::Tensor& y : ys)
+};
+
+}  // namespace
+
+std::vector<at::Tensor> running_affines(const std::vector<Norms>& norms, at::ScalarType dtype) {
+  std::vector<at::Tensor> found(norms.size());
+  const bool wide = dtype == at::kDouble;
+  std::vector<size_t> places;
+  std::vector<int64_t> tables;
+  NormLists all(norms[0][0]->weight);
+  for (size_t k = 0; k < norms.size(); ++k) {
+    if (norms[k][0]->batch) continue;
+    if (norms[k][0]->weight.is_cuda()) {
+      tables.push_back(all.add(norms[k]));
+      places.push_back(k);
+      continue;
+    }
+    NormLists own(norms[k][0]->weight);
+    own.add(norms[k]);
+    found[k] = cpu::running_affine(own.channels, own.scales, own.shifts, own.means, own.variances, own.eps, wide);
+  }
+#if defined(HRNET_FAST_WITH_CUDA)
+  if (!tables.empty()) {
+    const auto made =
+        cuda::running_affines(tables, all.channels, all.scales, all.shifts, all.means, all.variances, all.eps, wide);
+    for (size_t i = 0; i < places.size(); ++i) found[places[i]] = made[i];
+  }
+#endif
+  return found;
+}
+
+std::vector<Saved> normalise(const std::vector<at::Tensor>& ys, const std::vector<Norms>& norms,
+                             const std::vector<at::Tensor>& running) {
+  NormLists all(ys[0]);
+  std::vector<at::Tensor> batches, affines;
+  for (size_t k = 0; k < ys.size(); ++k) {
+    const at::Tensor& y = ys[k];
+    if (!norms[k][0]->batch) continue;
     TORCH_CHECK_VALUE(y.size(0) * y.size(2) * y.size(3) != 1,
                       "Expected more than 1 value per channel when training, got input size ", y.sizes());
-  const auto affines = HF_ON_DEVICE(ys[0], batch_affine(ys, channels, scales, shifts, means, variances, momenta, eps));
-  for (size_t k = 0; k < ys.size(); ++k)
-    saved.push_back({ys[k], affines[k], static_cast<double>(ys[k].size(0) * ys[k].size(2) * ys[k].size(3))});
+    batches.push_back(y);
+    all.add(norms[k]);
+  }
+  const auto batch_affine = [&](auto function) {
+    return function(batches, all.channels, all.scales, all.shifts, all.means, all.variances, all.momenta, all.eps);
+  };
+  if (!batches.empty()) {
+#if defined(HRNET_FAST_WITH_CUDA)
+    affines = ys[0].is_cuda() ? batch_affine(cuda::batch_affine) : batch_affine(cpu::batch_affine);
+#else
+    affines = batch_affine(cpu::batch_affine);
+#endif
+  }
+  std::vector<Saved> saved;
+  size_t next = 0;
+  for (size_t k = 0; k < ys.size(); ++k) {
+    const at::Tensor& y = ys[k];
+    if (norms[k][0]->batch)
+      saved.push_back({y, affines[next++], static_cast<double>(y.size(0) * y.size(2) * y.size(3))});
+    else
+      saved.push_back({y, running[k], std::numeric_limits<double>::infinity()});
+  }
   return saved;
 }
 
 ConvGradients convolve_backward(const at::Tensor& given_grad, const at::Tensor& given_x, const at::Tensor& weight,
-                                at::ScalarType dtype, const ConvNorm& layer, std::array<bool, 3> wanted) {
+                                const ConvNorm& layer, std::array<bool, 3> wanted) {
   if (!wanted[0] && !wanted[1] && !wanted[2]) return {};
   at::Tensor grad = given_grad, x = given_x;
   if (wrong_in_bfloat16(grad, x.size(-1), weight, layer)) {
     grad = grad.to(at::kFloat);
     x = x.to(at::kFloat);
   }
-  const std::vector<int64_t> none(layer.stride.size(), 0);
-  const std::vector<int64_t> bias{weight.size(0)};
+  const std::array<int64_t, 1> bias{weight.size(0)};
   auto [dx, dw, db] = at::convolution_backward(grad, x, cast(weight, x.scalar_type()), bias, layer.stride,
-                                               layer.padding, layer.dilation, false, none, layer.groups, wanted);
-  return {wanted[0] ? cast(dx, given_x.scalar_type()) : at::Tensor(), wanted[1] ? cast(dw, dtype) : at::Tensor(),
-          wanted[2] ? cast(db, dtype) : at::Tensor()};
+                                               layer.padding, layer.dilation, false, kNone, layer.groups, wanted);
+  return {wanted[0] ? cast(dx, given_x.scalar_type()) : at::Tensor(), wanted[1] ? dw : at::Tensor(),
+          wanted[2] ? db : at::Tensor()};
 }
 
-at::Tensor bn_act(const at::Tensor& x, const at::Tensor& affine, const OptionalTensor& residual,
-                  const OptionalTensor& residual_affine, bool relu) {
-  return HF_ON_DEVICE(x, bn_act(x, affine, residual, residual_affine, relu));
+std::vector<at::Tensor> bn_act(const std::vector<BnActMap>& maps) {
+#if defined(HRNET_FAST_WITH_CUDA)
+  if (!maps.empty() && maps[0].x.is_cuda()) return cuda::bn_act(maps);
+#endif
+  std::vector<at::Tensor> found;
+  for (const BnActMap& m : maps) found.push_back(cpu::bn_act(m.x, m.affine, m.residual, m.residual_affine, m.relu));
+  return found;
 }
 
-std::tuple<at::Tensor, at::Tensor> backward_sums(const at::Tensor& grad, const OptionalTensor& addend,
-                                                 const at::Tensor& x, const at::Tensor& affine,
-                                                 const OptionalTensor& out, bool relu, bool keep) {
-  return HF_ON_DEVICE(x, backward_sums(grad, addend, x, affine, out, relu, keep));
+std::vector<BackwardSums> backward_sums(const std::vector<BackwardSumsMap>& maps) {
+#if defined(HRNET_FAST_WITH_CUDA)
+  if (!maps.empty() && maps[0].x.is_cuda()) return cuda::backward_sums(maps);
+#endif
+  std::vector<BackwardSums> found;
+  for (const BackwardSumsMap& m : maps) {
+    auto [sums, masked] = cpu::backward_sums(m.grad, m.addend, m.x, m.affine, m.out, m.relu, m.keep);
+    found.push_back({sums, masked});
+  }
+  return found;
 }
 
-at::Tensor backward_input(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& affine, const at::Tensor& sums,
-                          double count, bool relu) {
-  return HF_ON_DEVICE(x, backward_input(grad, x, affine, sums, count, relu));
+std::vector<at::Tensor> backward_input(const std::vector<BackwardInputMap>& maps) {
+#if defined(HRNET_FAST_WITH_CUDA)
+  if (!maps.empty() && maps[0].x.is_cuda()) return cuda::backward_input(maps);
+#endif
+  std::vector<at::Tensor> found;
+  for (const BackwardInputMap& m : maps)
+    found.push_back(cpu::backward_input(m.grad, m.x, m.affine, m.sums, m.count, m.relu));
+  return found;
 }
 
 namespace {
@@ -173,6 +231,20 @@ std::vector<at::Tensor> fuse_sum_backward(const at::Tensor& grad, const at::Tens
   for (at::Tensor& g : found)
     if (g.dim() == 4) g = g.contiguous(format_of(out));
   return found;
+}
+
+void cast_together(const std::vector<at::Tensor*>& tensors, at::ScalarType dtype) {
+  std::vector<at::Tensor> from, to;
+  std::vector<at::Tensor*> places;
+  for (at::Tensor* tensor : tensors) {
+    if (!tensor->defined() || tensor->scalar_type() == dtype) continue;
+    from.push_back(*tensor);
+    to.push_back(at::empty_like(*tensor, tensor->options().dtype(dtype)));
+    places.push_back(tensor);
+  }
+  if (from.empty()) return;
+  at::_foreach_copy_(to, from);
+  for (size_t k = 0; k < places.size(); ++k) *places[k] = to[k];
 }
 
 }  // namespace hrnet_fast::training

@@ -7,15 +7,17 @@
 
 #include <ATen/ATen.h>
 
-#include <optional>
+#include <array>
 #include <vector>
+
+#include "../bn_act_maps.h"
 
 namespace hrnet_fast::training {
 
 // A layer at a call. Tensors that a layer does not have are undefined.
 struct ConvNorm {
   at::Tensor weight, bias;
-  std::vector<int64_t> stride, padding, dilation;
+  std::array<int64_t, 2> stride{1, 1}, padding{0, 0}, dilation{1, 1};
   int64_t groups = 1;
   at::Tensor scale, shift, running_mean, running_var, counter;
   double momentum = 0.0, eps = 0.0;
@@ -44,25 +46,28 @@ at::Tensor convolve(const at::Tensor& x, const at::Tensor& weight, const at::Ten
 // The same as a sum over at most eight blocks of 16 or more input channels.
 at::Tensor convolve_by_blocks(const at::Tensor& x, const at::Tensor& weight, const ConvNorm& layer);
 
-// Affines of maps whose channels are normalised by `layers`, one after another; moves the running statistics.
-std::vector<Saved> normalise(const std::vector<at::Tensor>& ys, const std::vector<const ConvNorm*>& layers);
+// The layers that normalise a map's channels, one after another.
+using Norms = std::vector<const ConvNorm*>;
 
-// Gradients of a convolution's input, weight and bias, the parameters' in `dtype`.
+// Affines of the maps that are normalised by running statistics, for maps of `dtype`; undefined for the others. All
+// come from one launch on CUDA devices.
+std::vector<at::Tensor> running_affines(const std::vector<Norms>& norms, at::ScalarType dtype);
+
+// Normalises maps: those of batch statistics together, moving the running statistics, the others by `running`.
+std::vector<Saved> normalise(const std::vector<at::Tensor>& ys, const std::vector<Norms>& norms,
+                             const std::vector<at::Tensor>& running);
+
+// Gradients of a convolution's input, weight and bias, the parameters' in the dtype that they were computed in.
 struct ConvGradients {
   at::Tensor x, weight, bias;
 };
 ConvGradients convolve_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
-                                at::ScalarType dtype, const ConvNorm& layer, std::array<bool, 3> wanted);
+                                const ConvNorm& layer, std::array<bool, 3> wanted);
 
-// The elementwise passes of the device that `x` is on; see csrc/cpu/bn_act.h.
-using OptionalTensor = std::optional<at::Tensor>;
-at::Tensor bn_act(const at::Tensor& x, const at::Tensor& affine, const OptionalTensor& residual,
-                  const OptionalTensor& residual_affine, bool relu);
-std::tuple<at::Tensor, at::Tensor> backward_sums(const at::Tensor& grad, const OptionalTensor& addend,
-                                                 const at::Tensor& x, const at::Tensor& affine,
-                                                 const OptionalTensor& out, bool relu, bool keep);
-at::Tensor backward_input(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& affine, const at::Tensor& sums,
-                          double count, bool relu);
+// The elementwise passes of several maps, on the device that they are on; see csrc/cpu/bn_act.h.
+std::vector<at::Tensor> bn_act(const std::vector<BnActMap>& maps);
+std::vector<BackwardSums> backward_sums(const std::vector<BackwardSumsMap>& maps);
+std::vector<at::Tensor> backward_input(const std::vector<BackwardInputMap>& maps);
 at::Tensor fuse_sum(const std::vector<at::Tensor>& xs, const std::vector<at::Tensor>& scales,
                     const std::vector<at::Tensor>& shifts, at::IntArrayRef size, int64_t mode, bool relu);
 std::vector<at::Tensor> fuse_sum_backward(const at::Tensor& grad, const at::Tensor& out, at::IntArrayRef sizes,
@@ -72,5 +77,8 @@ std::vector<at::Tensor> fuse_sum_backward(const at::Tensor& grad, const at::Tens
 inline at::Tensor cast(const at::Tensor& tensor, at::ScalarType dtype) {
   return !tensor.defined() || tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
 }
+
+// Replaces tensors by copies in `dtype` where theirs is another; by one launch for all of them on CUDA devices.
+void cast_together(const std::vector<at::Tensor*>& tensors, at::ScalarType dtype);
 
 }  // namespace hrnet_fast::training

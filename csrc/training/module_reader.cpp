@@ -2,6 +2,7 @@
 
 #include "module_reader.h"
 
+#include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 namespace py = pybind11;
@@ -39,11 +40,8 @@ at::Tensor tensor(const py::handle& dict, const py::str& name) {
   return THPVariable_Unpack(found);
 }
 
-std::vector<int64_t> integers(const py::handle& dict, const py::str& name) {
-  std::vector<int64_t> found;
-  for (const py::handle& value : py::reinterpret_borrow<py::tuple>(item(dict, name)))
-    found.push_back(value.cast<int64_t>());
-  return found;
+std::array<int64_t, 2> integers(const py::handle& dict, const py::str& name) {
+  return py::handle(item(dict, name)).cast<std::array<int64_t, 2>>();
 }
 
 bool truth(const py::handle& dict, const py::str& name) { return PyObject_IsTrue(item(dict, name)) == 1; }
@@ -51,34 +49,38 @@ bool truth(const py::handle& dict, const py::str& name) { return PyObject_IsTrue
 }  // namespace
 
 LayerModules::LayerModules(const py::object& conv, const py::object& norm, bool frozen)
-    : conv_(conv.attr("__dict__")), norm_(norm.attr("__dict__")), frozen_(frozen) {}
+    : conv_(conv.attr("__dict__")), norm_(norm.attr("__dict__")), frozen_(frozen) {
+  const Names& n = names();
+  attributes_.stride = integers(conv_, n.stride);
+  attributes_.padding = integers(conv_, n.padding);
+  attributes_.dilation = integers(conv_, n.dilation);
+  attributes_.groups = py::handle(item(conv_, n.groups)).cast<int64_t>();
+  attributes_.eps = py::handle(item(norm_, n.eps)).cast<double>();
+  if (frozen) return;
+  attributes_.batch = truth(norm_, n.training);
+  tracks_ = attributes_.batch && truth(norm_, n.tracks);
+  PyObject* momentum = item(norm_, n.momentum);
+  averages_ = momentum == Py_None;
+  if (!averages_) attributes_.momentum = py::handle(momentum).cast<double>();
+}
 
 ConvNorm LayerModules::read() const {
   const Names& n = names();
   const py::handle conv = item(conv_, n.parameters), buffers = item(norm_, n.buffers);
   const py::handle norm = frozen_ ? buffers : py::handle(item(norm_, n.parameters));
-  ConvNorm layer;
+  ConvNorm layer = attributes_;
   layer.weight = tensor(conv, n.weight);
   layer.bias = tensor(conv, n.bias);
-  layer.stride = integers(conv_, n.stride);
-  layer.padding = integers(conv_, n.padding);
-  layer.dilation = integers(conv_, n.dilation);
-  layer.groups = py::handle(item(conv_, n.groups)).cast<int64_t>();
   layer.scale = tensor(norm, n.weight);
   layer.shift = tensor(norm, n.bias);
   layer.running_mean = tensor(buffers, n.mean);
   layer.running_var = tensor(buffers, n.variance);
-  layer.eps = py::handle(item(norm_, n.eps)).cast<double>();
   if (frozen_) return layer;
   // As torch.nn.BatchNorm2d.forward decides.
-  const bool training = truth(norm_, n.training), has_means = layer.running_mean.defined();
-  const bool tracks = training && truth(norm_, n.tracks) && has_means;
-  layer.batch = training || !has_means;
+  const bool has_means = layer.running_mean.defined(), tracks = tracks_ && has_means;
+  layer.batch = layer.batch || !has_means;
   if (tracks) layer.counter = tensor(buffers, n.counter);
-  PyObject* momentum = item(norm_, n.momentum);
-  if (momentum != Py_None)
-    layer.momentum = py::handle(momentum).cast<double>();
-  else if (layer.counter.defined())  // a cumulative average; this batch is not counted yet
+  if (averages_ && layer.counter.defined())  // this batch is not counted yet
     layer.momentum = 1.0 / (layer.counter.item<double>() + 1.0);
   if (layer.batch && !tracks) {
     layer.running_mean = at::Tensor();

@@ -8,7 +8,8 @@
 
 namespace hrnet_fast::training {
 
-// The modules of one layer. Parameters, buffers and numbers are read at every call; nothing of them is kept.
+// The modules of one layer. Parameters and buffers are read at every call. Attributes are read once: who holds this
+// makes it anew when they change (hrnet_fast/training/structure_cache.py).
 class LayerModules {
  public:
   // `frozen`: the normalisation has no mode of training, momentum and counter (FrozenBatchNorm2d).
@@ -22,7 +23,8 @@ class LayerModules {
 
  private:
   pybind11::dict conv_, norm_;
-  bool frozen_;
+  bool frozen_, tracks_ = false, averages_ = false;  // momentum None: cumulative averages
+  ConvNorm attributes_;                              // without tensors
 };
 
 }  // namespace hrnet_fast::training

@@ -1,6 +1,8 @@
-// Residual units in a row, forward and backward: see residual_chain.h.
+// Chains of residual units, forward and recomputation: see residual_chain.h.
 
 #include "residual_chain.h"
+
+#include <algorithm>
 
 namespace hrnet_fast::training {
 
@@ -8,7 +10,7 @@ namespace {
 
 constexpr int64_t kLong = 64;  // channels from which on a window may be added by blocks of channels
 
-// Where `layer` is computed from: whether its window is long enough to be added by blocks of channels.
+// Whether the window of `layer` is long enough to be added by blocks of channels.
 bool by_blocks(const Chain& chain, const Unit& unit, const ConvNorm& layer, const at::Tensor& x) {
   // Not in basic units: they hold most of a network's multiply-adds and, behind stem and first stage, little of its
   // error.
@@ -16,23 +18,126 @@ bool by_blocks(const Chain& chain, const Unit& unit, const ConvNorm& layer, cons
          layer.groups == 1;
 }
 
-// The weight in the dtype of the maps. oneDNN's strided convolutions may be computed in float32 (conv_norm.cpp).
-at::Tensor weight_for(const ConvNorm& layer, at::ScalarType dtype, bool is_cpu) {
-  return is_cpu && layer.stride.back() != 1 ? layer.weight : cast(layer.weight, dtype);
-}
-
-at::Tensor finish(const Unit& unit, const Saved* saved, const at::Tensor& x) {
+// The map that a unit's output is made of.
+BnActMap finish(const Unit& unit, const Saved* saved, const at::Tensor& x) {
   const Saved& last = saved[unit.steps() - 1];
   if (unit.shortcut == Shortcut::kProjection) {
     const Saved& projected = saved[unit.steps()];
-    return bn_act(last.y, last.affine, projected.y, projected.affine, true);
+    return {last.y, last.affine, projected.y, projected.affine};
   }
-  if (unit.shortcut == Shortcut::kIdentity) return bn_act(last.y, last.affine, x, std::nullopt, true);
-  return bn_act(last.y, last.affine, std::nullopt, std::nullopt, true);
+  if (unit.shortcut == Shortcut::kIdentity) return {last.y, last.affine, x, std::nullopt};
+  return {last.y, last.affine, std::nullopt, std::nullopt};
 }
 
-at::Tensor activated(const at::Tensor& y, const at::Tensor& affine) {
-  return bn_act(y, affine, std::nullopt, std::nullopt, true);
+// Weights of every chain's layers, in the dtype of its maps. oneDNN's strided convolutions may be computed in float32
+// (conv_norm.cpp).
+void cast_weights(const std::vector<Chain>& chains, std::vector<std::vector<at::Tensor>>& weights,
+                  const at::Tensor& x) {
+  std::vector<at::Tensor*> converted;
+  for (size_t c = 0; c < chains.size(); ++c) {
+    const auto layers = chains[c].layers();
+    for (size_t k = 0; k < layers.size(); ++k)
+      if (!x.is_cpu() || layers[k]->stride.back() == 1) converted.push_back(&weights[c][k]);
+  }
+  cast_together(converted, x.scalar_type());
+}
+
+// The forward of one chain, layer by layer: convolve, normalise, and the pass that follows.
+class Forward {
+ public:
+  Forward(Chain& chain, const at::Tensor& x, std::vector<at::Tensor> weights, Kept* kept)
+      : chain_(chain), own_(&chain), x_(x), weights_(std::move(weights)), kept_(kept) {}
+  // Again, with the affines that are known; gathers the convolutions' and the units' outputs.
+  Forward(const Chain& chain, const at::Tensor& x, std::vector<at::Tensor> weights, Kept& kept)
+      : chain_(chain), x_(x), weights_(std::move(weights)), kept_(&kept) {}
+
+  bool done() const { return unit_ == chain_.units.size(); }
+  const at::Tensor& x() const { return x_; }
+  const ConvNorm& layer() const { return unit().layers[layer_]; }
+  size_t number() const { return number_; }
+
+  at::Tensor convolve() const {
+    const at::Tensor& from = layer_ == 0 || layer_ == unit().steps() ? x_ : inner_;
+    const at::Tensor& weight = weights_[number_];
+    return by_blocks(chain_, unit(), layer(), from) ? convolve_by_blocks(from, weight, layer())
+                                                    : training::convolve(from, weight, layer().bias, layer());
+  }
+
+  // Takes the layer's results and goes on; returns the pass that comes next, if one does before the next convolution.
+  std::optional<BnActMap> take(const Saved& saved) {
+    if (own_ != nullptr && kept_ != nullptr) {
+      own_->own.push_back(layer().weight.scalar_type());
+      own_->counts.push_back(saved.count);
+      kept_->affines.push_back(saved.affine);
+      kept_->weights.push_back(chain_.memory == Memory::kMin ? layer().weight : weights_[number_]);
+    }
+    if (kept_ != nullptr && (own_ == nullptr || chain_.memory != Memory::kMin)) kept_->ys.push_back(saved.y);
+    saved_.push_back(saved);
+    ++number_;
+    const size_t just = layer_++;
+    if (layer_ == unit().layers.size()) return finish(unit(), saved_.data(), x_);
+    if (layer_ < unit().steps()) return BnActMap{saved_[just].y, saved_[just].affine, std::nullopt, std::nullopt};
+    return std::nullopt;  // the projection, of the unit's input
+  }
+
+  // Takes the result of that pass.
+  void take(const at::Tensor& passed) {
+    const bool fast = kept_ != nullptr && own_ != nullptr && chain_.memory == Memory::kFast;
+    if (layer_ < unit().layers.size()) {
+      inner_ = passed;
+      if (fast) kept_->inner.push_back(passed);
+      return;
+    }
+    x_ = passed;
+    if (fast || own_ == nullptr) kept_->activations.push_back(passed);
+    inner_ = at::Tensor();
+    saved_.clear();
+    layer_ = 0;
+    ++unit_;
+  }
+
+ private:
+  const Unit& unit() const { return chain_.units[unit_]; }
+
+  const Chain& chain_;
+  Chain* own_ = nullptr;  // null: known results are computed again
+  at::Tensor x_, inner_;
+  std::vector<at::Tensor> weights_;
+  Kept* kept_;
+  std::vector<Saved> saved_;  // of the unit
+  size_t unit_ = 0, layer_ = 0, number_ = 0;
+};
+
+// Runs chains together. `norms` and `running` have one element per layer of all chains; `known` are affines of earlier.
+template <typename Normalise>
+void run(std::vector<Forward>& chains, const Normalise& normalise) {
+  for (;;) {
+    std::vector<size_t> active;
+    std::vector<at::Tensor> ys;
+    for (size_t c = 0; c < chains.size(); ++c)
+      if (!chains[c].done()) {
+        active.push_back(c);
+        ys.push_back(chains[c].convolve());
+      }
+    if (active.empty()) return;
+    const std::vector<Saved> saved = normalise(active, ys);
+    std::vector<BnActMap> passes;
+    std::vector<size_t> owners;
+    for (size_t i = 0; i < active.size(); ++i)
+      if (auto pass = chains[active[i]].take(saved[i])) {
+        passes.push_back(std::move(*pass));
+        owners.push_back(active[i]);
+      }
+    const auto passed = bn_act(passes);
+    for (size_t i = 0; i < owners.size(); ++i) chains[owners[i]].take(passed[i]);
+  }
+}
+
+// Calls each(first, count) for the chains that execute together.
+template <typename Each>
+void together(const at::Tensor& x, size_t count, const Each& each) {
+  if (x.is_cuda()) return each(0, count);
+  for (size_t c = 0; c < count; ++c) each(c, 1);
 }
 
 }  // namespace
@@ -44,144 +149,82 @@ std::vector<const ConvNorm*> Chain::layers() const {
   return found;
 }
 
-at::Tensor chain_forward(Chain& chain, const at::Tensor& given, Kept* kept) {
-  at::Tensor x = given;
-  count_batches(chain.layers());
-  for (const Unit& unit : chain.units) {
-    std::vector<Saved> saved;
-    at::Tensor a = x;
-    for (size_t j = 0; j < unit.layers.size(); ++j) {
-      const ConvNorm& layer = unit.layers[j];
-      if (j == unit.steps())
-        a = x;
-      else if (j > 0) {
-        a = activated(saved[j - 1].y, saved[j - 1].affine);
-        if (kept != nullptr && chain.memory == Memory::kFast) kept->inner.push_back(a);
-      }
-      const at::Tensor weight = weight_for(layer, x.scalar_type(), x.is_cpu());
-      const at::Tensor y = by_blocks(chain, unit, layer, a) ? convolve_by_blocks(a, weight, layer)
-                                                            : convolve(a, weight, layer.bias, layer);
-      saved.push_back(normalise({y}, {&layer})[0]);
-      if (kept != nullptr) {
-        chain.own.push_back(layer.weight.scalar_type());
-        chain.counts.push_back(saved.back().count);
-        kept->affines.push_back(saved.back().affine);
-        if (chain.memory != Memory::kMin) kept->ys.push_back(y);
-        kept->weights.push_back(chain.memory == Memory::kMin ? layer.weight : weight);
-      }
+std::vector<at::Tensor> chains_forward(std::vector<Chain>& chains, const std::vector<at::Tensor>& xs,
+                                       std::vector<Kept>* kept) {
+  std::vector<const ConvNorm*> all;
+  std::vector<Norms> norms;
+  std::vector<size_t> starts;
+  std::vector<std::vector<at::Tensor>> weights;
+  for (const Chain& chain : chains) {
+    starts.push_back(all.size());
+    weights.emplace_back();
+    for (const ConvNorm* layer : chain.layers()) {
+      all.push_back(layer);
+      norms.push_back({layer});
+      weights.back().push_back(layer->weight);
     }
-    x = finish(unit, saved.data(), x);
-    if (kept != nullptr && chain.memory == Memory::kFast) kept->activations.push_back(x);
   }
-  return x;
+  count_batches(all);
+  cast_weights(chains, weights, xs[0]);
+  const auto running = running_affines(norms, xs[0].scalar_type());
+  std::vector<at::Tensor> outs;
+  together(xs[0], chains.size(), [&](size_t first, size_t count) {
+    std::vector<Forward> runs;
+    for (size_t c = first; c < first + count; ++c)
+      runs.emplace_back(chains[c], xs[c], std::move(weights[c]), kept == nullptr ? nullptr : &(*kept)[c]);
+    run(runs, [&](const std::vector<size_t>& active, const std::vector<at::Tensor>& ys) {
+      std::vector<Norms> own;
+      std::vector<at::Tensor> tables;
+      for (const size_t c : active) {
+        own.push_back({&runs[c].layer()});
+        tables.push_back(running[starts[first + c] + runs[c].number()]);
+      }
+      return normalise(ys, own, tables);
+    });
+    for (const Forward& one : runs) outs.push_back(one.x());
+  });
+  return outs;
 }
 
-void chain_recompute(const Chain& chain, const at::Tensor& given, Kept& kept) {
-  kept.activations.insert(kept.activations.begin(), given);
-  if (chain.memory == Memory::kFast) return;
-  at::Tensor x = given;
-  size_t begin = 0;
-  for (const Unit& unit : chain.units) {
-    std::vector<Saved> saved;
-    at::Tensor a = x;
-    for (size_t j = 0; j < unit.layers.size(); ++j) {
-      const size_t k = begin + j;
-      if (chain.memory == Memory::kMin) {
-        if (j == unit.steps())
-          a = x;
-        else if (j > 0)
-          a = activated(kept.ys[k - 1], kept.affines[k - 1]);
-        const ConvNorm& layer = unit.layers[j];
-        ConvNorm as_it_was = layer;  // by the weight that was kept
-        as_it_was.weight = kept.weights[k];
-        const at::Tensor weight = weight_for(as_it_was, x.scalar_type(), x.is_cpu());
-        kept.ys.push_back(by_blocks(chain, unit, as_it_was, a) ? convolve_by_blocks(a, weight, layer)
-                                                               : convolve(a, weight, layer.bias, layer));
-      }
-      saved.push_back({kept.ys[k], kept.affines[k], 0.0});
-    }
-    x = finish(unit, saved.data(), x);
-    kept.activations.push_back(x);
-    begin += unit.layers.size();
+void chains_recompute(const std::vector<Chain>& chains, const std::vector<at::Tensor>& xs, std::vector<Kept>& kept) {
+  for (size_t c = 0; c < chains.size(); ++c) kept[c].activations.insert(kept[c].activations.begin(), xs[c]);
+  if (chains[0].memory == Memory::kFast) return;
+  if (chains[0].memory == Memory::kMin) {
+    std::vector<std::vector<at::Tensor>> weights;
+    for (const Kept& own : kept) weights.push_back(own.weights);
+    cast_weights(chains, weights, xs[0]);
+    together(xs[0], chains.size(), [&](size_t first, size_t count) {
+      std::vector<Forward> runs;
+      for (size_t c = first; c < first + count; ++c) runs.emplace_back(chains[c], xs[c], weights[c], kept[c]);
+      run(runs, [&](const std::vector<size_t>& active, const std::vector<at::Tensor>& ys) {
+        std::vector<Saved> saved;
+        for (size_t i = 0; i < ys.size(); ++i)
+          saved.push_back({ys[i], kept[first + active[i]].affines[runs[active[i]].number()], 0.0});
+        return saved;
+      });
+    });
+    return;
   }
-}
-
-namespace {
-
-// The gradient of a unit's input in two parts, to be added.
-struct InTwo {
-  at::Tensor first, second;
-};
-
-Gradients of_norm(const at::Tensor& sums, const ConvNorm& layer, const Wanted& wanted) {
-  Gradients found;
-  if (wanted[2] && layer.scale.defined()) found.scale = cast(sums[1], layer.scale.scalar_type());
-  if (wanted[3] && layer.shift.defined()) found.shift = cast(sums[0], layer.shift.scalar_type());
-  return found;
-}
-
-}  // namespace
-
-ChainGradients chain_backward(const Chain& chain, Kept kept, const at::Tensor& given, bool want_input,
-                              const std::vector<Wanted>& wanted) {
-  ChainGradients result;
-  result.layers.resize(kept.affines.size());
-  at::Tensor dx = given, addend;
-  size_t end = kept.affines.size();
-  for (size_t u = chain.units.size(); u-- > 0;) {
-    const Unit& unit = chain.units[u];
-    const size_t begin = end - unit.layers.size(), steps = unit.steps();
-    const bool residual = unit.shortcut != Shortcut::kNone, want_x = u > 0 || want_input;
-    const at::Tensor out = kept.activations.back(), x = kept.activations[kept.activations.size() - 2];
-    kept.activations.pop_back();
-    at::Tensor grad = dx, g = dx, dinput;
-    const auto layer_backward = [&](size_t k, const at::Tensor& dy, const at::Tensor& a, const at::Tensor& sums,
-                                    bool want) {
-      const ConvNorm& layer = unit.layers[k - begin];
-      const Wanted& own = wanted[k];
-      const auto found = convolve_backward(dy, a, kept.weights[k], chain.own[k], layer,
-                                           {want, own[0], own[1] && layer.bias.defined()});
-      result.layers[k] = of_norm(sums, layer, own);
-      result.layers[k].weight = found.weight;
-      result.layers[k].bias = found.bias;
-      return found.x;
-    };
-    for (size_t j = steps; j-- > 0;) {
-      const size_t k = begin + j;
-      const bool ends = j == steps - 1, keep = ends && (residual || addend.defined());
-      const OptionalTensor more = ends && addend.defined() ? OptionalTensor(addend) : std::nullopt;
-      const OptionalTensor mask = ends && residual ? OptionalTensor(out) : std::nullopt;
-      auto [sums, masked] = backward_sums(g, more, kept.ys[k], kept.affines[k], mask, true, keep);
-      if (keep) g = masked;  // else the mask is computed again with the input's gradient
-      if (ends) grad = g;
-      at::Tensor dy = backward_input(g, kept.ys[k], kept.affines[k], sums, chain.counts[k], !keep);
-      at::Tensor a = x;
-      if (j > 0) {
-        if (kept.inner.empty()) {
-          a = activated(kept.ys[k - 1], kept.affines[k - 1]);
-        } else {
-          a = kept.inner.back();
-          kept.inner.pop_back();
-        }
-      }
-      dinput = layer_backward(k, dy, a, sums, want_x || j > 0);
-      if (dinput.defined()) g = dinput;
+  // Units' outputs from the convolutions', unit by unit.
+  std::vector<size_t> begins(chains.size(), 0);
+  size_t longest = 0;
+  for (const Chain& chain : chains) longest = std::max(longest, chain.units.size());
+  for (size_t u = 0; u < longest; ++u) {
+    std::vector<BnActMap> passes;
+    std::vector<size_t> owners;
+    for (size_t c = 0; c < chains.size(); ++c) {
+      if (u >= chains[c].units.size()) continue;
+      const Unit& unit = chains[c].units[u];
+      std::vector<Saved> saved;
+      for (size_t j = 0; j < unit.layers.size(); ++j)
+        saved.push_back({kept[c].ys[begins[c] + j], kept[c].affines[begins[c] + j], 0.0});
+      passes.push_back(finish(unit, saved.data(), kept[c].activations.back()));
+      owners.push_back(c);
+      begins[c] += unit.layers.size();
     }
-    if (unit.shortcut == Shortcut::kProjection) {
-      const size_t k = begin + steps;
-      auto [sums, unused] = backward_sums(grad, std::nullopt, kept.ys[k], kept.affines[k], std::nullopt, false, false);
-      const at::Tensor dy = backward_input(grad, kept.ys[k], kept.affines[k], sums, chain.counts[k], false);
-      dx = dinput;
-      addend = layer_backward(k, dy, x, sums, want_x);
-    } else {
-      dx = dinput;
-      addend = residual ? grad : at::Tensor();
-    }
-    kept.ys.resize(begin);
-    end = begin;
+    const auto outs = bn_act(passes);
+    for (size_t i = 0; i < owners.size(); ++i) kept[owners[i]].activations.push_back(outs[i]);
   }
-  if (want_input) result.x = dx.defined() && addend.defined() ? dx + addend : dx;
-  return result;
 }
 
 }  // namespace hrnet_fast::training

@@ -1,4 +1,7 @@
-// Residual units in a row, forward and backward as one call each: hrnet_fast/training/residual_chain.py in C++.
+// Chains of residual units, forward and backward as one call each: hrnet_fast/training/residual_chain.py in C++.
+//
+// Several chains, the branches of a module, execute layer by layer on CUDA devices: the elementwise passes of a layer
+// of all of them are one launch. On a CPU they execute one after another, which keeps their maps in its caches.
 
 #pragma once
 
@@ -40,19 +43,22 @@ struct Kept {
   std::vector<at::Tensor> weights;      // as convolutions took them
 };
 
-// Runs the chain on `x`, in the dtype and layout that convolutions compute in. Fills `kept` if it is not null.
-at::Tensor chain_forward(Chain& chain, const at::Tensor& x, Kept* kept);
+// Runs each chain on its input, in the dtype and layout that convolutions compute in. Fills `kept` if it is not null.
+std::vector<at::Tensor> chains_forward(std::vector<Chain>& chains, const std::vector<at::Tensor>& xs,
+                                       std::vector<Kept>* kept);
 
 // Computes what was not kept: outputs of convolutions and the units' inputs, which end with the chain's output.
-void chain_recompute(const Chain& chain, const at::Tensor& x, Kept& kept);
+void chains_recompute(const std::vector<Chain>& chains, const std::vector<at::Tensor>& xs, std::vector<Kept>& kept);
 
 struct ChainGradients {
   at::Tensor x;
   std::vector<Gradients> layers;
 };
 
-// `kept` is complete; its tensors are released on the way.
-ChainGradients chain_backward(const Chain& chain, Kept kept, const at::Tensor& grad, bool want_x,
-                              const std::vector<Wanted>& wanted);
+// `kept` is complete; its tensors are released on the way. A chain whose gradient is undefined is left out. `wanted`
+// has the layers of all chains, one chain after another.
+std::vector<ChainGradients> chains_backward(const std::vector<Chain>& chains, std::vector<Kept> kept,
+                                            const std::vector<at::Tensor>& grads, const std::vector<bool>& want_xs,
+                                            const std::vector<Wanted>& wanted);
 
 }  // namespace hrnet_fast::training

@@ -117,16 +117,18 @@ std::optional<std::pair<size_t, size_t>> Fusion::misfit(const std::vector<std::a
   return std::nullopt;
 }
 
-at::Tensor Fusion::weight(const Group& group, at::ScalarType dtype) const {
-  if (group.members.size() == 1) return group.layer().weight;
-  std::vector<at::Tensor> weights;
-  for (const Member& member : group.members) weights.push_back(member.layer().weight);
-  return at::cat(weights);
-}
-
-std::vector<at::Tensor> Fusion::weights(at::ScalarType dtype) const {
+std::vector<at::Tensor> Fusion::weights(const at::Tensor& x) const {
   std::vector<at::Tensor> found;
-  for (const Group& group : groups_) found.push_back(weight(group, dtype));
+  std::vector<at::Tensor*> converted;
+  found.reserve(groups_.size());
+  for (const Group& group : groups_) {
+    std::vector<at::Tensor> own;
+    for (const Member& member : group.members) own.push_back(member.layer().weight);
+    found.push_back(own.size() == 1 ? own[0] : at::cat(own));
+    // oneDNN's strided convolutions may be computed in float32 (conv_norm.cpp).
+    if (!x.is_cpu() || group.layer().stride.back() == 1) converted.push_back(&found.back());
+  }
+  cast_together(converted, x.scalar_type());
   return found;
 }
 
@@ -142,38 +144,64 @@ at::Tensor Fusion::input(const Group& group, const std::vector<at::Tensor>& xs,
 
 namespace {
 
-at::Tensor activated(const Group& group, const at::Tensor& y, const at::Tensor& affine) {
+// The pass that gives the inputs of the terms that go on.
+BnActMap activated(const Group& group, const at::Tensor& y, const at::Tensor& affine) {
   const int64_t first = group.going_on(), width = group.channels() - first;
-  return bn_act(y.narrow(1, first, width), affine.narrow(1, first, width), std::nullopt, std::nullopt, true);
+  return {y.narrow(1, first, width), affine.narrow(1, first, width), std::nullopt, std::nullopt};
 }
 
 at::Tensor bias_of(const Group& group) { return group.members.size() == 1 ? group.layer().bias : at::Tensor(); }
 
+Norms norms_of(const Group& group) {
+  Norms found;
+  for (const Member& member : group.members) found.push_back(&member.layer());
+  return found;
+}
+
 }  // namespace
+
+// Fills in the inputs of the terms that go on, of the groups numbered `wave`.
+void Fusion::activate(const std::vector<size_t>& wave, const std::vector<at::Tensor>& ys,
+                      const std::vector<at::Tensor>& affines, std::vector<at::Tensor>& hidden) const {
+  std::vector<BnActMap> passes;
+  std::vector<size_t> owners;
+  for (const size_t k : wave)
+    if (groups_[k].going_on() < groups_[k].channels()) {
+      passes.push_back(activated(groups_[k], ys[k], affines[k]));
+      owners.push_back(k);
+    }
+  const auto found = bn_act(passes);
+  for (size_t i = 0; i < owners.size(); ++i) hidden[owners[i]] = found[i];
+}
 
 std::vector<at::Tensor> Fusion::forward(const std::vector<at::Tensor>& xs, Kept* kept) {
   std::vector<const ConvNorm*> all;
-  for (const Group& group : groups_)
-    for (const Member& member : group.members) all.push_back(&member.layer());
+  std::vector<Norms> norms;
+  for (const Group& group : groups_) {
+    norms.push_back(norms_of(group));
+    all.insert(all.end(), norms.back().begin(), norms.back().end());
+  }
   count_batches(all);
-  std::vector<at::Tensor> hidden(groups_.size());
-  std::vector<Saved> saved(groups_.size());
+  const auto own = weights(xs[0]);
+  const auto running = running_affines(norms, xs[0].scalar_type());
+  std::vector<at::Tensor> hidden(groups_.size()), outputs(groups_.size()), affines(groups_.size());
+  std::vector<double> counts(groups_.size());
   for (const auto& wave : waves_) {
-    std::vector<at::Tensor> ys;
-    std::vector<const ConvNorm*> layers;
+    std::vector<at::Tensor> ys, tables;
+    std::vector<Norms> layers;
     for (const size_t k : wave) {
       const Group& group = groups_[k];
-      const at::Tensor own = weight(group, xs[0].scalar_type());
-      ys.push_back(convolve(input(group, xs, hidden), own, bias_of(group), group.layer()));
-      for (const Member& member : group.members) layers.push_back(&member.layer());
-      if (kept != nullptr) kept->weights.push_back(own);
+      ys.push_back(convolve(input(group, xs, hidden), own[k], bias_of(group), group.layer()));
+      layers.push_back(norms[k]);
+      tables.push_back(running[k]);
     }
-    const auto found = normalise(ys, layers);
+    const auto found = normalise(ys, layers, tables);
     for (size_t i = 0; i < wave.size(); ++i) {
-      const Group& group = groups_[wave[i]];
-      saved[wave[i]] = found[i];
-      if (group.going_on() < group.channels()) hidden[wave[i]] = activated(group, found[i].y, found[i].affine);
+      outputs[wave[i]] = found[i].y;
+      affines[wave[i]] = found[i].affine;
+      counts[wave[i]] = found[i].count;
     }
+    activate(wave, outputs, affines, hidden);
   }
   const at::Tensor absent = at::empty({0}, xs[0].options().memory_format({}));
   std::vector<at::Tensor> outs;
@@ -189,31 +217,49 @@ std::vector<at::Tensor> Fusion::forward(const std::vector<at::Tensor>& xs, Kept*
       const Place at = place(term);
       const Member& member = groups_[at.group].members[at.member];
       const int64_t width = member.end - member.begin;
-      maps.push_back(saved[at.group].y.narrow(1, member.begin, width));
-      scales.push_back(saved[at.group].affine[2].narrow(0, member.begin, width));
-      shifts.push_back(saved[at.group].affine[3].narrow(0, member.begin, width));
+      maps.push_back(outputs[at.group].narrow(1, member.begin, width));
+      scales.push_back(affines[at.group][2].narrow(0, member.begin, width));
+      shifts.push_back(affines[at.group][3].narrow(0, member.begin, width));
     }
     const at::Tensor& target = xs[row[0].target];
     const int64_t size[2] = {target.size(2), target.size(3)};
     outs.push_back(fuse_sum(maps, scales, shifts, size, mode_, true));
   }
   if (kept != nullptr) {
-    counts_.clear();
-    for (Saved& one : saved) {
-      kept->ys.push_back(one.y);
-      kept->affines.push_back(one.affine);
-      counts_.push_back(one.count);
-    }
+    counts_ = std::move(counts);
+    kept->ys = std::move(outputs);
+    kept->affines = std::move(affines);
   }
   return outs;
 }
+
+namespace {
+
+// The gradient of a group's stacked outputs, of its members'. Members that go on are masked by their activations
+// `hidden`, unless `relu`: the mask of all is then computed again.
+at::Tensor output_gradient(const Group& group, const std::vector<at::Tensor>& given, const at::Tensor& y,
+                           const at::Tensor& hidden, bool relu) {
+  std::vector<at::Tensor> parts;
+  for (size_t j = 0; j < group.members.size(); ++j) {
+    const Member& member = group.members[j];
+    const int64_t width = member.end - member.begin;
+    if (!given[j].defined())
+      parts.push_back(at::zeros({y.size(0), width, y.size(2), y.size(3)}, y.options().memory_format({})));
+    else if (member.ends() || relu)
+      parts.push_back(given[j]);
+    else
+      parts.push_back(at::threshold_backward(given[j], hidden.narrow(1, member.begin - group.going_on(), width), 0));
+  }
+  return parts.size() == 1 ? parts[0] : at::cat(parts, 1);
+}
+
+}  // namespace
 
 Fusion::Result Fusion::backward(Kept kept, const std::vector<at::Tensor>& xs, const std::vector<at::Tensor>& outs,
                                 const std::vector<at::Tensor>& grads, const std::vector<bool>& want_xs,
                                 const std::vector<Wanted>& wanted) const {
   std::vector<at::Tensor> hidden(groups_.size());
-  for (size_t k = 0; k < groups_.size(); ++k)
-    if (groups_[k].going_on() < groups_[k].channels()) hidden[k] = activated(groups_[k], kept.ys[k], kept.affines[k]);
+  for (const auto& wave : waves_) activate(wave, kept.ys, kept.affines, hidden);
   Result result;
   result.xs.resize(sources_);
   const auto add = [&](size_t branch, const at::Tensor& grad) {
@@ -255,57 +301,80 @@ Fusion::Result Fusion::backward(Kept kept, const std::vector<at::Tensor>& xs, co
     total += group.members.size();
   }
   result.members.resize(total);
-  for (size_t k = groups_.size(); k-- > 0;) {
-    const Group& group = groups_[k];
-    auto& given = of_member[k];
-    if (std::none_of(given.begin(), given.end(), [](const at::Tensor& t) { return t.defined(); })) continue;
-    // Then one mask, computed again, serves all.
-    const bool relu =
-        std::none_of(group.members.begin(), group.members.end(), [](const Member& m) { return m.ends(); });
-    std::vector<at::Tensor> parts;
-    for (size_t j = 0; j < group.members.size(); ++j) {
-      const Member& member = group.members[j];
-      const int64_t width = member.end - member.begin;
-      const at::Tensor& y = kept.ys[k];
-      if (!given[j].defined())
-        parts.push_back(at::zeros({y.size(0), width, y.size(2), y.size(3)}, y.options().memory_format({})));
-      else if (member.ends() || relu)
-        parts.push_back(given[j]);
-      else
-        parts.push_back(
-            at::threshold_backward(given[j], hidden[k].narrow(1, member.begin - group.going_on(), width), 0));
-    }
-    const at::Tensor g = parts.size() == 1 ? parts[0] : at::cat(parts, 1);
-    const auto [sums, unused] = backward_sums(g, std::nullopt, kept.ys[k], kept.affines[k], std::nullopt, relu, false);
-    const at::Tensor dy = backward_input(g, kept.ys[k], kept.affines[k], sums, counts_[k], relu);
-    const Wanted* own = &wanted[starts[k]];
-    const bool want_weight = std::any_of(own, own + group.members.size(), [](const Wanted& w) { return w[0]; });
-    const bool want_x = group.parent >= 0 || want_xs[group.source];
-    const auto found =
-        convolve_backward(dy, input(group, xs, hidden), kept.weights[k], group.layer().weight.scalar_type(),
-                          group.layer(), {want_x, want_weight, bias_of(group).defined() && own[0][1]});
-    if (found.x.defined()) {
-      if (group.parent >= 0)
-        of_member[group.parent][group.feeder] = found.x;
-      else
-        add(group.source, found.x);
-    }
-    for (size_t j = 0; j < group.members.size(); ++j) {
-      if (!given[j].defined()) continue;
-      const Member& member = group.members[j];
-      const int64_t width = member.end - member.begin;
-      Gradients& gradients = result.members[starts[k] + j];
-      if (own[j][0]) gradients.weight = found.weight.narrow(0, member.begin, width);
-      gradients.bias = found.bias;
-      const ConvNorm& layer = member.layer();
-      if (own[j][2] && layer.scale.defined())
-        gradients.scale = cast(sums[1].narrow(0, member.begin, width), layer.scale.scalar_type());
-      if (own[j][3] && layer.shift.defined())
-        gradients.shift = cast(sums[0].narrow(0, member.begin, width), layer.shift.scalar_type());
-    }
-    given.clear();
-    given.resize(group.members.size());
+  std::vector<at::Tensor> weights(groups_.size());  // gradients of the stacked weights
+  std::vector<bool> has_weight(total);
+  // Passes of groups that do not depend on each other, those of a wave, are joint on CUDA devices. On a CPU each group
+  // is finished while its maps are in the caches.
+  std::vector<std::vector<size_t>> joint;
+  for (size_t w = waves_.size(); w-- > 0;) {
+    const std::vector<size_t> wave(waves_[w].rbegin(), waves_[w].rend());
+    if (xs[0].is_cuda())
+      joint.push_back(wave);
+    else
+      for (const size_t k : wave) joint.push_back({k});
   }
+  for (const auto& wave : joint) {
+    std::vector<size_t> reached;
+    std::vector<BackwardSumsMap> summed;
+    for (const size_t k : wave) {
+      const Group& group = groups_[k];
+      if (std::none_of(of_member[k].begin(), of_member[k].end(), [](const at::Tensor& t) { return t.defined(); }))
+        continue;
+      // Then one mask, computed again, serves all.
+      const bool relu =
+          std::none_of(group.members.begin(), group.members.end(), [](const Member& m) { return m.ends(); });
+      reached.push_back(k);
+      summed.push_back({output_gradient(group, of_member[k], kept.ys[k], hidden[k], relu), std::nullopt, kept.ys[k],
+                        kept.affines[k], std::nullopt, relu, false});
+    }
+    const auto sums = backward_sums(summed);
+    std::vector<BackwardInputMap> inputs;
+    for (size_t i = 0; i < reached.size(); ++i)
+      inputs.push_back({std::move(summed[i].grad), summed[i].x, summed[i].affine, sums[i].sums, counts_[reached[i]],
+                        summed[i].relu});
+    const auto dys = backward_input(inputs);
+    for (size_t i = 0; i < reached.size(); ++i) {
+      const size_t k = reached[i];
+      const Group& group = groups_[k];
+      const Wanted* own = &wanted[starts[k]];
+      const bool want_weight = std::any_of(own, own + group.members.size(), [](const Wanted& w) { return w[0]; });
+      const bool want_x = group.parent >= 0 || want_xs[group.source];
+      const auto found = convolve_backward(dys[i], input(group, xs, hidden), kept.weights[k], group.layer(),
+                                           {want_x, want_weight, bias_of(group).defined() && own[0][1]});
+      if (found.x.defined()) {
+        if (group.parent >= 0)
+          of_member[group.parent][group.feeder] = found.x;
+        else
+          add(group.source, found.x);
+      }
+      weights[k] = found.weight;
+      const at::Tensor bias = cast(found.bias, group.layer().weight.scalar_type());
+      for (size_t j = 0; j < group.members.size(); ++j) {
+        if (!of_member[k][j].defined()) continue;
+        const Member& member = group.members[j];
+        const ConvNorm& layer = member.layer();
+        const int64_t width = member.end - member.begin;
+        Gradients& gradients = result.members[starts[k] + j];
+        gradients.bias = bias;
+        if (own[j][2] && layer.scale.defined())
+          gradients.scale = cast(sums[i].sums[1].narrow(0, member.begin, width), layer.scale.scalar_type());
+        if (own[j][3] && layer.shift.defined())
+          gradients.shift = cast(sums[i].sums[0].narrow(0, member.begin, width), layer.shift.scalar_type());
+        of_member[k][j] = at::Tensor();
+        has_weight[starts[k] + j] = own[j][0];
+      }
+    }
+  }
+  std::vector<at::Tensor*> converted;
+  for (at::Tensor& weight : weights) converted.push_back(&weight);
+  cast_together(converted, groups_[0].layer().weight.scalar_type());
+  for (size_t k = 0; k < groups_.size(); ++k)
+    for (size_t j = 0; j < groups_[k].members.size(); ++j) {
+      const Member& member = groups_[k].members[j];
+      if (has_weight[starts[k] + j])
+        result.members[starts[k] + j].weight =
+            cast(weights[k].narrow(0, member.begin, member.end - member.begin), member.layer().weight.scalar_type());
+    }
   return result;
 }
 

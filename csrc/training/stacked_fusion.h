@@ -49,7 +49,7 @@ class Fusion {
     std::vector<at::Tensor> ys, affines, weights;  // per group
   };
 
-  // Every target [N, C_r, H_r, W_r] of the branches' outputs. Fills `kept` if it is not null.
+  // Every target [N, C_r, H_r, W_r] of the branches' outputs. Fills `kept`, but for weights, if it is not null.
   std::vector<at::Tensor> forward(const std::vector<at::Tensor>& xs, Kept* kept);
 
   struct Result {
@@ -61,8 +61,8 @@ class Fusion {
                   const std::vector<at::Tensor>& grads, const std::vector<bool>& want_xs,
                   const std::vector<Wanted>& wanted) const;
 
-  // The groups' weights, stacked, in the dtype of the maps.
-  std::vector<at::Tensor> weights(at::ScalarType dtype) const;
+  // The groups' weights, stacked, as convolutions of maps like `x` take them.
+  std::vector<at::Tensor> weights(const at::Tensor& x) const;
   // All members, group by group.
   std::vector<Member> members() const;
   // The first term (source, target) whose map does not fit its target, given the branches' (height, width); coarser
@@ -76,7 +76,8 @@ class Fusion {
     size_t group, member;
   };
   at::Tensor input(const Group& group, const std::vector<at::Tensor>& xs, const std::vector<at::Tensor>& hidden) const;
-  at::Tensor weight(const Group& group, at::ScalarType dtype) const;
+  void activate(const std::vector<size_t>& wave, const std::vector<at::Tensor>& ys,
+                const std::vector<at::Tensor>& affines, std::vector<at::Tensor>& hidden) const;
   Place place(const Term& term) const { return places_[term.target * sources_ + term.source]; }
 
   std::vector<std::vector<Term>> rows_;

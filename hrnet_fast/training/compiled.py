@@ -62,23 +62,31 @@ def _layer(pair: Pair) -> tuple[nn.Module, nn.Module, bool]:
     return *pair, not isinstance(pair[1], nn.modules.batchnorm._BatchNorm)
 
 
-def run_chain(call: Any, x: Tensor, memory: str, adds_input: bool) -> Tensor | str:
-    """Run a ``ResidualChainCall`` on `x`, or say why it cannot; differentiable once.
+def join_chains(calls: Sequence[Any]) -> Any | None:
+    """Return the chains of several ``ResidualChainsCall`` as one call, whose elementwise passes share launches.
 
-    `adds_input`: the first unit's shortcut is the identity.
+    None where two of them share a layer, whose running statistics then move one after the other.
     """
-    dtype = autocast_dtype(x)
-    if dtype is not None and x.dtype != dtype and adds_input:
+    return load_compiled().ResidualChainsCall.joined(list(calls))  # type: ignore[union-attr]
+
+
+def run_chains(call: Any, xs: Sequence[Tensor], memory: str) -> list[Tensor] | str:
+    """Run each chain of a ``ResidualChainsCall`` on its input, or say why it cannot; differentiable once."""
+    dtype = autocast_dtype(xs[0])
+    if dtype is not None and any(x.dtype != dtype for x in xs) and call.adds_input():
         return "the first shortcut adds a float32 input to half precision"
-    if dtype is None and not call.computes_in(x.dtype):
+    if dtype is None and not all(call.computes_in(x.dtype) for x in xs):
         return "weights and input differ in dtype"
     parameters = call.parameters()
-    blocks = dtype is None and call.normalises_batches and sums_by_channel_blocks(x)
-    if torch.is_grad_enabled() and (x.requires_grad or any(p is not None and p.requires_grad for p in parameters)):
-        out: Tensor = _ChainFunction.apply(call, memory, dtype, blocks, recomputation_of(x), x, *parameters)  # type: ignore[no-untyped-call]
-        attach(out)
-        return out
-    return in_input_format(call.run(_to_input(x, dtype), blocks), x)
+    blocks = [dtype is None and call.normalises_batches(k) and sums_by_channel_blocks(x) for k, x in enumerate(xs)]
+    tensors = [t for t in (*xs, *parameters) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        recomputations = tuple(recomputation_of(x) for x in xs)
+        found: tuple[Tensor, ...] = _ChainsFunction.apply(call, memory, dtype, blocks, recomputations, *xs, *parameters)  # type: ignore[no-untyped-call]
+        attach(*found)
+        return list(found)
+    outs = call.run([_to_input(x, dtype) for x in xs], blocks)
+    return [in_input_format(out, x) for out, x in zip(outs, xs, strict=True)]
 
 
 def _to_input(x: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -86,33 +94,39 @@ def _to_input(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     return in_compute_format(x if dtype is None else x.to(dtype))
 
 
-class _ChainFunction(torch.autograd.Function):
+class _ChainsFunction(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, call: Any, memory: str, dtype: torch.dtype | None, blocks: bool,
-        recomputation: Recomputation | None, x: Tensor, *parameters: NoneOr,
-    ) -> Tensor:  # fmt: skip
-        ctx.call, ctx.recomputation, ctx.dtype, ctx.given_dtype = call, recomputation, dtype, x.dtype
+        ctx: Any, call: Any, memory: str, dtype: torch.dtype | None, blocks: list[bool],
+        recomputations: tuple[Recomputation | None, ...], *tensors: NoneOr,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        given: list[Tensor] = list(tensors[: len(recomputations)])  # type: ignore[arg-type]
+        # A branch that nothing uses has no gradient; nor have its parameters, as in plain modules.
+        ctx.set_materialize_grads(False)
+        ctx.call, ctx.recomputations, ctx.dtype = call, recomputations, dtype
+        ctx.given_dtypes = [x.dtype for x in given]
         ctx.recompute, ctx.cache = _recompute_output, None
-        given, x = x, _to_input(x, dtype)
-        out, kept = call.forward(x, memory, blocks)
+        xs = [_to_input(x, dtype) for x in given]
+        outs, kept = call.forward(xs, memory, blocks)
         ctx.keeps_output = memory == "fast"
-        ctx.save_for_backward(*kept, *([out] if ctx.keeps_output else []), *([] if recomputation else [x]), *parameters)
-        return in_input_format(out, given)
+        own = [x for x, again in zip(xs, recomputations, strict=True) if again is None]
+        ctx.save_for_backward(*kept, *(outs if ctx.keeps_output else []), *own, *tensors[len(xs) :])
+        return tuple(in_input_format(out, x) for out, x in zip(outs, given, strict=True))
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: NoneOr) -> tuple[Any, ...]:
         kept = _recomputed(ctx)
         ctx.cache = None
-        want = ctx.needs_input_grad[5:]
-        dx, *grads = ctx.call.backward(kept, grad, want[0], want[1:])
-        return None, None, None, None, None, None if dx is None else dx.to(ctx.given_dtype), *grads
+        want, n = ctx.needs_input_grad[5:], len(grads)
+        found = ctx.call.backward(kept, grads, want[:n], want[n:])
+        dxs = [None if dx is None else dx.to(dtype) for dx, dtype in zip(found[:n], ctx.given_dtypes, strict=True)]
+        return None, None, None, None, None, *dxs, *found[n:]
 
 
-def _recompute_output(ctx: Any, _: int) -> Tensor:
-    """Return the chain's output for its consumer's backward; the chain's own backward then finds it cached."""
-    output: Tensor = _recomputed(ctx).output
+def _recompute_output(ctx: Any, number: int) -> Tensor:
+    """Return a chain's output for its consumer's backward; the chains' own backward then finds it cached."""
+    output: Tensor = _recomputed(ctx).output(number)
     return output
 
 
@@ -121,11 +135,12 @@ def _recomputed(ctx: Any) -> Any:
     task = torch._C._current_graph_task_id()
     if ctx.cache is not None and ctx.cache[0] == task:
         return ctx.cache[1]
-    saved, n = list(ctx.saved_tensors), ctx.call.kept
+    saved, n, chains = list(ctx.saved_tensors), ctx.call.kept, len(ctx.recomputations)
     kept, rest = saved[:n], saved[n:]
-    output = rest.pop(0) if ctx.keeps_output else None
-    x = rest.pop(0) if ctx.recomputation is None else _to_input(ctx.recomputation.tensor(), ctx.dtype)
-    found = ctx.call.recompute(kept, x, rest, output)
+    outs, rest = (rest[:chains], rest[chains:]) if ctx.keeps_output else ([], rest)
+    own = iter(rest)
+    xs = [next(own) if r is None else _to_input(r.tensor(), ctx.dtype) for r in ctx.recomputations]
+    found = ctx.call.recompute(kept, xs, list(own), outs)
     ctx.cache = (task, found)
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hrnet_fast.training import compiled, structure_cache, unsupported
-from hrnet_fast.training.fused_modules import FusedModule
+from hrnet_fast.training.fused_modules import FusedModule, FusedSequence
 from hrnet_fast.training.fusion_layers import FusionLayers, find_terms
 from hrnet_fast.training.fusion_plan import plan_fusion
 from hrnet_fast.training.matching import hooked
@@ -44,10 +44,39 @@ class FusedModularizedBlock(FusedModule):
         if reason is not None:
             return self._plain(reason, x)
         self.last_call_reason = None
-        features = [branch(one) for branch, one in zip(self.branches, x, strict=True)]  # type: ignore[arg-type]
+        features = None if native is None else self._run_branches(x)
+        if features is None:
+            features = [branch(one) for branch, one in zip(self.branches, x, strict=True)]  # type: ignore[arg-type]
         if native is not None:
             return compiled.run_fusion(fusion, features)
         return run_fusion(plan_fusion(fusion.terms, len(features), s.mode, s.align_corners, operators), features)
+
+    def _run_branches(self, x: list[Tensor]) -> list[Tensor] | None:
+        """Run all branches as one call whose elementwise passes share launches; None where each is to run alone.
+
+        On a CPU each does: its maps then stay in the caches.
+        """
+        if not x[0].is_cuda:
+            return None
+        calls, s = [], self.fused_settings
+        for branch in self.branches:  # type: ignore[union-attr]
+            if not isinstance(branch, FusedSequence) or "forward" in vars(branch) or hooked([branch]):
+                return None
+            parts = branch.parts()
+            chain = parts[0].chain if len(parts) == 1 else ""
+            own = branch.fused_settings
+            if isinstance(chain, str) or chain.compiled is None or own.implementation != s.implementation:
+                return None
+            if own.memory != s.memory:
+                return None
+            calls.append(chain.compiled.read())
+        joined = compiled.join_chains(calls)
+        outs = None if joined is None else compiled.run_chains(joined, x, s.memory)
+        if outs is None or isinstance(outs, str):
+            return None
+        for branch in self.branches:  # type: ignore[union-attr]
+            branch.last_call_reason = None
+        return outs
 
     def _layers(self) -> FusionLayers | str:
         """The fusion's layers, or why it cannot be stacked."""

@@ -48,7 +48,8 @@ class Settings:
         """Run a chain on `x`, or say why this call cannot."""
         operators = self.implementation.operators(x)
         if chain.compiled is not None and compiled.has_compiled_passes(operators):
-            return compiled.run_chain(chain.compiled.read(), x, self.memory, chain.units[0].shortcut is True)
+            outs = compiled.run_chains(chain.compiled.read(), [x], self.memory)
+            return outs if isinstance(outs, str) else outs[0]
         return run_units([unit.read() for unit in chain.units], x, operators, self.memory)
 
 

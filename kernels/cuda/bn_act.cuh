@@ -27,20 +27,15 @@ struct BnBackwardInputArguments {
   const math_t<T>* sums = nullptr;  // [2, C] of bn_backward_sums; null: the statistics are constants
   double count = 1;                 // values per channel that the sums stand for
   bool relu = true;                 // whether the gradient is masked by the sign of scale * x + shift
+  // 1 / count, in two parts: its rounding would be an error of the whole channel. The launch fills them in.
+  math_t<T> share = 1, rest = 0;
 };
 
 template <typename T>
-struct BnActPlan {
-  BnActArguments<T> a;
-  Walk walk;
-};
+using BnActPlan = MapsPlan<BnActArguments<T>>;
 
 template <typename T>
-struct BnBackwardInputPlan {
-  BnBackwardInputArguments<T> a;
-  Walk walk;
-  math_t<T> share, rest;  // 1 / count, in two parts: its rounding would be an error of the whole channel
-};
+using BnBackwardInputPlan = MapsPlan<BnBackwardInputArguments<T>>;
 
 constexpr int kPassBlocks = 3;  // of a multiprocessor: the tables of a pack of eight channels stay in registers
 
@@ -49,9 +44,10 @@ __global__ void __launch_bounds__(kThreads, kPassBlocks) bn_act_kernel(const __g
   using M = math_t<T>;
   using Own = Place<kWidth, kLast>;
   constexpr int kPacks = kAhead<kWidth>;
-  const auto& a = plan.a;
-  const Walk& w = plan.walk;
-  const Own p(w, blockIdx.x);
+  const auto& map = plan.of_block(blockIdx.x);
+  const auto& a = map.a;
+  const Walk& w = map.walk;
+  const Own p(w, blockIdx.x - map.first_block);
   if (!p.busy) return;
   const bool adds = a.residual.data != nullptr, affine = adds && a.residual_affine != nullptr;
   M scale[Own::kSums], shift[Own::kSums], other_scale[Own::kSums], other_shift[Own::kSums];
@@ -97,9 +93,10 @@ __global__ void __launch_bounds__(kThreads, kPassBlocks)
   using M = math_t<T>;
   using Own = Place<kWidth, kLast>;
   constexpr int kPacks = kAhead<kWidth>;
-  const auto& a = plan.a;
-  const Walk& w = plan.walk;
-  const Own p(w, blockIdx.x);
+  const auto& map = plan.of_block(blockIdx.x);
+  const auto& a = map.a;
+  const Walk& w = map.walk;
+  const Own p(w, blockIdx.x - map.first_block);
   if (!p.busy) return;
   M scale[Own::kSums], shift[Own::kSums], mean[Own::kSums], base[Own::kSums], slope[Own::kSums];
   p.table(w, a.affine + 2 * w.channels, scale);
@@ -110,10 +107,10 @@ __global__ void __launch_bounds__(kThreads, kPassBlocks)
     M sum[Own::kSums];
     p.table(w, a.sums, sum);
 #pragma unroll
-    for (int j = 0; j < Own::kSums; ++j) base[j] = multiply_add(sum[j], plan.share, sum[j] * plan.rest);
+    for (int j = 0; j < Own::kSums; ++j) base[j] = multiply_add(sum[j], a.share, sum[j] * a.rest);
     p.table(w, a.sums + w.channels, sum);
 #pragma unroll
-    for (int j = 0; j < Own::kSums; ++j) slope[j] *= sum[j] * plan.share;
+    for (int j = 0; j < Own::kSums; ++j) slope[j] *= sum[j] * a.share;
   }
   const bool reads_x = a.relu || a.sums != nullptr;
 #pragma unroll 1
@@ -142,36 +139,44 @@ __global__ void __launch_bounds__(kThreads, kPassBlocks)
   }
 }
 
-// Queues act(scale * x + shift + residual). cudaErrorInvalidValue: 2^31 items or more.
+// Queues act(scale * x + shift + residual) for up to kMaxMaps maps; see launch_maps.
 template <typename T>
-cudaError_t bn_act_apply(const BnActArguments<T>& a, cudaStream_t stream) {
-  const Packing p = packing_of<T>(a.shape, {a.x, a.residual, readable(a.out)});
-  BnActPlan<T> plan{a, walk_of(a.shape, p, false)};
-  plan.walk.packed_tables = tables_packed(a.shape, p, {a.affine, a.residual_affine});
-  plan.a.x = folded(a.x, p);
-  plan.a.residual = folded(a.residual, p);
-  plan.a.out = folded(a.out, p);
-  if (plan.walk.items == 0) return cudaErrorInvalidValue;
-  return with_packing<T>(p.width, a.shape.channels_last, [&](auto width, auto last) {
-    return launch(bn_act_kernel<T, width.value, last.value>, plan.walk.tiles * plan.walk.group_tiles, 1, plan, stream);
+cudaError_t bn_act_apply(const BnActArguments<T>* maps, int count, cudaStream_t stream) {
+  const auto prepare = [](const BnActArguments<T>& given, BnActArguments<T>& a, Walk& walk) {
+    const Packing p = packing_of<T>(given.shape, {given.x, given.residual, readable(given.out)});
+    a = given;
+    walk = walk_of(a.shape, p, false);
+    walk.packed_tables = tables_packed(a.shape, p, {a.affine, a.residual_affine});
+    a.x = folded(a.x, p);
+    a.residual = folded(a.residual, p);
+    a.out = folded(a.out, p);
+    return p;
+  };
+  return launch_maps<T>(maps, count, prepare, [&](auto width, auto last, unsigned blocks, const BnActPlan<T>& plan) {
+    return launch(bn_act_kernel<T, width.value, last.value>, blocks, 1, plan, stream);
   });
 }
 
-// Queues the gradient of x. cudaErrorInvalidValue: 2^31 items or more.
+// Queues the gradients of x for up to kMaxMaps maps; see launch_maps.
 template <typename T>
-cudaError_t bn_backward_input(const BnBackwardInputArguments<T>& a, cudaStream_t stream) {
-  const Packing p = packing_of<T>(a.shape, {a.grad, a.x, readable(a.grad_x)});
-  BnBackwardInputPlan<T> plan{a, walk_of(a.shape, p, false), static_cast<math_t<T>>(1.0 / a.count), 0};
-  plan.rest = static_cast<math_t<T>>(1.0 / a.count - static_cast<double>(plan.share));
-  plan.walk.packed_tables = tables_packed(a.shape, p, {a.affine, a.sums});
-  plan.a.grad = folded(a.grad, p);
-  plan.a.x = folded(a.x, p);
-  plan.a.grad_x = folded(a.grad_x, p);
-  if (plan.walk.items == 0) return cudaErrorInvalidValue;
-  return with_packing<T>(p.width, a.shape.channels_last, [&](auto width, auto last) {
-    return launch(bn_backward_input_kernel<T, width.value, last.value>, plan.walk.tiles * plan.walk.group_tiles, 1,
-                  plan, stream);
-  });
+cudaError_t bn_backward_input(const BnBackwardInputArguments<T>* maps, int count, cudaStream_t stream) {
+  using Arguments = BnBackwardInputArguments<T>;
+  const auto prepare = [](const Arguments& given, Arguments& a, Walk& walk) {
+    const Packing p = packing_of<T>(given.shape, {given.grad, given.x, readable(given.grad_x)});
+    a = given;
+    walk = walk_of(a.shape, p, false);
+    walk.packed_tables = tables_packed(a.shape, p, {a.affine, a.sums});
+    a.share = static_cast<math_t<T>>(1.0 / a.count);
+    a.rest = static_cast<math_t<T>>(1.0 / a.count - static_cast<double>(a.share));
+    a.grad = folded(a.grad, p);
+    a.x = folded(a.x, p);
+    a.grad_x = folded(a.grad_x, p);
+    return p;
+  };
+  return launch_maps<T>(maps, count, prepare,
+                        [&](auto width, auto last, unsigned blocks, const BnBackwardInputPlan<T>& plan) {
+                          return launch(bn_backward_input_kernel<T, width.value, last.value>, blocks, 1, plan, stream);
+                        });
 }
 
 }  // namespace hrnet_fast::cuda

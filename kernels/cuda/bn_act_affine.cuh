@@ -61,13 +61,11 @@ struct NormArguments {
   int begin = 0, end = 0;
 };
 
-// Channel c's mean, invstd, scale and shift in a table [4, C].
+// Mean, invstd, scale and shift of a norm's channel, `channels` values from each other.
 template <typename M>
-HF_DEVICE void write_affine(const NormArguments& norm, int c, int channels, double mean, double variance, M* table) {
-  const int own = c - norm.begin;
+HF_DEVICE void write_affine(const NormArguments& norm, int own, double mean, double variance, M* to, int channels) {
   const double invstd = 1.0 / sqrt(variance + norm.eps);
   const M scale = static_cast<M>(invstd * norm.weight.get(own, 1.0));
-  M* to = table + c;
   to[0] = static_cast<M>(mean);
   to[channels] = static_cast<M>(invstd);
   to[2 * static_cast<int64_t>(channels)] = scale;
@@ -75,13 +73,14 @@ HF_DEVICE void write_affine(const NormArguments& norm, int c, int channels, doub
   to[3 * static_cast<int64_t>(channels)] = static_cast<M>(norm.bias.get(own, 0.0) - mean * static_cast<double>(scale));
 }
 
-// The caller's arguments: affines of running statistics. `begin` and `end` number the channels of the whole table.
+// The caller's arguments: affines of running statistics. `begin` and `end` number the channels of all tables together.
 template <typename M>
 struct BnRunningAffineArguments {
   NormArguments norms[kMaxNorms];
+  // Of every norm, the channels [first, first + width) of its table, [4, width] from result + 4 * first on.
+  int first[kMaxNorms] = {}, width[kMaxNorms] = {};
   int count = 0;
-  int channels = 0;     // of the table
-  M* result = nullptr;  // [4, channels]
+  M* result = nullptr;
 };
 
 template <typename M>
@@ -89,10 +88,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     bn_running_affine_kernel(const __grid_constant__ BnRunningAffineArguments<M> plan) {
   const int c = plan.norms[0].begin + static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   if (c >= plan.norms[plan.count - 1].end) return;
-  const NormArguments* norm = plan.norms;
-  while (c >= norm->end) ++norm;
-  const int own = c - norm->begin;
-  write_affine(*norm, c, plan.channels, norm->running_mean.get(own, 0.0), norm->running_var.get(own, 1.0), plan.result);
+  int k = 0;
+  while (c >= plan.norms[k].end) ++k;
+  const NormArguments& norm = plan.norms[k];
+  const int own = c - norm.begin;
+  const double mean = norm.running_mean.get(own, 0.0), variance = norm.running_var.get(own, 1.0);
+  M* const table = plan.result + 4 * static_cast<int64_t>(plan.first[k]);
+  write_affine(norm, own, mean, variance, table + (c - plan.first[k]), plan.width[k]);
 }
 
 // Queues the affines. cudaErrorInvalidValue: no norm or more than kMaxNorms.

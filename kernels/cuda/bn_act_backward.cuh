@@ -18,15 +18,12 @@ struct BnBackwardSumsArguments {
   const math_t<T>* affine = nullptr;  // [4, C]
   math_t<T>* sums = nullptr;          // [2, C]
   math_t<T>* partials = nullptr;      // [bn_backward_sums_partials()]
-  uint32_t* counters = nullptr;       // [kCounters], zero; zero again when the launch is done
+  uint32_t* counters = nullptr;       // [kCounters] of this map, zero; zero again when the launch is done
   bool relu = true;
 };
 
 template <typename T>
-struct BnBackwardSumsPlan {
-  BnBackwardSumsArguments<T> a;
-  Walk walk;
-};
+using BnBackwardSumsPlan = MapsPlan<BnBackwardSumsArguments<T>>;
 
 template <typename T, int kWidth, bool kLast>
 __global__ void __launch_bounds__(kThreads, 2)
@@ -35,9 +32,10 @@ __global__ void __launch_bounds__(kThreads, 2)
   using Own = Place<kWidth, kLast>;
   constexpr int kPacks = kAhead<kWidth>, kSums = Own::kSums;
   __shared__ M buffer[kJoinBuffer<kSums>];
-  const auto& a = plan.a;
-  const Walk& w = plan.walk;
-  const Own p(w, blockIdx.x);
+  const auto& map = plan.of_block(blockIdx.x);
+  const auto& a = map.a;
+  const Walk& w = map.walk;
+  const Own p(w, blockIdx.x - map.first_block);
   const bool recomputed = a.relu && a.out.data == nullptr;
   Accumulated<M> first[kSums], second[kSums];  // a thread's few values are added in the maths' type
   if (p.busy) {
@@ -111,22 +109,26 @@ int64_t bn_backward_sums_partials(const BnBackwardSumsArguments<T>& a) {
   return partial_values<false>(walk_of(a.shape, p, true), a.shape.channels_last ? p.width : 1);
 }
 
-// Queues the sums. cudaErrorInvalidValue: 2^31 items or more.
+// Queues the sums for up to kMaxMaps maps; see launch_maps.
 template <typename T>
-cudaError_t bn_backward_sums(const BnBackwardSumsArguments<T>& a, cudaStream_t stream) {
-  const Packing p = bn_backward_sums_packing(a);
-  BnBackwardSumsPlan<T> plan{a, walk_of(a.shape, p, true)};
-  plan.walk.packed_tables = tables_packed(a.shape, p, {a.affine});
-  plan.a.grad = folded(a.grad, p);
-  plan.a.x = folded(a.x, p);
-  plan.a.addend = folded(a.addend, p);
-  plan.a.out = folded(a.out, p);
-  plan.a.kept = folded(a.kept, p);
-  if (plan.walk.items == 0) return cudaErrorInvalidValue;
-  return with_packing<T>(p.width, a.shape.channels_last, [&](auto width, auto last) {
-    return launch(bn_backward_sums_kernel<T, width.value, last.value>, plan.walk.tiles * plan.walk.group_tiles, 1, plan,
-                  stream);
-  });
+cudaError_t bn_backward_sums(const BnBackwardSumsArguments<T>* maps, int count, cudaStream_t stream) {
+  using Arguments = BnBackwardSumsArguments<T>;
+  const auto prepare = [](const Arguments& given, Arguments& a, Walk& walk) {
+    const Packing p = bn_backward_sums_packing(given);
+    a = given;
+    walk = walk_of(a.shape, p, true);
+    walk.packed_tables = tables_packed(a.shape, p, {a.affine});
+    a.grad = folded(a.grad, p);
+    a.x = folded(a.x, p);
+    a.addend = folded(a.addend, p);
+    a.out = folded(a.out, p);
+    a.kept = folded(a.kept, p);
+    return p;
+  };
+  return launch_maps<T>(maps, count, prepare,
+                        [&](auto width, auto last, unsigned blocks, const BnBackwardSumsPlan<T>& plan) {
+                          return launch(bn_backward_sums_kernel<T, width.value, last.value>, blocks, 1, plan, stream);
+                        });
 }
 
 }  // namespace hrnet_fast::cuda

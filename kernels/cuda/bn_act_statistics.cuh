@@ -143,7 +143,7 @@ HF_DEVICE void map_statistics(const BnStatisticsPlan<T>& plan, int k, math_t<T>*
     }
     const NormArguments* norm = plan.norms + map.first_norm;
     while (c >= norm->end) ++norm;
-    write_affine(*norm, c, w.channels, average, variance, map.result);
+    write_affine(*norm, c - norm->begin, average, variance, map.result + c, w.channels);
     norm->running_mean.move(c - norm->begin, average, norm->momentum);
     norm->running_var.move(c - norm->begin, variance * (n / (n - 1.0)), norm->momentum);
   });

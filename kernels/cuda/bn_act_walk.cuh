@@ -155,6 +155,61 @@ cudaError_t with_packing(int width, bool channels_last, const Launch& launch) {
   return channels_last ? with_width(std::true_type{}) : with_width(std::false_type{});
 }
 
+// What one launch does: maps of the same packing and layout, each with its own arguments and walk.
+template <typename Arguments>
+struct MapsPlan {
+  struct OwnMap {
+    Arguments a;
+    Walk walk;
+    uint32_t first_block;
+  };
+  OwnMap maps[kMaxMaps];
+  int count;
+
+  HF_DEVICE const OwnMap& of_block(uint32_t block) const {
+    int k = 0;
+    while (k + 1 < count && block >= maps[k + 1].first_block) ++k;
+    return maps[k];
+  }
+};
+
+// Calls `launch` with a plan of the maps that share a packing and a layout, until none is left. `prepare` fills
+// in a map's arguments and walk and returns its packing. cudaErrorInvalidValue: no map or more than kMaxMaps, or one of
+// 2^31 items or more.
+template <typename T, typename Arguments, typename Prepare, typename Launch>
+cudaError_t launch_maps(const Arguments* given, int count, const Prepare& prepare, const Launch& launch) {
+  if (count < 1 || count > kMaxMaps) return cudaErrorInvalidValue;
+  MapsPlan<Arguments> all, plan;
+  Packing packings[kMaxMaps];
+  bool done[kMaxMaps] = {};
+  for (int k = 0; k < count; ++k) {
+    packings[k] = prepare(given[k], all.maps[k].a, all.maps[k].walk);
+    if (all.maps[k].walk.items == 0) return cudaErrorInvalidValue;
+  }
+  for (int first = 0; first < count; ++first) {
+    if (done[first]) continue;
+    const bool last = given[first].shape.channels_last;
+    const int width = packings[first].width;
+    int64_t blocks = 0;
+    plan.count = 0;
+    for (int k = first; k < count; ++k) {
+      if (done[k] || packings[k].width != width || given[k].shape.channels_last != last) continue;
+      const Walk& w = all.maps[k].walk;
+      const int64_t own = static_cast<int64_t>(w.tiles) * w.group_tiles;
+      if (blocks + own > kMaxItems) continue;
+      done[k] = true;
+      plan.maps[plan.count] = all.maps[k];
+      plan.maps[plan.count++].first_block = static_cast<uint32_t>(blocks);
+      blocks += own;
+    }
+    const cudaError_t status = with_packing<T>(width, last, [&](auto packed, auto layout) {
+      return launch(packed, layout, static_cast<unsigned>(blocks), plan);
+    });
+    if (status != cudaSuccess) return status;
+  }
+  return cudaSuccess;
+}
+
 // What a thread works on: items begin, begin + lanes, ... below end, of the pack of channels that starts at `channel`.
 template <int kWidth, bool kLast>
 struct Place {

@@ -40,12 +40,6 @@ std::unique_ptr<M[]> filled(int64_t count) {
   return values;
 }
 
-// What a parameter holds, for the running statistics to be written back.
-struct Memory {
-  const char* data = nullptr;
-  int64_t bytes = 0;
-};
-
 cuda::Parameter parameter(Case& c, std::vector<Memory>* written = nullptr) {
   cuda::Parameter p;
   const int64_t bytes = c.in.number();
@@ -106,66 +100,91 @@ template <typename M>
 void running_affine(Case& c) {
   cuda::BnRunningAffineArguments<M> a;
   a.count = c.in.integer();
-  for (int k = 0; k < a.count; ++k) a.norms[k] = norm(c, nullptr);
-  a.channels = a.norms[a.count - 1].end;
-  const auto result = filled<M>(4 * static_cast<int64_t>(a.channels));
+  for (int k = 0; k < a.count; ++k) {
+    a.norms[k] = norm(c, nullptr);
+    a.first[k] = c.in.integer();
+    a.width[k] = c.in.integer();
+  }
+  const int64_t values = 4 * static_cast<int64_t>(a.norms[a.count - 1].end);
+  const auto result = filled<M>(values);
   a.result = result.get();
   check(cuda::bn_running_affine(a, nullptr));
-  c.out.values(a.result, 4 * static_cast<int64_t>(a.channels));
+  c.out.values(a.result, values);
+}
+
+// The maps of one launch: as many as the case says, read one after another.
+template <typename Arguments, typename Read>
+std::vector<Arguments> maps_of(Case& c, const Read& read) {
+  std::vector<Arguments> maps(c.in.number());
+  for (Arguments& a : maps) {
+    a.shape = shape(c);
+    a.relu = c.in.number() != 0;
+    read(a);
+  }
+  return maps;
 }
 
 template <typename T>
 void apply(Case& c) {
-  cuda::BnActArguments<T> a;
-  a.shape = shape(c);
-  a.relu = c.in.number() != 0;
-  a.x = readable(c.map<T>());
-  a.residual = readable(c.map<T>());
-  a.affine = c.channels<math_t<T>>(4 * a.shape.channels);
-  a.residual_affine = c.channels<math_t<T>>(4 * a.shape.channels);
-  a.out = c.map<T>(true);
-  check(cuda::bn_act_apply(a, nullptr));
-  c.out.number(cuda::packing_of<T>(a.shape, {a.x, a.residual, readable(a.out)}).width);
-  c.out.values(c.result, c.result_bytes);
+  using M = math_t<T>;
+  const auto maps = maps_of<cuda::BnActArguments<T>>(c, [&](auto& a) {
+    a.x = readable(c.map<T>());
+    a.residual = readable(c.map<T>());
+    a.affine = c.channels<M>(4 * a.shape.channels);
+    a.residual_affine = c.channels<M>(4 * a.shape.channels);
+    a.out = c.map<T>(true);
+  });
+  check(cuda::bn_act_apply(maps.data(), static_cast<int>(maps.size()), nullptr));
+  for (size_t k = 0; k < maps.size(); ++k) {
+    const auto& a = maps[k];
+    c.out.number(cuda::packing_of<T>(a.shape, {a.x, a.residual, readable(a.out)}).width);
+    c.out.values(c.results[k].data, c.results[k].bytes);
+  }
 }
 
 template <typename T>
 void backward_sums(Case& c) {
   using M = math_t<T>;
-  cuda::BnBackwardSumsArguments<T> a;
-  a.shape = shape(c);
-  a.relu = c.in.number() != 0;
-  a.grad = readable(c.map<T>());
-  a.addend = readable(c.map<T>());
-  a.x = readable(c.map<T>());
-  a.out = readable(c.map<T>());
-  a.affine = c.channels<M>(4 * a.shape.channels);
-  a.kept = c.map<T>(true);
-  const auto sums = filled<M>(2 * a.shape.channels), partials = filled<M>(bn_backward_sums_partials(a));
-  const Counters counters(1);
-  a.sums = sums.get();
-  a.partials = partials.get();
-  a.counters = counters.values.get();
-  check(cuda::bn_backward_sums(a, nullptr));
-  c.out.number(bn_backward_sums_packing(a).width);
-  c.out.values(a.sums, 2 * a.shape.channels);
-  c.out.values(c.result, c.result_bytes);
+  std::vector<std::unique_ptr<M[]>> sums, partials;
+  auto maps = maps_of<cuda::BnBackwardSumsArguments<T>>(c, [&](auto& a) {
+    a.grad = readable(c.map<T>());
+    a.addend = readable(c.map<T>());
+    a.x = readable(c.map<T>());
+    a.out = readable(c.map<T>());
+    a.affine = c.channels<M>(4 * a.shape.channels);
+    a.kept = c.map<T>(true);
+    sums.push_back(filled<M>(2 * a.shape.channels));
+    partials.push_back(filled<M>(bn_backward_sums_partials(a)));
+    a.sums = sums.back().get();
+    a.partials = partials.back().get();
+  });
+  const Counters counters(static_cast<int64_t>(maps.size()));
+  for (size_t k = 0; k < maps.size(); ++k) maps[k].counters = counters.values.get() + k * cuda::kCounters;
+  check(cuda::bn_backward_sums(maps.data(), static_cast<int>(maps.size()), nullptr));
+  for (size_t k = 0; k < maps.size(); ++k) {
+    c.out.number(bn_backward_sums_packing(maps[k]).width);
+    c.out.values(maps[k].sums, 2 * maps[k].shape.channels);
+    c.out.values(c.results[k].data, c.results[k].bytes);
+  }
 }
 
 template <typename T>
 void backward_input(Case& c) {
-  cuda::BnBackwardInputArguments<T> a;
-  a.shape = shape(c);
-  a.relu = c.in.number() != 0;
-  a.count = c.in.number<double>();
-  a.grad = readable(c.map<T>());
-  a.x = readable(c.map<T>());
-  a.affine = c.channels<math_t<T>>(4 * a.shape.channels);
-  a.sums = c.channels<math_t<T>>(2 * a.shape.channels);
-  a.grad_x = c.map<T>(true);
-  check(cuda::bn_backward_input(a, nullptr));
-  c.out.number(cuda::packing_of<T>(a.shape, {a.grad, a.x, readable(a.grad_x)}).width);
-  c.out.values(c.result, c.result_bytes);
+  using M = math_t<T>;
+  const auto maps = maps_of<cuda::BnBackwardInputArguments<T>>(c, [&](auto& a) {
+    a.count = c.in.number<double>();
+    a.grad = readable(c.map<T>());
+    a.x = readable(c.map<T>());
+    a.affine = c.channels<M>(4 * a.shape.channels);
+    a.sums = c.channels<M>(2 * a.shape.channels);
+    a.grad_x = c.map<T>(true);
+  });
+  check(cuda::bn_backward_input(maps.data(), static_cast<int>(maps.size()), nullptr));
+  for (size_t k = 0; k < maps.size(); ++k) {
+    const auto& a = maps[k];
+    c.out.number(cuda::packing_of<T>(a.shape, {a.grad, a.x, readable(a.grad_x)}).width);
+    c.out.values(c.results[k].data, c.results[k].bytes);
+  }
 }
 
 }  // namespace

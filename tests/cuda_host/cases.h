@@ -40,18 +40,23 @@ struct Writer {
   }
 };
 
+// What a kernel writes to.
+struct Memory {
+  const char* data = nullptr;
+  int64_t bytes = 0;
+};
+
 struct Case {
   Reader& in;
   Writer& out;
   std::vector<std::unique_ptr<char[]>> kept;
-  const char* result = nullptr;
-  int64_t result_bytes = 0;
+  std::vector<Memory> results;  // of the maps of results, in the order in which they were read
 
   template <typename T>
   cuda::Map<T> map(bool is_result = false) {
     const int64_t bytes = in.number(), offset = in.number(), image_step = in.number(), step = in.number();
     T* data = in.buffer<T>(kept, bytes);
-    if (is_result) result = reinterpret_cast<const char*>(data), result_bytes = bytes;
+    if (is_result) results.push_back({reinterpret_cast<const char*>(data), bytes});
     return {data == nullptr ? nullptr : data + offset, image_step, step};
   }
   template <typename M>
@@ -74,7 +79,7 @@ int run_cases(char** arguments, const Run& run) {
   Writer out{std::ofstream(arguments[2], std::ios::binary)};
   const int64_t count = in.number();
   for (int64_t i = 0; i < count; ++i) {
-    Case c{in, out, {}};
+    Case c{in, out, {}, {}};
     const int operation = in.integer();
     switch (in.number()) {
       case 0:

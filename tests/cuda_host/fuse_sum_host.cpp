@@ -35,7 +35,7 @@ void forward(Case& c) {
   a.out = c.map<T>(true);
   check(cuda::fuse_sum_forward(a, nullptr));
   c.out.number(fuse_sum_width(a));
-  c.out.values(c.result, c.result_bytes);
+  c.out.values(c.results.back().data, c.results.back().bytes);
 }
 
 template <typename T>
@@ -60,7 +60,7 @@ void backward(Case& c) {
   check(cuda::fuse_sum_backward(a, nullptr));
   c.out.number(fuse_sum_backward_width(a));
   c.out.number(fuse_sum_spread(a, fuse_sum_backward_width(a)).split);
-  c.out.values(c.result, c.result_bytes);
+  c.out.values(c.results.back().data, c.results.back().bytes);
   if (sums) c.out.values(a.totals, 2 * a.channels);
 }
 

@@ -38,6 +38,14 @@ def head(operation: int, dtype: torch.dtype, order: int = 0) -> bytes:
     return numbers(operation, CODES[dtype], order)
 
 
+def launches(cases: Sequence[bytes], operation: int, dtype: torch.dtype, orders: Sequence[int] = (0,)) -> list[bytes]:
+    """Maps in launches of up to eight, of any layouts and widths, each launch in every order of blocks."""
+    parts = [cases[k : k + 8] for k in range(0, len(cases), 8)]
+    return [
+        head(operation, dtype, order) + numbers(len(part)) + b"".join(part) for part in parts for order in orders
+    ]
+
+
 def shape_of(x: Tensor, last: bool) -> bytes:
     n, c, h, w = x.shape
     return numbers(n, c, h * w, last)
@@ -249,9 +257,10 @@ def test_channel_slices(program: Path, tmp_path: Path, last: bool) -> None:
 def test_running_affine(program: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     norms = [make_norm(300), make_norm(2, torch.bfloat16, "wb"), make_norm(5, torch.float16, stride=2)]
     case = head(RUNNING_AFFINE, dtype) + numbers(len(norms))
-    for norm, begin in zip(norms, (0, 300, 302), strict=True):
-        case += norm_of(norm, begin)
-    found = table(run(program, tmp_path, [case]), 4, 307, dtype)
+    for norm, begin, owner in zip(norms, (0, 300, 302), ((0, 302), (0, 302), (302, 5)), strict=True):
+        case += norm_of(norm, begin) + numbers(*owner)  # a table of two stacked normalisations, and one of the third's
+    results = run(program, tmp_path, [case])
+    found = torch.cat([table(results, 4, 302, dtype), table(results, 4, 5, dtype)], 1)
     exact = reference.running_affine([norm._replace(running_mean=norm.running_mean.double()) for norm in norms],  # type: ignore[union-attr]
                                      torch.float64)  # fmt: skip
     assert roundings(found[:3], exact[:3]) <= 4
@@ -291,13 +300,13 @@ def test_apply(program: Path, tmp_path: Path, dtype: torch.dtype) -> None:
         affine = affine_of(shape[1], dtype)
         second = affine_of(shape[1], dtype) if residual == "affine" else None
         blocks.append(empty_of(x, last, around))
-        case = head(APPLY, dtype) + shape_of(x, last) + numbers(relu) + map_of(x, last, around)
+        case = shape_of(x, last) + numbers(relu) + map_of(x, last, around)
         case += map_of(other, last, around) + channel_values(affine) + channel_values(second)
         cases.append(case + blocks[-1].write())
         wide = [None if t is None else t.double() for t in (x, affine, other, second)]
         exact = reference.bn_act(wide[0], wide[1], wide[2], relu, wide[3])  # type: ignore[arg-type]
         wanted.append((exact, reference.bn_act(x, affine, other, relu, second)))
-    results, widths = run(program, tmp_path, cases), set()
+    results, widths = run(program, tmp_path, launches(cases, APPLY, dtype)), set()
     for block, (exact, own) in zip(blocks, wanted, strict=True):
         widths.add(results.number())
         close(results.block(block), exact, own)
@@ -322,8 +331,8 @@ class Sums:
         self.affine = affine_of(self.shape[1], self.dtype)
         self.kept = empty_of(self.x, self.last, self.around) if self.keep else None
 
-    def write(self, order: int) -> bytes:
-        case = head(BACKWARD_SUMS, self.dtype, order) + shape_of(self.x, self.last) + numbers(self.mask != "")
+    def write(self) -> bytes:
+        case = shape_of(self.x, self.last) + numbers(self.mask != "")
         given = (self.grad, self.more, self.x, self.out if self.mask == "out" else None)
         case += b"".join(map_of(t, self.last, self.around) for t in given) + channel_values(self.affine)
         return case + (ABSENT if self.kept is None else self.kept.write())
@@ -358,21 +367,22 @@ def test_backward_sums(program: Path, tmp_path: Path, dtype: torch.dtype) -> Non
     kinds = list(product(("", "x", "out"), (True, False), (True, False)))
     given = [Sums(*layout, dtype, *kind) for layout in SMALL for kind in kinds]
     given += [Sums(*layout, dtype, *kinds[5 * k % 12]) for k, layout in enumerate(LAYOUTS)]
-    results = run(program, tmp_path, [s.write(order) for s in given for order in (0, 2)])
+    results = run(program, tmp_path, launches([s.write() for s in given], BACKWARD_SUMS, dtype, (0, 2)))
     widths = set()
-    for s in given:
-        (width, sums), (_, again) = s.judge(results), s.judge(results)
-        assert torch.equal(sums, again)
-        widths.add(width)
+    for k in range(0, len(given), 8):
+        first, second = ([s.judge(results) for s in given[k : k + 8]] for _ in range(2))
+        for (width, sums), (_, again) in zip(first, second, strict=True):
+            assert torch.equal(sums, again)
+            widths.add(width)
     assert widths == {16 // dtype.itemsize, 2, 1}
 
 
 def test_sums_of_many_channels(program: Path, tmp_path: Path) -> None:
-    given = [Sums((2, c, 3, 2), last, 0, dtype, "x", False, True)
-             for c in (270, 1100) for dtype in (torch.float32, torch.float16) for last in (True, False)]  # fmt: skip
-    results = run(program, tmp_path, [s.write(1) for s in given])
-    for s in given:
-        s.judge(results)
+    for dtype in (torch.float32, torch.float16):
+        given = [Sums((2, c, 3, 2), last, 0, dtype, "x", False, True) for c in (270, 1100) for last in (True, False)]
+        results = run(program, tmp_path, launches([s.write() for s in given], BACKWARD_SUMS, dtype, (1,)))
+        for s in given:
+            s.judge(results)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -387,14 +397,14 @@ def test_backward_input(program: Path, tmp_path: Path, dtype: torch.dtype) -> No
         count = float(batch * x.numel() // shape[1]) if batch else math.inf
         sums = torch.randn(2, shape[1]).to(affine.dtype) * 10
         blocks.append(empty_of(x, last, around))
-        case = head(BACKWARD_INPUT, dtype) + shape_of(x, last) + numbers(relu) + struct.pack("<d", count)
+        case = shape_of(x, last) + numbers(relu) + struct.pack("<d", count)
         case += map_of(grad, last, around) + map_of(x, last, around) + channel_values(affine)
         cases.append(case + channel_values(sums if batch else None) + blocks[-1].write())
         mask = x.double() * affine[2].double().view(1, -1, 1, 1) + affine[3].double().view(1, -1, 1, 1)
         masked = grad.masked_fill(mask.to(affine.dtype) <= 0, 0) if relu else grad
         exact = reference.backward_input(masked.double(), x.double(), affine.double(), sums.double(), count, False)
         wanted.append((exact, reference.backward_input(masked, x, affine, sums, count, False)))
-    results, widths = run(program, tmp_path, cases), set()
+    results, widths = run(program, tmp_path, launches(cases, BACKWARD_INPUT, dtype)), set()
     for block, (exact, own) in zip(blocks, wanted, strict=True):
         widths.add(results.number())
         close(results.block(block), exact, own)
@@ -416,14 +426,15 @@ def test_nan_and_infinity(program: Path, tmp_path: Path, last: bool) -> None:
     sums = Sums((2, 8, 6, 6), last, 0, torch.float32, "out", False, False)
     sums.grad[0, 0, 2, 2], sums.out[0, 0, 2, 2] = torch.inf, torch.nan
     sums.grad[1, 1, 3, 3], sums.out[1, 1, 3, 3] = torch.inf, 0.0
-    results = run(program, tmp_path, [sums.write(0)])
+    results = run(program, tmp_path, launches([sums.write()], BACKWARD_SUMS, torch.float32))
     results.number()
     found = table(results, 2, 8, torch.float32)
     assert found[0, 0] == torch.inf
     assert found[:, 1:].isfinite().all()
     block = empty_of(x, last)
     affine = affine_of(8, torch.float32)
-    case = head(APPLY, torch.float32) + shape_of(x, last) + numbers(1) + map_of(x, last) + ABSENT
-    results = run(program, tmp_path, [case + channel_values(affine) + channel_values(None) + block.write()])
+    case = shape_of(x, last) + numbers(1) + map_of(x, last) + ABSENT
+    case += channel_values(affine) + channel_values(None) + block.write()
+    results = run(program, tmp_path, launches([case], APPLY, torch.float32))
     results.number()
     assert torch.allclose(results.block(block), reference.bn_act(x, affine, None, True), equal_nan=True, atol=1e-5)

@@ -68,7 +68,7 @@ def test_chains(kind: str, memory: str, dtype: str, last: bool, training: bool) 
         a = run_units([unit.read() for unit in layers], inputs[0], CPU, memory)
         chain = compiled.compile_chain([unit_layers(unit) for unit in other])
         assert chain is not None
-        b = compiled.run_chain(chain.read(), inputs[1], memory, kind == "basic")
+        b = compiled.run_chains(chain.read(), [inputs[1]], memory)[0]
     assert isinstance(a, Tensor)
     assert isinstance(b, Tensor)
     assert torch.equal(a, b)
@@ -129,12 +129,12 @@ def test_misfits(sizes: Sequence[tuple[int, int]], exact: bool) -> None:
 def test_networks_run_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network's chains and fusions are compiled on CPUs, and a synchronised normalisation is not."""
     ran: list[str] = []
-    for name in ("run_chain", "run_fusion"):
+    for name in ("run_chains", "run_fusion"):
         run = getattr(compiled, name)
         monkeypatch.setattr(compiled, name, lambda *given, run=run, name=name: ran.append(name) or run(*given))
     model = hf.HRNet(width=4, head="v1", num_outputs=3, num_blocks=1, num_modules=(1, 1, 1), impl="cpu")
     model(torch.randn(2, 3, 64, 64))
-    assert (ran.count("run_fusion"), "run_chain" in ran) == (3, True)
+    assert (ran.count("run_fusion"), "run_chains" in ran) == (3, True)
     ran.clear()
     hf.accelerate(nn.SyncBatchNorm.convert_sync_batchnorm(model), impl="cpu").eval()(torch.randn(2, 3, 64, 64))
     assert ran == []
