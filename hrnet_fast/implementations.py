@@ -120,10 +120,7 @@ class RequestedImplementation:
         Raises:
             ImplementationError: a named implementation for another device or dtype.
         """
-        device, dtype = tensor.device, tensor.dtype
-        return OperatorImplementations(
-            _select("bn_act", self, device, dtype, True), _select("fuse_sum", self, device, dtype, True)
-        )
+        return _operators(self, tensor.device, tensor.dtype)
 
 
 def request(impl: str) -> RequestedImplementation:
@@ -177,6 +174,13 @@ def select_implementation(operator: str, impl: str, tensor: Tensor) -> str:
     requested = request(impl)
     # The environment names one for all operators: it counts for those that it has.
     return _select(operator, requested, tensor.device, tensor.dtype, requested.from_environment)
+
+
+@functools.cache
+def _operators(
+    requested: RequestedImplementation, device: torch.device, dtype: torch.dtype
+) -> OperatorImplementations:
+    return OperatorImplementations(*(_select(name, requested, device, dtype, True) for name in ("bn_act", "fuse_sum")))
 
 
 @functools.cache

@@ -12,13 +12,34 @@ bool is_container(const py::handle& value) {
   return PyDict_Check(value.ptr()) || PyList_Check(value.ptr()) || PyAnySet_Check(value.ptr());
 }
 
-py::object method(const py::handle& kind, const char* name) { return py::getattr(kind, name, py::none()); }
+// Names as Python objects, made once.
+struct Names {
+  py::str forward{"forward"}, conv_forward{"_conv_forward"};
+};
 
-bool same(const py::handle& now, const py::handle& then) {
+const Names& names() {
+  static const Names* found = new Names;  // outlives the interpreter's end
+  return *found;
+}
+
+py::object method(const py::handle& kind, const py::str& name) {
+  PyObject* found = PyObject_GetAttr(kind.ptr(), name.ptr());
+  if (found == nullptr) PyErr_Clear();
+  return found == nullptr ? py::object(py::none()) : py::reinterpret_steal<py::object>(found);
+}
+
+bool equal(const py::handle& now, const py::handle& then) {
   if (now.is(then)) return true;
-  const int equal = PyObject_RichCompareBool(now.ptr(), then.ptr(), Py_EQ);
-  if (equal < 0) PyErr_Clear();
-  return equal == 1;
+  const int result = PyObject_RichCompareBool(now.ptr(), then.ptr(), Py_EQ);
+  if (result < 0) PyErr_Clear();
+  return result == 1;
+}
+
+// A container, against its copy. Most are empty: hooks.
+bool same_container(const py::handle& now, const py::handle& then) {
+  const py::ssize_t size = PyDict_Check(now.ptr()) ? PyDict_GET_SIZE(now.ptr()) : PyObject_Size(now.ptr());
+  if (size != PyObject_Size(then.ptr())) return false;
+  return size == 0 || equal(now, then);
 }
 
 }  // namespace
@@ -28,50 +49,68 @@ ModuleStates::ModuleStates(const py::iterable& modules, const py::tuple& apart) 
     const py::handle kind = py::type::handle_of(module);
     State state{py::reinterpret_borrow<py::object>(module),
                 py::reinterpret_borrow<py::object>(kind),
-                method(kind, "forward"),
-                method(kind, "_conv_forward"),
+                method(kind, names().forward),
+                method(kind, names().conv_forward),
                 module.attr("__dict__"),
                 {}};
     const py::dict own = state.own.attr("copy")();  // at once: other threads may add to it
     for (const auto& [name, value] : own) {
-      if (apart.contains(name)) continue;
-      const bool copied = is_container(value);
-      state.attributes.push_back({py::reinterpret_borrow<py::object>(name),
-                                  copied ? py::object(value.attr("copy")()) : py::reinterpret_borrow<py::object>(value),
-                                  copied});
+      const bool left_out = apart.contains(name), copied = !left_out && is_container(value);
+      py::object then = py::reinterpret_borrow<py::object>(value);
+      if (copied) then = value.attr("copy")();
+      if (left_out) then = py::none();
+      state.attributes.push_back({py::reinterpret_borrow<py::object>(name), std::move(then), copied, left_out});
     }
     states_.push_back(std::move(state));
   }
 }
 
-py::ssize_t ModuleStates::left_out(const State& state) const {
-  py::ssize_t found = 0;
-  for (const py::handle& name : apart_) found += PyDict_Contains(state.own.ptr(), name.ptr()) == 1;
-  return found;
+// The usual case, without a lookup: the same names in the same order, with the same values.
+bool ModuleStates::in_order(const State& state) {
+  py::ssize_t at = 0;
+  size_t k = 0;
+  PyObject *key, *now;
+  while (PyDict_Next(state.own.ptr(), &at, &key, &now)) {
+    const py::handle name(key), value(now);
+    if (k == state.attributes.size() || !state.attributes[k].name.is(name)) return false;
+    const Attribute& then = state.attributes[k++];
+    if (then.apart) continue;
+    if (!then.copied || !is_container(value)) {
+      if (!then.value.is(value)) return false;
+      continue;
+    }
+    const py::object held = py::reinterpret_borrow<py::object>(value);  // a comparison may run Python
+    if (!same_container(held, then.value)) return false;
+  }
+  return k == state.attributes.size();
+}
+
+bool ModuleStates::by_name(const State& state) const {
+  py::ssize_t left_out = 0, then = 0;
+  for (const py::handle& name : apart_) left_out += PyDict_Contains(state.own.ptr(), name.ptr()) == 1;
+  for (const Attribute& attribute : state.attributes) {
+    if (attribute.apart) continue;
+    ++then;
+    PyObject* now = PyDict_GetItemWithError(state.own.ptr(), attribute.name.ptr());
+    if (now == nullptr) {
+      PyErr_Clear();
+      return false;
+    }
+    const py::object held = py::reinterpret_borrow<py::object>(now);  // a comparison may run Python
+    if (attribute.copied && is_container(held) ? !same_container(held, attribute.value) : !equal(held, attribute.value))
+      return false;
+  }
+  return PyDict_Size(state.own.ptr()) - left_out == then;
 }
 
 bool ModuleStates::unchanged() const {
+  const Names& n = names();
   for (const State& state : states_) {
     const py::handle kind = py::type::handle_of(state.module);
-    if (!kind.is(state.kind) || !method(kind, "forward").is(state.forward) ||
-        !method(kind, "_conv_forward").is(state.conv_forward))
+    if (!kind.is(state.kind) || !method(kind, n.forward).is(state.forward) ||
+        !method(kind, n.conv_forward).is(state.conv_forward))
       return false;
-    if (PyDict_Size(state.own.ptr()) - left_out(state) != static_cast<py::ssize_t>(state.attributes.size()))
-      return false;
-    for (const Attribute& attribute : state.attributes) {
-      PyObject* now = PyDict_GetItemWithError(state.own.ptr(), attribute.name.ptr());
-      if (now == nullptr) {
-        PyErr_Clear();
-        return false;
-      }
-      if (attribute.copied && is_container(now)) {
-        // Hooks: nearly always empty.
-        const py::ssize_t size = PyObject_Size(now);
-        if (size != PyObject_Size(attribute.value.ptr())) return false;
-        if (size == 0) continue;
-      }
-      if (!same(now, attribute.value)) return false;
-    }
+    if (!in_order(state) && !by_name(state)) return false;
   }
   return true;
 }

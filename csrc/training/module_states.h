@@ -24,14 +24,15 @@ class ModuleStates {
  private:
   struct Attribute {
     pybind11::object name, value;
-    bool copied;
+    bool copied, apart;
   };
   struct State {
     pybind11::object module, kind, forward, conv_forward;
     pybind11::dict own;
-    std::vector<Attribute> attributes;
+    std::vector<Attribute> attributes;  // in the order of the dictionary
   };
-  pybind11::ssize_t left_out(const State& state) const;
+  static bool in_order(const State& state);
+  bool by_name(const State& state) const;
 
   pybind11::tuple apart_;
   std::vector<State> states_;
