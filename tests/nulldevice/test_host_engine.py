@@ -12,6 +12,7 @@ from typing import Any
 import device_counters
 import pytest
 import torch
+from simulated_time import simulate_time
 from tiny_networks import ALL_HEADS, image, tiny, two_stages
 
 import hrnet_fast as hf
@@ -61,6 +62,27 @@ def test_timms_model_accelerated(impl: str) -> None:
     model = hf.accelerate(timm.create_model("hrnet_w18_small", num_classes=10).cuda(), impl=impl).eval()
     engine = engine_of(model, small(), dtype=torch.bfloat16)
     assert captured(engine), engine.explain()
+
+
+@pytest.mark.parametrize("seconds", [1, 25])
+def test_kernels_are_compiled_before_anything_is_measured(seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By threads, not between measurements; what is not begun in a minute stays unmeasured, and `explain` says so."""
+    import triton.compiler
+
+    clock, compilers = simulate_time(monkeypatch), set[str]()
+    compile_kernel = triton.compiler.compile
+
+    def compiled(*args: Any, **kwargs: Any) -> Any:
+        clock.sleep(seconds)
+        compilers.add(threading.current_thread().name.rpartition("_")[0])
+        return compile_kernel(*args, **kwargs)
+
+    monkeypatch.setattr(triton.compiler, "compile", compiled)
+    engine = engine_of(two_stages().cuda(), small(), dtype=torch.bfloat16)
+    assert captured(engine)
+    assert compilers == {"hrnet_fast_compiler"}
+    assert "Triton kernels compiled in" in engine.explain()
+    assert ("not measured" in engine.explain()) == (seconds == 25), engine.explain()
 
 
 def test_a_warm_call_is_one_launch() -> None:
