@@ -10,7 +10,7 @@ import pytest
 from gpu_check_list import Commands, full_steps
 from gpu_check_runner import ROOT
 
-pytestmark = pytest.mark.nulldevice(devices=1)
+pytestmark = pytest.mark.nulldevice
 # Not measured, the benchmark of inference has a case for CPUs only. Engines have tests of their own here.
 ENGINES = "benchmarks/bench_inference.py"
 
