@@ -40,8 +40,8 @@ python -m benchmarks host --output mine.json   # a few minutes on an idle machin
 python -m benchmarks compare benchmarks/results/nulldevice.json mine.json
 ```
 
-Nothing here ran on a GPU. A null device (`tests/nulldevice`) takes the place of CUDA: it counts what PyTorch and the CUDA
-kernels of this package submit, and runs no kernel.
+Nothing here ran on a GPU. A null device (`tests/nulldevice`) takes the place of CUDA: it counts what PyTorch and this
+package's CUDA kernels submit, and runs no kernel.
 
 - **Launches** are kernels, graphs, copies and fills that the host submits in one warm call. They are exact: a
   comparison reports every difference.

@@ -23,6 +23,7 @@ from hrnet_fast.inference.execution.cuda_executor import CudaExecutor
 from hrnet_fast.inference.execution.cuda_graph import CudaDevice, GraphPool
 from hrnet_fast.inference.execution.cudnn_search import cudnn_search
 from hrnet_fast.inference.execution.execution_state import State
+from hrnet_fast.inference.execution.tactics import Geometry
 from hrnet_fast.inference.planning.lowering import make_plan
 
 pytestmark = pytest.mark.nulldevice
@@ -95,8 +96,22 @@ def test_kernels_are_compiled_before_anything_is_measured(seconds: int, monkeypa
     engine = engine_of(two_stages().cuda(), small(), dtype=torch.bfloat16)
     assert captured(engine)
     assert compilers == {"hrnet_fast_compiler"}
-    assert "Triton kernels compiled in" in engine.explain()
+    assert "Triton kernels compiled" in engine.explain()
     assert ("not measured" in engine.explain()) == (seconds == 25), engine.explain()
+
+
+def test_of_a_result_in_the_cache_the_winner_alone_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HRNET_FAST_CACHE", str(tmp_path))
+    model, x = two_stages().cuda(), small()
+    first, again = (Autotuner(torch.device("cuda", 0), torch.bfloat16) for _ in range(2))
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    CudaExecutor(make_plan(model, tuple(x.shape), torch.bfloat16), tensors, "cuda", "sequential", autotuner=first)
+    measured = {g: result for g, result in first.results.items() if isinstance(g, Geometry) and result.seconds}
+    assert measured
+    for g, result in measured.items():
+        weights: Any = None  # which no call reads before it is made
+        assert set(again.launches(g, weights)) <= {result.winner}
+        assert first.launches(g, weights) == {}
 
 
 def test_a_warm_call_is_one_launch() -> None:

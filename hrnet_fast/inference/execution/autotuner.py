@@ -45,7 +45,7 @@ class Autotuner:
 
     Attributes:
         results: by geometry of a convolution, or description of a fusion.
-        compiled_kernels, compiling: number of Triton kernels that were compiled ahead, and the seconds that it took.
+        compiled_kernels, compiling: Triton kernels that were compiled before measuring, and the seconds that it took.
         uncompiled: candidates that are not measured, as compiling their kernels would have taken too long.
 
     Raises:

@@ -49,7 +49,7 @@ def compile_kernels(
         return
     from hrnet_fast.kernels.triton.launch import KernelCompiler
 
-    compiler, begin = KernelCompiler(min(THREADS, len(os.sched_getaffinity(0)))), time.perf_counter()
+    compiler, begin = KernelCompiler(min(THREADS, os.cpu_count() or 1)), time.perf_counter()
     with compiler.in_place_of_launches():
         for launch in _launches(plan, groups, fusions, weights, autotuner):
             if launch.measured is not None and time.perf_counter() - begin > SECONDS:

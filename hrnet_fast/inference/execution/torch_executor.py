@@ -191,8 +191,10 @@ class TorchExecutor:
         if self.autotuner.compiled_kernels:
             late = sum(map(len, self.autotuner.uncompiled.values()))
             lines.append(
-                f"{self.autotuner.compiled_kernels} Triton kernels compiled in {self.autotuner.compiling:.1f} s"
-                + f"; {late} candidates are not measured, as the time for compiling was spent" * bool(late)
+                f"{self.autotuner.compiled_kernels} Triton kernels compiled, or read from Triton's cache, in "
+                f"{self.autotuner.compiling:.1f} s"
+                + f"; {late} candidates are not measured, as the time for compiling was spent"
+                * bool(late)
             )
         lines += [f"  {what}: {result}" for what, result in self.autotuner.results.items() if what in self._tuned]
         return lines
