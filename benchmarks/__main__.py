@@ -13,6 +13,7 @@ from benchmarks.reports.figures import reason, scale_of, three_digits
 from benchmarks.reports.records import Record, load_run
 from benchmarks.reports.result_files import RESULTS, match_sides, read_runs
 from hrnet_fast.cli.console import json_option, print_json, print_table, run_app
+from hrnet_fast.models.registry import get_variant
 
 COLUMNS = (
     "change", "suite", "case", "quantity", "dtype", "contender", "before>", "after>", "after / before>", "noise>",
@@ -74,6 +75,30 @@ def pictures(file: Path, output: Path) -> None:
 
     paths = draw_pictures(load_run(file), output)
     click.echo("written: " + ", ".join(str(p) for p in paths))
+
+
+@app.command()
+@click.option(
+    "--output", "-o", default=Path(RESULTS, "nulldevice.json"), show_default=True, type=click.Path(path_type=Path),
+    help="Result file.",
+)  # fmt: skip
+@click.option("--networks", help="Comma-separated names, in place of those of the paper's tables.")
+@click.option("--rounds", default=15, show_default=True, type=click.IntRange(1), help="Timed calls of each contender.")
+def host(output: Path, networks: str | None, rounds: int) -> None:
+    """Count launches and measure host time on the null device, with the CUDA kernels but without a GPU.
+
+    Takes a few minutes, and a machine that does nothing else.
+    """
+    from benchmarks.host_side import NETWORKS, measure, on_null_device, run_on_null_device
+
+    if not on_null_device():
+        given = ("--output", str(output.resolve()), "--rounds", str(rounds))
+        raise click.exceptions.Exit(
+            run_on_null_device(["host", *given, *(("--networks", networks) if networks else ())])
+        )
+    chosen = {n: NETWORKS.get(n) or get_variant(n).input_size for n in (networks or ",".join(NETWORKS)).split(",")}
+    run = measure(chosen, rounds, output)
+    click.echo(f"written: {output}, {len(run.records)} figures")
 
 
 @app.command()

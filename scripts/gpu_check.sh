@@ -3,10 +3,11 @@
 # the tests that need the device, the memory checker, then the benchmarks. Needs no network; uses the installed torch,
 # triton, nvcc, pytest and pytest-benchmark. Reports what is missing, and runs the other steps.
 #
-#   scripts/gpu_check.sh OUTDIR [MINUTES] [--quick] [--dry-run] [--python PATH]
+#   scripts/gpu_check.sh OUTDIR [MINUTES] [--quick] [--dry-run] [--only STEPS] [--python PATH]
 #
-# MINUTES limits the whole run (default 9; with --quick 2.8). --dry-run runs without a device. Results are written to
-# OUTDIR as soon as they exist; summary.jsonl has one line per step. Exits with 0 only if nothing failed.
+# MINUTES limits the whole run (default 9; with --quick 2.8). --dry-run runs without a device. --only names the steps to
+# run, separated by commas. Results are written to OUTDIR as soon as they exist; summary.jsonl has one line per step.
+# Exits with 0 only if nothing failed.
 set -uo pipefail
 interpreter=$(command -v python3 || command -v python) || { echo "gpu_check: no python3 on the path" >&2; exit 2; }
 # exec, so that signals reach the script.

@@ -145,7 +145,7 @@ def strided_conv_chain_instances() -> Iterator[Instance]:
             for name in ("in_channels", "strides_n", "strides_c", "strides_h", "strides_w")
             for k in range(3)
         }
-        ones |= dict.fromkeys(("height_in", "width_in", "height", "width", "addend_h", "addend_w", "relu_begin"), 1)
+        ones |= dict.fromkeys(("addend_h", "addend_w"), 1)  # of the sizes of maps the kernel is not specialised for 1
         yield _strided(dtype, False, detail="all sizes 1", ones=ones)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from benchmarks.reports.figures import larger_is_better
 from benchmarks.reports.records import Record, Run
 
+EXACT = ("byte", "launch")  # units whose figures have no spread
 # Worst first. The first four are what a comparison fails for.
 KINDS = (
     "wrong",  # outside of the error budget now, and not before
@@ -25,6 +26,8 @@ KINDS = (
     "only after",
 )
 FAILING = KINDS[:4]
+# Smaller differences of ratios, which are of host time, are not reported.
+RATIO_TOLERANCE = 0.1
 # Relative spread that is assumed for a time of one or two rounds or without quartiles.
 UNKNOWN_SPREAD = 0.1
 
@@ -76,7 +79,8 @@ def find_changes(before: Run, after: Run, threshold: float = 0.05) -> list[Chang
     and skewed) about one of 100000 equal records was reported as changed.
 
     A time of fewer than three rounds or without quartiles is assumed to have a range of 10 %; bytes have none unless
-    given. Set-up times are single samples and are not compared, nor are errors within their limit.
+    given. Of launches every difference counts; of ratios none up to `RATIO_TOLERANCE`. Set-up times are single samples
+    and are not compared, nor are errors within their limit.
     """
     old, new = ({r.key: r for r in run.records} for run in (before, after))
     usual = _usual_spread(before), _usual_spread(after)
@@ -115,7 +119,7 @@ def _usual_spread(run: Run) -> dict[str, float]:
     """Return each suite's median interquartile range, relative to the figure."""
     spreads: dict[str, list[float]] = {}
     for record in run.records:
-        if record.value and record.unit != "byte":
+        if record.value and record.unit not in EXACT:
             low, high = _range(record, record.value)
             spreads.setdefault(record.suite, []).append((high - low) / record.value)
     return {suite: statistics.median(found) for suite, found in spreads.items()}
@@ -144,10 +148,14 @@ def _moved(old: Record, new: Record, values: tuple[float, float], threshold: flo
     if old.unit != new.unit:
         return Change("other", old, new)
     was, now = values
+    if old.unit == "launch":
+        threshold = 0.0
+    elif old.unit == "ratio":
+        threshold = max(threshold, RATIO_TOLERANCE)
     # Not as a quotient: bytes may be none at all.
     if max(values) <= min(values) * (1 + threshold) or abs(now - was) <= noise:
         return None
-    if old.unit == "byte":
+    if old.unit in EXACT:
         kind = "larger" if now > was else "smaller"
     else:
         kind = "slower" if (now > was) != larger_is_better(old.unit) else "faster"
@@ -160,7 +168,7 @@ def _noise(
     ranges = [_range(record, value) for record, value in zip(records, values, strict=True)]
     spreads = []
     for record, value, (low, high), suites in zip(records, values, ranges, usual, strict=True):
-        least = 0.0 if record.unit == "byte" else suites.get(record.suite, 0.0) * value
+        least = 0.0 if record.unit in EXACT else suites.get(record.suite, 0.0) * value
         spreads.append(max(high - low, least) * (1 + 8 / max(record.rounds, 3)))
     small, large = (0, 1) if values[0] <= values[1] else (1, 0)
     facing = (ranges[small][1] - values[small]) + (values[large] - ranges[large][0])
@@ -169,7 +177,7 @@ def _noise(
 
 def _range(record: Record, value: float) -> tuple[float, float]:
     found = record.interquartile_range
-    if record.unit == "byte":
+    if record.unit in EXACT:
         return found or (value, value)
     if found is None or record.rounds < 3:
         half = value * UNKNOWN_SPREAD / 2

@@ -16,6 +16,8 @@ _SCALES: dict[str, tuple[tuple[float, str], ...]] = {
     "byte": ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B")),
     "FLOP/s": ((1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1e6, "MFLOP/s")),
     "byte/s": ((1e12, "TB/s"), (1e9, "GB/s"), (1e6, "MB/s")),
+    "launch": ((1.0, ""),),
+    "ratio": ((1.0, "x"),),
 }
 
 
@@ -27,12 +29,12 @@ class Scale:
     name: str
 
     def text(self, value: float) -> str:
-        """Return a figure without its unit."""
-        return three_digits(value / self.factor)
+        """Return a figure without its unit; a number of things, which has none, with all digits."""
+        return three_digits(value / self.factor) if self.name else f"{value:.0f}"
 
     def full(self, value: float) -> str:
         """Return a figure with its unit."""
-        return f"{self.text(value)} {self.name}"
+        return f"{self.text(value)}{'' if self.name == 'x' else ' '}{self.name}".rstrip()
 
 
 def scale_of(values: Iterable[float], unit: str) -> Scale:

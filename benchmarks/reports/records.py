@@ -21,7 +21,7 @@ from hrnet_fast.errors import InputError
 SCHEMA = 1
 # "wrong": the error exceeds its limit, so there is no time. "unavailable": not installed or not for this device.
 STATUSES = ("measured", "wrong", "unavailable", "failed", "out of time")
-UNITS = ("s", "byte", "FLOP/s", "byte/s")
+UNITS = ("s", "byte", "FLOP/s", "byte/s", "launch", "ratio")
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Record:
         dtype: torch's name of the dtype of the computation.
         status: one of STATUSES; only "measured" has a value.
         value: median over interleaved rounds, in `unit`.
-        low, high: first and third quartile over rounds; equal to the value where there is no spread (bytes).
+        low, high: first and third quartile over rounds; equal to the value where there is no spread (bytes, launches).
         rounds: number of rounds.
-        unit: one of UNITS.
+        unit: one of UNITS. A ratio is to the baseline's time in the same round.
         setup_s: seconds before the first result: compiling, exporting, folding, packing.
         error: relative L2 distance to the float64 result; limit: the largest error that is accepted.
         note: the reason for a missing value, or a remark on it.

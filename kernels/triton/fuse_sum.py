@@ -203,12 +203,17 @@ def forward(
         return out
     same = sum(1 << k for k, x in enumerate(terms) if tuple(x.shape[-2:]) == tuple(size))
     affine = sum(1 << k for k, s in enumerate(scales) if s.numel())
+    sizes = [tuple(x.shape[-2:]) for x in terms]
+    if set(sizes) == {tuple(size)}:
+        # One row in memory: Triton compiles the kernel anew for what divides the sizes, and there are fewer of these.
+        size = (1, size[0] * size[1])
+        sizes = [size] * len(terms)
     block_p, block_c = tile(channels, channels_last)
     grid = (batch * triton.cdiv(size[0] * size[1], block_p), triton.cdiv(channels, block_c))
     launch(
         fuse_sum_kernel, grid, out.device,
-        out, tuple(terms), tuple(scales), tuple(shifts), tuple(x.shape[-2] for x in terms),
-        tuple(x.shape[-1] for x in terms), channels, size[0], size[1],
+        out, tuple(terms), tuple(scales), tuple(shifts), tuple(h for h, _ in sizes), tuple(w for _, w in sizes),
+        channels, size[0], size[1],
         TERMS=len(terms), AFFINE=affine, SAME=same, MODE=mode, RELU=relu, CHANNELS_LAST=channels_last,
         BLOCK_P=block_p, BLOCK_C=block_c,
     )  # fmt: skip

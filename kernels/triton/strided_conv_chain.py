@@ -20,7 +20,8 @@ from hrnet_fast.kernels.triton.launch import launch
 from hrnet_fast.kernels.triton.upsample_conv1x1_sum import _strided, vectors, wide
 
 
-@triton.jit
+# Sizes of maps: what divides them says nothing about the alignment of what a channels-last program loads.
+@triton.jit(do_not_specialize=["height_in", "width_in", "height", "width", "relu_begin", "relu_end"])
 def strided_conv_chain_kernel(
     out, xs, weight, bias, addend, in_channels, strides_n, strides_c, strides_h, strides_w, all_channels,
     height_in, width_in, channels, height, width, addend_n, addend_c, addend_h, addend_w, relu_begin, relu_end,

@@ -76,6 +76,17 @@ def test_bytes_have_no_noise_and_rates_fall() -> None:
     assert kinds(measured("a", 1.0), measured("a", 2.0, unit="byte")) == ["other"]
 
 
+def test_every_launch_counts_and_ratios_have_a_tolerance() -> None:
+    def launches(n: float) -> Record:
+        return measured("engine", n, spread=0.0, unit="launch", rounds=1)
+
+    assert kinds(launches(2345), launches(2346)) == ["larger"]
+    assert kinds(launches(2345), launches(2344)) == ["smaller"]
+    assert kinds(launches(3), launches(3)) == []
+    for after, found in ((0.77, []), (0.85, ["slower"]), (0.6, ["faster"])):
+        assert kinds(measured("a", 0.7, unit="ratio"), measured("a", after, unit="ratio")) == found
+
+
 @pytest.mark.parametrize(
     ("before", "after", "kind"),
     [

@@ -123,4 +123,7 @@ def _headers() -> list[Path]:
 
 
 if __name__ == "__main__":
+    lacking = unsupported_reason()
+    if lacking is not None:
+        sys.exit(f"no null device: {lacking}")
     os.execvpe(sys.argv[1], sys.argv[1:], environment())

@@ -17,6 +17,7 @@ from tiny_networks import ALL_HEADS, image, tiny, two_stages
 import hrnet_fast as hf
 from hrnet_fast.doctor import engine_check
 from hrnet_fast.inference.execution.arrangement import MODES
+from hrnet_fast.inference.execution.autotuner import Autotuner
 from hrnet_fast.inference.execution.cuda_executor import CudaExecutor
 from hrnet_fast.inference.execution.cuda_graph import CudaDevice, GraphPool
 from hrnet_fast.inference.execution.cudnn_search import cudnn_search
@@ -53,6 +54,19 @@ def test_every_head_is_captured(head: str, mode: str, dtype: torch.dtype) -> Non
     with device_counters.counting() as n:
         run(x)
     assert (n.graph_launches, n.synchronizations, n.to_host, n.errors) == (1, 0, 0, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_every_head_in_the_other_dtypes(dtype: torch.dtype) -> None:
+    """With PyTorch's convolutions: tactics are compared above."""
+    for head in ALL_HEADS:
+        model, x = tiny(head).cuda(), small()
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        library = Autotuner(torch.device("cuda", 0), dtype, "library")
+        run = CudaExecutor(make_plan(model, tuple(x.shape), dtype), tensors, "cuda", "sequential", autotuner=library)
+        with device_counters.counting() as n:
+            run(x)
+        assert (run.state, n.graph_launches, n.synchronizations, n.errors) == (State.CAPTURED, 1, 0, 0), head
 
 
 @pytest.mark.parametrize("impl", ["reference", "triton", "cuda"])

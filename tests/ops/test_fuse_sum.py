@@ -285,6 +285,7 @@ def test_named_implementations_never_fall_back(monkeypatch: pytest.MonkeyPatch) 
 
 TRITON_CASES = """
 import torch
+from hrnet_fast.ops import fuse_sum
 from test_fuse_sum import MODES, make_case, within_budget
 torch.manual_seed(0)
 for mode, align in MODES:
@@ -293,6 +294,12 @@ for mode, align in MODES:
         ((1, 1), torch.float32, True),
     ):
         within_budget(make_case(size, dtype, channels_last=last, batch=1), "triton", mode, align)
+affine = [torch.randn(18), None]
+for layout in (torch.contiguous_format, torch.channels_last):  # maps of one size, which are one row in memory
+    xs = [torch.randn(2, 18, 5, 7).contiguous(memory_format=layout) for _ in affine]
+    made, expected = (fuse_sum(xs, affine, affine, impl=impl) for impl in ("triton", "reference"))
+    torch.testing.assert_close(made, expected)
+    assert made.stride() == expected.stride()
 print("parity held")
 """
 

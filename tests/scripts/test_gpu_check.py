@@ -5,7 +5,6 @@ A stand-in takes the interpreter's place: the steps themselves need a device.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -14,10 +13,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import gpu_check_list
+import gpu_check_runner
 import pytest
+from gpu_check_runner import Check, Step
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "gpu_check.sh"
@@ -42,17 +43,6 @@ DOCTOR = {"engine": ["float32: works"], "implementations": {"cuda": USABLE, "tri
 pytestmark = pytest.mark.processes
 
 
-@pytest.fixture(scope="module")
-def module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "scripts" / "gpu_check.py")
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_check"] = made  # where dataclasses look annotations up
-    spec.loader.exec_module(made)
-    return made
-
-
 class Stand:
     """A folder with a stand-in for the interpreter and for the memory checker, and a run of the script."""
 
@@ -72,7 +62,7 @@ class Stand:
         path.write_text(
             f"""#!/bin/sh
 case "$*" in
-  *--probe*) echo '{json.dumps(machine)}'; exit 0;;
+  *gpu_check_machine*) echo '{json.dumps(machine)}'; exit 0;;
   *doctor*) echo '{json.dumps(told or DOCTOR, indent=1)}'; exit 0;;
 esac
 echo "$@"
@@ -215,19 +205,19 @@ def test_no_time(stand: Stand) -> None:
     assert "left out" in (stand.out / "summary.txt").read_text()
 
 
-def test_the_time_that_is_left(module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_that_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cap ends a step; what then does not fit is left out; something short still runs."""
-    monkeypatch.setattr(module, "GRACE", 2.1)
-    check = module.Check(tmp_path, 8.0)
+    monkeypatch.setattr(gpu_check_runner, "GRACE", 2.1)
+    check = Check(tmp_path, 8.0)
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
     stubborn = ["sh", "-c", "trap '' INT; echo begun; while :; do sleep 0.1; done"]
     quick = ["sh", "-c", "exit 0"]
     check.run_all([
-        module.Step("capped", sleep, 0.5),
-        module.Step("stubborn", stubborn, 0.5),
-        module.Step("long", quick, 60, 30),
-        module.Step("late", quick, 60, 1, by=0.1),
-        module.Step("short", quick, 60, 1),
+        Step("capped", sleep, 0.5),
+        Step("stubborn", stubborn, 0.5),
+        Step("long", quick, 60, 30),
+        Step("late", quick, 60, 1, by=0.1),
+        Step("short", quick, 60, 1),
     ])  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "summary.jsonl").read_text().splitlines()]
     assert [(line["name"], line["status"]) for line in lines] == [
@@ -237,14 +227,14 @@ def test_the_time_that_is_left(module: ModuleType, tmp_path: Path, monkeypatch: 
     assert (tmp_path / "stubborn.log").read_text() == "begun\n"
 
 
-def test_side_by_side(module: ModuleType, tmp_path: Path) -> None:
-    check = module.Check(tmp_path, 60.0, workers=2)
+def test_side_by_side(tmp_path: Path) -> None:
+    check = Check(tmp_path, 60.0, workers=2)
     # Each waits for the other.
     meet = "touch {0}; for i in $(seq 100); do [ -e {1} ] && exit 0; sleep 0.1; done; exit 1"
     names = tmp_path / "a", tmp_path / "b"
-    steps = [module.Step(n.name, ["sh", "-c", meet.format(n, o)], 20, 1, beside=True)
+    steps = [Step(n.name, ["sh", "-c", meet.format(n, o)], 20, 1, beside=True)
              for n, o in (names, names[::-1])]  # fmt: skip
-    check.run_all([*steps, module.Step("last", ["true"], 20, 1)])
+    check.run_all([*steps, Step("last", ["true"], 20, 1)])
     assert [r["status"] for r in check.records] == ["ok"] * 3
     assert check.records[-1]["name"] == "last"
 
@@ -273,7 +263,7 @@ def test_cut_off_on_the_way(stand: Stand, how: signal.Signals) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [[], ["out", "soon"], ["out", "-1"], ["out", "nan"], ["out", "9", "more"], ["out", "--slow"],
-     ["out", "--python", "/no/such/python"], ["/proc/version/out"]],
+     ["out", "--only", "build,nothing"], ["out", "--python", "/no/such/python"], ["/proc/version/out"]],
 )  # fmt: skip
 def test_bad_arguments(arguments: list[str], tmp_path: Path) -> None:
     done = subprocess.run([SCRIPT, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -283,8 +273,8 @@ def test_bad_arguments(arguments: list[str], tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir()) or "--python" in arguments
 
 
-def test_reports_are_read(module: ModuleType, tmp_path: Path) -> None:
-    step = module.Step("some", [], 1)
+def test_reports_are_read(tmp_path: Path) -> None:
+    step = Step("some", [], 1)
     (tmp_path / "some.log").write_text("words\n")
     case = '<testcase name="{}">{}</testcase>'
     for bodies, status, note in (
@@ -293,14 +283,14 @@ def test_reports_are_read(module: ModuleType, tmp_path: Path) -> None:
     ):
         cases = "".join(case.format(f"t{i}", body) for i, body in enumerate(bodies))
         (tmp_path / "some.xml").write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
-        assert module.judged(tmp_path, step, 0) == (status, note)
+        assert gpu_check_runner.judged(tmp_path, step, 0) == (status, note)
     (tmp_path / "some.xml").write_text("<testsuites><tests")
-    assert module.judged(tmp_path, step, 1) == ("failed", "words")
+    assert gpu_check_runner.judged(tmp_path, step, 1) == ("failed", "words")
     (tmp_path / "some.json").write_text(
         json.dumps({"benchmarks": [{"name": "b", "extra_info": {"eager_ms": 2.5, "explained": "words"}}]})
     )
-    assert list(module.figures(tmp_path / "some.json")) == ["b: {'eager_ms': 2.5}"]
-    assert not list(module.figures(tmp_path / "none.json"))
+    assert list(gpu_check_runner.figures(tmp_path / "some.json")) == ["b: {'eager_ms': 2.5}"]
+    assert not list(gpu_check_runner.figures(tmp_path / "none.json"))
 
 
 COLLECT = """
@@ -317,7 +307,7 @@ print(json.dumps(made))
 """
 
 
-def test_selections(module: ModuleType, tmp_path: Path) -> None:
+def test_selections(tmp_path: Path) -> None:
     """Each kernel has tests, and each test that needs the device is in one part; other plugins are not there."""
     for package in ("hypothesis", "xdist", "pytest_timeout", "timm", "onnxruntime", "openvino"):
         (tmp_path / f"{package}.py").write_text("raise ImportError('it is not here')\n")
@@ -328,42 +318,43 @@ def test_selections(module: ModuleType, tmp_path: Path) -> None:
         "tests/models/test_registry.py",
         "tests/cli/test_cli_engine.py",
     ]
-    asked: dict[str, list[str]] = {kernel: ["-k", k, *module.KERNEL_TESTS] for kernel, k in module.VISITS.items()}
-    asked |= {name: list(selection) for name, selection in module.PARITY.items()}
-    asked |= {"every": list(module.EVERY_KERNEL), "all": tests}
+    asked: dict[str, list[str]] = {
+        kernel: ["-k", k, *gpu_check_list.KERNEL_TESTS] for kernel, k in gpu_check_list.VISITS.items()
+    }
+    asked |= {name: list(selection) for name, selection in gpu_check_list.PARITY.items()}
+    asked |= {"every": list(gpu_check_list.EVERY_KERNEL), "all": tests}
     done = subprocess.run(
         [sys.executable, "-c", COLLECT, json.dumps(asked)], cwd=ROOT, capture_output=True, text=True, check=False,
-        env=module.environment({"PYTHONPATH": str(tmp_path)}),
+        env=gpu_check_runner.environment({"PYTHONPATH": str(tmp_path)}),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert all(found.values()), found
-    for kernel in module.VISITS:
+    for kernel in gpu_check_list.VISITS:
         assert all(("[cuda" if "CUDA" in kernel else "[triton") in name for name in found[kernel])
-    assert sorted(found["every"]) == sorted(name for kernel in module.VISITS for name in found[kernel])
-    parts = [name for part in module.PARITY for name in found[part]]
+    assert sorted(found["every"]) == sorted(name for kernel in gpu_check_list.VISITS for name in found[kernel])
+    parts = [name for part in gpu_check_list.PARITY for name in found[part]]
     assert len(parts) == len(set(parts))
     assert set(parts) == set(found["all"])
 
 
-def test_every_kernel_is_named(module: ModuleType) -> None:
+def test_every_kernel_is_named() -> None:
     cuda = "".join(path.read_text() for path in (ROOT / "kernels" / "cuda").glob("*.cuh"))
     triton = "".join(path.read_text() for path in (ROOT / "kernels" / "triton").glob("*.py"))
     kernels = {f"CUDA C++: {n}" for n in re.findall(r"__global__[^;{]*?(\w+_kernel)\(", cuda)}
     kernels |= {f"Triton: {n}" for n in re.findall(r"^def (\w+_kernel)\(", triton, re.MULTILINE)}
-    named = {f"{key.split(': ')[0]}: {n}" for key in module.VISITS for n in key.split(": ")[1].split(", ")}
+    named = {f"{key.split(': ')[0]}: {n}" for key in gpu_check_list.VISITS for n in key.split(": ")[1].split(", ")}
     assert named == kernels
-    assert all(any(part in n for part in re.findall(r"kns=(\w+)", module.OWN_KERNELS)) for n in kernels)
+    assert all(any(part in n for part in re.findall(r"kns=(\w+)", gpu_check_list.OWN_KERNELS)) for n in kernels)
 
 
 def test_a_rehearsal(tmp_path: Path) -> None:
-    """With the real interpreter, the quick steps."""
-    done = subprocess.run(
-        [SCRIPT, tmp_path / "out", "--quick", "--dry-run", "--python", sys.executable], capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
+    """With the real interpreter, a step of each kind; the null device's tests run the others."""
+    names = ["doctor", "memcheck", "fuse_sum"]
+    options = ["--quick", "--dry-run", "--only", ",".join(names), "--python", sys.executable]
+    done = subprocess.run([SCRIPT, tmp_path / "out", *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     lines = [json.loads(line) for line in (tmp_path / "out" / "summary.jsonl").read_text().splitlines()]
-    assert sorted(line["name"] for line in lines) == sorted(QUICK)
+    assert sorted(line["name"] for line in lines) == sorted(["environment", *names])
     assert {line["status"] for line in lines} == {"ok"}
     assert re.search(r"\d+/\d+ tests collected", next(x["note"] for x in lines if x["name"] == "memcheck"))

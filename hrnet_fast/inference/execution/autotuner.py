@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hrnet_fast.errors import ImplementationError
+from hrnet_fast.implementations import select_implementation
 from hrnet_fast.inference.execution.candidate_timing import fastest
 from hrnet_fast.inference.execution.cuda_graph import graphed
 from hrnet_fast.inference.execution.cudnn_search import cudnn_search, tf32_allowed
 from hrnet_fast.inference.execution.fused_sum_trial import FUSED, SumFusionTrial, describe_fusion
 from hrnet_fast.inference.execution.sum_fusion import SumFusion
 from hrnet_fast.inference.execution.tactics import TACTICS, Geometry, Library, Tactic, operator_unsupported_reason
-from hrnet_fast.inference.execution.tuning_cache import TuningResult, key_for
+from hrnet_fast.inference.execution.tuning_cache import TuningResult, key_for, lookup
 from hrnet_fast.inference.execution.weight_store import FoldedWeight, WeightStore
 from hrnet_fast.inference.plan import Plan
 
@@ -27,6 +29,7 @@ from hrnet_fast.inference.plan import Plan
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 _TF32 = 4e-3
 _SPENT = "not measured, the time for measuring was spent"
+_UNCOMPILED = "not measured, the time for compiling was spent"
 
 Results = Sequence[Tensor]
 
@@ -42,6 +45,8 @@ class Autotuner:
 
     Attributes:
         results: by geometry of a convolution, or description of a fusion.
+        compiled_kernels, compiling: Triton kernels that were compiled before measuring, and the seconds that it took.
+        uncompiled: candidates that are not measured, as compiling their kernels would have taken too long.
 
     Raises:
         ImplementationError: `prefer` is no tactic.
@@ -54,6 +59,8 @@ class Autotuner:
             raise ImplementationError(f"{prefer!r} is no tactic; accepted are {', '.join((*TACTICS, FUSED))}.")
         self.device, self.dtype, self.prefer, self.budget = device, dtype, prefer, budget
         self.results: dict[Geometry | str, TuningResult] = {}
+        self.compiled_kernels, self.compiling = 0, 0.0
+        self.uncompiled: dict[Geometry | str, set[str]] = {}
 
     def tactic(self, g: Geometry, weights: FoldedWeight) -> Tactic:
         """Return the tactic for a convolution's geometry. It is measured with `weights`."""
@@ -76,16 +83,41 @@ class Autotuner:
             return True
         name = describe_fusion(plan, fusion)
         if name not in self.results:
-            if self.budget <= 0:
-                self.results[name] = TuningResult(name, "separate", reasons={FUSED: _SPENT})
+            if self.budget <= 0 or FUSED in self.uncompiled.get(name, ()):
+                why = _SPENT if self.budget <= 0 else _UNCOMPILED
+                self.results[name] = TuningResult(name, "separate", reasons={FUSED: why})
                 return False
             trial = SumFusionTrial(plan, fusion, weights, self.tactic, self.random_map)
             separate, fused = (_Candidate(self, run, run, trial.separate) for run in (trial.separate, trial.fused))
             self.results[name] = self._measured(name, {"separate": separate, FUSED: fused}, "separate")
         return self.results[name].winner == FUSED
 
+    def launches(self, g: Geometry, weights: FoldedWeight) -> dict[str, Callable[[], Any]]:
+        """Return calls that launch what a measurement of a geometry would, for the tactics with Triton kernels."""
+        if g in self.results or self.prefer is not None or 0 in g.out or self.budget <= 0:
+            return {}
+        able = self._able(g)
+        known = lookup(self._key(f"convolution {g}"), able)
+        wanted = able if known is None else [known.winner]
+        triton = [name for name in wanted if self._runs_triton(TACTICS[name].operator)]
+        return {name: candidate.launch for name, candidate in self._candidates(g, weights, triton).items()}
+
+    def fusion_launches(self, plan: Plan, fusion: SumFusion, weights: WeightStore) -> dict[str, Callable[[], Any]]:
+        """Return the same for a fusion of sums."""
+        if describe_fusion(plan, fusion) in self.results or plan.input_shape[0] == 0 or self.budget <= 0:
+            return {}
+        trial = SumFusionTrial(plan, fusion, weights, lambda *_: TACTICS[Library.name], self.random_map)
+        return {FUSED: trial.fused} if self._runs_triton(FUSED) else {}
+
+    def _runs_triton(self, operator: str | None) -> bool:
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        return operator is not None and select_implementation(operator, "auto", like) == "triton"
+
+    def _able(self, g: Geometry) -> list[str]:
+        return [name for name, t in TACTICS.items() if t.unsupported_reason(g, self.device, self.dtype) is None]
+
     def _choose(self, g: Geometry, weights: FoldedWeight) -> TuningResult:
-        able = [name for name, t in TACTICS.items() if t.unsupported_reason(g, self.device, self.dtype) is None]
+        able = self._able(g)
         if self.prefer is not None or 0 in g.out:
             return TuningResult(str(g), self.prefer if self.prefer in able else Library.name)
         if len(able) == 1:
@@ -93,19 +125,24 @@ class Autotuner:
         if self.budget <= 0:
             # Without a comparison, only PyTorch's own convolution is known to be right.
             return TuningResult(str(g), Library.name, reasons={"others": _SPENT})
-        return self._measured(f"convolution {g}", self._candidates(g, weights, able), Library.name)
+        late = self.uncompiled.get(g, set())
+        compiled = [name for name in able if name not in late]
+        result = self._measured(f"convolution {g}", self._candidates(g, weights, compiled), Library.name)
+        return replace(result, reasons=result.reasons | dict.fromkeys(late, _UNCOMPILED))
 
     def _measured(self, what: str, candidates: Mapping[str, _Candidate], default: str) -> TuningResult:
         """Return the fastest candidate, or `default` if none could be measured, as where captures are broken."""
-        tf32 = self.device.type == "cuda" and tf32_allowed()
-        key = key_for(what, f"tf32={tf32}", device=self.device, dtype=self.dtype)
-        start = time.perf_counter()
+        key, start = self._key(what), time.perf_counter()
         try:
             return fastest(key, candidates, time=0.2, device=self.device)
         except ImplementationError as error:
             return TuningResult(key, default, reasons={"not measured": str(error)})
         finally:
             self.budget -= time.perf_counter() - start - sum(c.preparing for c in candidates.values())
+
+    def _key(self, what: str) -> str:
+        tf32 = self.device.type == "cuda" and tf32_allowed()
+        return key_for(what, f"tf32={tf32}", device=self.device, dtype=self.dtype)
 
     def _candidates(self, g: Geometry, weights: FoldedWeight, able: list[str]) -> Mapping[str, _Candidate]:
         """Return calls of each tactic on random maps with the step's strides, with copies to the result's place."""
@@ -185,6 +222,11 @@ class _Candidate:
                 self._check()
             self._timed = self._autotuner.timed(self._call)
         self._timed()
+
+    def launch(self) -> None:
+        """Run everything once, whatever the results."""
+        self._results()
+        self._call()
 
     def _check(self) -> None:
         """Raise ImplementationError where a result differs by more than rounding."""

@@ -70,9 +70,15 @@ def geometry(plan: Plan, step: ConvStep, adoptable: bool) -> Geometry:
 
 
 class Tactic:
-    """An implementation of a convolution step."""
+    """An implementation of a convolution step.
+
+    Attributes:
+        name: of the tactic.
+        operator: the operator of this package that it calls, or None.
+    """
 
     name: ClassVar[str]
+    operator: ClassVar[str | None] = None
 
     def unsupported_reason(self, g: Geometry, device: torch.device, dtype: torch.dtype) -> str | None:
         """Return why it does not apply, or None."""
@@ -140,6 +146,7 @@ class ThenFuseSum(Tactic):
     """PyTorch's convolution without bias, then ``fuse_sum`` for bias, residual and ReLU in one pass."""
 
     name = "library_then_fuse_sum"
+    operator = "fuse_sum"
 
     def unsupported_reason(self, g: Geometry, device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type != "cuda" or not g.whole:
@@ -190,7 +197,7 @@ class OneDnn(Tactic):
 class Strided(Tactic):
     """``strided_conv_chain``: 3x3 convolutions of stride 2 with bias, residual and ReLU on any range of channels."""
 
-    name = "strided_conv_chain"
+    name = operator = "strided_conv_chain"
 
     def unsupported_reason(self, g: Geometry, device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type != "cuda" or (g.kernel, g.stride) != (3, 2):
@@ -205,7 +212,7 @@ class Strided(Tactic):
 class Grouped(Tactic):
     """``grouped_conv3x3`` with one branch."""
 
-    name = "grouped_conv3x3"
+    name = operator = "grouped_conv3x3"
 
     def unsupported_reason(self, g: Geometry, device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type != "cuda" or (g.kernel, g.stride) != (3, 1) or not g.whole:

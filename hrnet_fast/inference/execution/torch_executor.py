@@ -19,6 +19,7 @@ from hrnet_fast.inference.execution.arena import ArenaMaps, adoptable, arena_lay
 from hrnet_fast.inference.execution.autotuner import Autotuner
 from hrnet_fast.inference.execution.evaluator import run_step
 from hrnet_fast.inference.execution.fused_sum_trial import FUSED, describe_fusion, fused_sum_weights, run_fused_sum
+from hrnet_fast.inference.execution.kernel_compilation import compile_kernels
 from hrnet_fast.inference.execution.launch_groups import (
     LaunchGroup,
     buffer_lifetimes,
@@ -115,9 +116,10 @@ class TorchExecutor:
         with plain_tensors(self.device):
             self._owns_weights = weights is None
             self.weights = weights or WeightStore(tensors, plan.dtype, self.device)
+            groups, fusions = launch_groups(plan, grouped), find_sum_fusions(plan) if self.autotuner.fuses_sums else []
+            compile_kernels(plan, groups, fusions, self.weights, self.autotuner)
             # Convolutions first: fusions are compared with their tactics, and get what is left of the time for tuning.
-            convs = self._tuned_convs(launch_groups(plan, grouped))
-            fusions = find_sum_fusions(plan) if self.autotuner.fuses_sums else []
+            convs = self._tuned_convs(groups)
             fused = [fusion for fusion in fusions if self.autotuner.fuses(plan, fusion, self.weights)]
             self.groups = launch_groups(plan, grouped, fused)
             self._convs = {i: conv for i, conv in convs.items() if all(i not in fusion.convs for fusion in fused)}
@@ -186,6 +188,14 @@ class TorchExecutor:
         counts = Counter(c.tactic.name for c in self._convs.values())
         if counts:
             lines.append("convolutions: " + ", ".join(f"{n} by {name}" for name, n in counts.most_common()))
+        if self.autotuner.compiled_kernels:
+            late = sum(map(len, self.autotuner.uncompiled.values()))
+            lines.append(
+                f"{self.autotuner.compiled_kernels} Triton kernels compiled, or read from Triton's cache, in "
+                f"{self.autotuner.compiling:.1f} s"
+                + f"; {late} candidates are not measured, as the time for compiling was spent"
+                * bool(late)
+            )
         lines += [f"  {what}: {result}" for what, result in self.autotuner.results.items() if what in self._tuned]
         return lines
 
