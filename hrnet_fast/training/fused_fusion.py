@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hrnet_fast.training import compiled, structure_cache, unsupported
+from hrnet_fast.training.branch_streams import run_branches
 from hrnet_fast.training.fused_modules import FusedModule
 from hrnet_fast.training.fusion_layers import FusionLayers, find_terms
 from hrnet_fast.training.fusion_plan import plan_fusion
@@ -44,7 +45,7 @@ class FusedModularizedBlock(FusedModule):
         if reason is not None:
             return self._plain(reason, x)
         self.last_call_reason = None
-        features = [branch(one) for branch, one in zip(self.branches, x, strict=True)]  # type: ignore[arg-type]
+        features = run_branches(self.branches, x)  # type: ignore[arg-type]
         if native is not None:
             return compiled.run_fusion(fusion, features)
         return run_fusion(plan_fusion(fusion.terms, len(features), s.mode, s.align_corners, operators), features)
