@@ -136,6 +136,8 @@ class GraphedStep:
         self._capturer: StepCapturer = CudaCapturer(self._device, self._branch_streams)
         self._constants: StepConstants | None = None
         self._modes: dict[tuple[bool, ...], int] = {}
+        self._last_modes: list[bool] = []
+        self._last_mode = -1
         self._calls, self._updates = 0, 0  # calls within a step, and steps
         self._warned: set[str] = set()
 
@@ -184,8 +186,7 @@ class GraphedStep:
         if reason is not None:
             return self._plain(images, targets, place, reason)
         assert self._constants is not None
-        modes = tuple(self._constants.model.training_modes())
-        key = self._modes.setdefault(modes, len(self._modes)), structure
+        key = self._mode(self._constants.model.training_modes()), structure
         action, reason = self._policy.action(key, place, lambda: _shape_text(structure), self._updates > 0)
         if action in (Action.CAPTURE, Action.REPLAY):
             try:
@@ -203,6 +204,13 @@ class GraphedStep:
         self._prepare()
         images, targets = map_tensors(self._moved, (images, targets))
         return self._capturer.eager(lambda: self._iteration.run(images, targets, place))
+
+    def _mode(self, modes: list[bool]) -> int:
+        """Return a number for which modules are in training mode."""
+        if modes != self._last_modes:
+            self._last_modes = modes
+            self._last_mode = self._modes.setdefault(tuple(modes), len(self._modes))
+        return self._last_mode
 
     def _notice_changes(self) -> None:
         """Drop the graphs if something that they have as a constant changed."""

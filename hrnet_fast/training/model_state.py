@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.utils.hooks import RemovableHandle
 
 from hrnet_fast.training.structure_cache import APART
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _NUMBERS = (int, float, str, type(None))
 # Attributes that decide nothing, or that are compared by other means.
-_LEFT_OUT = {*APART, "training", "fused_unsupported_reason"} | {k for k in vars(nn.Module()) if k[0] == "_"}
+_LEFT_OUT = {*APART, "training", "fused_unsupported_reason", "num_features"} | {k for k in vars(nn.Module()) if k[0] == "_"}
 
 
 class ModelState:
@@ -36,11 +37,16 @@ class ModelState:
         self._types = list(map(type, self._modules))
         dicts: list[dict[str, Any]] = [vars(module) for module in self._modules]
         self._hooks = [own[name] for own in dicts for name in _HOOKS]
+        self._unhooked_at = -1  # the number of the next hook of the process when there was none here
         self._children = [own["_modules"] for own in dicts]
         self._children_then = [children.copy() for children in self._children]
         pairs = list(zip(self._names, dicts, strict=True))
         owners = [(n, own[kind], k) for n, own in pairs for kind in ("_parameters", "_buffers") for k in own[kind]]
         self._owners = [(own, k) for _, own, k in owners]
+        self._own = [own for pair in dicts for own in (pair["_parameters"], pair["_buffers"]) if own]
+        self._own_then = [own.copy() for own in self._own]
+        self._small = [(own, k) for own, k in self._owners if own[k] is not None and own[k].numel() < 2]
+        self._small_then = [own[k] for own, k in self._small]
         self._tensor_names = [f"{n}.{k}".strip(".") for n, _, k in owners]
         self._tensors: list[Tensor | None] = [own[k] for own, k in self._owners]
         self._parameters = [t for t in self._tensors if isinstance(t, nn.Parameter)]
@@ -53,9 +59,9 @@ class ModelState:
     def change(self) -> str | None:
         """Name what changed, or None."""
         try:
-            if not all(map(operator.is_, starmap(operator.getitem, self._owners), self._tensors)):
+            if not self._has_same_tensors():
                 pairs = zip(self._owners, self._tensors, self._tensor_names, strict=True)
-                name = next(name for (own, k), then, name in pairs if own[k] is not then)
+                name = next((name for (own, k), then, name in pairs if own[k] is not then), "a parameter or buffer")
                 return f"{name} was replaced by another tensor"
             if list(map(Tensor.data_ptr, self._parameters)) != self._addresses:
                 return "a parameter has other memory"
@@ -71,6 +77,19 @@ class ModelState:
         except (KeyError, RuntimeError) as error:
             return f"the model's attributes changed ({type(error).__name__}: {error})"
         return None
+
+    def _has_same_tensors(self) -> bool:
+        """Whether each module has the same tensor objects.
+
+        Dicts are equal if their values are the same objects; other tensors that have several elements raise. Those of
+        one element are equal as objects or not at all here: their values may not be read.
+        """
+        if not all(map(operator.is_, starmap(operator.getitem, self._small), self._small_then)):
+            return False
+        try:
+            return self._own == self._own_then
+        except RuntimeError:
+            return False
 
     def restore(self) -> None:
         """Put back tensors and numbers that were replaced."""
@@ -90,12 +109,16 @@ class ModelState:
 
     def hook(self) -> str | None:
         """Say which module has a hook, or None."""
+        number = RemovableHandle.next_id  # PyTorch numbers all hooks in the order of registration
+        if number == self._unhooked_at:
+            return None
         if any(self._hooks):
             pairs = zip(self._names, self._dicts, strict=True)
             name = next((name for name, own in pairs if any(own[k] for k in _HOOKS)), "")
             return f"a hook is registered on {name or 'the model'}; hooks are Python, which a replay does not run"
         if any(getattr(torch_module, f"_global{name}", None) for name in _HOOKS):
             return "a global module hook is registered"
+        self._unhooked_at = number
         return None
 
     def _owner(self, name: str) -> str:
