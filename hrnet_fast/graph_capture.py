@@ -27,9 +27,9 @@ class GraphMemory(NamedTuple):
     anchor: torch.cuda.CUDAGraph
 
 
-def graph_memory(device: torch.device) -> GraphMemory:
-    """Return new memory for graphs."""
-    stream, handle = new_stream(device), torch.cuda.graph_pool_handle()
+def graph_memory(device: torch.device, stream: torch.cuda.Stream | None = None) -> GraphMemory:
+    """Return new memory for graphs, captured on `stream` or on a new one."""
+    stream, handle = stream or new_stream(device), torch.cuda.graph_pool_handle()
     anchor = capture_graph(lambda: torch.zeros(1, device=device), device, stream, handle)
     return GraphMemory(stream, handle, anchor)
 
@@ -71,13 +71,13 @@ def _stop_allocating(device: torch.device, pool: Any) -> None:
             stop(device.index, pool)
 
 
-def side_streams(main: torch.cuda.Stream, count: int) -> tuple[torch.cuda.Stream, ...]:
+def side_streams(device: torch.device, main: torch.cuda.Stream, count: int) -> tuple[torch.cuda.Stream, ...]:
     """Return `count` streams beside `main`, the same ones at every call.
 
     Memory of one capture is reused by the next only on the same stream.
     """
     # One more than needed: PyTorch reuses a few streams, and `main` may be among them.
-    others = [stream for stream in _streams(main.device, count + 1) if stream != main]
+    others = [stream for stream in _streams(device, count + 1) if stream != main]
     return tuple(others[:count])
 
 

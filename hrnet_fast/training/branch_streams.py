@@ -49,12 +49,12 @@ def parallel_branches() -> Iterator[None]:
 def run_branches(branches: Iterable[Callable[[Tensor], Any]], xs: Sequence[Tensor]) -> list[Any]:
     """Return each branch's result for its own map, in order; on parallel streams where that is on."""
     pairs = list(zip(branches, xs, strict=True))
-    if not getattr(_active, "on", False) or len(pairs) < 2 or not all(x.is_cuda for x in xs):
+    if not getattr(_active, "on", False) or len(pairs) < 2:
         return [branch(x) for branch, x in pairs]
-    inputs: Sequence[Tensor] = _Fork.apply([recomputation_of(x) for x in xs], *xs)  # type: ignore[no-untyped-call]
-    _keep_recomputable(xs, inputs)
-    main = torch.cuda.current_stream(xs[0].device)
-    streams = side_streams(main, len(pairs))
+    inputs = _forked(xs)
+    device = xs[0].device
+    main = torch.cuda.current_stream(device)
+    streams = side_streams(device, main, len(pairs))
     begin = new_event()
     begin.record(main)
     outputs, ends = [], []
@@ -67,6 +67,20 @@ def run_branches(branches: Iterable[Callable[[Tensor], Any]], xs: Sequence[Tenso
     for end in ends:
         main.wait_event(end)
     return outputs
+
+
+def _forked(xs: Sequence[Tensor]) -> list[Tensor]:
+    """Return the maps, behind one node in autograd's graph if they need gradients."""
+    differentiable = [x for x in xs if x.requires_grad]
+    if not differentiable or not torch.is_grad_enabled():
+        return list(xs)
+    recomputations = [recomputation_of(x) for x in differentiable]
+    outputs: tuple[Tensor, ...] = _Fork.apply(recomputations, *differentiable)  # type: ignore[no-untyped-call]
+    recomputable = [x for x, source in zip(outputs, recomputations, strict=True) if source is not None]
+    if recomputable:
+        attach(*recomputable)
+    rest = iter(outputs)
+    return [next(rest) if x.requires_grad else x for x in xs]
 
 
 class _Fork(torch.autograd.Function):
@@ -83,12 +97,6 @@ class _Fork(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(_: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         return None, *grads
-
-
-def _keep_recomputable(xs: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
-    found = [x for x, given in zip(inputs, xs, strict=True) if recomputation_of(given) is not None]
-    if found:
-        attach(*found)
 
 
 def _recomputed_input(ctx: Any, number: int) -> Tensor:

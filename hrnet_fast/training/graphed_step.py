@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,20 +10,19 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel
 
-from hrnet_fast.checks import check_bool, check_integer, check_module, check_number
-from hrnet_fast.errors import InputError, shown
+from hrnet_fast.checks import check_bool, check_integer
 from hrnet_fast.training.captured_optimizer import LearningRates
 from hrnet_fast.training.host_state import HostState
 from hrnet_fast.training.model_state import gradients_of
-from hrnet_fast.training.step_capture import CudaCapturer, StepCapturer
+from hrnet_fast.training.step_arguments import check_arguments
+from hrnet_fast.training.step_capture import CudaCapturer, StepCapturer, failure_text
 from hrnet_fast.training.step_constants import StepConstants, lasting_refusal
 from hrnet_fast.training.step_policy import Action, StepPolicy, StepReport
 from hrnet_fast.training.structures import UnsupportedStructureError, describe, map_tensors, shapes_text, unrepeatable
 from hrnet_fast.training.training_iteration import MicroBatch, NotCapturableError, TrainingIteration
 from hrnet_fast.training.weight_average import WeightAverage
 
-DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
-DISTRIBUTED_CALLS = 12  # DistributedDataParallel needs 11 eager calls before a capture
+DISTRIBUTED_UPDATES = 11  # eager ones that DistributedDataParallel needs before a capture, as PyTorch documents
 
 
 class GraphedStepWarning(UserWarning):
@@ -69,11 +66,14 @@ class GraphedStep:
         scaler: a ``torch.amp.GradScaler``; for float16, one is made if none is given (attribute ``scaler``).
         ema: a ``torch.optim.swa_utils.AveragedModel`` of the model, moved behind each update. Captured if it has a
             ``multi_avg_fn`` that reads nothing on the host, as ``get_ema_multi_avg_fn(decay)``.
-        capture_at: the call of a shape that captures it; 2, or 12 for ``DistributedDataParallel``.
+        capture_at: the call of a shape that captures it. The first update is eager in any case, as it makes the
+            optimizer's state; with ``DistributedDataParallel``, the first 11 are.
         max_graphs: shapes that have graphs at the same time; each keeps the memory of its gradients, and all share
             that of activations. The least recently used is dropped first.
         branch_streams: whether a capture puts the branches of accelerated modules on parallel streams; not with
             ``DistributedDataParallel``.
+        stream: the CUDA stream of eager calls and captures, a new one if None. ``DistributedDataParallel`` must have
+            been made on it, under ``torch.cuda.stream(stream)``.
 
     Raises:
         InputError: an argument of another kind, or arguments that exclude each other.
@@ -90,51 +90,29 @@ class GraphedStep:
         clip_norm: float | None = None,
         scaler: Any = None,
         ema: AveragedModel | None = None,
-        capture_at: int | None = None,
+        capture_at: int = 2,
         max_graphs: int = 8,
         branch_streams: bool = True,
+        stream: torch.cuda.Stream | None = None,
     ) -> None:
-        what = "GraphedStep"
-        check_module(what, model)
-        if not callable(loss):
-            raise InputError(f"{what}: loss={shown(loss)}; accepted is a function loss(outputs, targets).")
-        if optimizer is not None and not isinstance(optimizer, optim.Optimizer):
-            raise InputError(f"{what}: optimizer={shown(optimizer)}; accepted is a torch.optim.Optimizer or None.")
-        if dtype not in DTYPES:
-            raise InputError(f"{what}: dtype={shown(dtype)}; accepted are None, torch.bfloat16 and torch.float16.")
-        if clip_norm is not None:
-            check_number(what, "clip_norm", clip_norm)
-        if ema is not None and not isinstance(ema, AveragedModel):
-            raise InputError(f"{what}: ema={shown(ema)}; accepted is a torch.optim.swa_utils.AveragedModel.")
-        check_integer(what, "accumulate", accumulate)
-        check_integer(what, "max_graphs", max_graphs)
-        check_bool(what, branch_streams=branch_streams)
-        parameter = next(model.parameters(), None)
-        if parameter is None:
-            raise InputError(f"{what}: {type(model).__name__} has no parameters to train.")
+        check_integer("GraphedStep", "capture_at", capture_at)
+        check_integer("GraphedStep", "max_graphs", max_graphs)
+        check_bool("GraphedStep", branch_streams=branch_streams)
+        parameter = check_arguments(model, loss, optimizer, dtype, accumulate, clip_norm, scaler, ema, stream)
         dtype = None if dtype == torch.float32 else dtype
-        if dtype == torch.float16 and scaler is None and optimizer is not None:
-            scaler = torch.amp.GradScaler(parameter.device.type)
-        if optimizer is None and (ema is not None or (clip_norm is not None and scaler is not None)):
-            raise InputError(
-                f"{what}: without an optimizer there is no update: ema, and clip_norm with a scaler, need one."
-            )
         if dtype == torch.float16 and scaler is None:
-            raise InputError(
-                f"{what}: float16 without an optimizer needs scaler=, a torch.amp.GradScaler that you step."
-            )
+            scaler = torch.amp.GradScaler(parameter.device.type)
         self.scaler = scaler
         self._iteration = TrainingIteration(
             model, loss, optimizer, dtype=dtype, accumulate=accumulate, clip_norm=clip_norm, scaler=scaler,
             average=None if ema is None else WeightAverage(ema, model),
         )  # fmt: skip
-        least = DISTRIBUTED_CALLS if self._iteration.distributed else 1
-        check_integer(what, "capture_at", max(2, least) if capture_at is None else capture_at, least)
-        self._policy = StepPolicy(capture_at or max(2, least), max_graphs)
+        self._policy = StepPolicy(capture_at, max_graphs)
+        self._device, self._stream = parameter.device, stream
         self._branch_streams = branch_streams and not self._iteration.distributed
-        self._device = parameter.device
-        self._capturer: StepCapturer = CudaCapturer(self._device, self._branch_streams)
+        self._capturer: StepCapturer = CudaCapturer(self._device, self._branch_streams, stream)
         self._constants: StepConstants | None = None
+        self._refusal: str | None = None
         self._modes: dict[tuple[bool, ...], int] = {}
         self._last_modes: list[bool] = []
         self._last_mode = -1
@@ -176,7 +154,9 @@ class GraphedStep:
         self._calls = 0
 
     def _run(self, images: Any, targets: Any, place: MicroBatch) -> Any:
-        reason = self._call_refusal()
+        constants = self._constants
+        assert constants is not None
+        reason = self._call_refusal(constants)
         tensors: list[Tensor] = []
         if reason is None:
             try:
@@ -184,17 +164,18 @@ class GraphedStep:
             except UnsupportedStructureError as error:
                 reason = f"images or targets hold {error}"
         if reason is not None:
-            return self._plain(images, targets, place, reason)
-        assert self._constants is not None
-        key = self._mode(self._constants.model.training_modes()), structure
-        action, reason = self._policy.action(key, place, lambda: _shape_text(structure), self._updates > 0)
+            self._warn(reason)
+            self._policy.ran_eagerly(None, reason)
+            return self._plain(images, targets, place)
+        key = self._mode(constants.model.training_modes()), structure
+        action, reason = self._policy.action(key, place, lambda: shapes_text(structure), self._early())
         if action in (Action.CAPTURE, Action.REPLAY):
             try:
                 self._iteration.adopt_gradients(place)
             except NotCapturableError as error:
                 action, reason = Action.EAGER, str(error)
         if action is Action.CAPTURE:
-            reason = self._capture(key, images, targets, place) or ""
+            reason = self._capture(key, images, targets, place, constants) or ""
             action = Action.EAGER if reason else Action.REPLAY
         if action is Action.REPLAY:
             return self._replay(key, tensors, place)
@@ -205,6 +186,12 @@ class GraphedStep:
         images, targets = map_tensors(self._moved, (images, targets))
         return self._capturer.eager(lambda: self._iteration.run(images, targets, place))
 
+    def _early(self) -> str:
+        """Say why nothing may be captured yet, or nothing."""
+        if self._iteration.distributed and self._updates < DISTRIBUTED_UPDATES:
+            return f"the first {DISTRIBUTED_UPDATES} updates of DistributedDataParallel are eager"
+        return "" if self._updates else "the first update makes the optimizer's state"
+
     def _mode(self, modes: list[bool]) -> int:
         """Return a number for which modules are in training mode."""
         if modes != self._last_modes:
@@ -213,39 +200,36 @@ class GraphedStep:
         return self._last_mode
 
     def _notice_changes(self) -> None:
-        """Drop the graphs if something that they have as a constant changed."""
+        """Compare what graphs have as constants; drop them if it changed."""
+        if self._constants is not None:
+            change = self._constants.change()
+            if change is None:
+                return
+            if self._policy.changed(change):
+                self._warn(f"graphs are captured anew: {change}")
+            if self._constants.accept_numbers():
+                return
         iteration = self._iteration
-        change = None if self._constants is None else self._constants.change()
-        if change is not None:
-            self._constants = None
-            self._policy.changed(change)
-            self._warn(f"graphs are captured anew: {change}")
-        if self._constants is None:
-            iteration.read_parameters()
-            device = next(iteration.model.parameters()).device
-            if device != self._device:
-                self._device, self._capturer = device, CudaCapturer(device, self._branch_streams)
+        iteration.read_parameters()
+        device = next(iteration.model.parameters()).device
+        if device != self._device:
+            self._device, self._capturer = device, CudaCapturer(device, self._branch_streams, self._stream)
+        self._constants = StepConstants(iteration)
+        self._refusal = lasting_refusal(iteration, device)
+        iteration.rates = None
+        if iteration.optimizer is not None and self._refusal is None:
+            iteration.rates = LearningRates(iteration.optimizer, device)
 
-    def _call_refusal(self) -> str | None:
+    def _call_refusal(self, constants: StepConstants) -> str | None:
         """Say why this call can neither replay nor be followed by a capture, or None."""
         if not torch.is_grad_enabled():
             return "gradients are disabled around the call"
         if torch.is_autocast_enabled(self._device.type):
             return "the call is within torch.autocast; give GraphedStep a dtype instead"
-        iteration = self._iteration
-        if self._constants is None:
-            reason = self._capturer.refusal() or lasting_refusal(iteration, self._device)
-            if reason is not None:
-                return reason
-            self._constants = StepConstants(iteration)
-            if iteration.optimizer is not None:
-                iteration.rates = LearningRates(iteration.optimizer, self._device)
-        return self._constants.model.hook()
+        return self._capturer.refusal() or self._refusal or constants.model.hook()
 
-    def _plain(self, images: Any, targets: Any, place: MicroBatch, reason: str) -> Any:
+    def _plain(self, images: Any, targets: Any, place: MicroBatch) -> Any:
         """Run as a plain loop does."""
-        self._warn(reason)
-        self._policy.ran_eagerly(None, reason)
         images, targets = map_tensors(self._moved, (images, targets))
         rates, self._iteration.rates = self._iteration.rates, None
         try:
@@ -253,18 +237,17 @@ class GraphedStep:
         finally:
             self._iteration.rates = rates
 
-    def _capture(self, key: Any, images: Any, targets: Any, place: MicroBatch) -> str | None:
+    def _capture(self, key: Any, images: Any, targets: Any, place: MicroBatch, constants: StepConstants) -> str | None:
         """Capture a graph for the key and place. Return why there is none, or None; nothing has changed then."""
         iteration = self._iteration
-        assert self._constants is not None
         inputs = self._policy.inputs(key, lambda: map_tensors(self._static, (images, targets)))
         self._prepare()
-        host = HostState(self._constants.model, iteration.parameters, iteration.optimizer, self.scaler)
+        host = HostState(constants.model, iteration.parameters, iteration.optimizer, self.scaler)
         try:
             replay, result = self._capturer.capture(lambda: iteration.run(inputs[0], inputs[1], place, captured=True))
             reason = host.difference() or unrepeatable(result, self._device)
         except Exception as error:
-            reason = _failure(error)
+            reason = failure_text(error)
         except BaseException:
             host.restore()
             raise
@@ -307,18 +290,3 @@ class GraphedStep:
             self._warned.add(reason)
             text = f"GraphedStep runs eagerly: {reason}. Further calls for this reason are counted in explain()."
             warnings.warn(text, GraphedStepWarning, stacklevel=4)
-
-
-def _shape_text(structure: Any) -> str:
-    images, targets = structure[1:]
-    return f"images {shapes_text(images)}, targets {shapes_text(targets)}"
-
-
-def _failure(error: Exception) -> str:
-    """Return what a capture raised, and the last line of it that is neither PyTorch's nor this package's."""
-    text = (str(error).strip().splitlines() or [""])[0][:200]
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not any(f"{os.sep}{name}{os.sep}" in f.filename for name in ("torch", "hrnet_fast"))]
-    place = f" at {os.path.basename(own[-1].filename)}:{own[-1].lineno}" if own else ""
-    hint = "; a value is read on the host there (item(), bool(), boolean indices)" if "captur" in text else ""
-    return f"{type(error).__name__}: {text}{place}{hint}"

@@ -8,16 +8,21 @@ from collections.abc import Iterable
 from itertools import starmap
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from hrnet_fast.training.structure_cache import APART
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_UNCOMPARED = (nn.modules.conv._ConvNd, DistributedDataParallel)
 _NUMBERS = (int, float, str, type(None))
 # Attributes that decide nothing, or that are compared by other means.
-_LEFT_OUT = {*APART, "training", "fused_unsupported_reason", "num_features"} | {k for k in vars(nn.Module()) if k[0] == "_"}
+_LEFT_OUT = {*APART, "training", "fused_unsupported_reason", "num_features"} | {
+    k for k in vars(nn.Module()) if k[0] == "_"
+}
 
 
 class ModelState:
@@ -26,12 +31,12 @@ class ModelState:
     :meth:`change` is called before every replay. It compares lists that C code makes and compares: 0.2 ms for the
     thousand modules of an HRNet, where a comparison of all attributes takes four times as long.
 
-    Not compared are attributes of convolutions, which nobody changes, and attributes of other types than numbers and
-    texts.
+    Not compared are attributes of convolutions, which nobody changes, those of DistributedDataParallel, which it
+    changes itself, and attributes of other types than numbers and texts.
     """
 
     def __init__(self, roots: Iterable[nn.Module]) -> None:
-        named = {m: n for root in roots for n, m in root.named_modules()}
+        named = {m: n for root in roots for n, m in root.named_modules() if not isinstance(m, torch.jit.ScriptModule)}
         self._modules = list(named)
         self._names = list(named.values())
         self._types = list(map(type, self._modules))
@@ -53,7 +58,7 @@ class ModelState:
         self._addresses = list(map(Tensor.data_ptr, self._parameters))
         self._held = [p.detach() for p in self._parameters]  # memory that graphs write to stays theirs
         self._trained = list(map(_requires_grad, self._parameters))
-        self._numbers = _numbers_of(dicts)
+        self._numbers = _numbers_of([vars(m) for m in self._modules if not isinstance(m, _UNCOMPARED)])
         self._dicts = dicts
 
     def change(self) -> str | None:
@@ -77,6 +82,15 @@ class ModelState:
         except (KeyError, RuntimeError) as error:
             return f"the model's attributes changed ({type(error).__name__}: {error})"
         return None
+
+    def accept_numbers(self) -> bool:
+        """Take the numbers as they are now; return whether all are still there."""
+        try:
+            for name, (owners, _) in self._numbers.items():
+                self._numbers[name] = owners, list(map(operator.itemgetter(name), owners))
+        except KeyError:
+            return False
+        return True
 
     def _has_same_tensors(self) -> bool:
         """Whether each module has the same tensor objects.
@@ -136,8 +150,6 @@ def _numbers_of(dicts: list[dict[str, Any]]) -> dict[str, tuple[list[dict[str, A
     """Return the attributes to compare by name: the modules' dicts that have one, and its values."""
     found: dict[str, tuple[list[dict[str, Any]], list[Any]]] = defaultdict(lambda: ([], []))
     for own in dicts:
-        if "kernel_size" in own:
-            continue
         for name, value in own.items():
             if name not in _LEFT_OUT and (isinstance(value, _NUMBERS) or name == "fused_settings"):
                 found[name][0].append(own)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -43,10 +45,11 @@ class CudaCapturer:
     Args:
         device: the model's.
         branch_streams: whether the branches of accelerated modules run on parallel streams.
+        stream: the stream of eager calls and captures; a new one if None.
     """
 
-    def __init__(self, device: torch.device, branch_streams: bool) -> None:
-        self._device, self._branch_streams = device, branch_streams
+    def __init__(self, device: torch.device, branch_streams: bool, stream: torch.cuda.Stream | None = None) -> None:
+        self._device, self._branch_streams, self._stream = device, branch_streams, stream
         self._memory: GraphMemory | None = None
         self._last: torch.cuda.Stream | None = None
 
@@ -100,7 +103,7 @@ class CudaCapturer:
 
     def _own_memory(self) -> GraphMemory:
         if self._memory is None:
-            self._memory = graph_memory(self._device)
+            self._memory = graph_memory(self._device, self._stream)
         return self._memory
 
 
@@ -114,3 +117,13 @@ def _without_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def failure_text(error: Exception) -> str:
+    """Return what a capture raised, and the last line of it that is neither PyTorch's nor this package's."""
+    text = (str(error).strip().splitlines() or [""])[0][:200]
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not any(f"{os.sep}{name}{os.sep}" in f.filename for name in ("torch", "hrnet_fast"))]
+    place = f" at {os.path.basename(own[-1].filename)}:{own[-1].lineno}" if own else ""
+    hint = "; a value is read on the host there (item(), bool(), boolean indices)" if "captur" in text else ""
+    return f"{type(error).__name__}: {text}{place}{hint}"

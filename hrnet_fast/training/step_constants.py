@@ -46,6 +46,10 @@ class StepConstants:
             return "the averaged model has other memory"
         return self.model.change()
 
+    def accept_numbers(self) -> bool:
+        """Take the modules' numbers as they are now. Return whether nothing else changed."""
+        return self.model.accept_numbers() and self.change() is None
+
     def _average_memory(self) -> Any:
         average = self._iteration.average
         if average is None:
@@ -76,12 +80,13 @@ def lasting_refusal(iteration: TrainingIteration, device: torch.device) -> str |
     if any(p.device != device for p in iteration.parameters):
         return "parameters are on several devices"
     if any(isinstance(m, torch.jit.ScriptModule) for m in iteration.model.modules()):
-        return "the model has scripted modules"
+        return "the model has scripted modules, whose attributes cannot be compared"
     if optimizer is not None:
         reason = optimizer_refusal(optimizer)
         if reason is not None:
             return reason
-        if iteration.scaler is not None and not getattr(optimizer, "_step_supports_amp_scaling", False):
+        scaled = iteration.scaler is not None and iteration.scaler.is_enabled()
+        if scaled and not getattr(optimizer, "_step_supports_amp_scaling", False):
             name = type(optimizer).__name__
             return f"a GradScaler reads on the host whether {name} may step; make {name} with fused=True"
     return None if average is None else average.refusal(device)

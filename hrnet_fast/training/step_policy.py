@@ -87,10 +87,10 @@ class _Shape:
 class StepPolicy:
     """The state machine of a training step.
 
-    A shape is captured at its `capture_at`-th call, as many shapes come once, and never before the first update, which
-    makes the optimizer's state. A capture that fails is tried again by the next calls, :data:`ATTEMPTS` times in all,
-    as another thread may have broken it. A change of what graphs have as constants drops all of them; after
-    :data:`CHANGES` changes in a row with fewer than :data:`LONG` replays between, nothing is captured any more.
+    A shape is captured at its `capture_at`-th call, as many shapes come once. A capture that fails is tried again by
+    the next calls, :data:`ATTEMPTS` times in all, as another thread may have broken it. A change of what graphs have
+    as constants drops all of them; after :data:`CHANGES` changes in a row with fewer than :data:`LONG` replays
+    between, nothing is captured any more.
 
     Args:
         capture_at: the call of a shape that captures it.
@@ -105,14 +105,14 @@ class StepPolicy:
         self._reasons: Counter[str] = Counter()
         self._captures = self._replays = self._eager = self._evictions = 0
 
-    def action(self, key: Hashable, place: Hashable, text: Callable[[], str], updated: bool) -> tuple[Action, str]:
+    def action(self, key: Hashable, place: Hashable, text: Callable[[], str], early: str = "") -> tuple[Action, str]:
         """Count a call and return what it does; for an eager one, why.
 
         Args:
             key: all that tells one shape from another.
             place: of the micro-batch in its step; each has a graph of its own.
             text: the shape, for reports.
-            updated: whether the first update is over.
+            early: why nothing may be captured yet, or empty.
         """
         shape = self._shape(key, text)
         shape.seen += 1
@@ -124,8 +124,8 @@ class StepPolicy:
             return Action.EAGER, shape.reason
         if shape.seen < self._capture_at:
             return Action.WAIT, f"a shape is captured at its call number {self._capture_at}"
-        if not updated:
-            return Action.WAIT, "the first update makes the optimizer's state"
+        if early:
+            return Action.WAIT, early
         return Action.CAPTURE, ""
 
     def inputs(self, key: Hashable, make: Callable[[], Any]) -> Any:
@@ -172,13 +172,16 @@ class StepPolicy:
             shape.eager += 1
             shape.reason = reason
 
-    def changed(self, reason: str) -> None:
-        """Drop all graphs, as something that they have as a constant changed; shapes are captured anew."""
+    def changed(self, reason: str) -> bool:
+        """Drop all graphs, as something that they have as a constant changed. Return whether there were any."""
+        if not any(shape.graphs for shape in self._shapes.values()):
+            return False
         self._short_lived = self._short_lived + 1 if self._replays_since_change < LONG else 1
         self._replays_since_change = 0
         self._changed = reason
         for shape in self._shapes.values():
             self._drop(shape)
+        return True
 
     def reset(self) -> None:
         """Forget all shapes, their graphs and failures. The account stays."""

@@ -70,14 +70,19 @@ def unrepeatable(value: Any, device: torch.device) -> str | None:
 
 
 def shapes_text(key: Any) -> str:
-    """Return a key of :func:`describe` for a message: its shapes and dtypes, and other constants."""
+    """Return the key of a batch (images, targets) for a message: shapes and dtypes, and other constants."""
+    images, targets = key[1:]
+    return f"images {_text(images)}, targets {_text(targets)}"
+
+
+def _text(key: Any) -> str:
     if key and isinstance(key[0], torch.Size):
         return f"{list(key[0])} {str(key[2]).removeprefix('torch.')}"
     kind, *rest = key
     if issubclass(kind, _MAPPINGS):
-        return "{" + ", ".join(f"{k}: {shapes_text(v)}" for k, v in zip(rest[0], rest[1:], strict=True)) + "}"
+        return "{" + ", ".join(f"{k}: {_text(v)}" for k, v in zip(rest[0], rest[1:], strict=True)) + "}"
     if issubclass(kind, (tuple, list)) and not issubclass(kind, torch.Size):
-        return "(" + ", ".join(map(shapes_text, rest)) + ")"
+        return "(" + ", ".join(map(_text, rest)) + ")"
     return repr(rest[0])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import itertools
 import threading
 import warnings
 from collections.abc import Callable
@@ -85,7 +86,9 @@ def test_a_replay_is_one_launch(case: str, impl: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [optim.Adam, optim.NAdam, optim.RAdam, optim.Adamax, optim.Adadelta, optim.RMSprop], ids=lambda k: k.__name__
+    "kind",
+    [optim.Adam, optim.NAdam, optim.RAdam, optim.Adamax, optim.Adadelta, optim.RMSprop],
+    ids=lambda k: k.__name__,
 )
 def test_rates_change_without_a_capture(kind: Any) -> None:
     model = network()
@@ -190,9 +193,9 @@ def test_branches_have_streams_in_captures_only(monkeypatch: pytest.MonkeyPatch)
     forks = []
     side_streams = branch_streams.side_streams
 
-    def watched(main: torch.cuda.Stream, count: int) -> Any:
+    def watched(device: torch.device, main: torch.cuda.Stream, count: int) -> Any:
         forks.append((count, torch.cuda.is_current_stream_capturing()))
-        return side_streams(main, count)
+        return side_streams(device, main, count)
 
     monkeypatch.setattr(branch_streams, "side_streams", watched)
     x, y = batch()
@@ -230,13 +233,13 @@ def test_dropout_draws_anew_at_each_replay() -> None:
         step(x, x)
         offsets.append(int(torch.cuda.get_rng_state().view(torch.int64)[-1]))
     assert step.explain().replays == 4
-    assert len({b - a for a, b in zip(offsets, offsets[1:], strict=False)}) == 1
+    assert len({b - a for a, b in itertools.pairwise(offsets)}) == 1
     assert offsets[1] > offsets[0]
 
 
 def test_averages_that_cannot_be_captured() -> None:
     for average, reason in (
-        (lambda m: AveragedModel(m), "has no multi_avg_fn"),
+        (AveragedModel, "has no multi_avg_fn"),
         (lambda m: AveragedModel(m, multi_avg_fn=get_swa_multi_avg_fn()), "the step cannot be captured"),
         (lambda m: AveragedModel(m, device="cpu", multi_avg_fn=get_ema_multi_avg_fn(0.9)), "on another device"),
     ):
@@ -322,3 +325,33 @@ def test_a_model_that_moves_is_captured_there() -> None:
         for _ in range(3):
             step(x, y)
     assert (step.explain().eager, step.explain().replays) == (2, 2)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_distributed_steps_as_pytorch_documents_them(accumulate: int) -> None:
+    """Eleven eager updates on the stream that the wrapper was made on; one reduction for each update."""
+    fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
+    torch.distributed.init_process_group("fake", rank=0, world_size=2, store=fake.FakeStore())
+    reductions: list[bool] = []
+
+    def reduce(_: Any, bucket: Any) -> Any:
+        reductions.append(torch.cuda.is_current_stream_capturing())
+        future = torch.futures.Future(devices=[torch.device("cuda", 0)])  # type: ignore[var-annotated]
+        future.set_result(bucket.buffer())
+        return future
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        model = nn.parallel.DistributedDataParallel(network(), device_ids=[0], init_sync=False)
+    reduce.__annotations__.clear()
+    model.register_comm_hook(None, reduce)
+    step = GraphedStep(model, MSE, adamw(model), accumulate=accumulate, stream=stream)
+    x, y = batch()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*AccumulateGrad.*")
+        for _ in range(14 * accumulate):
+            step(x, y)
+    report = step.explain()
+    assert (report.eager, report.captures, report.replays) == (11 * accumulate, accumulate, 3 * accumulate)
+    assert reductions == [False] * 11 + [True]
+    assert_a_replay_launches_once(step, x, y)

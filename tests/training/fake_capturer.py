@@ -23,7 +23,7 @@ class FakeCapturer:
     broken = 0
     watched: tuple[Any, ...] = ()
 
-    def __init__(self, device: torch.device, branch_streams: bool) -> None:
+    def __init__(self, device: torch.device, *_: Any) -> None:
         self.device = device
 
     def refusal(self) -> str | None:

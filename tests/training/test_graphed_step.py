@@ -352,8 +352,8 @@ def test_a_step_that_changes_at_every_call_is_given_up(captures: type[FakeCaptur
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda p: optim.AdamW(p), "AdamW was made without capturable=True"),
-        (lambda p: optim.Adagrad(p), "Adagrad has no option capturable"),
+        (optim.AdamW, "AdamW was made without capturable=True"),
+        (optim.Adagrad, "Adagrad has no option capturable"),
     ],
 )
 def test_optimizers_that_cannot_be_captured(

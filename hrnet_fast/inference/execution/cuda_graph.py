@@ -129,7 +129,7 @@ class _CudaStreamFork:
     def __init__(self, schedule: Schedule, device: torch.device) -> None:
         self._schedule = schedule
         main = torch.cuda.current_stream(device)
-        self._streams = [main, *side_streams(main, schedule.count - 1)]
+        self._streams = [main, *side_streams(device, main, schedule.count - 1)]
         begin = new_event()
         begin.record(main)
         for stream in self._streams[1:]:  # also makes them part of a capture
