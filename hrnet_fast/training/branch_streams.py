@@ -54,7 +54,8 @@ def run_branches(branches: Iterable[Callable[[Tensor], Any]], xs: Sequence[Tenso
     inputs = _forked(xs)
     device = xs[0].device
     main = torch.cuda.current_stream(device)
-    streams = side_streams(device, main, len(pairs))
+    # Modules of all stages have the same streams, and find each other's memory there.
+    streams = side_streams(device, main, max(4, len(pairs)))[: len(pairs)]
     begin = new_event()
     begin.record(main)
     outputs, ends = [], []

@@ -51,17 +51,20 @@ def has_hooks(optimizer: optim.Optimizer) -> bool:
 def hyperparameters(optimizer: optim.Optimizer) -> list[dict[str, Any]]:
     """Return what a graph has as constants: every group's parameters and options, without a rate on the device."""
     names = ["params", *optimizer.defaults]
-    if type(optimizer) in _TENSOR_RATES:
-        names.remove("lr")
     found: list[dict[str, Any]] = [{name: group.get(name) for name in names} for group in optimizer.param_groups]
     for group in found:
         group["params"] = list(group["params"])
+        rate = group.get("lr")
+        if isinstance(rate, Tensor) and rate.device.type != "cpu":
+            group["lr"] = id(rate)  # a graph reads it where it is
+        elif type(optimizer) in _TENSOR_RATES:
+            del group["lr"]
     return found
 
 
 def changed_hyperparameter(now: list[dict[str, Any]], then: list[dict[str, Any]]) -> str:
     """Name what differs."""
-    if len(now) != len(then):
+    if [group.keys() for group in now] != [group.keys() for group in then]:
         return "the optimizer's parameter groups"
     for a, b in zip(now, then, strict=True):
         for name, value in a.items():
@@ -85,7 +88,7 @@ class LearningRates:
         known = type(optimizer) in _TENSOR_RATES
         self._tensors: list[Tensor | None] = []
         for group in optimizer.param_groups:
-            given = group["lr"]
+            given = group.get("lr")
             on_device = isinstance(given, Tensor) and given.device == device
             self._tensors.append(torch.zeros((), device=device) if known and not on_device else None)
         self._values: list[float | None] = [None] * len(self._tensors)

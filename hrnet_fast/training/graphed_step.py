@@ -190,7 +190,9 @@ class GraphedStep:
         """Say why nothing may be captured yet, or nothing."""
         if self._iteration.distributed and self._updates < DISTRIBUTED_UPDATES:
             return f"the first {DISTRIBUTED_UPDATES} updates of DistributedDataParallel are eager"
-        return "" if self._updates else "the first update makes the optimizer's state"
+        if not self._updates:
+            return "the first update makes the optimizer's state"
+        return "" if self._iteration.knows_gradients() else "a whole step shows which parameters have gradients"
 
     def _mode(self, modes: list[bool]) -> int:
         """Return a number for which modules are in training mode."""

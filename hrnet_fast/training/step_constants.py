@@ -25,7 +25,7 @@ class StepConstants:
         optimizer = iteration.optimizer
         if optimizer is not None:
             self._hyperparameters = hyperparameters(optimizer)
-            self._state = optimizer.state
+            self._state, self._hooked = optimizer.state, has_hooks(optimizer)
         self._scaler = _scaler_numbers(iteration.scaler)
         self._average = self._average_memory()
 
@@ -38,8 +38,8 @@ class StepConstants:
                 return f"{changed_hyperparameter(now, self._hyperparameters)} changed"
             if optimizer.state is not self._state:
                 return "the optimizer's state was loaded anew"
-            if has_hooks(optimizer):
-                return "a hook was registered on the optimizer"
+            if has_hooks(optimizer) != self._hooked:
+                return "the optimizer's hooks changed"
         if _scaler_numbers(self._iteration.scaler) != self._scaler:
             return "the scaler's settings changed"
         if self._average_memory() != self._average:

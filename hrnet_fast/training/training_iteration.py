@@ -59,8 +59,6 @@ class TrainingIteration:
         self.scaler, self.average = scaler, average
         self.distributed = isinstance(model, DistributedDataParallel)
         self.rates: LearningRates | None = None
-        self._shared: list[Tensor | None] | None = None
-        self._have_gradients: list[bool] = []
         self.read_parameters()
 
     def read_parameters(self) -> None:
@@ -70,7 +68,12 @@ class TrainingIteration:
         own = [p for m in (self.model, self.loss) if isinstance(m, nn.Module) for p in m.parameters()]
         self.parameters: list[Tensor] = list(dict.fromkeys([*updated, *own]))
         self._clipped = updated or own
-        self._shared = None
+        self._shared: list[Tensor | None] | None = None
+        self._have_gradients: list[bool] = []
+
+    def knows_gradients(self) -> bool:
+        """Whether an eager step showed which parameters have gradients, as graphs of micro-batches must know."""
+        return self.accumulate == 1 or bool(self._have_gradients)
 
     def run(self, images: Any, targets: Any, place: MicroBatch, *, captured: bool = False) -> Any:
         """Compute one micro-batch; return what the loss returned, detached.
@@ -86,8 +89,8 @@ class TrainingIteration:
             self._attach([None] * len(self.parameters))
         with self._unreduced(place):
             result = self._backward(images, targets)
-        if shares and (place.first or not in_place):
-            self._share(place)
+        if shares:
+            self._share(place, in_place)
         if place.last:
             if not captured and self.accumulate > 1:
                 self._have_gradients = [p.grad is not None for p in self.parameters]
@@ -154,13 +157,15 @@ class TrainingIteration:
                 if p.grad is not shared and shared is not None and p.grad is not None:
                     p.grad = shared.copy_(p.grad)
 
-    def _share(self, place: MicroBatch) -> None:
-        """Copy or add the gradients of this micro-batch to the shared ones, by multi-tensor launches."""
+    def _share(self, place: MicroBatch, in_place: bool) -> None:
+        """Copy or add the gradients of this micro-batch to the shared ones, unless autograd has done so."""
         assert self._shared is not None
         fresh = gradients_of(self.parameters)
         pairs = list(zip(self._shared, fresh, strict=True))
         if any((shared is None) != (own is None) for shared, own in pairs):
             raise NotCapturableError(_DIFFERENT_PARAMETERS)
+        if in_place and not place.first:
+            return
         into = [shared for shared in self._shared if shared is not None]
         given = [own for own in fresh if own is not None]
         with torch.no_grad():
