@@ -19,10 +19,11 @@ from hrnet_fast.training.structure_cache import APART
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _UNCOMPARED = (nn.modules.conv._ConvNd, DistributedDataParallel)
 _NUMBERS = (int, float, str, type(None))
-# Attributes that decide nothing, or that are compared by other means.
-_LEFT_OUT = {*APART, "training", "fused_unsupported_reason", "num_features"} | {
-    k for k in vars(nn.Module()) if k[0] == "_"
-}
+# Attributes that change no number, or that are compared by other means.
+_LEFT_OUT = {*APART, "training", "fused_unsupported_reason", "num_features", "affine", "inplace"}
+_LEFT_OUT |= {name for name in vars(nn.Module()) if name.startswith("_")}
+# Classes that compute the same in both modes.
+_MODELESS = (nn.Conv2d, nn.ReLU, nn.Sequential, nn.ModuleList, nn.Identity)
 
 
 class ModelState:
@@ -60,6 +61,7 @@ class ModelState:
         self._trained = list(map(_requires_grad, self._parameters))
         self._numbers = _numbers_of([vars(m) for m in self._modules if not isinstance(m, _UNCOMPARED)])
         self._dicts = dicts
+        self._with_modes = [vars(m) for m in self._modules if type(m) not in _MODELESS]
 
     def change(self) -> str | None:
         """Name what changed, or None."""
@@ -118,8 +120,8 @@ class ModelState:
         return [t for t in self._tensors if t is not None and t.device.type == "cpu"]
 
     def training_modes(self) -> list[bool]:
-        """Return which modules are in training mode."""
-        return list(map(_training, self._dicts))
+        """Return which modules are in training mode, of those that may depend on it."""
+        return list(map(_training, self._with_modes))
 
     def hook(self) -> str | None:
         """Say which module has a hook, or None."""

@@ -150,6 +150,44 @@ def test_replays_compute_what_a_plain_loop_does(captures: type[FakeCapturer], op
     assert isinstance(mine.param_groups[0]["lr"], float)
 
 
+def test_micro_batches_of_one_step_are_eager_and_replayed(captures: type[FakeCapturer]) -> None:
+    """Gradients add up wherever the micro-batches ran, also behind a caller's ``zero_grad`` between steps."""
+    model = small()
+    other, optimizer = copy.deepcopy(model), sgd(model)
+    captures.watched = (model, optimizer)
+    step = GraphedStep(model, MSE, optimizer, accumulate=2)
+    sizes = [8, 8, 8, 16, 16, 8, 8, 16, 24, 8, 8, 24, 16, 16, 24, 8, 32, 8, 8, 8]
+    data = [batches(k + 1, size)[k] for k, size in enumerate(sizes)]
+    losses = []
+    for k, batch in enumerate(data):
+        if k % 4 == 0:
+            optimizer.zero_grad()
+        losses.append(step(*batch))
+    torch.testing.assert_close(losses, plain_loop(other, sgd(other), data, accumulate=2), rtol=1e-5, atol=0)
+    torch.testing.assert_close(dict(model.state_dict()), dict(other.state_dict()), rtol=1e-4, atol=1e-6)
+    report = step.explain()
+    assert (report.captures, report.eager) == (6, 5), str(report)
+
+
+def test_a_parameter_without_gradients_in_some_micro_batches(captures: type[FakeCapturer]) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = small(), nn.Conv2d(3, 2, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.b(x) if x.shape[-1] == 16 else self.a(x)
+
+    model = Two()
+    other, optimizer = copy.deepcopy(model), sgd(model)
+    captures.watched = (model, optimizer)
+    step = quiet_step(model, MSE, optimizer, accumulate=2)
+    data = [batches(k + 1, size)[k] for k, size in enumerate([8, 16] * 5)]
+    losses = [step(*batch) for batch in data]
+    torch.testing.assert_close(losses, plain_loop(other, sgd(other), data, accumulate=2), rtol=1e-5, atol=0)
+    assert "other parameters receive gradients" in str(step.explain())
+
+
 def test_without_an_optimizer_gradients_are_left_to_the_caller(captures: type[FakeCapturer]) -> None:
     model = small()
     other, optimizer = copy.deepcopy(model), sgd(model)
