@@ -39,13 +39,8 @@ def optimizer_refusal(optimizer: optim.Optimizer) -> str | None:
 
 def has_hooks(optimizer: optim.Optimizer) -> bool:
     """Whether Python functions are registered to run at each step."""
-    own: Any = optimizer
-    return bool(
-        own._optimizer_step_pre_hooks
-        or own._optimizer_step_post_hooks
-        or optimizer_module._global_optimizer_pre_hooks
-        or optimizer_module._global_optimizer_post_hooks
-    )
+    own = any(getattr(optimizer, f"_optimizer_step_{when}_hooks", None) for when in ("pre", "post"))
+    return own or bool(optimizer_module._global_optimizer_pre_hooks or optimizer_module._global_optimizer_post_hooks)
 
 
 def hyperparameters(optimizer: optim.Optimizer) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from hrnet_fast.training.step_arguments import check_arguments
 from hrnet_fast.training.step_capture import CudaCapturer, StepCapturer, failure_text
 from hrnet_fast.training.step_constants import StepConstants, lasting_refusal
 from hrnet_fast.training.step_policy import Action, StepPolicy, StepReport
-from hrnet_fast.training.structures import UnsupportedStructureError, describe, map_tensors, shapes_text, unrepeatable
+from hrnet_fast.training.pytrees import UnsupportedStructureError, describe, map_tensors, shapes_text, unrepeatable
 from hrnet_fast.training.training_iteration import MicroBatch, NotCapturableError, TrainingIteration
 from hrnet_fast.training.weight_average import WeightAverage
 

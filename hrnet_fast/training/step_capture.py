@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hrnet_fast.graph_capture import GraphMemory, capture_graph, capture_lock, graph_memory
 from hrnet_fast.training.branch_streams import parallel_branches
-from hrnet_fast.training.structures import map_tensors
+from hrnet_fast.training.pytrees import map_tensors
 
 
 class StepCapturer(Protocol):

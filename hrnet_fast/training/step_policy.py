@@ -149,7 +149,7 @@ class StepPolicy:
             self._evictions += 1
 
     def capture_failed(self, key: Hashable, reason: str) -> str:
-        """Count a failed capture; return the reason, with what happens next."""
+        """Count a failed capture; return the reason."""
         shape = self._shapes[key]
         shape.failed += 1
         shape.reason = reason

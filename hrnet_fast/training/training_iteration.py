@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hrnet_fast.errors import InputError
 from hrnet_fast.training.captured_optimizer import LearningRates
 from hrnet_fast.training.model_state import gradients_of
-from hrnet_fast.training.structures import map_tensors
+from hrnet_fast.training.pytrees import map_tensors
 from hrnet_fast.training.weight_average import WeightAverage
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 import hrnet_fast as hf
-from hrnet_fast.training import GraphedStep, GraphedStepWarning, branch_streams
+from hrnet_fast.training import GraphedStep, GraphedStepWarning, branch_streams, compiled, fused_fusion
 
 pytestmark = [pytest.mark.nulldevice, pytest.mark.filterwarnings("ignore::hrnet_fast.training.GraphedStepWarning")]
 MSE = nn.MSELoss()
@@ -358,3 +358,56 @@ def test_distributed_steps_as_pytorch_documents_them(accumulate: int) -> None:
     assert (report.eager, report.captures, report.replays) == (11 * accumulate, accumulate, 3 * accumulate)
     assert reductions == [False] * 11 + [True]
     assert_a_replay_launches_once(step, x, y)
+
+
+@pytest.mark.parametrize("memory", ["fast", "lean", "min"])
+def test_the_capturing_stream_allocates_nothing_between_fork_and_join(
+    memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What makes the reuse of memory safe (branch_streams), forward and backward, by the allocator's own record."""
+    sections: list[tuple[int, int]] = []
+    begun: list[int] = []
+
+    def position() -> int:
+        return len(torch.cuda.memory._snapshot()["device_traces"][0])
+
+    def side() -> bool:
+        return torch.cuda.is_current_stream_capturing() and torch.cuda.current_stream() != main()
+
+    def main() -> torch.cuda.Stream:
+        return step._capturer._memory.stream  # type: ignore[attr-defined]
+
+    def forward(branches: Any, xs: Any) -> Any:
+        start = position()
+        outputs = run_branches(branches, xs)
+        if torch.cuda.is_current_stream_capturing():
+            sections.append((start, position()))
+        return outputs
+
+    def chain(ctx: Any, *grads: Any) -> Any:
+        if side() and not begun:
+            begun.append(position())
+        return chain_backward(ctx, *grads)
+
+    def join(ctx: Any, *grads: Any) -> Any:
+        sections.append((begun.pop(), position()))
+        return fork_backward(ctx, *grads)
+
+    run_branches = fused_fusion.run_branches
+    chain_backward, fork_backward = compiled._ChainFunction.backward, branch_streams._Fork.backward
+    monkeypatch.setattr(fused_fusion, "run_branches", forward)
+    monkeypatch.setattr(compiled._ChainFunction, "backward", staticmethod(chain))
+    monkeypatch.setattr(branch_streams._Fork, "backward", staticmethod(join))
+    torch.cuda.memory._record_memory_history(max_entries=1_000_000, context=None)
+    # Contiguous maps and half precision: chains make copies in another layout and dtype.
+    model = hf.accelerate(tiny("v2").cuda().train(), impl="cuda", memory=memory)
+    step = GraphedStep(model, lambda outputs, _: outputs.square().mean(), sgd(model), dtype=torch.bfloat16)
+    for _ in range(2):
+        step(image(64, 64, batch=2).cuda(), None)
+    assert step.explain().replays == 1, str(step.explain())
+    assert (len(sections), begun) == (6, [])  # three modules, forward and backward
+    trace = torch.cuda.memory._snapshot()["device_traces"][0]
+    for begin, end in sections:
+        streams = [entry["stream"] for entry in trace[begin:end] if entry["action"] == "alloc"]
+        assert streams
+        assert main().cuda_stream not in streams

@@ -1,4 +1,4 @@
-"""Nested structures of tensors: batches, and what losses return."""
+"""Nested tuples, lists and dicts of tensors: batches, and what losses return."""
 
 from __future__ import annotations
 
