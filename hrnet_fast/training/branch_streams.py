@@ -49,9 +49,11 @@ def parallel_branches() -> Iterator[None]:
 def run_branches(branches: Iterable[Callable[[Tensor], Any]], xs: Sequence[Tensor]) -> list[Any]:
     """Return each branch's result for its own map, in order; on parallel streams where that is on."""
     pairs = list(zip(branches, xs, strict=True))
-    if not getattr(_active, "on", False) or len(pairs) < 2:
+    # A branch whose input needs no gradient has nobody behind it in backward that would wait for it.
+    joined = not torch.is_grad_enabled() or all(x.requires_grad for x in xs)
+    if not getattr(_active, "on", False) or len(pairs) < 2 or not joined:
         return [branch(x) for branch, x in pairs]
-    inputs = _forked(xs)
+    inputs = _forked(xs) if torch.is_grad_enabled() else xs
     device = xs[0].device
     main = torch.cuda.current_stream(device)
     # Modules of all stages have the same streams, and find each other's memory there.
@@ -70,18 +72,14 @@ def run_branches(branches: Iterable[Callable[[Tensor], Any]], xs: Sequence[Tenso
     return outputs
 
 
-def _forked(xs: Sequence[Tensor]) -> list[Tensor]:
-    """Return the maps, behind one node in autograd's graph if they need gradients."""
-    differentiable = [x for x in xs if x.requires_grad]
-    if not differentiable or not torch.is_grad_enabled():
-        return list(xs)
-    recomputations = [recomputation_of(x) for x in differentiable]
-    outputs: tuple[Tensor, ...] = _Fork.apply(recomputations, *differentiable)  # type: ignore[no-untyped-call]
+def _forked(xs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return the maps, behind one node in autograd's graph."""
+    recomputations = [recomputation_of(x) for x in xs]
+    outputs: tuple[Tensor, ...] = _Fork.apply(recomputations, *xs)  # type: ignore[no-untyped-call]
     recomputable = [x for x, source in zip(outputs, recomputations, strict=True) if source is not None]
     if recomputable:
         attach(*recomputable)
-    rest = iter(outputs)
-    return [next(rest) if x.requires_grad else x for x in xs]
+    return outputs
 
 
 class _Fork(torch.autograd.Function):

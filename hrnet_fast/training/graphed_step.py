@@ -14,11 +14,11 @@ from hrnet_fast.checks import check_bool, check_integer
 from hrnet_fast.training.captured_optimizer import LearningRates
 from hrnet_fast.training.host_state import HostState
 from hrnet_fast.training.model_state import gradients_of
+from hrnet_fast.training.pytrees import UnsupportedStructureError, describe, map_tensors, shapes_text, unrepeatable
 from hrnet_fast.training.step_arguments import check_arguments
 from hrnet_fast.training.step_capture import CudaCapturer, StepCapturer, failure_text
 from hrnet_fast.training.step_constants import StepConstants, lasting_refusal
 from hrnet_fast.training.step_policy import Action, StepPolicy, StepReport
-from hrnet_fast.training.pytrees import UnsupportedStructureError, describe, map_tensors, shapes_text, unrepeatable
 from hrnet_fast.training.training_iteration import MicroBatch, NotCapturableError, TrainingIteration
 from hrnet_fast.training.weight_average import WeightAverage
 

@@ -61,7 +61,7 @@ def test_results_and_gradients_are_the_same(log: list[Any], memory: str, layout:
 
 
 def test_streams_fork_and_join(log: list[Any]) -> None:
-    xs = [torch.ones(1), torch.ones(1)]
+    xs = [torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True)]
     with branch_streams.parallel_branches():
         branch_streams.run_branches([lambda x: x + 1, lambda x: x + 2], xs)
     assert log == [
@@ -71,12 +71,18 @@ def test_streams_fork_and_join(log: list[Any]) -> None:
 
 
 def test_the_join_of_backward_has_all_gradients(log: list[Any]) -> None:
-    """One node stands behind all branches; branches of frozen inputs have none."""
-    a, b = torch.ones(1, requires_grad=True), torch.ones(1)
+    """One node stands behind all branches. Where a frozen input would keep a branch out of it, there is one stream."""
+    a, b = torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True)
+    branches = [lambda x: 2 * x, lambda x: 3 * x]
     with branch_streams.parallel_branches():
-        x, y = branch_streams.run_branches([lambda x: 2 * x, lambda x: 3 * x], [a, b])
-    assert not y.requires_grad
-    nodes = {x.grad_fn.next_functions[0][0]}  # type: ignore[union-attr]
-    assert [type(node).__name__ for node in nodes] == ["_ForkBackward"]
-    x.sum().backward()
-    assert a.grad == 2
+        x, y = branch_streams.run_branches(branches, [a, b])
+        nodes = {out.grad_fn.next_functions[0][0] for out in (x, y)}  # type: ignore[union-attr]
+        assert [type(node).__name__ for node in nodes] == ["_ForkBackward"]
+        (x + y).sum().backward()
+        assert (float(a.grad), float(b.grad)) == (2, 3)  # type: ignore[arg-type]
+        log.clear()
+        x, y = branch_streams.run_branches(branches, [a, b.detach()])
+        assert (log, y.requires_grad) == ([], False)
+        with torch.no_grad():
+            branch_streams.run_branches(branches, [a, b.detach()])
+        assert log
