@@ -51,12 +51,14 @@ class FakeCapturer:
         static = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
 
         def replay() -> None:
+            before = [p.grad for p in parameters]
             for own, found in zip(static, [t for t in tree_leaves(run()) if isinstance(t, Tensor)], strict=True):
                 own.copy_(found)
-            for p, own in zip(parameters, gradients, strict=True):
+            for p, own, then in zip(parameters, gradients, before, strict=True):
                 if own is not None:
                     assert p.grad is not None
-                    p.grad = own.copy_(p.grad)
+                    own.copy_(p.grad)
+                p.grad = then  # a graph knows memory only
 
         return replay, result
 
