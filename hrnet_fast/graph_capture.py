@@ -56,6 +56,7 @@ def capture_graph(
                     with contextlib.suppress(Exception):  # ending a broken capture raises a less specific error
                         graph.capture_end()
                 _stop_allocating(device, pool)
+                _end_random_numbers(device)
                 raise
     return graph
 
@@ -69,6 +70,20 @@ def _stop_allocating(device: torch.device, pool: Any) -> None:
     if stop is not None:
         with contextlib.suppress(Exception):  # newer versions have done it
             stop(device.index, pool)
+
+
+def _end_random_numbers(device: torch.device) -> None:
+    """Tell the device's random generator that a broken capture is over, which PyTorch before 2.12 does not.
+
+    It would refuse the next dropout. A capture that succeeds leaves the generator as it should be.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with contextlib.suppress(Exception):
+        graph.capture_begin(torch.cuda.graph_pool_handle(), capture_error_mode="thread_local")
+        try:
+            torch.zeros(1, device=device)
+        finally:
+            graph.capture_end()
 
 
 def side_streams(device: torch.device, main: torch.cuda.Stream, count: int) -> tuple[torch.cuda.Stream, ...]:
