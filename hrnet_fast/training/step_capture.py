@@ -125,5 +125,5 @@ def failure_text(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if not any(f"{os.sep}{name}{os.sep}" in f.filename for name in ("torch", "hrnet_fast"))]
     place = f" at {os.path.basename(own[-1].filename)}:{own[-1].lineno}" if own else ""
-    hint = "; a value is read on the host there (item(), bool(), boolean indices)" if "captur" in text else ""
+    hint = "; a value is read on the host (item(), bool(), boolean indices)" if "captur" in text else ""
     return f"{type(error).__name__}: {text}{place}{hint}"
