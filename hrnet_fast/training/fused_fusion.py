@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hrnet_fast.training import compiled, structure_cache, unsupported
-from hrnet_fast.training.fused_modules import FusedModule, FusedSequence
+from hrnet_fast.training import branch_streams, compiled, structure_cache, unsupported
+features = None if native is None or branch_streams.active() else self._run_together(x)
+        if features is None:
+            features = branch_streams.run_branches(self.branches, x)  # type: ignore[arg-type]
 from hrnet_fast.training.fusion_layers import FusionLayers, find_terms
 from hrnet_fast.training.fusion_plan import plan_fusion
 from hrnet_fast.training.matching import hooked
@@ -44,17 +46,21 @@ class FusedModularizedBlock(FusedModule):
         if reason is not None:
             return self._plain(reason, x)
         self.last_call_reason = None
+<<<<<<< HEAD
         features = None if native is None else self._run_branches(x)
         if features is None:
             features = [branch(one) for branch, one in zip(self.branches, x, strict=True)]  # type: ignore[arg-type]
+=======
+        features = run_branches(self.branches, x)  # type: ignore[arg-type]
+>>>>>>> graphed
         if native is not None:
             return compiled.run_fusion(fusion, features)
         return run_fusion(plan_fusion(fusion.terms, len(features), s.mode, s.align_corners, operators), features)
 
-    def _run_branches(self, x: list[Tensor]) -> list[Tensor] | None:
+    def _run_together(self, x: list[Tensor]) -> list[Tensor] | None:
         """Run all branches as one call whose elementwise passes share launches; None where each is to run alone.
 
-        On a CPU each does: its maps then stay in the caches.
+        On a CPU each does, and its maps stay in the caches; so it does on a stream of its own in a captured step.
         """
         if not x[0].is_cuda:
             return None

@@ -19,7 +19,7 @@ from hrnet_fast.training.matching import hooked
 T = TypeVar("T")
 NAME = "fused_structure"  # the module's attribute that holds its cache
 # Attributes that are read at every call, or written by execution itself.
-_APART = ("_parameters", "_buffers", "last_call_reason", NAME)
+APART = ("_parameters", "_buffers", "last_call_reason", NAME)
 
 
 class CachedStructure:
@@ -33,7 +33,7 @@ class CachedStructure:
         self._root = weakref.ref(root)
         self._own = _State(root)
         extension = load_compiled()
-        self._others = _States(others) if extension is None else extension.ModuleStates(others, _APART)
+        self._others = _States(others) if extension is None else extension.ModuleStates(others, APART)
 
     def is_valid(self, root: nn.Module) -> bool:
         """Whether nothing changed since, and `root` is the module itself: replicas have copies of its attributes."""
@@ -79,13 +79,13 @@ class _State:
         self._kind = type(module)
         self._methods = self._kind.forward, getattr(self._kind, "_conv_forward", None)
         own = vars(module).copy()  # at once: other threads may add to it
-        self._attributes = {k: v.copy() if type(v) in _CONTAINERS else v for k, v in own.items() if k not in _APART}
+        self._attributes = {k: v.copy() if type(v) in _CONTAINERS else v for k, v in own.items() if k not in APART}
 
     def matches(self, module: nn.Module) -> bool:
         own, kind = vars(module), type(module)
         if kind is not self._kind or (kind.forward, getattr(kind, "_conv_forward", None)) != self._methods:
             return False
-        if len(own) - sum(name in own for name in _APART) != len(self._attributes):
+        if len(own) - sum(name in own for name in APART) != len(self._attributes):
             return False
         return all(own[k] is v or own[k] == v for k, v in self._attributes.items())
 

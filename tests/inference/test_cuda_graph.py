@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from hrnet_fast import graph_capture
 from hrnet_fast.inference.execution import cuda_graph, cudnn_search
 from hrnet_fast.inference.execution.cuda_graph import CudaDevice, graphed
 from hrnet_fast.inference.execution.stream_schedule import Schedule
@@ -67,9 +68,10 @@ class Runtime:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Runtime:
     runtime = Runtime()
-    cuda_graph._side_streams.cache_clear()
-    monkeypatch.setattr(cuda_graph, "_stream", lambda device: runtime.new("side"))
-    monkeypatch.setattr(cuda_graph, "_event", runtime.event)
+    graph_capture._streams.cache_clear()
+    for module in (graph_capture, cuda_graph):
+        monkeypatch.setattr(module, "new_stream", lambda device: runtime.new("side"))
+        monkeypatch.setattr(module, "new_event", runtime.event)
     for name, value in {
         "stream": runtime.stream,
         "device": lambda device: contextlib.nullcontext(),

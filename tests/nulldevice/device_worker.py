@@ -38,7 +38,7 @@ class Worker:
     """
 
     def __init__(self, root: Path, settings: dict[str, Any]) -> None:
-        environment = device_build.environment(zero_scalars=True, **settings)
+        environment = device_build.environment(**({"zero_scalars": True} | settings))
         self._process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,

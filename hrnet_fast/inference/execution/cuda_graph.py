@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from hrnet_fast.graph_capture import (
+    GraphMemory,
+    capture_graph,
+    capture_lock,
+    graph_memory,
+    new_event,
+    new_stream,
+    side_streams,
+)
 from hrnet_fast.inference.execution.cudnn_search import cudnn_search
 from hrnet_fast.inference.execution.stream_schedule import Schedule
 
@@ -25,20 +33,6 @@ class CapturedGraph(Protocol):
 
     def replay(self) -> None:
         """Launch the graph on the current stream."""
-
-
-class GraphMemory(NamedTuple):
-    """Device memory of captured graphs.
-
-    Attributes:
-        stream: the stream of all captures: memory is reused on the same stream only.
-        handle: PyTorch's.
-        anchor: a trivial graph, as PyTorch refuses captures into memory whose last graph was freed.
-    """
-
-    stream: torch.cuda.Stream
-    handle: Any
-    anchor: torch.cuda.CUDAGraph
 
 
 class GraphPool:
@@ -85,11 +79,11 @@ class CudaDevice:
 
         cuDNN searches for algorithms meanwhile, which a capture by the same thread uses.
         """
-        with _one_capture:  # all engines share the side streams, and another one may be capturing on them
+        with capture_lock:  # all engines share the side streams, and another one may be capturing on them
             self._warm_up(run)
 
     def _warm_up(self, run: Callable[[], Any]) -> None:
-        side = _stream(self._device)
+        side = new_stream(self._device)
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
             for number in range(WARM_UPS):
@@ -102,14 +96,12 @@ class CudaDevice:
     def capture(self, run: Callable[[], Any], memory: GraphMemory) -> tuple[CapturedGraph, Any]:
         """Return a graph of `run` with its tensors in `memory`, and what it returned."""
         made: list[Any] = []
-        graph = _capture(lambda: made.append(run()), self._device, memory.stream, memory.handle)
+        graph = capture_graph(lambda: made.append(run()), self._device, memory.stream, memory.handle)
         return graph, made[0]
 
     def memory(self) -> GraphMemory:
         """Return new memory for graphs."""
-        stream, handle = _stream(self._device), torch.cuda.graph_pool_handle()
-        anchor = _capture(lambda: torch.zeros(1, device=self._device), self._device, stream, handle)
-        return GraphMemory(stream, handle, anchor)
+        return graph_memory(self._device)
 
     def fork(self, schedule: Schedule) -> StreamFork:
         """Return the streams of a schedule, forked from the current one."""
@@ -122,7 +114,7 @@ class CudaDevice:
 
     def mark(self) -> Any:
         """Return a mark behind all work on the current stream so far."""
-        event = _event()
+        event = new_event()
         event.record(torch.cuda.current_stream(self._device))
         return event
 
@@ -137,10 +129,8 @@ class _CudaStreamFork:
     def __init__(self, schedule: Schedule, device: torch.device) -> None:
         self._schedule = schedule
         main = torch.cuda.current_stream(device)
-        # One more than needed: PyTorch reuses a few streams, and `main` may be among them.
-        others = [stream for stream in _side_streams(device, schedule.count) if stream != main]
-        self._streams = [main, *others[: schedule.count - 1]]
-        begin = _event()
+        self._streams = [main, *side_streams(device, main, schedule.count - 1)]
+        begin = new_event()
         begin.record(main)
         for stream in self._streams[1:]:  # also makes them part of a capture
             stream.wait_event(begin)
@@ -154,7 +144,7 @@ class _CudaStreamFork:
         with torch.cuda.stream(stream):
             yield
         if group in self._schedule.signals:
-            self._events[group] = _event()
+            self._events[group] = new_event()
             self._events[group].record(stream)
 
     def join(self) -> None:
@@ -162,23 +152,9 @@ class _CudaStreamFork:
             self._streams[0].wait_event(self._events[group])
 
 
-@functools.cache
-def _side_streams(device: torch.device, count: int) -> tuple[torch.cuda.Stream, ...]:
-    """Return the same streams at every call: memory of one capture is reused by the next only on the same stream."""
-    return tuple(_stream(device) for _ in range(count))
-
-
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event()  # type: ignore[no-untyped-call]
-
-
 def settle(device: torch.device) -> None:
     """Wait for all work of a device, at a time when nothing is captured, as that would break a capture."""
-    with _one_capture:
+    with capture_lock:
         torch.cuda.synchronize(device)
 
 
@@ -192,44 +168,4 @@ def graphed(device: torch.device, call: Callable[[], Any], calls: int = 16) -> C
 
     with cuda.here():
         cuda.warm_up(call)
-        return _capture(several, device, _stream(device), torch.cuda.graph_pool_handle()).replay
-
-
-_one_capture = threading.RLock()  # PyTorch allows one capture at a time in a process
-
-
-def _capture(
-    run: Callable[[], Any], device: torch.device, stream: torch.cuda.Stream, pool: Any
-) -> torch.cuda.CUDAGraph:
-    """Return a graph of `run`, captured on `stream`.
-
-    ``torch.cuda.graph`` is not used: it leaves the capture's stream current where a capture fails, captures on one
-    device's stream for all devices, and empties the allocator's cache at each of the hundreds of captures of tuning.
-    """
-    graph = torch.cuda.CUDAGraph()
-    with _one_capture:
-        torch.cuda.synchronize(device)
-        with torch.cuda.stream(stream):
-            try:
-                # Other threads may make calls that are illegal under a capture.
-                graph.capture_begin(pool, capture_error_mode="thread_local")
-                run()
-                graph.capture_end()
-            except Exception:
-                if torch.cuda.is_current_stream_capturing():  # after a failed end, too
-                    with contextlib.suppress(Exception):  # ending a broken capture raises a less specific error
-                        graph.capture_end()
-                _stop_allocating(device, pool)
-                raise
-    return graph
-
-
-def _stop_allocating(device: torch.device, pool: Any) -> None:
-    """Tell the allocator that a broken capture is over, which PyTorch before 2.12 does not.
-
-    It would go on to hold back memory that several streams used.
-    """
-    stop = getattr(torch._C, "_cuda_endAllocateToPool", None)
-    if stop is not None:
-        with contextlib.suppress(Exception):  # newer versions have done it
-            stop(device.index, pool)
+        return capture_graph(several, device, new_stream(device), torch.cuda.graph_pool_handle()).replay
