@@ -177,9 +177,7 @@ def select_implementation(operator: str, impl: str, tensor: Tensor) -> str:
 
 
 @functools.cache
-def _operators(
-    requested: RequestedImplementation, device: torch.device, dtype: torch.dtype
-) -> OperatorImplementations:
+def _operators(requested: RequestedImplementation, device: torch.device, dtype: torch.dtype) -> OperatorImplementations:
     return OperatorImplementations(*(_select(name, requested, device, dtype, True) for name in ("bn_act", "fuse_sum")))
 
 

@@ -8,9 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hrnet_fast.training import branch_streams, compiled, structure_cache, unsupported
-features = None if native is None or branch_streams.active() else self._run_together(x)
-        if features is None:
-            features = branch_streams.run_branches(self.branches, x)  # type: ignore[arg-type]
+from hrnet_fast.training.fused_modules import FusedModule, FusedSequence
 from hrnet_fast.training.fusion_layers import FusionLayers, find_terms
 from hrnet_fast.training.fusion_plan import plan_fusion
 from hrnet_fast.training.matching import hooked
@@ -46,13 +44,9 @@ class FusedModularizedBlock(FusedModule):
         if reason is not None:
             return self._plain(reason, x)
         self.last_call_reason = None
-<<<<<<< HEAD
-        features = None if native is None else self._run_branches(x)
+        features = None if native is None or branch_streams.active() else self._run_together(x)
         if features is None:
-            features = [branch(one) for branch, one in zip(self.branches, x, strict=True)]  # type: ignore[arg-type]
-=======
-        features = run_branches(self.branches, x)  # type: ignore[arg-type]
->>>>>>> graphed
+            features = branch_streams.run_branches(self.branches, x)  # type: ignore[arg-type]
         if native is not None:
             return compiled.run_fusion(fusion, features)
         return run_fusion(plan_fusion(fusion.terms, len(features), s.mode, s.align_corners, operators), features)

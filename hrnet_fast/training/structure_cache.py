@@ -1,8 +1,8 @@
 """A cache of what a module's structure allows, valid for as long as the structure is unchanged.
 
 Whether layers can be fused depends on classes, hooks and attributes, any of which may change between calls. Examining
-all of them takes longer than a small map's convolutions; comparing them with a copy does not. Parameters and buffers are
-read at every call.
+all of them takes longer than a small map's convolutions; comparing them with a copy does not. Parameters and buffers
+are read at every call.
 """
 
 from __future__ import annotations

@@ -41,9 +41,7 @@ def head(operation: int, dtype: torch.dtype, order: int = 0) -> bytes:
 def launches(cases: Sequence[bytes], operation: int, dtype: torch.dtype, orders: Sequence[int] = (0,)) -> list[bytes]:
     """Maps in launches of up to eight, of any layouts and widths, each launch in every order of blocks."""
     parts = [cases[k : k + 8] for k in range(0, len(cases), 8)]
-    return [
-        head(operation, dtype, order) + numbers(len(part)) + b"".join(part) for part in parts for order in orders
-    ]
+    return [head(operation, dtype, order) + numbers(len(part)) + b"".join(part) for part in parts for order in orders]
 
 
 def shape_of(x: Tensor, last: bool) -> bytes:
