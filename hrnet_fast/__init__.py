@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hrnet_fast import ops
+    from hrnet_fast import ops, training
     from hrnet_fast.checkpoints import (
         FAMILIES,
         convert_checkpoint,
@@ -87,12 +87,13 @@ __all__ = [
     "optimize_for_inference",
     "restore",
     "save_checkpoint",
+    "training",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "ops":
-        return importlib.import_module("hrnet_fast.ops")
+    if name in ("ops", "training"):
+        return importlib.import_module(f"hrnet_fast.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(f"hrnet_fast.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'hrnet_fast' has no attribute {name!r}")

@@ -170,7 +170,8 @@ def test_compiled_whole(impl: str) -> None:
 
     def step(xs: list[Tensor], scale: Tensor, shift: Tensor) -> Tensor:
         affine = [None, scale, scale, None, None]
-        return fuse_sum(xs, affine, [None if a is None else shift for a in affine], impl=impl) * 2
+        summed = fuse_sum(xs, affine, [None if a is None else shift for a in affine], impl=impl) * 2
+        return fuse_sum([summed], size=(12, 8), activation=None, impl=impl)
 
     given = (case.xs, case.scales[1], case.shifts[1])
     leaves = [*case.xs, case.scales[1], case.shifts[1]]
@@ -242,14 +243,15 @@ def test_only_wanted_gradients_and_no_second_order(impl: str) -> None:
         torch.autograd.grad(grad.sum(), [case.xs[2]])
 
 
+@pytest.mark.parametrize("activation", ["relu", None])
 @pytest.mark.parametrize("impl", IMPLS)
-def test_saves_no_term_without_an_affine(impl: str) -> None:
-    """Backward needs the result, and the values of a term only for its scale's gradient."""
+def test_saves_no_term_without_an_affine(impl: str, activation: str | None) -> None:
+    """Backward needs the result where ReLU was, and the values of a term only for its scale's gradient."""
     case = make_case((32, 32), torch.float32, affine=False, device=device_of(impl))
     saved: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
-        out = run(case, impl, "bilinear", False)
-    assert sum(saved) == out.numel()
+        out = run(case, impl, "bilinear", False, activation)
+    assert sum(saved) == (out.numel() if activation else 0)
 
 
 @pytest.mark.parametrize(
