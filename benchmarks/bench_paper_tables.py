@@ -115,7 +115,7 @@ def bench_inference_rows(benchmark: BenchmarkFixture, session: Session, number: 
         model = model.to(session.device)
         given = {"params": about(table, row, batch, size), "paper": paper(table, row, f"infer_s_bs{batch}"), **cost}
         for name in HRNET if row in OURS else RIVAL:
-            reason = PEERS[name].unavailable(session.device.type, dtype, session.contenders is not None)
+            reason = PEERS[name].unavailable(session.device.type, dtype, session.asked)
             if reason is not None and not (session.measuring and "minutes" in reason and row in OURS):
                 continue
             make = copied_setup(model, PEERS[name].prepare, x, dtype)

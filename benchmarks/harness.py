@@ -72,6 +72,7 @@ class Session:
     """The run of one ``pytest benchmarks/``.
 
     Attributes:
+        asked: whether contenders run that compile for minutes.
         calls: of the last case, the measured calls by name.
     """
 
@@ -81,6 +82,7 @@ class Session:
         self.scale = options["scale"]
         self.dtypes = options["dtypes"]
         self.contenders = options["contenders"]
+        self.asked: bool = self.contenders is not None or bool(options.get("compile"))
         self.deadline: float = time.monotonic() + 60 * options["budget"]
         self.path: Path | None = options["results"]
         self.calls: dict[str, Call] = {}
@@ -215,6 +217,12 @@ class Session:
         if self.wants(contender):
             fields = self._record_fields(case, Entry(lambda: lambda: None, **more), contender)
             self.add(Record(**fields, note=note, unit="byte", value=value, low=value, high=value, rounds=1))
+
+    def add_times(self, case: Case, contender: str, seconds: Sequence[float]) -> None:
+        """Record times that were measured elsewhere, one per round."""
+        if self.wants(contender):
+            fields = self._record_fields(case, Entry(lambda: lambda: None), contender)
+            self._add_times({contender: list(seconds)}, {contender: fields})
 
     def limit(self, entry: Entry, dtype: str) -> float | None:
         """Return the least seconds that the measured copy and matrix product of this device allow."""

@@ -457,7 +457,7 @@ def steps(out: Path, python: str, found: dict[str, Any], seconds: float, quick: 
     made.append(bench("fuse_sum", "bench_fuse_sum", "-k", "cuda or triton", cap=45))
     made += [bench(n, f"bench_{n}", cap=45) for n in ("bn_act", "grouped_conv3x3", "strided_conv_chain",
                                                       "upsample_conv1x1_sum")]  # fmt: skip
-    made.append(bench("training", "bench_accelerate", "-k", "training_step and channels_last", cap=90))
+    made.append(bench("training", "bench_training", "-k", "batch-16-", cap=90))
     made.append(
         bench(
             "autotuned_w32_pose", model, "-k", "w32_pose", "--contenders", "channels-last,engine,max-autotune", cap=300
