@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 
 from benchmarks.reports.figures import BASELINE, is_ours, ratio, three_digits
@@ -13,8 +12,8 @@ from benchmarks.reports.tables import Cells, Table
 QUANTITY = "training step"
 COLUMNS = ("dtype", "contender", "faster than eager at", "eager / it, smallest>", "eager / it, largest>")
 NOTE = (
-    "Eager is the faster of its two memory layouts at each point. Between measured points the ratio is interpolated, "
-    "linearly in the logarithms."
+    "Eager is the faster of its two memory layouts at each point. Between measured points the ratio is interpolated "
+    "over the logarithm of the batch or resolution."
 )
 Points = list[tuple[float, float]]
 
@@ -40,12 +39,11 @@ def speeds(suite: str, records: Sequence[Record], quantity: str = QUANTITY) -> d
 
 
 def crossings(points: Points) -> list[float]:
-    """Return where the line through `points` crosses 1, by linear interpolation of the logarithms."""
+    """Return where the line through `points` crosses 1, by linear interpolation over the logarithm of x."""
     found = []
     for (x0, y0), (x1, y1) in itertools.pairwise(points):
         if (y0 > 1) != (y1 > 1):
-            share = -math.log(y0) / (math.log(y1) - math.log(y0))
-            found.append(x0 * (x1 / x0) ** share)
+            found.append(x0 * (x1 / x0) ** ((1 - y0) / (y1 - y0)))
     return found
 
 

@@ -84,13 +84,14 @@ def _draw_training(records: Sequence[Record], below: str, path: Path) -> None:
             axis.spines[["top", "right"]].set_visible(False)
         for name, points in ratios.items():
             left.plot(at := crossings(points), [1.0] * len(at), "x", color=colours[name], ms=9)
-        right.set_yscale("log")
+        right.set_yscale("log", base=2)
+        right.yaxis.set_major_formatter("{x:.0f}")
         left.set_title(f"speed of a training step / faster eager layout, {dtype}", fontsize=10)
         right.set_title(f"kept for backward [MiB], {dtype}", fontsize=10)
     names = list(dict.fromkeys(r.contender for r in chosen if r.contender in lines))
     figure.legend([lines[n] for n in names], names, loc="upper center", ncols=4, frameon=False, fontsize=8)
     figure.text(0.5, 0.01, f"{chosen[0].case.rpartition(' batch')[0]}; {below}", ha="center", fontsize=7, color=GREY)
-    figure.tight_layout(rect=(0, 0.03, 1, 0.92))
+    figure.tight_layout(rect=(0, 0.03, 1, 0.95))
     figure.savefig(path, dpi=100)
     plt.close(figure)
 

@@ -78,12 +78,12 @@ def test_what_compiles_runs_on_request() -> None:
     [
         ((1.1, 1.2, 1.3, 1.4), "all measured"),
         ((0.8, 0.9, 1.0, 0.9), "none measured"),
-        ((0.5, 2.0, 2.0, 2.0), "from 1.41"),
+        ((0.5, 2.0, 2.0, 2.0), "from 1.26"),
         ((0.5, 1.0, 2.0, 2.0), "from 2.00"),
-        ((2.0, 2.0, 2.0, 0.5), "up to 5.66"),
-        ((2.0, 0.5, 0.5, 2.0), "up to 1.41, from 5.66"),
-        ((0.5, 2.0, 2.0, 0.5), "1.41 to 5.66"),
-        ((2.0, 0.5, 2.0, 0.5), "up to 1.41, 2.83 to 5.66"),
+        ((2.0, 2.0, 2.0, 0.5), "up to 6.35"),
+        ((2.0, 0.5, 0.5, 2.0), "up to 1.59, from 5.04"),
+        ((0.5, 2.0, 2.0, 0.5), "1.26 to 6.35"),
+        ((2.0, 0.5, 2.0, 0.5), "up to 1.59, 2.52 to 6.35"),
     ],
 )
 def test_crossing_points(ratios: tuple[float, ...], words: str) -> None:
@@ -125,7 +125,7 @@ def test_tables_and_the_picture(tmp_path: Path) -> None:
     page = render_page(run)
     assert "Crossing points by batch:" in page
     assert "| float32 | checkpoint | none measured | 0.600x | 0.300x |" in page
-    assert "|  | hrnet_fast memory=fast | 2.00 to 6.00 | 0.667x | 0.750x |" in page
+    assert "|  | hrnet_fast memory=fast | 2.00 to 6.35 | 0.667x | 0.750x |" in page
     (picture,) = draw_pictures(run, tmp_path / "pictures")
     assert picture.name == "training.png"
     assert Image.open(picture).height > 600
