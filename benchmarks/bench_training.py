@@ -82,8 +82,8 @@ def bench_training(
     )  # fmt: skip
     entries = {}
     for name, reason in trainers.items():
-        make = functools.partial(Step, TRAINERS[name], copy.deepcopy(model), x, precision)
-        entries[name] = Entry(make, reason, exact=truth)
+        own = model if reason else copy.deepcopy(model)
+        entries[name] = Entry(functools.partial(Step, TRAINERS[name], own, x, precision), reason, exact=truth)
     session.time_networks(benchmark, case, entries, seconds=4 if session.scale == "small" else 15, rounds=(3, 15))
     for name, step in session.calls.items():
         assert isinstance(step, Step)

@@ -146,7 +146,7 @@ def step_memory(step: Step) -> StepMemory:
 
 def _allocated(call: Callable[[], Any]) -> tuple[Any, int, int]:
     """Return a call's result, and the change and the largest change of allocated bytes on the CPU."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiled:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         result = call()
     assert profiled.profiler is not None
     events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
