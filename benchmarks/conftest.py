@@ -37,10 +37,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.benchmark_disable = True
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     ranks = {name: k for k, name in enumerate(ORDER, start=1)}
     here = Path(__file__).parent
     items.sort(key=lambda i: ranks.get(i.path.stem, len(ranks) + 1) if i.path.parent == here else 0)
+    if config.getoption("--benchmark") and config.pluginmanager.hasplugin("timeout"):
+        for item in items:
+            if item.path.parent == here:  # a case that compiles takes longer than a test may; the budget ends the run
+                item.add_marker(pytest.mark.timeout(0))
 
 
 def _options(config: pytest.Config) -> dict[str, Any]:
