@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 import hrnet_fast as hf
 from hrnet_fast.reference.hrnet import HRNetReference
 from hrnet_fast.reference.modularized_block import HighResolutionModule
+from hrnet_fast.training.accelerate import MEMORY
 from hrnet_fast.training.losses import KeypointMSELoss
 
 CONVOLUTIONS = [torch.ops.aten.convolution.default]
@@ -80,7 +81,7 @@ TRAINERS: dict[str, Trainer] = {
     "checkpoint selective": Trainer(functools.partial(checkpointed, kept=CONVOLUTIONS)),
     "compile": Trainer(functools.partial(_compiled, None), slow=True),
     "compile reduce-overhead": Trainer(functools.partial(_compiled, "reduce-overhead"), slow=True, cuda_only=True),
-    **{f"hrnet_fast memory={m}": Trainer(functools.partial(hf.accelerate, memory=m)) for m in ("fast", "lean", "min")},
+    **{f"hrnet_fast memory={m}": Trainer(functools.partial(hf.accelerate, memory=m)) for m in MEMORY},
 }
 
 
