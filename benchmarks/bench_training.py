@@ -41,7 +41,7 @@ def network(width: int) -> nn.Module:
 def trainers(session: Session) -> dict[str, str | None]:
     """Return the contenders, and why one does not run; the others have been found to have eager's gradients.
 
-    In float64, where rounding flips no ReLU, on a small network.
+    In float64, where rounding flips no ReLU, on a small network. Compiled ones are compared by their outputs alone.
     """
     found = {name: t.unavailable(session.device.type, session.asked) for name, t in TRAINERS.items()}
     x = images(2, (64, 64), session.device).double()

@@ -159,7 +159,10 @@ def _allocated(call: Callable[[], Any]) -> tuple[Any, int, int]:
 
 
 def host_seconds(step: Step, rounds: int = 5) -> list[float]:
-    """Return the seconds after which the host has queued a step on a CUDA device that is idle, per round."""
+    """Return the seconds after which the host has queued a step on an idle CUDA device, per round.
+
+    Where the device is much slower than the host, its queue fills and the host's time contains waits.
+    """
     found = []
     for _ in range(rounds):
         torch.cuda.synchronize()
