@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hrnet_fast.checks import check_bool, check_tensors, check_text
 from hrnet_fast.errors import InputError, shown
-from hrnet_fast.implementations import select_implementation
+from hrnet_fast.implementations import request, select_implementation
 from hrnet_fast.ops.common import check_dtype, check_like, memory_format_of, target_size, unaliased
 
 MAX_TERMS = 8
@@ -124,6 +124,9 @@ def fuse_sum_forward(
     """
     # Selected here and not by the caller: a compiled graph does not trace the selection.
     implementation = select_implementation("fuse_sum", impl, xs[0])
+    plain = len(xs) == 1 and not relu and not scales[0].numel()
+    if plain and implementation == "cpu" and request(impl).name == "auto":
+        implementation = "reference"  # one interpolation: no pass to save, and the library's is faster
     code, layout = RESAMPLE[mode, align_corners], _result_format(xs)
     if implementation in ("cpu", "cuda"):
         compiled = getattr(torch.ops.hrnet_fast, f"fuse_sum_{implementation}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -252,6 +253,20 @@ def test_saves_no_term_without_an_affine(impl: str, activation: str | None) -> N
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
         out = run(case, impl, "bilinear", False, activation)
     assert sum(saved) == (out.numel() if activation else 0)
+
+
+@pytest.mark.parametrize("align", [False, True])
+def test_one_plain_term_is_the_librarys_interpolation(align: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default on a CPU; its backward is the same as that of the others."""
+    x = torch.randn(2, CHANNELS, 5, 7, requires_grad=True)
+    options: dict[str, Any] = {"size": (16, 9), "activation": None, "align_corners": align}
+    out = fuse_sum([x], **options)
+    assert torch.equal(out, torch.nn.functional.interpolate(x, size=(16, 9), mode="bilinear", align_corners=align))
+    monkeypatch.setenv("HRNET_FAST_IMPL", "reference")
+    expected = fuse_sum([x], **options)
+    grad = torch.randn_like(out)
+    found, wanted = (torch.autograd.grad(o, x, grad)[0] for o in (out, expected))
+    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ def pixel_cross_entropy(
     Args:
         logits: [N, K, h, w], floating.
         labels: [N, H, W], int64, int32, int16 or uint8, on the device of `logits`: classes from 0 to K - 1, or
-            `ignore_label`. The device checks them where it uses them: other values raise InputError on a CPU, and fail
-            a device-side assertion of PyTorch's kernel on CUDA. A check here would wait for the device.
+            `ignore_label`. The kernels check them where they use them: other values raise InputError on a CPU, and fail
+            a device-side assertion of PyTorch's on CUDA. An earlier check would wait for the device.
         class_weights: [K], floating, on the device of `logits`: factors of the pixels' losses. No gradient flows to
             them.
         ignore_label: of pixels without a class: 255 in the authors' Cityscapes and LIP, -1 in their PASCAL-Context.
@@ -55,14 +55,14 @@ def pixel_cross_entropy(
     if divide_by not in DIVISORS:
         raise InputError(f"{what}: divide_by={shown(divide_by)}; accepted are 'weights' and 'pixels'.")
     wide, labels = at_labels(logits, labels, align_corners)
-    total = pixel_losses(wide, labels, class_weights, ignore_label).sum()
+    total = pixel_losses(what, wide, labels, class_weights, ignore_label).sum()
     if divide_by == "pixels":
         return total / labels.numel()
     counted = labels != ignore_label
     if class_weights is None:
         return total / counted.sum()
-    of_pixels = class_weights.detach().to(wide.dtype).take(torch.where(counted, labels, 0))
-    return total / torch.where(counted, of_pixels, 0).sum()
+    with_ignored = F.pad(class_weights.detach().to(wide.dtype), (0, 1))  # [K + 1]: 0 for ignored pixels
+    return total / with_ignored.take(torch.where(counted, labels, len(class_weights))).sum()
 
 
 class PixelCrossEntropyLoss(nn.Module):
@@ -102,10 +102,20 @@ def at_labels(logits: Tensor, labels: Tensor, align_corners: bool) -> tuple[Tens
     return upsample_logits(logits, size, align_corners=align_corners), labels.long()
 
 
-def pixel_losses(wide: Tensor, labels: Tensor, class_weights: Tensor | None, ignore_label: int) -> Tensor:
-    """Return the weighted cross entropy of every pixel [N, H, W], 0 where the label is ignored."""
+def pixel_losses(what: str, wide: Tensor, labels: Tensor, class_weights: Tensor | None, ignore_label: int) -> Tensor:
+    """Return the weighted cross entropy of every pixel [N, H, W], 0 where the label is ignored.
+
+    Raises:
+        InputError: a label that is no class, on a CPU.
+    """
     weights = None if class_weights is None else class_weights.detach().to(wide.dtype)
-    return F.nll_loss(wide.log_softmax(1), labels, weights, ignore_index=ignore_label, reduction="none")
+    try:
+        return F.nll_loss(wide.log_softmax(1), labels, weights, ignore_index=ignore_label, reduction="none")
+    except IndexError as error:  # "Target 30 is out of bounds."
+        raise InputError(
+            f"{what}: {str(error).rstrip('.').lower()}; labels are 0 to {wide.shape[1] - 1} or "
+            f"ignore_label={ignore_label}."
+        ) from error
 
 
 def check_pixels(
@@ -139,18 +149,4 @@ def check_pixels(
         raise InputError(
             f"{what}: class_weights are {class_weights.dtype} {list(class_weights.shape)} on {class_weights.device}; "
             f"they must be floating [{classes}] on {logits.device}. A loss module moves with loss.to(device)."
-        )
-    _check_range(what, labels, classes, ignore_label)
-
-
-def _check_range(what: str, labels: Tensor, classes: int, ignore_label: int) -> None:
-    """Raise InputError for labels that are no class, where their values can be read without waiting for a device."""
-    if labels.device.type != "cpu" or type(labels) is not Tensor or torch.compiler.is_compiling():
-        return
-    values = labels.long()  # an 8-bit comparison would wrap
-    wrong = ((values < 0) | (values >= classes)) & (values != ignore_label)
-    if bool(wrong.any()):
-        raise InputError(
-            f"{what}: a label is {int(values[wrong][0])}; accepted are 0 to {classes - 1} and "
-            f"ignore_label={ignore_label}."
         )

@@ -49,8 +49,8 @@ def ohem_cross_entropy(
     check_number(what, "threshold", threshold)
     check_integer(what, "min_kept", min_kept)
     wide, labels = at_labels(logits, labels, align_corners)
+    losses = pixel_losses(what, wide, labels, class_weights, ignore_label)
     kept = _hard_pixels(wide, labels, ignore_label, threshold, min_kept)
-    losses = pixel_losses(wide, labels, class_weights, ignore_label)
     return torch.where(kept, losses, 0).sum() / kept.sum()
 
 

@@ -17,7 +17,8 @@ def upsample_logits(
 
     One term of :func:`hrnet_fast.ops.fuse_sum`. Its backward adds the gradients of every input in a fixed order, where
     PyTorch's own backward on CUDA adds them atomically and differs from run to run. Nothing of it is kept for backward.
-    The exception is ``impl="reference"``, which is what float64 takes on CUDA without the compiled extension.
+    The exception is ``impl="reference"``, which is what float64 takes on CUDA without the compiled extension. On a CPU
+    the forward is PyTorch's own, and the backward gathers with the compiled extension.
 
     Args:
         logits: [N, K, h, w], floating. Half types are interpolated in float32, so that nothing is rounded in between.
