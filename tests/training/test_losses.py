@@ -223,7 +223,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "labels as probabilities": (lambda: losses.pixel_cross_entropy(MAPS, MAPS), "labels are torch.float32"),
     "labels of another batch": (lambda: losses.pixel_cross_entropy(MAPS, LABELS[:1]), r"\[2, H, W\] in int64"),
     "logits of vectors": (lambda: losses.ohem_cross_entropy(MAPS[0], LABELS), "logits are"),
-    "a label of no class": (lambda: losses.pixel_cross_entropy(MAPS, LABELS + 3), "3 is out of bounds; labels are 0 to 2"),
+    "a label of no class": (
+        lambda: losses.pixel_cross_entropy(MAPS, LABELS + 3), "target 3 is out of bounds; labels are 0 to 2"
+    ),
     "an ignored byte": (
         lambda: losses.ohem_cross_entropy(MAPS, (LABELS + 255).byte(), ignore_label=-1), "target 255 is out of bounds"
     ),
