@@ -16,8 +16,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import nn
 
 import hrnet_fast as hf
-from benchmarks.harness import Case, Entry, Session
+from benchmarks.harness import Case, Entry, Session, quartiles
 from benchmarks.networks import exact, images
+from benchmarks.reports.records import Record
 from benchmarks.trainers import TRAINERS, Step, host_seconds, step_memory
 from hrnet_fast.measure import relative_error
 
@@ -84,18 +85,22 @@ def bench_training(
     for name, reason in trainers.items():
         own = model if reason else copy.deepcopy(model)
         entries[name] = Entry(functools.partial(Step, TRAINERS[name], own, x, precision), reason, exact=truth)
+    before = len(session.run.records)
     session.time_networks(benchmark, case, entries, seconds=4 if session.scale == "small" else 15, rounds=(3, 15))
-    for name, step in session.calls.items():
+    for record in [r for r in session.run.records[before:] if r.value]:
+        step = session.calls[record.contender]
         assert isinstance(step, Step)
         if session.left() < 0:
             break
-        _record_costs(session, case, name, step)
+        _record_costs(session, case, record, step)
 
 
-def _record_costs(session: Session, case: Case, name: str, step: Step) -> None:
-    """Record the memory of a step whose result is right, and on CUDA how long the host takes to queue it."""
+def _record_costs(session: Session, case: Case, record: Record, step: Step) -> None:
+    """Record the memory of a step that has a time, and on CUDA how long the host takes to queue it."""
     memory = step_memory(step)
     for quantity, value in (("kept for backward", memory.kept), ("peak memory", memory.peak)):
-        session.add_bytes(replace(case, quantity=quantity), name, value)
+        session.add_bytes(replace(case, quantity=quantity), record.contender, value)
     if session.device.type == "cuda":
-        session.add_times(replace(case, quantity="host time"), name, host_seconds(step))
+        low, median, high = quartiles(times := host_seconds(step))
+        about = {"quantity": "host time", "rounds": len(times), "setup_s": None, "error": None, "limit": None}
+        session.add(replace(record, value=median, low=low, high=high, **about))

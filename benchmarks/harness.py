@@ -218,12 +218,6 @@ class Session:
             fields = self._record_fields(case, Entry(lambda: lambda: None, **more), contender)
             self.add(Record(**fields, note=note, unit="byte", value=value, low=value, high=value, rounds=1))
 
-    def add_times(self, case: Case, contender: str, seconds: Sequence[float]) -> None:
-        """Record times that were measured elsewhere, one per round."""
-        if self.wants(contender):
-            fields = self._record_fields(case, Entry(lambda: lambda: None), contender)
-            self._add_times({contender: list(seconds)}, {contender: fields})
-
     def limit(self, entry: Entry, dtype: str) -> float | None:
         """Return the least seconds that the measured copy and matrix product of this device allow."""
         top = self.run.ceilings
