@@ -70,11 +70,14 @@ def page(files: tuple[Path, ...], output: Path, check: bool) -> None:
     help="Folder of the pictures.",
 )  # fmt: skip
 def pictures(file: Path, output: Path) -> None:
-    """Draw README's latency.png and training.png from FILE, a result file."""
-    from benchmarks.reports.readme_pictures import draw_pictures
+    """Draw README's latency.png and training.png from FILE, a result file; one without figures in it is left out."""
+    from benchmarks.reports.readme_pictures import PICTURES, draw_pictures
 
     paths = draw_pictures(load_run(file), output)
     click.echo("written: " + ", ".join(str(p) for p in paths))
+    for suite, (name, _) in PICTURES.items():
+        if output / name not in paths:
+            click.echo(f"left out: {name}, as the file has no figures of {suite}", err=True)
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """``fuse_sum`` against the eager operations: target 1 of a four-branch W48 fusion at 256x512, channels-last.
 
-Every implementation that runs here, each on its device.
+And as the upsampling of logits in losses. Every implementation that runs here, each on its device.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from benchmarks.operators import backward_call, each_direction, each_dtype, forw
 from hrnet_fast.implementations import describe
 from hrnet_fast.measure import Call, relative_error
 from hrnet_fast.ops import fuse_sum
+from hrnet_fast.training.losses import upsample_logits
 
 CHANNELS = 48
 
@@ -61,3 +62,35 @@ def bench_fuse_sum(
         calls[name] = forward if direction == "forward" else backward_call(out, xs, grad)
     case = Case("operators", f"fuse_sum {impl} {mode} {CHANNELS}x{height}x{width}", direction, dtype)
     session.time_operator(benchmark, case, calls, moving=xs if direction == "forward" else [out, grad])
+
+
+@each_direction
+@pytest.mark.parametrize("align", [False, True], ids=["centres", "corners"])
+@pytest.mark.parametrize("impl", IMPLS)
+def bench_upsample_logits(
+    benchmark: BenchmarkFixture, session: Session, measuring: bool, impl: str, align: bool, direction: str
+) -> None:
+    """Logits of two images and 19 classes to four times their height and width, in float32, as losses take them."""
+    torch.manual_seed(0)
+    height, width = (64, 128) if measuring else (8, 16)
+    size = (4 * height, 4 * width)
+    x = torch.randn(2, 19, height, width, device="cpu" if impl == "cpu" else "cuda", requires_grad=True)
+
+    def eager(x: Tensor) -> Tensor:
+        return interpolate(x, size=size, mode="bilinear", align_corners=align)
+
+    def fused(x: Tensor) -> Tensor:
+        # On a CPU as losses call it: with the library's forward.
+        return upsample_logits(x, size, align_corners=align, impl="auto" if impl == "cpu" else impl)
+
+    exact = eager(x.detach().double())
+    calls: dict[str, Call] = {}
+    for name, compute in (("eager", eager), ("fused", fused)):
+        out = compute(x)
+        assert relative_error(out.detach(), exact) < 1e-5
+        grad = torch.randn_like(out)
+        forward = forward_call(compute, x.detach())
+        calls[name] = forward if direction == "forward" else backward_call(out, [x], grad)
+    case = Case("operators", f"upsample_logits {impl} {'corners' if align else 'centres'} 19x{size[0]}x{size[1]}",
+                direction, torch.float32)  # fmt: skip
+    session.time_operator(benchmark, case, calls, moving=[x] if direction == "forward" else [out, grad])

@@ -40,7 +40,7 @@ def bench_inference(benchmark: BenchmarkFixture, session: Session, name: str, ba
         cost = work(copy.deepcopy(model), x, dtype)
         entries = {}
         for contender, c in (PEERS | ({"timm": timm_network(TIMM[name])} if name in TIMM else {})).items():
-            reason = c.unavailable(session.device.type, dtype, asked=session.contenders is not None)
+            reason = c.unavailable(session.device.type, dtype, session.asked)
             if reason is not None and reason.startswith("not in"):
                 continue  # the peer does not have this dtype: no record
             if not session.measuring and not contender.startswith(("eager", "timm", "hrnet_fast")):

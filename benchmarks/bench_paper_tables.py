@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from benchmarks.rivals import RIVALS, rival
 from hrnet_fast.complexity import paper_tables
 from hrnet_fast.demo.contenders import engine_of
 from hrnet_fast.measure import Call, peak_activations
+from hrnet_fast.training.accelerate import MEMORY
 
 OURS = {
     "hrnetv1_w32_pose": "hrnetv1_w32_pose",
@@ -34,6 +36,13 @@ OURS = {
     "faster_rcnn_hrnetv2p_w18": "hrnetv2p_w18_det",
     "faster_rcnn_hrnetv2p_w32": "hrnetv2p_w32_det",
     "faster_rcnn_hrnetv2p_w48": "hrnetv2p_w48_det",
+}
+# The levels of `accelerate` other than its default.
+_DEFAULT = inspect.signature(hf.accelerate).parameters["memory"].default
+LEVELS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    f"hrnet_fast memory={level}": functools.partial(hf.accelerate, memory=level)
+    for level in MEMORY
+    if level != _DEFAULT
 }
 # timm has none of these networks: its HRNets classify.
 HRNET = ("eager channels-last", "compile", "compile reduce-overhead", "compile max-autotune", "hrnet_fast engine")
@@ -115,7 +124,7 @@ def bench_inference_rows(benchmark: BenchmarkFixture, session: Session, number: 
         model = model.to(session.device)
         given = {"params": about(table, row, batch, size), "paper": paper(table, row, f"infer_s_bs{batch}"), **cost}
         for name in HRNET if row in OURS else RIVAL:
-            reason = PEERS[name].unavailable(session.device.type, dtype, session.contenders is not None)
+            reason = PEERS[name].unavailable(session.device.type, dtype, session.asked)
             if reason is not None and not (session.measuring and "minutes" in reason and row in OURS):
                 continue
             make = copied_setup(model, PEERS[name].prepare, x, dtype)
@@ -171,12 +180,15 @@ def bench_training_rows(benchmark: BenchmarkFixture, session: Session, number: s
         truth = functools.cache(functools.partial(exact, copy.deepcopy(model), x)) if row in OURS else None
         kinds: dict[str, Callable[[nn.Module], nn.Module]] = {"eager channels-last": lambda m: m}
         if row in OURS:
-            kinds["hrnet_fast accelerate"] = hf.accelerate
+            kinds |= {"hrnet_fast accelerate": hf.accelerate, **LEVELS}
         for name, prepare in kinds.items():
             ready = prepare(copy.deepcopy(model))
             step = _step(ready, x, dtype)
-            weights = paper(table, row, "train_s_per_iter")
             shown = {"case": f"{row} {where}", "contender": name}
+            if name in LEVELS:  # beside the paper and its rivals stands what `accelerate` does by default
+                entries[f"{row}: {name}"] = Entry(lambda step=step: step, exact=truth, **shown)
+                continue
+            weights = paper(table, row, "train_s_per_iter")
             entries[f"{row}: {name}"] = Entry(lambda step=step: step, paper=weights, exact=truth, **shown, **given)
             if session.measuring and session.left() > 0:
                 memory = Case(case.suite, shown["case"], "training memory", dtype)

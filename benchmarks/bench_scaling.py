@@ -70,7 +70,7 @@ def bench_scaling(
     entries = {}
     for name in CONTENDERS:
         peer = PEERS[name]
-        if peer.unavailable(session.device.type, dtype, session.contenders is not None) is None:
+        if peer.unavailable(session.device.type, dtype, session.asked) is None:
             entries[name] = Entry(copied_setup(model, peer.prepare, x, dtype), exact=truth, params=params, **cost)
     what = f"HRNetV1-W{width} {size[0]}x{size[1]} batch {batch}"
     case = Case(f"scaling {axis}", what, "inference", dtype)

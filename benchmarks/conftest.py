@@ -13,7 +13,8 @@ from benchmarks.harness import Session
 # The most important first, then the quick ones: the time budget may not suffice for all.
 ORDER = (
     "bench_inference", "bench_fuse_sum", "bench_bn_act", "bench_conv_halo", "bench_upsample_conv1x1_sum",
-    "bench_strided_conv_chain", "bench_grouped_conv3x3", "bench_scaling", "bench_accelerate", "bench_paper_tables",
+    "bench_strided_conv_chain", "bench_grouped_conv3x3", "bench_scaling", "bench_accelerate", "bench_training",
+    "bench_paper_tables",
 )  # fmt: skip
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -25,6 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--dtypes", default=None, help="comma-separated: float32, bfloat16, float16")
     group.addoption("--scale", choices=("small", "paper"), default=None, help="sizes; paper is the default on cuda")
     group.addoption("--contenders", default=None, help="comma-separated parts of names; also asks for slow ones")
+    group.addoption("--compile", action="store_true", help="also measure what compiles for minutes")
     group.addoption("--budget", type=float, default=9.4, help="minutes in all; what does not fit is left out")
     group.addoption("--results", type=Path, default=None, help="result file, written as figures are made")
 
@@ -35,10 +37,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.benchmark_disable = True
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     ranks = {name: k for k, name in enumerate(ORDER, start=1)}
     here = Path(__file__).parent
     items.sort(key=lambda i: ranks.get(i.path.stem, len(ranks) + 1) if i.path.parent == here else 0)
+    if config.getoption("--benchmark") and config.pluginmanager.hasplugin("timeout"):
+        for item in items:
+            if item.path.parent == here:  # a case that compiles takes longer than a test may; the budget ends the run
+                item.add_marker(pytest.mark.timeout(0))
 
 
 def _options(config: pytest.Config) -> dict[str, Any]:
@@ -57,6 +63,7 @@ def _options(config: pytest.Config) -> dict[str, Any]:
         "dtypes": tuple(getattr(torch, d) for d in dtypes),
         "scale": config.getoption("--scale") or ("paper" if device == "cuda" else "small"),
         "contenders": contenders.split(",") if contenders else None,
+        "compile": bool(config.getoption("--compile")),
         "budget": config.getoption("--budget"),
         "results": config.getoption("--results"),
     }

@@ -72,6 +72,7 @@ class Session:
     """The run of one ``pytest benchmarks/``.
 
     Attributes:
+        asked: whether contenders run that compile for minutes.
         calls: of the last case, the measured calls by name.
     """
 
@@ -81,6 +82,7 @@ class Session:
         self.scale = options["scale"]
         self.dtypes = options["dtypes"]
         self.contenders = options["contenders"]
+        self.asked: bool = self.contenders is not None or bool(options.get("compile"))
         self.deadline: float = time.monotonic() + 60 * options["budget"]
         self.path: Path | None = options["results"]
         self.calls: dict[str, Call] = {}

@@ -51,7 +51,7 @@ class Peer:
         if dtype not in self.dtypes:
             return f"not in {str(dtype).removeprefix('torch.')}"
         if device in self.slow and not asked:
-            return "compiles for minutes here: ask for it with --contenders"
+            return "compiles for minutes here: ask for it with --compile or --contenders"
         return None
 
 

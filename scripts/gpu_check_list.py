@@ -161,7 +161,8 @@ def full_steps(made: Commands, seconds: float) -> list[Step]:
         made.bench("grouped_conv3x3", "bench_grouped_conv3x3", cap=45),
         made.bench("strided_conv_chain", "bench_strided_conv_chain", cap=45),
         made.bench("upsample_conv1x1_sum", "bench_upsample_conv1x1_sum", cap=45),
-        made.bench("training", "bench_accelerate", "-k", "training_step and channels_last", cap=90),
+        made.program("graphed_step", "gpu_check_step.py", "--json", str(made.out / "graphed_step_cases.json"), cap=120),
+        made.bench("training", "bench_training", "-k", "batch-16-", cap=90),
         made.inference("autotuned_w32_pose", "w32_pose", "channels-last,engine,max-autotune", cap=300),
     ]
 

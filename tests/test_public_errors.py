@@ -67,6 +67,22 @@ OPERATORS = {
     ),
 }  # fmt: skip
 
+MAPS, LABELS = torch.zeros(1, 3, 4, 4), torch.zeros(1, 8, 8, dtype=torch.int64)
+OF_LABELS = ("logits", "labels", "class_weights", "ignore_label", "align_corners")
+LOSSES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "keypoint_mse": ({"heatmaps": MAPS, "targets": MAPS}, ("heatmaps", "targets", "weights")),
+    "keypoint_ohkm": ({"heatmaps": MAPS, "targets": MAPS, "top_k": 2}, ("heatmaps", "targets", "weights", "top_k")),
+    "landmark_mse": ({"heatmaps": MAPS, "targets": MAPS}, ("heatmaps", "targets")),
+    "pixel_cross_entropy": ({"logits": MAPS, "labels": LABELS}, (*OF_LABELS, "divide_by")),
+    "ohem_cross_entropy": ({"logits": MAPS, "labels": LABELS}, (*OF_LABELS, "threshold", "min_kept")),
+    "upsample_logits": ({"logits": MAPS, "size": (8, 8)}, ("logits", "size", "align_corners", "impl")),
+}
+
+
+def loss(name: str, **changes: Any) -> Any:
+    return getattr(hf.training.losses, name)(**(LOSSES[name][0] | changes))
+
+
 # Each takes one wrong value; the second entry are the kinds of value that are right there.
 PLACES: dict[str, tuple[Callable[[Any, Path], Any], tuple[Any, ...]]] = {
     "accelerate": (lambda v, p: hf.accelerate(v), (hf.HRNet,)),
@@ -152,6 +168,9 @@ PLACES: dict[str, tuple[Callable[[Any, Path], Any], tuple[Any, ...]]] = {
     "save_checkpoint": (lambda v, p: hf.save_checkpoint(v, p / "s.pth"), (dict,)),
     "save_checkpoint entry": (lambda v, p: hf.save_checkpoint({"a": v}, p / "s.safetensors"), (torch.Tensor,)),
     "save_checkpoint path": (lambda v, p: hf.save_checkpoint({}, v), ()),
+    "AuxiliaryLoss": (lambda v, p: hf.training.losses.AuxiliaryLoss(v), (nn.Module,)),
+    "AuxiliaryLoss weights": (lambda v, p: hf.training.losses.AuxiliaryLoss(nn.Identity(), weights=v), (list,)),
+    "AuxiliaryLoss outputs": (lambda v, p: hf.training.losses.AuxiliaryLoss(nn.Identity())(v, LABELS), ()),
 }  # fmt: skip
 PLACES |= {f"override {n}": (lambda v, p, n=n: hf.get_config("hrnetv1_w32_pose", **{n: v}), ()) for n in FIELDS}
 PLACES |= {f"override {n}": (lambda v, p, n=n: hf.get_config("hrnetv1_w32_pose", **{n: v}), ()) for n in NORMS}
@@ -159,6 +178,11 @@ PLACES |= {f"make {n}": (lambda v, p, n=n: hf.HRNetConfig.make(**{n: v}), ()) fo
 PLACES |= {
     f"{name} {argument}": (lambda v, p, n=name, a=argument: op(n, **{a: v}), ())
     for name, arguments in OPERATORS.items()
+    for argument in arguments
+}
+PLACES |= {
+    f"{name} {argument}": (lambda v, p, n=name, a=argument: loss(n, **{a: v}), ())
+    for name, (_, arguments) in LOSSES.items()
     for argument in arguments
 }
 

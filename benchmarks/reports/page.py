@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.reports.changes import RATIO_TOLERANCE
+from benchmarks.reports.crossings import crossing_table
 from benchmarks.reports.figures import baseline_of, markdown_text, ours_of, ratio
 from benchmarks.reports.records import Record, Run, by_case, by_suite
 from benchmarks.reports.summary import summary_table
@@ -26,10 +27,12 @@ quartiles are more than 10 % apart. "Baseline / ours" divides the figure of eage
 where eager was not run) by that of this package's first contender.
 
 `--device`, `--dtypes`, `--scale paper`, `--contenders` and `--budget MINUTES` choose what is measured. What does not
-fit the budget is recorded as such. Contenders that compile for minutes (`compile`) run on request. Weights are random,
-the input is a photograph. The paper measured on a V100, with the batches and sizes of `--scale paper`; from a smaller
-scale, only ratios can be compared with it. Of Faster R-CNN, backbone and pyramid are timed. `upsample_conv1x1_sum`,
-`strided_conv_chain` and `grouped_conv3x3` have kernels for GPUs only: on a CPU, "fused" is their reference."""
+fit the budget is recorded as such. Contenders that compile for minutes (`compile`) run with `--compile`. Weights are
+random, the input is a photograph. Of a training step, "kept for backward" are the bytes alive when backward begins, and
+"peak memory" the most within the step, both above those before it. The paper measured on a V100, with the batches and
+sizes of `--scale paper`; from a smaller scale, only ratios can be compared with it. Of Faster R-CNN, backbone and
+pyramid are timed. `upsample_conv1x1_sum`, `strided_conv_chain` and `grouped_conv3x3` have kernels for GPUs only: on a
+CPU, "fused" is their reference."""
 
 
 _HOST_SIDE = """\
@@ -87,6 +90,9 @@ def render_page(run: Run) -> str:
     for suite, records in by_suite(run.records).items():
         table = _contender_columns(records)
         lines += ["", *_folded(table.title, table), *_not_run(records)]
+        crossing = crossing_table(suite, records)
+        if crossing:
+            lines += ["", *_folded(crossing.title, crossing), "", crossing.note]
         beside = paper_table(records)
         if beside:
             names = ("table", "quantity", "batch", "dtype", "run as", "HRNet", "rival")

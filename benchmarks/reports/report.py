@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks.reports.crossings import crossing_table
 from benchmarks.reports.figures import markdown_text, slug
 from benchmarks.reports.plots import Plot, suite_plots
 from benchmarks.reports.records import Run, by_suite
@@ -82,7 +83,9 @@ def report_sections(runs: Sequence[Run]) -> list[RunSection]:
             suites.append(SuiteSection("summary", _unused(slug(f"suite {stem} summary"), taken), [summary], []))
         for suite, records in by_suite(run.records).items():
             plots = [replace(p, name=_unused(f"{stem}-{p.name}", taken)) for p in suite_plots(suite, records)]
-            suites.append(SuiteSection(suite, _unused(slug(f"suite {stem} {suite}"), taken), tables[suite], plots))
+            crossing = crossing_table(suite, records)
+            shown = [*tables[suite], *([crossing] if crossing else [])]
+            suites.append(SuiteSection(suite, _unused(slug(f"suite {stem} {suite}"), taken), shown, plots))
         sections.append(RunSection(", ".join(w for w in (device, scale) if w), run_facts(run), suites))
     return sections
 

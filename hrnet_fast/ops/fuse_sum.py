@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hrnet_fast.checks import check_bool, check_tensors, check_text
 from hrnet_fast.errors import InputError, shown
-from hrnet_fast.implementations import select_implementation
+from hrnet_fast.implementations import request, select_implementation
 from hrnet_fast.ops.common import check_dtype, check_like, memory_format_of, target_size, unaliased
 
 MAX_TERMS = 8
@@ -124,6 +124,9 @@ def fuse_sum_forward(
     """
     # Selected here and not by the caller: a compiled graph does not trace the selection.
     implementation = select_implementation("fuse_sum", impl, xs[0])
+    plain = len(xs) == 1 and not relu and not scales[0].numel()
+    if plain and implementation == "cpu" and request(impl).name == "auto":
+        implementation = "reference"  # one interpolation: no pass to save, and the library's is faster
     code, layout = RESAMPLE[mode, align_corners], _result_format(xs)
     if implementation in ("cpu", "cuda"):
         compiled = getattr(torch.ops.hrnet_fast, f"fuse_sum_{implementation}")
@@ -240,18 +243,21 @@ def _fuse_sum_backward_fake(grad, out, xs, scales, sizes, mode, align_corners, r
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     xs, scales, shifts, _, ctx.mode, ctx.align_corners, ctx.relu, ctx.impl = inputs
     ctx.sizes = [s for x in xs for s in x.shape[-2:]]
-    # A term's values are needed for its scale's gradient alone.
+    # The result is needed where ReLU was, and a term's values for its scale's gradient alone.
     absent = output.new_empty(0)
+    ctx.layout = memory_format_of(output)
     affine = [bool(s.numel()) and (s.requires_grad or b.requires_grad) for s, b in zip(scales, shifts, strict=True)]
     ctx.wanted = [int(x.requires_grad) for x in xs] + [int(a) for a in affine]
     kept = [x if a else absent for x, a in zip(xs, affine, strict=True)]
     ctx.terms = len(xs)
-    ctx.save_for_backward(output, *kept, *scales)
+    ctx.save_for_backward(output if ctx.relu else absent, *kept, *scales)
 
 
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     out, *rest = ctx.saved_tensors
     n = ctx.terms
+    if not ctx.relu:  # only its shape and layout are read
+        out = grad = grad.contiguous(memory_format=ctx.layout)
     found = torch.ops.hrnet_fast.fuse_sum_backward(
         grad, out, rest[:n], rest[n:], ctx.sizes, ctx.mode, ctx.align_corners, ctx.relu, ctx.wanted, ctx.impl
     )

@@ -161,10 +161,14 @@ def test_what_is_no_json_is_refused(refused: Callable[..., str], tmp_path: Path,
     assert "result file" in refused("compare", path, path)
 
 
-def test_pictures_need_figures_of_training(refused: Callable[..., str], tmp_path: Path) -> None:
-    results = saved(tmp_path / "a.json", full_run())
-    assert "no figures of training" in refused("pictures", results, "-o", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_pictures_without_figures_are_left_out(call: Call, refused: Callable[..., str], tmp_path: Path) -> None:
+    run = run_of([measured("eager channels-last", 0.1), measured("hrnet_fast engine", 0.05)])
+    results, out = saved(tmp_path / "a.json", run), tmp_path / "out"
+    note = "left out: training.png, as the file has no figures of scaling training batch\n"
+    assert call("pictures", results, "-o", out) == (0, f"written: {out / 'latency.png'}\n", note)
+    results = saved(tmp_path / "b.json", full_run())  # of other contenders
+    assert "no figures of inference or scaling training batch" in refused("pictures", results, "-o", tmp_path / "no")
+    assert not (tmp_path / "no").exists()
 
 
 def test_pages_are_written_and_checked(call: Call, refused: Callable[..., str], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -170,7 +171,8 @@ def test_compiled_whole(impl: str) -> None:
 
     def step(xs: list[Tensor], scale: Tensor, shift: Tensor) -> Tensor:
         affine = [None, scale, scale, None, None]
-        return fuse_sum(xs, affine, [None if a is None else shift for a in affine], impl=impl) * 2
+        summed = fuse_sum(xs, affine, [None if a is None else shift for a in affine], impl=impl) * 2
+        return fuse_sum([summed], size=(12, 8), activation=None, impl=impl)
 
     given = (case.xs, case.scales[1], case.shifts[1])
     leaves = [*case.xs, case.scales[1], case.shifts[1]]
@@ -242,14 +244,29 @@ def test_only_wanted_gradients_and_no_second_order(impl: str) -> None:
         torch.autograd.grad(grad.sum(), [case.xs[2]])
 
 
+@pytest.mark.parametrize("activation", ["relu", None])
 @pytest.mark.parametrize("impl", IMPLS)
-def test_saves_no_term_without_an_affine(impl: str) -> None:
-    """Backward needs the result, and the values of a term only for its scale's gradient."""
+def test_saves_no_term_without_an_affine(impl: str, activation: str | None) -> None:
+    """Backward needs the result where ReLU was, and the values of a term only for its scale's gradient."""
     case = make_case((32, 32), torch.float32, affine=False, device=device_of(impl))
     saved: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
-        out = run(case, impl, "bilinear", False)
-    assert sum(saved) == out.numel()
+        out = run(case, impl, "bilinear", False, activation)
+    assert sum(saved) == (out.numel() if activation else 0)
+
+
+@pytest.mark.parametrize("align", [False, True])
+def test_one_plain_term_is_the_librarys_interpolation(align: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default on a CPU; its backward is the same as that of the others."""
+    x = torch.randn(2, CHANNELS, 5, 7, requires_grad=True)
+    options: dict[str, Any] = {"size": (16, 9), "activation": None, "align_corners": align}
+    out = fuse_sum([x], **options)
+    assert torch.equal(out, torch.nn.functional.interpolate(x, size=(16, 9), mode="bilinear", align_corners=align))
+    monkeypatch.setenv("HRNET_FAST_IMPL", "reference")
+    expected = fuse_sum([x], **options)
+    grad = torch.randn_like(out)
+    found, wanted = (torch.autograd.grad(o, x, grad)[0] for o in (out, expected))
+    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize(
