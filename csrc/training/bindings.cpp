@@ -82,13 +82,19 @@ using Given = std::tuple<py::object, py::object, bool>;
 
 LayerModules modules_of(const Given& given) { return {std::get<0>(given), std::get<1>(given), std::get<2>(given)}; }
 
+// Whether maps are worked on together, layer by layer: on CUDA devices, or as a test asks.
+struct Joint {
+  std::optional<bool> together;
+  bool runs_together(const at::Tensor& x) const { return together.value_or(x.is_cuda()); }
+};
+
 // What backward needs of all chains, as Python holds it.
 struct Recomputed {
   std::vector<Kept> kept;
 };
 
 // Chains at a call, with what their forward leaves for backward.
-class ChainsCall {
+class ChainsCall : public Joint {
  public:
   explicit ChainsCall(std::vector<Chain> chains) : chains_(std::move(chains)) {}
 
@@ -131,7 +137,7 @@ class ChainsCall {
   std::vector<at::Tensor> run(const std::vector<at::Tensor>& xs, const std::vector<bool>& blocks) {
     for (size_t c = 0; c < chains_.size(); ++c) chains_[c].blocks = blocks[c];
     const Below below;
-    return chains_forward(chains_, xs, nullptr);
+    return chains_forward(chains_, xs, runs_together(xs[0]), nullptr);
   }
 
   // Returns the outputs and the tensors to be kept; weights that are the parameters' own are left out.
@@ -144,7 +150,7 @@ class ChainsCall {
     }
     const Below below;
     std::vector<Kept> kept(chains_.size());
-    auto outs = chains_forward(chains_, xs, &kept);
+    auto outs = chains_forward(chains_, xs, runs_together(xs[0]), &kept);
     std::vector<at::Tensor> all;
     for (size_t c = 0; c < chains_.size(); ++c) {
       Kept& own = kept[c];
@@ -188,7 +194,7 @@ class ChainsCall {
       for (size_t k = 0; k < n.affines; ++k) own.weights.push_back(*parameters[4 * layer++]);
       for (const size_t k : n.cast) own.weights[k] = *next++;
     }
-    chains_recompute(chains_, xs, kept);
+    chains_recompute(chains_, xs, runs_together(xs[0]), kept);
     return {std::move(kept)};
   }
 
@@ -198,7 +204,8 @@ class ChainsCall {
     const Below below;
     std::vector<at::Tensor> given;
     for (const auto& grad : grads) given.push_back(grad.value_or(at::Tensor()));
-    const auto found = chains_backward(chains_, std::move(of.kept), given, want_xs, fours(wanted));
+    const bool together = runs_together(of.kept[0].affines[0]);
+    const auto found = chains_backward(chains_, std::move(of.kept), given, together, want_xs, fours(wanted));
     OptionalTensors all;
     for (const ChainGradients& chain : found) all.push_back(or_none(chain.x));
     for (const ChainGradients& chain : found)
@@ -254,7 +261,7 @@ class ChainModules {
 };
 
 // A fusion at a call.
-class FusionCall {
+class FusionCall : public Joint {
  public:
   FusionCall(std::vector<std::vector<Term>> rows, size_t sources, int64_t mode)
       : fusion_(std::move(rows), sources, mode) {}
@@ -305,7 +312,7 @@ class FusionCall {
     kept.weights = fusion_.weights(xs[0]);
     std::vector<at::Tensor> given;
     for (const auto& grad : grads) given.push_back(grad.value_or(at::Tensor()));
-    const auto found = fusion_.backward(std::move(kept), xs, outs, given, want_xs, fours(wanted));
+    const auto found = fusion_.backward(std::move(kept), xs, outs, given, runs_together(xs[0]), want_xs, fours(wanted));
     OptionalTensors all;
     for (const at::Tensor& x : found.xs) all.push_back(or_none(x));
     for (const Gradients& g : found.members) append(all, g);
@@ -375,6 +382,7 @@ void bind_training(py::module_& m) {
   py::class_<ChainsCall>(m, "ResidualChainsCall")
       .def_static("joined", &ChainsCall::joined)
       .def("parameters", &ChainsCall::parameters)
+      .def_readwrite("together", &ChainsCall::together)
       .def("computes_in", &ChainsCall::computes_in)
       .def("adds_input", &ChainsCall::adds_input)
       .def("normalises_batches", &ChainsCall::normalises_batches)
@@ -388,6 +396,7 @@ void bind_training(py::module_& m) {
       .def("read", &ChainModules::read);
   py::class_<FusionCall>(m, "StackedFusionCall")
       .def("parameters", &FusionCall::parameters)
+      .def_readwrite("together", &FusionCall::together)
       .def("alike", &FusionCall::alike)
       .def("weights", &FusionCall::weights)
       .def("misfit", &FusionCall::misfit)

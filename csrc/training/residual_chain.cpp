@@ -135,8 +135,8 @@ void run(std::vector<Forward>& chains, const Normalise& normalise) {
 
 // Calls each(first, count) for the chains that execute together.
 template <typename Each>
-void together(const at::Tensor& x, size_t count, const Each& each) {
-  if (x.is_cuda()) return each(0, count);
+void in_groups(bool together, size_t count, const Each& each) {
+  if (together) return each(0, count);
   for (size_t c = 0; c < count; ++c) each(c, 1);
 }
 
@@ -149,7 +149,7 @@ std::vector<const ConvNorm*> Chain::layers() const {
   return found;
 }
 
-std::vector<at::Tensor> chains_forward(std::vector<Chain>& chains, const std::vector<at::Tensor>& xs,
+std::vector<at::Tensor> chains_forward(std::vector<Chain>& chains, const std::vector<at::Tensor>& xs, bool together,
                                        std::vector<Kept>* kept) {
   std::vector<const ConvNorm*> all;
   std::vector<Norms> norms;
@@ -168,7 +168,7 @@ std::vector<at::Tensor> chains_forward(std::vector<Chain>& chains, const std::ve
   cast_weights(chains, weights, xs[0]);
   const auto running = running_affines(norms, xs[0].scalar_type());
   std::vector<at::Tensor> outs;
-  together(xs[0], chains.size(), [&](size_t first, size_t count) {
+  in_groups(together, chains.size(), [&](size_t first, size_t count) {
     std::vector<Forward> runs;
     for (size_t c = first; c < first + count; ++c)
       runs.emplace_back(chains[c], xs[c], std::move(weights[c]), kept == nullptr ? nullptr : &(*kept)[c]);
@@ -186,14 +186,15 @@ std::vector<at::Tensor> chains_forward(std::vector<Chain>& chains, const std::ve
   return outs;
 }
 
-void chains_recompute(const std::vector<Chain>& chains, const std::vector<at::Tensor>& xs, std::vector<Kept>& kept) {
+void chains_recompute(const std::vector<Chain>& chains, const std::vector<at::Tensor>& xs, bool together,
+                      std::vector<Kept>& kept) {
   for (size_t c = 0; c < chains.size(); ++c) kept[c].activations.insert(kept[c].activations.begin(), xs[c]);
   if (chains[0].memory == Memory::kFast) return;
   if (chains[0].memory == Memory::kMin) {
     std::vector<std::vector<at::Tensor>> weights;
     for (const Kept& own : kept) weights.push_back(own.weights);
     cast_weights(chains, weights, xs[0]);
-    together(xs[0], chains.size(), [&](size_t first, size_t count) {
+    in_groups(together, chains.size(), [&](size_t first, size_t count) {
       std::vector<Forward> runs;
       for (size_t c = first; c < first + count; ++c) runs.emplace_back(chains[c], xs[c], weights[c], kept[c]);
       run(runs, [&](const std::vector<size_t>& active, const std::vector<at::Tensor>& ys) {

@@ -44,11 +44,13 @@ struct Kept {
 };
 
 // Runs each chain on its input, in the dtype and layout that convolutions compute in. Fills `kept` if it is not null.
-std::vector<at::Tensor> chains_forward(std::vector<Chain>& chains, const std::vector<at::Tensor>& xs,
+// `together`: layer by layer, here and below.
+std::vector<at::Tensor> chains_forward(std::vector<Chain>& chains, const std::vector<at::Tensor>& xs, bool together,
                                        std::vector<Kept>* kept);
 
 // Computes what was not kept: outputs of convolutions and the units' inputs, which end with the chain's output.
-void chains_recompute(const std::vector<Chain>& chains, const std::vector<at::Tensor>& xs, std::vector<Kept>& kept);
+void chains_recompute(const std::vector<Chain>& chains, const std::vector<at::Tensor>& xs, bool together,
+                      std::vector<Kept>& kept);
 
 struct ChainGradients {
   at::Tensor x;
@@ -58,7 +60,7 @@ struct ChainGradients {
 // `kept` is complete; its tensors are released on the way. A chain whose gradient is undefined is left out. `wanted`
 // has the layers of all chains, one chain after another.
 std::vector<ChainGradients> chains_backward(const std::vector<Chain>& chains, std::vector<Kept> kept,
-                                            const std::vector<at::Tensor>& grads, const std::vector<bool>& want_xs,
-                                            const std::vector<Wanted>& wanted);
+                                            const std::vector<at::Tensor>& grads, bool together,
+                                            const std::vector<bool>& want_xs, const std::vector<Wanted>& wanted);
 
 }  // namespace hrnet_fast::training

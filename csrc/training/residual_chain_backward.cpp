@@ -151,8 +151,8 @@ void run(std::vector<Backward>& chains) {
 }  // namespace
 
 std::vector<ChainGradients> chains_backward(const std::vector<Chain>& chains, std::vector<Kept> kept,
-                                            const std::vector<at::Tensor>& grads, const std::vector<bool>& want_xs,
-                                            const std::vector<Wanted>& wanted) {
+                                            const std::vector<at::Tensor>& grads, bool together,
+                                            const std::vector<bool>& want_xs, const std::vector<Wanted>& wanted) {
   std::vector<ChainGradients> results(chains.size());
   std::vector<size_t> places;
   std::vector<Backward> runs;
@@ -163,7 +163,7 @@ std::vector<ChainGradients> chains_backward(const std::vector<Chain>& chains, st
     if (grads[c].defined()) {
       runs.emplace_back(chains[c], std::move(kept[c]), grads[c], want_xs[c], &wanted[start]);
       places.push_back(c);
-      if (!grads[c].is_cuda()) {  // one chain after another
+      if (!together) {
         run(runs);
         results[c] = runs[0].result();
         runs.clear();

@@ -256,7 +256,7 @@ at::Tensor output_gradient(const Group& group, const std::vector<at::Tensor>& gi
 }  // namespace
 
 Fusion::Result Fusion::backward(Kept kept, const std::vector<at::Tensor>& xs, const std::vector<at::Tensor>& outs,
-                                const std::vector<at::Tensor>& grads, const std::vector<bool>& want_xs,
+                                const std::vector<at::Tensor>& grads, bool together, const std::vector<bool>& want_xs,
                                 const std::vector<Wanted>& wanted) const {
   std::vector<at::Tensor> hidden(groups_.size());
   for (const auto& wave : waves_) activate(wave, kept.ys, kept.affines, hidden);
@@ -303,12 +303,11 @@ Fusion::Result Fusion::backward(Kept kept, const std::vector<at::Tensor>& xs, co
   result.members.resize(total);
   std::vector<at::Tensor> weights(groups_.size());  // gradients of the stacked weights
   std::vector<bool> has_weight(total);
-  // Passes of groups that do not depend on each other, those of a wave, are joint on CUDA devices. On a CPU each group
-  // is finished while its maps are in the caches.
+  // The groups of a wave do not depend on each other.
   std::vector<std::vector<size_t>> joint;
   for (size_t w = waves_.size(); w-- > 0;) {
     const std::vector<size_t> wave(waves_[w].rbegin(), waves_[w].rend());
-    if (xs[0].is_cuda())
+    if (together)
       joint.push_back(wave);
     else
       for (const size_t k : wave) joint.push_back({k});

@@ -56,9 +56,10 @@ class Fusion {
     std::vector<at::Tensor> xs;      // undefined: not wanted, or no gradient reached it
     std::vector<Gradients> members;  // in the order of members()
   };
-  // `grads` of targets that nothing used are undefined.
+  // `grads` of targets that nothing used are undefined. `together`: groups that do not depend on each other share the
+  // launches of their passes.
   Result backward(Kept kept, const std::vector<at::Tensor>& xs, const std::vector<at::Tensor>& outs,
-                  const std::vector<at::Tensor>& grads, const std::vector<bool>& want_xs,
+                  const std::vector<at::Tensor>& grads, bool together, const std::vector<bool>& want_xs,
                   const std::vector<Wanted>& wanted) const;
 
   // The groups' weights, stacked, as convolutions of maps like `x` take them.

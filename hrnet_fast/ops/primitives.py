@@ -1,5 +1,7 @@
 """Operators without checks and autograd, for callers that bring their own (fused training) or need none (engines)."""
 
+from typing import Any
+
 from hrnet_fast.ops.bn_act_primitives import BnActPrimitives, load_bn_act
 from hrnet_fast.ops.bn_act_sync import joint_affine, joint_sums, values_per_channel
 from hrnet_fast.ops.common import memory_format_of, wrong_in_bfloat16
@@ -15,9 +17,16 @@ __all__ = [
     "joint_affine",
     "joint_sums",
     "load_bn_act",
-    "load_compiled",
+    "load_compiled", "load_kernel_compiler",
     "memory_format_of",
     "strided_conv_chain_forward",
     "values_per_channel",
     "wrong_in_bfloat16",
 ]
+
+
+def load_kernel_compiler() -> Any:
+    """Return the class whose context compiles Triton kernels in place of launching them."""
+    from hrnet_fast.kernels.triton.launch import KernelCompiler
+
+    return KernelCompiler

@@ -19,7 +19,7 @@ from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 import hrnet_fast as hf
-from hrnet_fast.training import GraphedStep, GraphedStepWarning, branch_streams, compiled, fused_fusion
+from hrnet_fast.training import GraphedStep, GraphedStepWarning, branch_streams, compiled
 
 pytestmark = [pytest.mark.nulldevice, pytest.mark.filterwarnings("ignore::hrnet_fast.training.GraphedStepWarning")]
 MSE = nn.MSELoss()
@@ -393,10 +393,10 @@ def test_the_capturing_stream_allocates_nothing_between_fork_and_join(
         sections.append((begun.pop(), position()))
         return fork_backward(ctx, *grads)
 
-    run_branches = fused_fusion.run_branches
-    chain_backward, fork_backward = compiled._ChainFunction.backward, branch_streams._Fork.backward
-    monkeypatch.setattr(fused_fusion, "run_branches", forward)
-    monkeypatch.setattr(compiled._ChainFunction, "backward", staticmethod(chain))
+    run_branches = branch_streams.run_branches
+    chain_backward, fork_backward = compiled._ChainsFunction.backward, branch_streams._Fork.backward
+    monkeypatch.setattr(branch_streams, "run_branches", forward)
+    monkeypatch.setattr(compiled._ChainsFunction, "backward", staticmethod(chain))
     monkeypatch.setattr(branch_streams._Fork, "backward", staticmethod(join))
     torch.cuda.memory._record_memory_history(max_entries=1_000_000, context=None)
     # Contiguous maps and half precision: chains make copies in another layout and dtype.

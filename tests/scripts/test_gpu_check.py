@@ -117,7 +117,7 @@ def test_every_step_is_reached_in_order(stand: Stand, options: list[str], names:
     assert (stand.out / "summary.txt").read_text().splitlines()[-1] == "nothing failed"
     for name in names[1:]:
         log = (stand.out / f"{name}.log").read_text()
-        words = [w for w in log.split() if w.startswith(("tests/", "benchmarks/", "setup.py"))]
+        words = [w for w in log.split() if w.startswith(("tests/", "benchmarks/", "scripts/", "setup.py"))]
         assert all((ROOT / word).exists() for word in words)
         assert words or name in ("doctor", "memcheck", "racecheck")
         assert "TRITON_INTERPRET" not in log

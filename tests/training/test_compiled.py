@@ -82,6 +82,44 @@ def test_chains(kind: str, memory: str, dtype: str, last: bool, training: bool) 
     assert_same(plain, other)
 
 
+@pytest.mark.parametrize("unused", [False, True], ids=["all used", "the second unused"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "autocast"])
+@pytest.mark.parametrize("memory", ["fast", "lean", "min"])
+def test_chains_layer_by_layer(memory: str, dtype: str, training: bool, unused: bool) -> None:
+    """Chains of different depths and shapes compute together what each computes alone."""
+    plain = nn.ModuleList([units("basic"), units("bottleneck"), units("basic")[:1]]).train(training)
+    plain[1][0].bn1.eval()  # running statistics beside a batch's
+    others = copy.deepcopy(plain)
+    sizes = ((9, 7), (5, 6), (3, 2))
+    given = [torch.randn(2, 8, *size, dtype=torch.bfloat16 if dtype == "autocast" else None) for size in sizes]
+    inputs = [[x.clone().requires_grad_() for x in given] for _ in range(2)]
+    with torch.autocast("cpu", enabled=dtype == "autocast"):
+        calls = [[compiled.compile_chain([unit_layers(unit) for unit in chain]).read() for chain in chains]  # type: ignore[union-attr]
+                 for chains in (plain, others)]  # fmt: skip
+        alone = [compiled.run_chains(call, [x], memory)[0] for call, x in zip(calls[0], inputs[0], strict=True)]
+        joint = compiled.join_chains(calls[1])
+        assert joint is not None
+        joint.together = True
+        together = compiled.run_chains(joint, inputs[1], memory)
+    grads = [torch.randn_like(out) for out in alone]
+    used = [k for k in range(3) if not (unused and k == 1)]
+    for outs in (alone, together):
+        torch.autograd.backward([outs[k] for k in used], [grads[k] for k in used])
+    for k, (a, b) in enumerate(zip(alone, together, strict=True)):
+        assert torch.equal(a, b)
+        first, second = inputs[0][k].grad, inputs[1][k].grad
+        assert (first is None) == (second is None) == (k not in used)
+        assert first is None or torch.equal(first, second)
+    assert_same(plain, others)
+
+
+def test_chains_that_share_a_layer_do_not_run_together() -> None:
+    chain = units("basic").train()
+    calls = [compiled.compile_chain([unit_layers(unit) for unit in chain]).read() for _ in range(2)]  # type: ignore[union-attr]
+    assert compiled.join_chains(calls) is None
+
+
 @pytest.mark.parametrize("unused", [False, True], ids=["all targets", "the last target unused"])
 @pytest.mark.parametrize("mode", [("nearest", False), ("bilinear", True)], ids=str)
 @pytest.mark.parametrize("last", [True, False], ids=["channels-last", "contiguous"])
@@ -99,9 +137,11 @@ def test_fusions(stage: str, dtype: torch.dtype, last: bool, mode: tuple[str, bo
     assert not any(isinstance(terms, str) for terms in found)
     terms = [FusionLayers(rows, *mode) for rows in found]  # type: ignore[arg-type]
     assert terms[1].compiled is not None
+    call = terms[1].compiled.read()
+    call.together = last  # passes of several groups in one launch, as on CUDA devices
     outs = [
         run_fusion(plan_fusion(terms[0].read().terms, count, *mode, CPU), inputs[0]),
-        compiled.run_fusion(terms[1].compiled.read(), inputs[1]),
+        compiled.run_fusion(call, inputs[1]),
     ]
     for a, b in zip(*outs, strict=True):
         assert torch.equal(a, b)

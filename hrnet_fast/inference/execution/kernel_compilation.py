@@ -25,6 +25,7 @@ from hrnet_fast.inference.execution.tactics import Geometry, geometry
 from hrnet_fast.inference.execution.weight_store import WeightStore
 from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.steps import ConvStep, SumStep, View
+from hrnet_fast.ops.primitives import load_kernel_compiler
 
 SECONDS = 60.0  # after which no kernel of a candidate is begun
 THREADS = 16  # at most: each holds a compiler's memory
@@ -47,9 +48,7 @@ def compile_kernels(
     """
     if weights.device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return
-    from hrnet_fast.kernels.triton.launch import KernelCompiler
-
-    compiler, begin = KernelCompiler(min(THREADS, os.cpu_count() or 1)), time.perf_counter()
+    compiler, begin = load_kernel_compiler()(min(THREADS, os.cpu_count() or 1)), time.perf_counter()
     with compiler.in_place_of_launches():
         for launch in _launches(plan, groups, fusions, weights, autotuner):
             if launch.measured is not None and time.perf_counter() - begin > SECONDS:
