@@ -25,17 +25,17 @@ TARGETS = (80, 90, 100)
 TYPES = {"f": "float", "d": "double", "6__half": "half", "13__nv_bfloat16": "bfloat16"}
 BYTES = {"float": 4, "double": 8, "half": 2, "bfloat16": 2}
 MODES = ("nearest", "bilinear", "bilinear, corners aligned")
-# Launchers that together instantiate every kernel: header, function, arguments, types.
+# Launchers that together instantiate every kernel: header, function, its first parameters, types.
 FLOATS = ("float", "double")
 MAPS = (*FLOATS, "__half", "__nv_bfloat16")
 LAUNCHERS = (
-    ("fuse_sum.cuh", "fuse_sum_forward", "FuseSumArguments", MAPS),
-    ("fuse_sum_backward_launch.cuh", "fuse_sum_backward", "FuseSumBackwardArguments", MAPS),
-    ("bn_act.cuh", "bn_act_apply", "BnActArguments", MAPS),
-    ("bn_act.cuh", "bn_backward_input", "BnBackwardInputArguments", MAPS),
-    ("bn_act_backward.cuh", "bn_backward_sums", "BnBackwardSumsArguments", MAPS),
-    ("bn_act_statistics.cuh", "bn_statistics", "BnStatisticsArguments", MAPS),
-    ("bn_act_affine.cuh", "bn_running_affine", "BnRunningAffineArguments", FLOATS),
+    ("fuse_sum.cuh", "fuse_sum_forward", "const FuseSumArguments<{0}>&", MAPS),
+    ("fuse_sum_backward_launch.cuh", "fuse_sum_backward", "const FuseSumBackwardArguments<{0}>&", MAPS),
+    ("bn_act.cuh", "bn_act_apply", "const BnActArguments<{0}>*, int", MAPS),
+    ("bn_act.cuh", "bn_backward_input", "const BnBackwardInputArguments<{0}>*, int", MAPS),
+    ("bn_act_backward.cuh", "bn_backward_sums", "const BnBackwardSumsArguments<{0}>*, int", MAPS),
+    ("bn_act_statistics.cuh", "bn_statistics", "const BnStatisticsArguments<{0}>&", MAPS),
+    ("bn_act_affine.cuh", "bn_running_affine", "const BnRunningAffineArguments<{0}>&", FLOATS),
 )
 OPERATORS = ("fuse_sum", "bn_act")
 # Kernels that read maps in packs of every width: one launch takes several maps.
@@ -64,10 +64,10 @@ def tool(name: str) -> str:
     return found
 
 
-def compiled(header: str, function: str, arguments: str, types: tuple[str, ...], target: int, folder: Path) -> Path:
+def compiled(header: str, function: str, parameters: str, types: tuple[str, ...], target: int, folder: Path) -> Path:
     """Return the cubin of every instance that a launcher can reach."""
     lines = [f'#include "{header}"', "namespace hrnet_fast::cuda {"]
-    lines += [f"template cudaError_t {function}<{t}>(const {arguments}<{t}>&, cudaStream_t);" for t in types]
+    lines += [f"template cudaError_t {function}<{t}>({parameters.format(t)}, cudaStream_t);" for t in types]
     source = folder / f"{function}.cu"
     source.write_text("\n".join([*lines, "}"]))
     cubin = folder / f"{function}_{target}.cubin"

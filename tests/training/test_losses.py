@@ -161,6 +161,7 @@ def test_half_types_are_computed_in_float32(name: str, dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.compile
 def test_losses_are_traced_whole_and_repeat(name: str) -> None:
     """No break of the graph, so no value is read; and nothing that PyTorch lists as not deterministic."""
     case = loss_cases()[name].to()
