@@ -38,13 +38,8 @@ demo: $(READY)  ## run HRNet on the photograph that ships with the project; the 
 # Worksteal keeps the tests of a file, and what they build once, in one worker for as long as both are busy.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-# Coverage traces every line of Python, PyTorch's as well, which takes two thirds of their time again: the tests that are
-# slow for another reason run without.
-COVERED := not compile and not sanitizer and not processes and not slow
-
 test: $(READY)  ## run the tests, with coverage
-	$(PYTEST) --cov --cov-report=term --cov-fail-under=95 -m "$(COVERED)"
-	$(PYTEST) -m "not ($(COVERED))"
+	$(PYTEST) --cov --cov-report=term --cov-fail-under=95
 
 test-quick: $(READY)  ## run the tests that neither compile, build, start processes nor take long; without coverage
 	$(PYTEST) tests -m "not compile and not sanitizer and not processes and not device and not slow"
