@@ -118,6 +118,14 @@ class ChainsCall : public Joint {
     return found;
   }
 
+  bool requires_grad() const {
+    for (const Chain& chain : chains_)
+      for (const ConvNorm* layer : chain.layers())
+        for (const at::Tensor* t : {&layer->weight, &layer->bias, &layer->scale, &layer->shift})
+          if (t->defined() && t->requires_grad()) return true;
+    return false;
+  }
+
   bool computes_in(at::ScalarType dtype) const {
     for (const Chain& chain : chains_)
       for (const ConvNorm* layer : chain.layers())
@@ -383,6 +391,7 @@ void bind_training(py::module_& m) {
       .def_static("joined", &ChainsCall::joined)
       .def("parameters", &ChainsCall::parameters)
       .def_readwrite("together", &ChainsCall::together)
+      .def("requires_grad", &ChainsCall::requires_grad)
       .def("computes_in", &ChainsCall::computes_in)
       .def("adds_input", &ChainsCall::adds_input)
       .def("normalises_batches", &ChainsCall::normalises_batches)

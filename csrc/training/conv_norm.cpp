@@ -91,6 +91,7 @@ struct NormLists {
 
 std::vector<at::Tensor> running_affines(const std::vector<Norms>& norms, at::ScalarType dtype) {
   std::vector<at::Tensor> found(norms.size());
+  if (norms.empty()) return found;
   const bool wide = dtype == at::kDouble;
   std::vector<size_t> places;
   std::vector<int64_t> tables;

@@ -24,7 +24,7 @@ struct Unit {
 // What is kept for backward: see `memory` of hrnet_fast.accelerate.
 enum class Memory { kFast, kLean, kMin };
 
-// A chain at a call: its layers, without their tensors once forward is over.
+// A chain at a call.
 struct Chain {
   std::vector<Unit> units;
   Memory memory = Memory::kLean;

@@ -1,5 +1,7 @@
 // Chains of residual units, backward: see residual_chain.h.
 
+#include <algorithm>
+
 #include "residual_chain.h"
 
 namespace hrnet_fast::training {
@@ -160,7 +162,10 @@ std::vector<ChainGradients> chains_backward(const std::vector<Chain>& chains, st
   for (size_t c = 0; c < chains.size(); ++c) {
     const size_t layers = kept[c].affines.size();
     results[c].layers.resize(layers);
-    if (grads[c].defined()) {
+    const bool any = std::any_of(wanted.begin() + start, wanted.begin() + start + layers, [](const Wanted& own) {
+      return std::find(own.begin(), own.end(), true) != own.end();
+    });
+    if (grads[c].defined() && (want_xs[c] || any)) {
       runs.emplace_back(chains[c], std::move(kept[c]), grads[c], want_xs[c], &wanted[start]);
       places.push_back(c);
       if (!together) {

@@ -364,9 +364,12 @@ Fusion::Result Fusion::backward(Kept kept, const std::vector<at::Tensor>& xs, co
       }
     }
   }
+  // In the parameters' own dtypes; together those of the first one's, which nearly always is all.
+  const auto dtype_of = [&](size_t k) { return groups_[k].layer().weight.scalar_type(); };
   std::vector<at::Tensor*> converted;
-  for (at::Tensor& weight : weights) converted.push_back(&weight);
-  cast_together(converted, groups_[0].layer().weight.scalar_type());
+  for (size_t k = 0; k < groups_.size(); ++k)
+    if (dtype_of(k) == dtype_of(0)) converted.push_back(&weights[k]);
+  if (!converted.empty()) cast_together(converted, dtype_of(0));
   for (size_t k = 0; k < groups_.size(); ++k)
     for (size_t j = 0; j < groups_[k].members.size(); ++j) {
       const Member& member = groups_[k].members[j];

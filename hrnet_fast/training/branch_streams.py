@@ -81,7 +81,9 @@ def _forked(xs: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return the maps, behind one node in autograd's graph."""
     recomputations = [recomputation_of(x) for x in xs]
     outputs: tuple[Tensor, ...] = _Fork.apply(recomputations, *xs)  # type: ignore[no-untyped-call]
-    recomputable = [x for x, source in zip(outputs, recomputations, strict=True) if source is not None]
+    # Two branches that compute an activation of one node again would share it across their streams.
+    nodes = [source and source.node for source in recomputations]
+    recomputable = [x for x, node in zip(outputs, nodes, strict=True) if node is not None and nodes.count(node) == 1]
     if recomputable:
         attach(*recomputable)
     return outputs

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hrnet_fast.training import branch_streams, compiled, structure_cache, unsupported
@@ -56,11 +57,13 @@ class FusedModularizedBlock(FusedModule):
 
         On a CPU each does, and its maps stay in the caches; so it does on a stream of its own in a captured step.
         """
-        if not x[0].is_cuda:
+        if not x[0].is_cuda or any(one.device != x[0].device for one in x):
             return None
         calls, s = [], self.fused_settings
         for branch in self.branches:  # type: ignore[union-attr]
             if not isinstance(branch, FusedSequence) or "forward" in vars(branch) or hooked([branch]):
+                return None
+            if getattr(branch, "_compiled_call_impl", None) is not None:  # by nn.Module.compile
                 return None
             parts = branch.parts()
             chain = parts[0].chain if len(parts) == 1 else ""
@@ -70,6 +73,10 @@ class FusedModularizedBlock(FusedModule):
             if own.memory != s.memory:
                 return None
             calls.append(chain.compiled.read())
+        if torch.is_grad_enabled():
+            wanted = [one.requires_grad or call.requires_grad() for one, call in zip(x, calls, strict=True)]
+            if any(wanted) and not all(wanted):  # one node for all would differentiate the frozen branches too
+                return None
         joined = compiled.join_chains(calls)
         outs = None if joined is None else compiled.run_chains(joined, x, s.memory)
         if outs is None or isinstance(outs, str):

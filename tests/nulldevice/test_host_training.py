@@ -170,3 +170,30 @@ def test_make_graphed_callables(impl: str) -> None:
     with device_counters.counting() as n:
         loss_of(graphed(image(64, 64, batch=2).cuda().requires_grad_())).backward()
     assert (n.graph_launches, n.errors) == (2, 0)
+
+
+def test_branches_share_launches() -> None:
+    """Unless one of them must run alone: here because of a hook, or because it alone needs no gradients."""
+    model = accelerated("cuda")
+    x = image(64, 64, batch=2).cuda()
+    step = step_of(model, x)
+
+    def statistics() -> int:
+        step()
+        device_counters.reset()
+        step()
+        return sum(n for name, n in device_counters.kernels().items() if "bn_statistics_kernel" in name)
+
+    branches = [m for name, m in model.named_modules() if name.rpartition(".")[0].endswith("branches")]
+    together = statistics()
+    handles = [branch.register_forward_hook(lambda *_: None) for branch in branches]
+    alone = statistics()
+    assert together < alone
+    for handle in handles:
+        handle.remove()
+    assert statistics() == together
+    frozen = ("conv", "bn", "layer1", "transition1.0", "stage2.0.branches.0")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen))
+    assert together < statistics() < alone
+    assert hf.explain(model).fast == len(hf.explain(model).blocks)
