@@ -108,7 +108,7 @@ class Forward {
   size_t unit_ = 0, layer_ = 0, number_ = 0;
 };
 
-// Runs chains together. `norms` and `running` have one element per layer of all chains; `known` are affines of earlier.
+// Runs chains together. `normalise` gets the numbers of those that have a layer left and their convolutions' outputs.
 template <typename Normalise>
 void run(std::vector<Forward>& chains, const Normalise& normalise) {
   for (;;) {
