@@ -24,12 +24,12 @@ help:  ## list the targets
 setup: $(READY)  ## make .venv with everything the other targets need
 
 $(READY): export TORCH_CUDA_ARCH_LIST := $(or $(TORCH_CUDA_ARCH_LIST),8.0+PTX)
-$(READY): pyproject.toml setup.py constraints.txt $(SOURCES)
+$(READY): pyproject.toml setup.py constraints.txt $(wildcard tests/upstreams/*.txt) $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) torch torchvision numpy "setuptools>=77" wheel ninja pybind11
+	$(PIP) torch torchvision numpy setuptools wheel ninja pybind11
 	$(PIP) --no-build-isolation -e ".[dev,triton]"
-	$(PIP) timm addict termcolor yapf opencv-python-headless
-	$(PIP) --no-deps mmengine  # asks for the OpenCV with windows
+	$(PIP) -r tests/upstreams/requirements.txt
+	$(PIP) --no-deps -r tests/upstreams/requirements-no-deps.txt
 	@touch $@
 
 demo: $(READY)  ## run HRNet on the photograph that ships with the project; the report goes to demo_output/
