@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hrnet_fast.config import HRNetConfig
 from hrnet_fast.models import get_config, list_models
 from hrnet_fast.reference import HRNetReference
+from hrnet_fast.skip_init import meta_device
 
 
 def network_complexity(config: HRNetConfig, input_size: tuple[int, int]) -> tuple[int, float]:
@@ -20,7 +21,7 @@ def network_complexity(config: HRNetConfig, input_size: tuple[int, int]) -> tupl
 
     GFLOPs are the paper's: multiply-adds of convolutions, linear layers and matrix products, divided by 2^30.
     """
-    with torch.device("meta"), torch.no_grad():
+    with meta_device(), torch.no_grad():
         model = HRNetReference(config).eval()
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, config.in_channels, *input_size))

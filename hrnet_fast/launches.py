@@ -10,6 +10,7 @@ from hrnet_fast.inference.planning.lowering import make_plan
 from hrnet_fast.measure import operator_calls
 from hrnet_fast.models import HRNet
 from hrnet_fast.models.registry import get_variant
+from hrnet_fast.skip_init import meta_device
 
 # One network of each task, at the paper's (height, width).
 NETWORKS: dict[str, tuple[int, int]] = {
@@ -43,7 +44,7 @@ class LaunchesRow:
 def launches_row(name: str) -> LaunchesRow:
     """Count one network of :data:`NETWORKS`, on the meta device."""
     size = NETWORKS[name]
-    with torch.device("meta"), torch.no_grad():
+    with meta_device(), torch.no_grad():
         model = HRNet(get_variant(name).make(), impl="reference").eval()
         x = torch.empty(1, 3, *size)
         calls = operator_calls(lambda: model(x))

@@ -25,6 +25,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "keypoints": ("torch", "hrnet_fast.checks", "hrnet_fast.errors", "hrnet_fast.keypoints"),
     # What the reference and the fast implementations of batch normalisation both describe layers with.
     "norm_affine": ("torch",),
+    "skip_init": ("torch",),
     "reference": ("torch", "hrnet_fast.config", "hrnet_fast.errors", "hrnet_fast.norm_affine", "hrnet_fast.reference"),
 }
 # Imports go one way: cli, demo and tasks above checkpoints and models, these above the operators.

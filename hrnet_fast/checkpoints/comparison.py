@@ -13,6 +13,7 @@ from hrnet_fast.checkpoints.family import is_trunk
 from hrnet_fast.config import HRNetConfig
 from hrnet_fast.errors import CheckpointError
 from hrnet_fast.reference import HRNetReference
+from hrnet_fast.skip_init import meta_device
 
 COUNTER = "num_batches_tracked"
 SHARED = "values in the memory of another layer"
@@ -21,7 +22,7 @@ SHARED = "values in the memory of another layer"
 @functools.lru_cache(maxsize=8)
 def expected_shapes(config: HRNetConfig) -> Mapping[str, tuple[int, ...]]:
     """Return the canonical keys and shapes of a network, without allocating it; loading asks several times."""
-    with torch.device("meta"):
+    with meta_device():
         return MappingProxyType({k: tuple(v.shape) for k, v in HRNetReference(config).state_dict().items()})
 
 

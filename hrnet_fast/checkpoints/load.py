@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from hrnet_fast.checks import check_module
 from hrnet_fast.errors import CheckpointError, InputError
 from hrnet_fast.models.hrnet import HRNet
 from hrnet_fast.reference import HRNetReference
+from hrnet_fast.skip_init import skip_init
 
 
 def load_checkpoint(
@@ -64,12 +66,9 @@ def load_checkpoint(
         source, family=family, part=part, head=head, weights=weights, decode=decode, torch04=torch04, **overrides
     )
     checkpoint.log_notes()
-    with torch.device(
-        "cpu" if checkpoint.drawn else "meta"
-    ):  # initialising weights that are all replaced takes seconds
+    # Initialising weights that are all replaced would take seconds.
+    with torch.device("cpu"), nullcontext() if checkpoint.drawn else skip_init():
         model = HRNet(checkpoint.config, impl=impl)
-    if not checkpoint.drawn:
-        model.to_empty(device="cpu")
     drawn = {k: v for k, v in model.state_dict().items() if k in checkpoint.drawn}
     model.load_state_dict(drawn | _with_counters(checkpoint, model))
     model.set_origin(checkpoint.family.name, checkpoint.notes, checkpoint.assumptions, checkpoint.keypoints)

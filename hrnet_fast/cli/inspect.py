@@ -101,6 +101,7 @@ def plan(model: str, size: str | None, batch: int, dtype: str, steps: bool, dot:
     from hrnet_fast.inference.planning.lowering import make_plan
     from hrnet_fast.models import HRNet
     from hrnet_fast.models.registry import get_variant
+    from hrnet_fast.skip_init import meta_device
 
     if steps and dot is not None:
         raise InputError("--steps and --dot exclude each other; give one of them.")
@@ -108,7 +109,7 @@ def plan(model: str, size: str | None, batch: int, dtype: str, steps: bool, dot:
         raise InputError(f"{dot} exists already; give another name, or --force to replace it.")
     variant = get_variant(model)
     height, width = parse_size(size) if size else variant.input_size
-    with torch.device("meta"):
+    with meta_device():
         network = HRNet(variant.make(), impl="reference").eval()
     made = make_plan(network, (batch, network.config.in_channels, height, width), getattr(torch, dtype))
     if dot is None:
