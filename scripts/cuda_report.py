@@ -37,7 +37,6 @@ LAUNCHERS = (
     ("bn_act_statistics.cuh", "bn_statistics", "const BnStatisticsArguments<{0}>&", MAPS),
     ("bn_act_affine.cuh", "bn_running_affine", "const BnRunningAffineArguments<{0}>&", FLOATS),
 )
-OPERATORS = ("fuse_sum", "bn_act")
 # Kernels that read maps in packs of every width: one launch takes several maps.
 EVERY_WIDTH = ("bn_statistics_kernel",)
 HEADER = """# CUDA kernels, compiled ahead of time
@@ -89,12 +88,12 @@ def instance(symbol: str) -> tuple[str, str, int, str, str]:
     return plain.group(1), TYPES[plain.group(2)], int(width or 0), MODES[int(mode)] if mode else "", layout
 
 
-def kernels(cubin: Path) -> Iterator[tuple[str, dict[str, int], int]]:
-    """Symbol, resources and number of 128-bit loads of each kernel of a cubin."""
+def kernels(binary: Path) -> Iterator[tuple[str, dict[str, int], int]]:
+    """Symbol, resources and number of 128-bit loads of each kernel of a cubin or of a library."""
 
     def dump(option: str) -> str:
         return subprocess.run(
-            [tool("cuobjdump"), option, cubin], capture_output=True, text=True, check=True, timeout=120
+            [tool("cuobjdump"), option, binary], capture_output=True, text=True, check=True, timeout=120
         ).stdout
 
     loads: dict[str, int] = {}
@@ -104,19 +103,16 @@ def kernels(cubin: Path) -> Iterator[tuple[str, dict[str, int], int]]:
         yield symbol, {k: int(v) for k, v in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", line)}, loads[symbol]
 
 
-def rows(operators: tuple[str, ...], target: int, folder: Path) -> Iterator[tuple[str, str]]:
+def rows(binary: Path, target: str) -> Iterator[tuple[str, str]]:
     """Each kernel's line of the table, and what is wrong with it, if anything."""
-    for launcher in LAUNCHERS:
-        if not launcher[0].startswith(operators):
-            continue
-        for symbol, used, loads in kernels(compiled(*launcher, target, folder)):
-            name, kind, width, mode, layout = instance(symbol)
-            cells = (name, kind, width or "", mode, layout, f"sm_{target}", used["REG"], used["STACK"], used["LOCAL"],
-                     used["SHARED"], loads)  # fmt: skip
-            fault = "spills" if used["STACK"] or used["LOCAL"] else ""
-            if (width * BYTES[kind] == 16 or name in EVERY_WIDTH) and not loads:
-                fault = "reads less than 128 bits at a time"
-            yield "| " + " | ".join(map(str, cells)) + " |", fault
+    for symbol, used, loads in kernels(binary):
+        name, kind, width, mode, layout = instance(symbol)
+        cells = (name, kind, width or "", mode, layout, target, used["REG"], used["STACK"], used["LOCAL"],
+                 used["SHARED"], loads)  # fmt: skip
+        fault = "spills" if used["STACK"] or used["LOCAL"] else ""
+        if (width * BYTES[kind] == 16 or name in EVERY_WIDTH) and not loads:
+            fault = "reads less than 128 bits at a time"
+        yield "| " + " | ".join(map(str, cells)) + " |", fault
 
 
 def bindings(folder: Path) -> Iterator[tuple[str, float]]:
@@ -141,27 +137,28 @@ def main() -> int:
     """Compile, tabulate, and report what is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", type=int, action="append", choices=TARGETS, help="only this architecture")
-    parser.add_argument("--operator", choices=OPERATORS, help="only this one's kernels; needs --check")
+    parser.add_argument("--extension", type=Path, help="check this compiled extension; needs --check")
     parser.add_argument("--check", action="store_true", help="write nothing")
     parser.add_argument("--no-bindings", action="store_true", help="leave the torch bindings out")
     arguments = parser.parse_args()
-    if arguments.operator and not arguments.check:
-        parser.error("a report has all operators: give --check with --operator")
-    operators = (arguments.operator,) if arguments.operator else OPERATORS
-    lines, faults = [], []
+    if arguments.extension and not arguments.check:
+        parser.error("a report has all targets: give --check with --extension")
+    found: list[tuple[str, str]] = list(rows(arguments.extension, "extension")) if arguments.extension else []
     try:
         with tempfile.TemporaryDirectory() as name:
-            for target in arguments.target or TARGETS:
+            folder = Path(name)
+            for target in () if arguments.extension else arguments.target or TARGETS:
                 start = time.monotonic()
-                for line, fault in rows(operators, target, Path(name)):
-                    lines.append(line)
-                    faults += [f"{fault}: {line}"] if fault else []
+                for launcher in LAUNCHERS:
+                    found += rows(compiled(*launcher, target, folder), f"sm_{target}")
                 print(f"sm_{target}: {time.monotonic() - start:.0f} s")
-            for source, seconds in () if arguments.no_bindings else bindings(Path(name)):
+            for source, seconds in () if arguments.extension or arguments.no_bindings else bindings(folder):
                 print(f"csrc/cuda/{source}: {seconds:.0f} s")
     except subprocess.CalledProcessError as error:
         print(f"does not compile: {error}")
         return 1
+    lines = [line for line, _ in found]
+    faults = [f"{fault}: {line}" for line, fault in found if fault]
     if not arguments.check:
         said = subprocess.run([tool("nvcc"), "--version"], capture_output=True, text=True, check=True).stdout
         version = re.search(r"V([\d.]+)", said)
