@@ -104,6 +104,7 @@ def test_complexity_counts_by_hand() -> None:
     assert gflops > stem
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("entry", complexity_entries(), ids=lambda e: f"{e['table']}-{e['model']}-{e['input'][0]}")
 def test_the_papers_complexity(entry: dict[str, Any]) -> None:
     row = complexity_row(entry)

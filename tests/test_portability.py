@@ -139,17 +139,20 @@ def test_hooks_and_submodule_access_work() -> None:
 
 
 @pytest.mark.compile
-def test_compiled_in_one_graph() -> None:
+@pytest.mark.no_cover
+def test_captured_in_one_graph() -> None:
+    """In evaluation; the operators' own tests compile what is captured with Inductor."""
     torch.compiler.reset()
     model, x = two_stages("v2"), image(65, 97)
-    compiled = torch.compile(model, fullgraph=True)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert relative_l2(run(compiled, x), run(model, x)) <= 1e-5
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("head", ALL_HEADS)
+@pytest.mark.no_cover
+@pytest.mark.parametrize("head", ["v1", "v2p", "ocr", "face", "higher", "c"])  # the others repeat these' layers
 def test_traced_in_one_graph_for_training(head: str) -> None:
-    """Every head through the capture of forward and backward; the backend only replays what was captured."""
+    """Heads through the capture of forward and backward; the backend only replays what was captured."""
     torch.compiler.reset()
     # Biases before a normalisation have rounding for a gradient, which two orders of summing need not share.
     eager, captured = (two_stages(head, conv_bias=False, dropout=0.0).double() for _ in range(2))
@@ -166,6 +169,7 @@ def test_traced_in_one_graph_for_training(head: str) -> None:
 
 
 @pytest.mark.compile
+@pytest.mark.no_cover
 @pytest.mark.parametrize("head", ALL_HEADS)
 def test_exported(head: str) -> None:
     model, x = two_stages(head), image(64, 96)

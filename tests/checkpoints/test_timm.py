@@ -10,6 +10,7 @@ from tiny_networks import enliven, gradients, image, maps, relative_l2, train_on
 from torch import Tensor
 
 import hrnet_fast as hf
+from hrnet_fast.skip_init import meta_device
 
 timm = pytest.importorskip("timm")
 
@@ -36,7 +37,7 @@ NAMED |= {name: name for name in ("hrnet_w18_small", "hrnet_w18_small_v2", "hrne
 @pytest.mark.slow
 @pytest.mark.parametrize(("theirs", "ours"), NAMED.items())
 def test_named_networks_have_timms_layers(theirs: str, ours: str) -> None:
-    with torch.device("meta"):
+    with meta_device():
         expected, own = timm.create_model(theirs).state_dict(), hf.create_model(ours).state_dict()
     assert {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in expected.items()}
 

@@ -58,9 +58,9 @@ def assert_answers(model: nn.Module, x: Tensor, dtype: torch.dtype = torch.float
 
 
 @native
-# test_plan compares all golden networks' plans with their figures; here, those with the most different steps.
+# test_golden compares all golden networks' plans with their figures; here, those with the most different steps.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["official_cls_w18", "official_seg_w48", "official_higher_w32", "openseg_ocr_b_w48"])
+@pytest.mark.parametrize("name", ["official_cls_w18", "official_higher_w32", "openseg_ocr_b_w48"])
 def test_golden(name: str) -> None:
     case = load_case(name)
     model = hf.load_checkpoint(case.state(), impl="reference")

@@ -51,7 +51,7 @@ def test_equals_the_evaluator(head: str, dtype: torch.dtype) -> None:
         assert_equals_evaluator(run(case[2]), case)  # over the last call's maps
 
 
-# test_plan compares all golden networks' plans with their figures; here, one of each kind of head.
+# test_golden compares all golden networks' plans with their figures; here, one of each kind of head.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["official_pose_w32", "timm_hrnet_w18_features", "mmdet_w32", "mmseg_w18"])
 def test_golden_networks(name: str) -> None:

@@ -270,8 +270,8 @@ import torch
 from test_strided_conv_chain import *
 torch.manual_seed(0)
 for size, dtype, last in (
-    ((5, 7), torch.float32, False), ((6, 4), torch.bfloat16, True), ((4, 9), torch.float16, True),
-    ((1, 1), torch.float32, True), ((1, 6), torch.bfloat16, False),
+    ((5, 7), torch.float32, False), ((4, 9), torch.float16, True), ((1, 6), torch.bfloat16, False),
+    ((1, 1), torch.float32, True),
 ):
     within_budget(make_case(size, dtype, channels_last=last), "triton")
 for relu in RELUS:
