@@ -28,6 +28,7 @@ def answer(model: Any, x: Tensor) -> Any:
         return model(x)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("head", ALL_HEADS)
 def test_any_batch(head: str) -> None:
     model = two_stages(head)
@@ -56,6 +57,7 @@ FACTORS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("head", "options"), FACTORS)
 def test_multiples_where_maps_are_upsampled_by_factors(head: str, options: dict[str, Any], dtype: torch.dtype) -> None:
@@ -132,6 +134,7 @@ def test_axes_that_do_not_exist(dynamic: Any, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.no_cover
 @needs_onnx
 @pytest.mark.parametrize(("head", "odd"), [("v1", False), ("ocr", True)])
 def test_onnx_files_answer_any_batch_and_size(head: str, odd: bool, tmp_path: Path) -> None:
@@ -168,6 +171,7 @@ def test_onnx_files_answer_any_batch(head: str, tmp_path: Path) -> None:
         assert close(found, answer(model, x))
 
 
+@pytest.mark.no_cover
 def test_four_branches_at_odd_sizes() -> None:
     model = tiny("ocr")
     program = hf.optimize_for_inference(model, image(64, 64)).export(dynamic=("batch", "size")).module()

@@ -57,6 +57,7 @@ def assert_answers(model: nn.Module, x: Tensor, dtype: torch.dtype = torch.float
     return engine
 
 
+@pytest.mark.no_cover
 @native
 # test_golden compares all golden networks' plans with their figures; here, those with the most different steps.
 @pytest.mark.slow
@@ -70,6 +71,7 @@ def test_golden(name: str) -> None:
         assert_as_good(engine(x), eager(model, x, dtype), case.expected_outputs, dtype)
 
 
+@pytest.mark.no_cover
 @native
 @CPU_DTYPES
 @pytest.mark.parametrize("head", ALL_HEADS)
@@ -251,6 +253,7 @@ def launched(engine: hf.Engine, x: Tensor) -> int:
     return sum(0 if isinstance(part, int) else part.program.steps for part in executor._segments)  # type: ignore[attr-defined]
 
 
+@pytest.mark.no_cover
 @native
 @pytest.mark.parametrize("head", ["v1", "v2", "c", "ocr"])
 def test_the_executor_launches_what_the_plan_says(head: str) -> None:

@@ -82,6 +82,7 @@ def test_the_shape_unused_for_longest_goes() -> None:
     assert str([2, 3, 32, 32]) in engine.explain()
 
 
+@pytest.mark.no_cover
 @DTYPES
 def test_threads_at_once(dtype: torch.dtype) -> None:
     model = tiny("c")
@@ -214,6 +215,7 @@ def test_inputs_negated_by_a_view(dtype: torch.dtype) -> None:
     assert torch.equal(engine(lazily), engine(x))
 
 
+@pytest.mark.no_cover
 @DTYPES
 def test_refresh_among_callers(dtype: torch.dtype) -> None:
     """Every answer is of the old weights or of the new ones, of no mixture."""

@@ -69,6 +69,7 @@ def _overlap(a: object, b: object) -> bool:
     return a.offset < b.offset + b.channels and b.offset < a.offset + a.channels  # type: ignore[attr-defined, no-any-return]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("head", ALL_HEADS)
 @pytest.mark.parametrize("impl", ["reference", "auto"])
 def test_every_head(head: str, impl: str) -> None:

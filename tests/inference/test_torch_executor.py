@@ -40,6 +40,7 @@ def assert_equals_evaluator(made: Any, case: tuple[Any, Any, Tensor]) -> None:
         assert relative_l2(actual, right) <= BOUNDS[plan.dtype]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head", ALL_HEADS)
 def test_equals_the_evaluator(head: str, dtype: torch.dtype) -> None:
@@ -52,6 +53,7 @@ def test_equals_the_evaluator(head: str, dtype: torch.dtype) -> None:
 
 
 # test_golden compares all golden networks' plans with their figures; here, one of each kind of head.
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["official_pose_w32", "timm_hrnet_w18_features", "mmdet_w32", "mmseg_w18"])
 def test_golden_networks(name: str) -> None:

@@ -28,6 +28,7 @@ def fuzz(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return script.Fuzz(SEED, tmp_path_factory.mktemp("fuzz"))
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_damaged_files_load_right_or_raise(part: int, script: ModuleType, fuzz: Any) -> None:
@@ -36,6 +37,7 @@ def test_damaged_files_load_right_or_raise(part: int, script: ModuleType, fuzz: 
     assert {script.RIGHT, script.REFUSED} <= {r.outcome for r in results}
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_every_payload_and_bomb(script: ModuleType, fuzz: Any, tmp_path: Path) -> None:
     from checkpoint_mutations import put_in

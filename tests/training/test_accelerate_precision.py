@@ -87,6 +87,7 @@ def compare(plain: nn.Module, fast: nn.Module, layout: torch.memory_format, dtyp
         assert given_turn <= 4 * own_turn + ROUNDING[dtype] ** 2, (name, given_turn, own_turn)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("memory", ["lean", "min"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", ROUNDING)
