@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_networks import ALL_HEADS, enliven, image, maps, relative_l2, tiny, two_stages
+from tiny_networks import enliven, image, maps, relative_l2, tiny, two_stages
 from torch import Tensor, nn
 
 import hrnet_fast as hf
@@ -29,7 +29,7 @@ def answer(model: Any, x: Tensor) -> Any:
 
 
 @pytest.mark.no_cover
-@pytest.mark.parametrize("head", ALL_HEADS)
+@pytest.mark.parametrize("head", ["v1", "v2p", "ocr", "higher", "c", "ci"])  # the others repeat these' layers
 def test_any_batch(head: str) -> None:
     model = two_stages(head)
     program = hf.optimize_for_inference(model, image(64, 64)).export(dynamic=("batch",)).module()

@@ -98,8 +98,7 @@ def test_threads_at_once(dtype: torch.dtype) -> None:
 
 
 @DTYPES
-@pytest.mark.parametrize("head", ["v1", "c"])
-@pytest.mark.parametrize("way", ["load_state_dict", "in place"])
+@pytest.mark.parametrize(("head", "way"), [("v1", "in place"), ("c", "load_state_dict")])
 def test_refresh(head: str, way: str, dtype: torch.dtype) -> None:
     model = tiny(head).to(torch.float64 if dtype == torch.float64 else torch.float32)
     x = image(64, 64)
