@@ -58,20 +58,23 @@ class PCK(Metric):
             points: [N, K, 2]; one that is NaN is not correct.
             targets: [N, K, 2], read where visible.
             visible: [N, K], positive where a keypoint counts; None: everywhere.
-            sizes: [N] that divide the distances, in the unit of points; None: distances in pixels.
+            sizes: [N] that divide the distances, or [N, 2] for x and y, in the unit of points; None: distances in
+                pixels.
 
         Raises:
             InputError: a type or shape is unsupported.
         """
         what = type(self).__name__
-        distances, counts = measure(what, points, targets, visible)
+        offsets, counts = measure(what, points, targets, visible)
         if sizes is not None:
             check_tensor(what, "sizes", sizes)
-            if sizes.shape != distances.shape[:1]:
-                raise InputError(f"{what}: sizes {list(sizes.shape)} given; accepted is [{len(distances)}].")
-            sizes = sizes.to(distances.device, distances.dtype)
-            distances = distances / sizes.unsqueeze(1)
+            count = len(points)
+            if sizes.shape not in ((count,), (count, 2)):
+                raise InputError(f"{what}: sizes {list(sizes.shape)} given; accepted are [{count}] and [{count}, 2].")
+            sizes = sizes.to(offsets.device, offsets.dtype).view(count, 1, -1)
+            offsets = offsets / sizes
             self._add("bad_sizes", (~(sizes > 0)).sum())
+        distances = offsets.norm(dim=2)
         # Scalars and not a tensor of thresholds: copying one to the device would wait for it.
         below = [distances <= t if self.inclusive else distances < t for t in self.thresholds]
         self._add("hits", torch.stack([(hits & counts).sum(0) for hits in below]))
@@ -173,8 +176,8 @@ class PixelError(Metric):
         Raises:
             InputError: a type or shape is unsupported.
         """
-        distances, counts = measure("PixelError", points, targets, visible)
-        distances = torch.where(counts, distances, 0)
+        offsets, counts = measure("PixelError", points, targets, visible)
+        distances = torch.where(counts, offsets.norm(dim=2), 0)
         self._add("squares", distances.square().sum(0))
         self._add("distances", distances.sum(0))
         self._add("counts", counts.sum(0))
@@ -199,7 +202,7 @@ class PixelError(Metric):
 
 
 def measure(what: str, points: Tensor, targets: Tensor, visible: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the distances [N, K] in the widest float, and which of them count.
+    """Return the offsets of points from their targets in the widest float, and which of them count [N, K].
 
     Raises:
         InputError: a type or shape is unsupported.
@@ -214,6 +217,6 @@ def measure(what: str, points: Tensor, targets: Tensor, visible: Tensor | None) 
     if visible is not None and visible.shape != points.shape[:2]:
         raise InputError(f"{what}: visible {list(visible.shape)} given; accepted is {list(points.shape[:2])}.")
     real = widest_float(points.device)
-    distances = (points.detach().to(real) - targets.detach().to(points.device, real)).norm(dim=2)
-    counts = torch.ones_like(distances, dtype=torch.bool) if visible is None else visible.to(points.device) > 0
-    return distances, counts
+    offsets = points.detach().to(real) - targets.detach().to(points.device, real)
+    counts = torch.ones_like(offsets[..., 0], dtype=torch.bool) if visible is None else visible.to(points.device) > 0
+    return offsets, counts

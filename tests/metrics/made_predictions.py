@@ -1,10 +1,11 @@
 """Made predictions and targets, and the figures that the upstreams' own code gave for them.
 
-``tests/golden/metrics.npz`` has the figures. The authors' pose code (``lib/dataset/coco.py::evaluate`` with
-pycocotools, ``lib/nms/nms.py``, ``lib/dataset/mpii.py::evaluate``), their face code
-(``lib/core/evaluation.py::compute_nme`` and the counts of ``lib/core/function.py``), their segmentation code
-(``lib/core/function.py::testval`` of ``pytorch-v1.1`` and ``HRNet-OCR``, which agree), their classification code
-(``lib/core/evaluate.py::accuracy``) and mmpose 1.3.2 (``keypoint_pck_accuracy``) ran on what the functions here return.
+``tests/golden/metrics.npz`` has the figures. On what the functions here return ran: the authors' pose code
+(``lib/dataset/coco.py::evaluate`` with pycocotools, ``lib/nms/nms.py``, ``lib/dataset/mpii.py::evaluate``,
+``lib/core/evaluate.py::accuracy``), their face code (``lib/core/evaluation.py::compute_nme`` and the counts of
+``lib/core/function.py``), their segmentation code (``lib/core/function.py::testval`` of ``pytorch-v1.1`` and
+``HRNet-OCR``, which agree), their classification code (``lib/core/evaluate.py::accuracy``) and mmpose 1.3.2
+(``keypoint_pck_accuracy``).
 """
 
 from __future__ import annotations
@@ -77,6 +78,14 @@ def mpii() -> dict[str, Tensor]:
         "head_boxes": np.concatenate([corner, corner + size], 1),
     }
     return {name: torch.from_numpy(value) for name, value in made.items()}
+
+
+def peaks() -> tuple[Tensor, Tensor]:
+    """Return whole heatmap pixels of peaks and of their targets [9, 5, 2] in maps of 24 rows and 16 columns."""
+    draw = np.random.default_rng(24)
+    targets = draw.integers(0, (16, 24), (9, 5, 2))
+    points = np.clip(targets + draw.integers(-1, 2, (9, 5, 2)), 0, (15, 23))
+    return torch.from_numpy(points), torch.from_numpy(targets)
 
 
 def faces(name: str) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from made_predictions import FACES, classification, faces, golden, mpii, poses, segmentation
+from made_predictions import FACES, classification, faces, golden, mpii, peaks, poses, segmentation
 
 from hrnet_fast import metrics
 from hrnet_fast.metrics.coco_ap import EVALUATORS
@@ -56,6 +56,14 @@ def test_pck() -> None:
     boxes = made.pop("head_boxes")
     metric.update(**made, sizes=(boxes[:, 2:] - boxes[:, :2]).amax(1))
     assert list(metric.compute().values()) == pytest.approx(golden()["pck"], rel=1e-12)
+
+
+def test_pck_of_heatmaps() -> None:
+    """The authors' training log: x over a tenth of the height, y of the width, without the first two pixels."""
+    points, targets = peaks()
+    metric = metrics.PCK((0.5,))
+    metric.update(points, targets, (targets > 1).all(2), sizes=torch.tensor([[2.4, 1.6]]).expand(9, 2))
+    assert metric.compute()["pck@0.5"] == pytest.approx(golden()["pck_heatmaps"].item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", FACES)

@@ -211,7 +211,7 @@ BAD: dict[str, Callable[[], object]] = {
     "small logits": lambda: metrics.ConfusionMatrix(3).update(torch.zeros(1, 3, 4, 4), torch.zeros(1, 8, 8).long()),
     "float labels": lambda: metrics.ConfusionMatrix(3).update(torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4)),
     "label 3": lambda: computed(metrics.ConfusionMatrix(3), torch.zeros(1, 3, 4, 4), torch.full((1, 4, 4), 3)),
-    "prediction -1": lambda: computed(metrics.ConfusionMatrix(3), torch.full((1, 2, 2), -1), torch.zeros(1, 2, 2).int()),
+    "class -1": lambda: computed(metrics.ConfusionMatrix(3), torch.full((1, 2, 2), -1), torch.ones(1, 2, 2).int()),
     "ks": lambda: metrics.TopKAccuracy((0,)),
     "few classes": lambda: metrics.TopKAccuracy().update(torch.zeros(2, 3), torch.zeros(2).long()),
     "nothing": lambda: metrics.TopKAccuracy().compute(),
