@@ -66,7 +66,7 @@ class ConfusionMatrix(Metric):
         check_tensor("ConfusionMatrix.update", "labels", labels)
         classes = predictions
         if predictions.dim() == 4 and predictions.shape[1] == self.classes:
-            classes = predictions.argmax(1)
+            classes = predictions.max(1).indices
         kinds = [tensor.is_floating_point() or tensor.is_complex() for tensor in (classes, labels)]
         if labels.dim() != 3 or classes.shape != labels.shape or any(kinds):
             raise InputError(
@@ -81,7 +81,7 @@ class ConfusionMatrix(Metric):
         place = torch.where(known, labels * count + classes, count * count + 1)
         place = torch.where(labels == self.ignore_label, count * count, place).flatten()
         bins = torch.zeros(count * count + 2, dtype=torch.int64, device=place.device)
-        self._add("pixels", bins.scatter_add_(0, place, torch.ones_like(place)))
+        self._add("pixels", bins.index_add_(0, place, torch.ones_like(place)))
 
     def matrix(self) -> Tensor:
         """Return the pixels as int64 [classes, classes]: rows are labels, columns predictions.

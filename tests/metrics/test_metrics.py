@@ -100,6 +100,9 @@ def test_confusion_matrix_by_hand() -> None:
         figures[absent] = metric.compute()
     assert metric.matrix().tolist() == [[1, 1, 0, 0], [0] * 4, [0] * 4, [1, 0, 0, 3]]
     assert metric.per_class() == pytest.approx({"road": 1 / 3, "car": 0, "train": NAN, "sky": 0.75}, nan_ok=True)
+    ties = metrics.ConfusionMatrix(4)
+    ties.update(torch.tensor([0.0, 1, 1, 0]).view(1, 4, 1, 1), torch.tensor([[[3]]]))
+    assert ties.matrix()[3].tolist() == [0, 1, 0, 0]
     total = 1 / 3 + 0.75
     assert figures["zero"] == pytest.approx({"miou": total / 4, "mean_accuracy": 1.25 / 4, "pixel_accuracy": 4 / 6})
     assert figures["skip"] == pytest.approx({"miou": total / 3, "mean_accuracy": 1.25 / 2, "pixel_accuracy": 4 / 6})
