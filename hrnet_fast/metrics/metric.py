@@ -76,7 +76,7 @@ class Metric(ABC):
     def _add(self, name: str, value: Tensor) -> None:
         total = self._totals.get(name)
         if total is None:
-            self._totals[name] = value.clone()
+            self._totals[name] = value
             return
         if total.shape != value.shape:
             raise InputError(
