@@ -23,6 +23,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # Coordinates are used by evaluation and by training alike, and know no network.
     "checks": ("torch", "hrnet_fast.errors"),
     "keypoints": ("torch", "hrnet_fast.checks", "hrnet_fast.errors", "hrnet_fast.keypoints"),
+    # Figures of predictions; which network made them is not their matter.
+    "metrics": ("torch", "hrnet_fast.checks", "hrnet_fast.errors", "hrnet_fast.keypoints", "hrnet_fast.metrics"),
     # What the reference and the fast implementations of batch normalisation both describe layers with.
     "norm_affine": ("torch",),
     "skip_init": ("torch",),
@@ -142,6 +144,7 @@ def test_imports_little() -> None:
 import sys, torch
 before = set(sys.modules)
 import hrnet_fast as hf
+import hrnet_fast.metrics
 hf.HRNet, hf.load_checkpoint, hf.convert_checkpoint, hf.create_model, hf.list_models, hf.FAMILIES
 print((sorted(set(sys.modules) - before), sorted({name.partition('.')[0] for name in sys.modules})))
 """
@@ -149,7 +152,8 @@ print((sorted(set(sys.modules) - before), sorted({name.partition('.')[0] for nam
     slow = ("torch._dynamo", "torch._inductor", "torch.onnx", "torch.distributed.")
     assert not [name for name in added if name.startswith(slow)]
     assert "hrnet_fast.inference" not in added
-    assert not {"triton", "timm", "torchvision", "matplotlib", "PIL", "safetensors", "click"} & set(packages)
+    optional = {"triton", "timm", "torchvision", "matplotlib", "PIL", "safetensors", "click"}
+    assert not {*optional, "pycocotools", "faster_coco_eval"} & set(packages)
 
 
 @pytest.mark.processes

@@ -1,4 +1,4 @@
-"""Keypoint data sets: mirror pairs, names and bones of their channels.
+"""Keypoint data sets: mirror pairs, names and bones of their channels, and what their metrics take as scale.
 
 Indices are those in the authors' repositories (``lib/dataset`` of pose, ``lib/utils/transforms.py`` of faces, there
 partly from 1) and in mmpose's ``configs/_base_/datasets``.
@@ -22,6 +22,9 @@ class Dataset:
         pairs: channels that mirroring swaps.
         names: names of the channels; their indices if the data set has no names.
         bones: channels to connect in a drawing.
+        sigmas: OKS's standard deviation of each keypoint's annotations, over the root of the object's area; empty where
+            the data set has none (COCO's keypoint evaluation, ``pycocotools/cocoeval.py``).
+        interocular: the channels whose distance divides a face's errors (authors' face ``lib/core/evaluation.py``).
     """
 
     name: str
@@ -29,6 +32,8 @@ class Dataset:
     pairs: tuple[tuple[int, int], ...]
     names: tuple[str, ...]
     bones: tuple[tuple[int, int], ...] = ()
+    sigmas: tuple[float, ...] = ()
+    interocular: tuple[int, int] | None = None
 
 
 def _mirrored_ranges(first: Iterable[int], last: int) -> tuple[tuple[int, int], ...]:
@@ -36,8 +41,11 @@ def _mirrored_ranges(first: Iterable[int], last: int) -> tuple[tuple[int, int], 
     return tuple((a, last - i) for i, a in enumerate(first))
 
 
-def _face_dataset(name: str, channels: int, *pairs: tuple[tuple[int, int], ...]) -> Dataset:
-    return Dataset(name, channels, tuple(p for group in pairs for p in group), tuple(map(str, range(channels))))
+def _face_dataset(
+    name: str, channels: int, *pairs: tuple[tuple[int, int], ...], interocular: tuple[int, int] | None = None
+) -> Dataset:
+    mirrored = tuple(p for group in pairs for p in group)
+    return Dataset(name, channels, mirrored, tuple(map(str, range(channels))), interocular=interocular)
 
 
 COCO = Dataset(
@@ -52,6 +60,9 @@ COCO = Dataset(
     bones=(
         (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
         (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+    ),
+    sigmas=tuple(
+        s / 10 for s in (.26, .25, .25, .35, .35, .79, .79, .72, .72, .62, .62, 1.07, 1.07, .87, .87, .89, .89)
     ),
 )  # fmt: skip
 MPII = Dataset(
@@ -80,6 +91,7 @@ WFLW = _face_dataset(
     _mirrored_ranges(range(76, 79), 82),  # mouth
     ((83, 87), (84, 86), (88, 92), (89, 91), (93, 95)),
     ((96, 97),),  # pupils
+    interocular=(60, 72),
 )
 FACE_300W = _face_dataset(
     "300w",
@@ -91,11 +103,13 @@ FACE_300W = _face_dataset(
     _mirrored_ranges(range(40, 42), 47),
     _mirrored_ranges(range(48, 51), 54),
     ((55, 59), (56, 58), (60, 64), (61, 63), (65, 67)),
+    interocular=(36, 45),
 )
 COFW = _face_dataset(
     "cofw",
     29,
     ((0, 1), (2, 3), (4, 6), (5, 7), (8, 9), (10, 11), (12, 14), (13, 15), (16, 17), (18, 19), (22, 23)),
+    interocular=(8, 9),
 )
 AFLW = _face_dataset("aflw", 19, _mirrored_ranges(range(3), 5), _mirrored_ranges(range(6, 9), 11), ((12, 14), (15, 17)))
 
