@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from tiny_networks import enliven
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import checkpoint
@@ -241,4 +240,6 @@ class Net(nn.Module):
 
 def net(*args: Any, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
     """Return a :class:`Net` with weights that matter."""
+    from tiny_networks import enliven  # which needs this package, and a process that reads a model may lack it
+
     return enliven(Net(*args, **options)).to(dtype)

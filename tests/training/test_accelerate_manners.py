@@ -6,7 +6,10 @@ import copy
 import inspect
 import io
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -178,6 +181,36 @@ def test_pickles_are_of_the_models_own_classes(protocol: int) -> None:
         explain(read)
     assert_trains_alike(read, fast)
     assert "its se (Sigmoid)" in str(explain(fast))  # as before
+
+
+READER = """
+import sys
+
+sys.modules["hrnet_fast"] = None  # importing it raises
+sys.path.insert(0, sys.argv[1])
+import torch
+
+model, x = torch.load(sys.argv[2], weights_only=False)
+torch.save([type(model).__module__, *model(x)], sys.argv[3])
+"""
+
+
+@pytest.mark.processes
+def test_a_saved_model_is_read_without_this_package(tmp_path: Path) -> None:
+    """As the authors' face repository writes files: the whole model, by torch.save."""
+    plain = up.net(up.SegmentationModule, up.MMBasicBlock, modules=1).eval()
+    plain.stage2[0].branches[0][0].add_module("se", nn.Sigmoid())  # a refused unit
+    fast, x = accelerated(plain), image(32, 32, **X)
+    assert "its se (Sigmoid)" in str(explain(fast))
+    given, found = tmp_path / "model.pth", tmp_path / "maps.pth"
+    torch.save((fast, x), given)
+    arguments = [str(Path(up.__file__).parent), str(given), str(found)]
+    done = subprocess.run([sys.executable, "-c", READER, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    name, *maps = torch.load(found)
+    assert name == "upstream_standins"
+    for a, e in zip(maps, plain(x), strict=True):
+        assert torch.equal(a, e)
 
 
 @pytest.mark.parametrize("way", ["pickle", "torch.save"])
