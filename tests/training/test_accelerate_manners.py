@@ -107,7 +107,7 @@ def test_restore_gives_everything_back() -> None:
 
 
 def test_restore_forgets_refusals_too() -> None:
-    model = up.net(up.MMPoseModule, up.MMBasicBlock)
+    model = up.net()
     model.stage2[0].branches[0][0].add_module("se", nn.Sigmoid())
     before = {name: (type(m), set(vars(m))) for name, m in model.named_modules()}
     accelerate(model)
@@ -166,7 +166,7 @@ class Counted(up.SegmentationModule):
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickles_are_of_the_models_own_classes(protocol: int) -> None:
-    plain = up.net(Counted, up.MMBasicBlock)
+    plain = up.net(Counted)
     plain.stage2[0].branches[0][0].add_module("se", nn.Sigmoid())  # a refused unit
     fast = accelerated(plain)
     assert "its se (Sigmoid)" in str(explain(fast))
@@ -198,7 +198,7 @@ torch.save([type(model).__module__, *model(x)], sys.argv[3])
 @pytest.mark.processes
 def test_a_saved_model_is_read_without_this_package(tmp_path: Path) -> None:
     """As the authors' face repository writes files: the whole model, by torch.save."""
-    plain = up.net(up.SegmentationModule, up.MMBasicBlock, modules=1).eval()
+    plain = up.net(up.SegmentationModule, modules=1).eval()
     plain.stage2[0].branches[0][0].add_module("se", nn.Sigmoid())  # a refused unit
     fast, x = accelerated(plain), image(32, 32, **X)
     assert "its se (Sigmoid)" in str(explain(fast))

@@ -155,7 +155,9 @@ def test_frozen_normalisations(package: str, models: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("package", UPSTREAMS)
 def test_engines(package: str) -> None:
-    assert engine_error(UPSTREAMS[package], UPSTREAMS[package].build(), image(64, 64)) < 1e-5
+    model = UPSTREAMS[package].build()
+    for one in (model, accelerated(model)):
+        assert engine_error(UPSTREAMS[package], one, image(64, 64)) < 1e-5
 
 
 @pytest.mark.parametrize("package", UPSTREAMS)
