@@ -82,10 +82,10 @@ def is_frozen(module: nn.Module) -> bool:
 def _normalises_by_buffers(module: nn.Module) -> bool:
     trial: Any = copy.copy(module)
     random = torch.Generator().manual_seed(0)
-    values = [torch.rand(3, generator=random) + 0.5 for _ in _FROZEN_BUFFERS]
+    values = [torch.rand(3, generator=random, device="cpu") + 0.5 for _ in _FROZEN_BUFFERS]
     trial._buffers = {**module._buffers, **dict(zip(_FROZEN_BUFFERS, values, strict=True))}
     trial.eps = 0.25  # one that forward does not read would be found
-    x = torch.rand(2, 3, 2, 2, generator=random)
+    x = torch.rand(2, 3, 2, 2, generator=random, device="cpu")
     weight, bias, mean, variance = values
     wanted = nn.functional.batch_norm(x, mean, variance, weight, bias, eps=trial.eps)
     try:

@@ -166,7 +166,7 @@ def _trial(module: nn.Module) -> nn.Module:
     for name, t in [*trial.named_parameters(), *trial.named_buffers()]:
         if not t.is_floating_point():
             continue
-        values = torch.rand(t.shape, generator=random)
+        values = torch.rand(t.shape, generator=random, device="cpu")
         if t.dim() > 1:
             values = (values - 0.5) * math.sqrt(12.0 / max(1, t[0].numel()))
         elif name.endswith("running_mean"):
@@ -188,5 +188,5 @@ def _out_channels(branch: nn.Module) -> int:
 
 def _noise(module: nn.Module, channels: int, size: tuple[int, int]) -> Tensor:
     random = torch.Generator().manual_seed(1)
-    x = torch.randn(1, channels, *size, generator=random)
+    x = torch.randn(1, channels, *size, generator=random, device="cpu")
     return x.to(next(module.parameters()).device)

@@ -136,7 +136,7 @@ def _read_resampling(module: nn.Module, factor: int) -> tuple[str, bool] | None:
     """Return the mode and align_corners of a module that upsamples by `factor`, by what it computes; or None."""
     if next(iter(module.state_dict()), None) is not None:
         return None
-    x = torch.rand(1, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(1, 2, 3, 4, generator=torch.Generator().manual_seed(0), device="cpu")
     state = torch.random.get_rng_state()
     try:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):

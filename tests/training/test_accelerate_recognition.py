@@ -147,3 +147,10 @@ def test_only_units_that_checkpoint_are_taken_over() -> None:
     assert [part.chain.checkpointed for part in branch.parts()] == [False, True]
     assert_trains_alike(fast, plain)
     assert_all_fast(fast)
+
+
+def test_another_default_device_does_not_matter() -> None:
+    plain = up.net(block=DoubleReluUnit)
+    with torch.device("meta"):
+        fast = accelerate(plain, impl="reference")
+    assert_all_fast(fast)

@@ -18,14 +18,15 @@ from upstream_checks import (
     configurations,
     engine_error,
     errors,
+    kept_bytes,
     training_difference,
 )
 from upstream_networks import TINY, UPSTREAMS, Size, outputs_of
+from upstream_table import outdated
 from upstream_trainers import TRAINERS
 
 import hrnet_fast as hf
 from hrnet_fast.inference.planning.lowering import make_plan
-from hrnet_fast.measure import _Watcher
 from hrnet_fast.training.fused_fusion import FusedModularizedBlock
 
 EXACT = 1e-10  # of float64 sums in two orders, through a network's depth
@@ -104,8 +105,11 @@ def test_units_that_checkpoint_keep_their_forward_or_are_taken_over(package: str
     assert all("with_cp is set" in reason and "checkpointing='replace'" in reason for reason in reasons)
     assert blocks(replaced)[0] == blocks(replaced)[1] == 17
     x = image(64, 64, batch=2, **X)
-    # Without checkpoints: with them, their running statistics move twice a step.
     assert errors(replaced, whole, x).largest() <= EXACT
+    # The package's own checkpoints move running statistics twice a step.
+    sum(o.sum() for o in outputs_of(plain.train(), x)).backward()
+    assert plain.backbone.stage4[0].branches[0][0].bn1.num_batches_tracked == 2
+    assert replaced.backbone.stage4[0].branches[0][0].bn1.num_batches_tracked == 1
     assert all(m.with_cp for m in hf.restore(replaced).modules() if hasattr(m, "conv1") and hasattr(m, "with_cp"))
     assert blocks(accelerated(replaced))[0] == executed
 
@@ -115,14 +119,8 @@ def test_replaced_checkpoints_keep_no_more(package: str) -> None:
     """Bytes that are alive between forward and backward, with two units in a row, which keep one input."""
     model = UPSTREAMS[package].build(Size(8, blocks=2), with_cp=True, norm_eval=False)
     x = image(128, 128, batch=2)
-    alive = []
-    for one in (model, accelerated(model), accelerated(model, checkpointing="replace", memory="fast")):
-        one.train()
-        watcher = _Watcher()
-        with watcher:
-            outs = outputs_of(one, x)
-            alive.append(watcher.live)
-        del outs
+    models = (model, accelerated(model), accelerated(model, checkpointing="replace", memory="fast"))
+    alive = [kept_bytes(one, x) for one in models]
     assert alive[2] < alive[0], alive
     assert alive[2] < alive[1], alive
 
@@ -174,3 +172,7 @@ def test_configurations(package: str) -> None:
     found = configurations(configuration_files(package)[::7])
     assert found.found >= 4
     assert found.backbones == found.loaded == found.found, found.reasons
+
+
+def test_the_committed_page_counts_the_blocks_of_these_packages() -> None:
+    assert outdated() == [], "run: python scripts/upstream_table.py"

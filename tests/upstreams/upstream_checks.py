@@ -21,6 +21,7 @@ from upstream_networks import TINY, Upstream, outputs_of, quietly
 from upstream_trainers import STEPS, TRAINERS
 
 import hrnet_fast as hf
+from hrnet_fast.measure import _Watcher
 from hrnet_fast.models.upstream import read_configuration
 
 
@@ -82,6 +83,17 @@ def _largest(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> fl
         found.append((actual[key].double() - e.double()).norm().item() / (e.double().norm().item() + scale))
     assert not any(math.isnan(one) for one in found)
     return max(found)
+
+
+def kept_bytes(model: nn.Module, x: Tensor) -> int:
+    """Return the bytes that are alive between forward and backward in training, what checkpoints keep included."""
+    model.train()
+    watcher = _Watcher()
+    with watcher:
+        outs = outputs_of(model, x)
+        alive: int = watcher.live
+    del outs
+    return alive
 
 
 def engine_error(upstream: Upstream, model: nn.Module, x: Tensor) -> float:
