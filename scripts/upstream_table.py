@@ -46,8 +46,8 @@ Written by `{command}` with torch {torch} on a CPU. The models are the packages'
 - **Steps**: the trainer, and the largest relative differences of losses and of final weights between a plain and an
   accelerated network, after three steps in float64. The networks are tiny.
 - **Files**: largest relative error of the branches that this package computes from the file which that trainer wrote.
-  `hf.convert_checkpoint` gives all tensors of the HRNet back unchanged. Files of mmpose, mmsegmentation and timm load as
-  whole networks too, whose outputs agree to 1e-6 in float32.
+  `hf.convert_checkpoint` gives all tensors of the HRNet back unchanged. Files of mmpose, mmsegmentation and timm also
+  load as whole networks, whose outputs agree to 1e-6 in float32.
 
 ## Blocks that keep their own forward
 

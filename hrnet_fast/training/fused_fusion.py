@@ -60,7 +60,7 @@ class FusedModularizedBlock(FusedModule):
         """
         if not x[0].is_cuda or any(one.device != x[0].device for one in x):
             return None
-        calls, memory, s = [], "", self.fused_settings
+        calls, memories, s = [], set[str](), self.fused_settings
         for branch in self.branches:  # type: ignore[union-attr]
             if not isinstance(branch, FusedSequence) or "forward" in vars(branch) or hooked([branch]):
                 return None
@@ -69,10 +69,10 @@ class FusedModularizedBlock(FusedModule):
             parts = branch.parts()
             chain = parts[0].chain if len(parts) == 1 else ""
             own = branch.fused_settings
-            memory = memory or (s.memory if isinstance(chain, str) else own.memory_of(chain))
             if isinstance(chain, str) or chain.compiled is None or own.implementation != s.implementation:
                 return None
-            if chain.promotes or own.memory_of(chain) != memory:
+            memories.add(own.memory_of(chain))
+            if len(memories) > 1 or (chain.promotes and unsupported.promotion(x[0])):
                 return None
             calls.append(chain.compiled.read())
         if torch.is_grad_enabled():
@@ -80,7 +80,7 @@ class FusedModularizedBlock(FusedModule):
             if any(wanted) and not all(wanted):  # one node for all would differentiate the frozen branches too
                 return None
         joined = compiled.join_chains(calls)
-        outs = None if joined is None else compiled.run_chains(joined, x, memory)
+        outs = None if joined is None else compiled.run_chains(joined, x, memories.pop())
         if outs is None or isinstance(outs, str):
             return None
         for branch in self.branches:  # type: ignore[union-attr]
