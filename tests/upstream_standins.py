@@ -1,7 +1,7 @@
-"""Small networks built as the upstream code bases build theirs: the same structure, attribute names and order of calls.
+"""Small networks built as the authors' repositories build theirs: the same structure, names and order of calls.
 
-Written anew for these tests. What differs between the code bases is what `accelerate` has to tell apart: where and how
-a fusion upsamples, whether it changes the list it is given, and how units name and switch their parts.
+Written anew for these tests. What differs between the repositories is what `accelerate` has to tell apart: where and
+how a fusion upsamples. Packages on the index are tested themselves (tests/upstreams).
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from tiny_networks import enliven
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils import checkpoint
 
 CHANNELS = (4, 8, 12)
 
@@ -71,45 +69,6 @@ class Bottleneck(nn.Module):
         out = self.bn3(self.conv3(out))
         out += residual
         return self.relu(out)
-
-
-class MMBasicBlock(nn.Module):
-    """OpenMMLab's: normalisations by name, optional checkpointing, a place for stochastic depth."""
-
-    expansion = 1
-
-    def __init__(
-        self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None, with_cp: bool = False
-    ) -> None:
-        super().__init__()
-        self.norm1_name, self.norm2_name = "bn1", "bn2"
-        self.conv1 = nn.Conv2d(inplanes, planes, 3, stride, 1, bias=False)
-        self.add_module(self.norm1_name, nn.BatchNorm2d(planes))
-        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
-        self.add_module(self.norm2_name, nn.BatchNorm2d(planes))
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = downsample
-        self.with_cp = with_cp
-        self.drop_path = nn.Identity()
-
-    @property
-    def norm1(self) -> Any:
-        return getattr(self, self.norm1_name)
-
-    @property
-    def norm2(self) -> Any:
-        return getattr(self, self.norm2_name)
-
-    def forward(self, x: Tensor) -> Tensor:
-        def inner(x: Tensor) -> Tensor:
-            out = self.relu(self.norm1(self.conv1(x)))
-            out = self.drop_path(self.norm2(self.conv2(out)))
-            out += x if self.downsample is None else self.downsample(x)
-            return out
-
-        if self.with_cp and x.requires_grad:
-            return self.relu(checkpoint.checkpoint(inner, x, use_reentrant=False))
-        return self.relu(inner(x))
 
 
 class HighResolutionModule(nn.Module):
@@ -177,35 +136,14 @@ class AlignedModule(SegmentationModule):
     align_corners = True
 
 
-class MMSegModule(SegmentationModule):
-    """mmsegmentation's: upsamples by the scale, then once more to the target's size."""
-
-    inner: ClassVar[dict[str, Any] | None] = {"mode": "bilinear", "align_corners": False}
-
-
-class MMPoseModule(HighResolutionModule):
-    """mmpose's and mmdetection's: as the authors' for pose, but leaves the list and starts its sums from zero."""
-
-    def forward(self, x: list[Tensor]) -> list[Tensor]:
-        x = [branch(one) for branch, one in zip(self.branches, x, strict=True)]
-        fused = []
-        for i, row in enumerate(self.fuse_layers):
-            y: Any = 0
-            for j in range(self.num_branches):
-                y += x[j] if i == j else row[j](x[j])  # type: ignore[index]
-            fused.append(self.relu(y))
-        return fused
-
-
 class Net(nn.Module):
     """Stem, a bottleneck, three branches, modules in a row; returns the branches as a list."""
 
     def __init__(
         self, module: Callable[..., nn.Module] = HighResolutionModule, block: Callable[..., nn.Module] = BasicBlock,
-        modules: int = 2, multi_scale_output: bool = True, frozen_stages: int = -1, norm_eval: bool = False,
+        modules: int = 2, multi_scale_output: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         self.conv1 = nn.Conv2d(3, 8, 3, 2, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(8)
         self.relu = nn.ReLU(inplace=True)
@@ -219,19 +157,6 @@ class Net(nn.Module):
         )
         last = [module(3, block, multi_scale_output)]
         self.stage2 = nn.Sequential(*(module(3, block) for _ in range(modules - 1)), *last)
-        self.train()
-
-    def train(self, mode: bool = True) -> Net:
-        """As mmdetection's: some parts stay frozen, or all normalisations in evaluation mode."""
-        super().train(mode)
-        frozen = [self.conv1, self.bn1] if self.frozen_stages >= 0 else []
-        frozen += [self.layer1] if self.frozen_stages >= 1 else []  # type: ignore[list-item]
-        for part in frozen:
-            part.eval().requires_grad_(False)
-        for m in self.modules():
-            if mode and self.norm_eval and isinstance(m, nn.modules.batchnorm._BatchNorm):
-                m.eval()
-        return self
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.layer1(self.relu(self.bn1(self.conv1(x))))
@@ -241,4 +166,6 @@ class Net(nn.Module):
 
 def net(*args: Any, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
     """Return a :class:`Net` with weights that matter."""
+    from tiny_networks import enliven  # which needs this package, and a process that reads a model may lack it
+
     return enliven(Net(*args, **options)).to(dtype)

@@ -14,7 +14,8 @@ from hrnet_fast.keypoints.methods import METHOD_OF_HEAD, NO_HEATMAPS
 from hrnet_fast.models.upstream import Source, read_configuration
 from hrnet_fast.reference.hrnet import HRNetReference
 from hrnet_fast.reference.norm import NormFactory
-from hrnet_fast.training.accelerate import accelerate_blocks
+from hrnet_fast.training.accelerate import accelerate_blocks, apply_settings
+from hrnet_fast.training.fused_modules import FusedModule
 
 logger = logging.getLogger("hrnet_fast.models")
 
@@ -71,6 +72,18 @@ class HRNet(HRNetReference):
         self.keypoints = METHOD_OF_HEAD.get(config.head.kind)
         self.notes: tuple[str, ...] = ()
         self.assumptions: tuple[str, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        settings = next((m.fused_settings for m in self.modules() if isinstance(m, FusedModule)), None)
+        return {**vars(self), "_settings_of_pickle": settings}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Accelerate a network that is read from a pickle, as it was when it was written."""
+        state = dict(state)
+        settings = state.pop("_settings_of_pickle", None)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if settings is not None and not any(isinstance(m, FusedModule) for m in self.modules()):
+            apply_settings(self, settings)
 
     def set_origin(
         self, family: str, notes: tuple[str, ...], assumptions: tuple[str, ...] = (), keypoints: str | None = None

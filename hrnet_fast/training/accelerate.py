@@ -15,12 +15,20 @@ from hrnet_fast.reference.hrnet import HRNetReference
 from hrnet_fast.training import unsupported
 from hrnet_fast.training.equivalence_check import check_equivalence, known_settings, signature
 from hrnet_fast.training.fused_fusion import FusedModularizedBlock
-from hrnet_fast.training.fused_modules import FusedModule, FusedSequence, FusedUnit, Settings, fused_class
+from hrnet_fast.training.fused_modules import (
+    ADDED,
+    FusedModule,
+    FusedSequence,
+    FusedUnit,
+    Refusal,
+    Settings,
+    fused_class,
+)
 from hrnet_fast.training.fused_network import FusedNetwork
 from hrnet_fast.training.matching import flat, looks_like_unit
-from hrnet_fast.training.structure_cache import clear_cache
 
 MEMORY = ("fast", "lean", "min")
+CHECKPOINTING = ("keep", "replace")
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class Report:
         return "\n".join(lines)
 
 
-def accelerate(model: nn.Module, *, impl: str = "auto", memory: str = "lean") -> nn.Module:
+def accelerate(model: nn.Module, *, impl: str = "auto", memory: str = "lean", checkpointing: str = "keep") -> nn.Module:
     """Let an HRNet's residual units, branches and fusions execute fused, in training and evaluation, in place.
 
     Recognises this package's networks, the authors' repositories', timm's and OpenMMLab's by the structure of their
@@ -78,12 +86,16 @@ def accelerate(model: nn.Module, *, impl: str = "auto", memory: str = "lean") ->
             ``HRNET_FAST_IMPL`` counts as it is set now, and then the device of each call.
         memory: what is kept for backward: ``"fast"`` convolution outputs and activations, ``"lean"`` convolution
             outputs only, ``"min"`` the input of each branch only; its convolutions run once more in backward.
+        checkpointing: of residual units that run again in backward by a flag of theirs (``with_cp``,
+            ``gradient_checkpointing``, ``grad_checkpointing``). ``"keep"``: they keep their own forward. ``"replace"``:
+            they execute fused, with ``memory="min"``. Running statistics then move once per step; units that use
+            ``torch.utils.checkpoint`` as OpenMMLab's do move them twice. Flags stay as they are set.
 
     Returns:
         `model` itself.
 
     Raises:
-        InputError: no module of an HRNet was found, or an unknown `memory`.
+        InputError: no module of an HRNet was found, or an unknown `memory` or `checkpointing`.
         ImplementationError: an unknown implementation, or one that cannot run here.
     """
     check_module("accelerate", model)
@@ -92,16 +104,22 @@ def accelerate(model: nn.Module, *, impl: str = "auto", memory: str = "lean") ->
             f"accelerate: {type(model).__name__} has no module with `branches` and `fuse_layers`, as every HRNet has; "
             "give the model itself, after it was built."
         )
-    return accelerate_blocks(model, impl, memory)
+    return accelerate_blocks(model, impl, memory, checkpointing)
 
 
-def accelerate_blocks(model: nn.Module, impl: str, memory: str) -> nn.Module:
+def accelerate_blocks(model: nn.Module, impl: str, memory: str, checkpointing: str = "keep") -> nn.Module:
     """:func:`accelerate` for a module known to be of an HRNet: one of its stages, or a network without fusions."""
     if not isinstance(memory, str) or memory not in MEMORY:
         raise InputError(f"accelerate: memory={shown(memory)}; accepted are 'fast', 'lean' and 'min'.")
+    if not isinstance(checkpointing, str) or checkpointing not in CHECKPOINTING:
+        raise InputError(f"accelerate: checkpointing={shown(checkpointing)}; accepted are 'keep' and 'replace'.")
     resolve(impl)
     restore(model)
-    settings = Settings(request(impl), memory)
+    return apply_settings(model, Settings(request(impl), memory, checkpointing))
+
+
+def apply_settings(model: nn.Module, settings: Settings) -> nn.Module:
+    """:func:`accelerate_blocks` for a model that is not accelerated."""
     verdicts: dict[object, Settings] = {}
     for module, kind in list(_candidates(model)):
         if isinstance(module, FusedModule):
@@ -110,12 +128,12 @@ def accelerate_blocks(model: nn.Module, impl: str, memory: str) -> nn.Module:
         for unit in units:
             found = _verdict(unit, FusedUnit, settings, verdicts)
             if isinstance(found, str):
-                vars(unit)["fused_unsupported_reason"] = found
+                vars(unit)["fused_unsupported_reason"] = Refusal(found)
         verdict: Settings | str = settings
         if kind is not FusedSequence:  # a plain nn.Sequential needs no comparison
             verdict = _verdict(module, kind, settings, verdicts)
         if isinstance(verdict, str):
-            vars(module)["fused_unsupported_reason"] = verdict
+            vars(module)["fused_unsupported_reason"] = Refusal(verdict)
             continue
         vars(module).update(fused_settings=verdict, last_call_reason=None)
         module.__class__ = fused_class(kind, type(module))
@@ -131,7 +149,7 @@ def _verdict(
         return known
     key = signature(module)
     if key not in verdicts:
-        reason = unsupported.unit(module) if kind is FusedUnit else None
+        reason = unsupported.unit(module, settings.checkpointing) if kind is FusedUnit else None
         found = reason or check_equivalence(module, kind, settings)
         if isinstance(found, str):
             return found  # of this one alone: others may lack the hook, or whatever is in the way
@@ -147,9 +165,8 @@ def restore(model: nn.Module) -> nn.Module:
     """
     check_module("restore", model)
     for module in model.modules():
-        for name in ("fused_settings", "last_call_reason", "fused_unsupported_reason"):
+        for name in ADDED:
             vars(module).pop(name, None)
-        clear_cache(module)
         if isinstance(module, FusedModule):
             module.__class__ = module.unfused_class  # type: ignore[assignment]
     return model

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -37,9 +38,9 @@ class NormCall(NamedTuple):
 def read_norm(module: nn.Module) -> NormCall:
     """Describe a supported layer as ``torch.nn.BatchNorm2d.forward`` would treat it now."""
     if not isinstance(module, _BatchNorm):
-        assert isinstance(module, FrozenBatchNorm2d)
-        own = (module.weight, module.bias, module.running_mean, module.running_var)
-        return NormCall(Norm(module.num_features, *own, 0.0, module.eps), False, None, None)
+        frozen: Any = module
+        own = (frozen.weight, frozen.bias, frozen.running_mean, frozen.running_var)
+        return NormCall(Norm(channels_of(frozen), *own, 0.0, frozen.eps), False, None, None)
     means, variances = module.running_mean, module.running_var
     batch = module.training or means is None
     tracks = module.training and module.track_running_stats and means is not None
@@ -51,6 +52,52 @@ def read_norm(module: nn.Module) -> NormCall:
         means = variances = None
     norm = Norm(module.num_features, module.weight, module.bias, means, variances, momentum, module.eps)
     return NormCall(norm, batch, counter, _joined_processes(module) if batch else None)
+
+
+def channels_of(module: Any) -> int:
+    """Return the channels of a batch normalisation; torchvision's frozen one has them as the size of its buffers."""
+    return int(module.num_features if isinstance(module, _BatchNorm) else module.running_mean.numel())
+
+
+_FROZEN_BUFFERS = ("weight", "bias", "running_mean", "running_var")
+_frozen_forwards: dict[Callable[..., Any], bool] = {FrozenBatchNorm2d.forward: True}
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Whether `module` normalises by buffers alone, as the FrozenBatchNorm2d of several packages do.
+
+    Decided by its buffers and by what its class's forward computes, which is tried once.
+    """
+    buffers = {name for name in module._buffers if name != "num_batches_tracked"}
+    if buffers != set(_FROZEN_BUFFERS) or module._parameters or module._modules or "forward" in vars(module):
+        return False
+    if not isinstance(vars(module).get("eps"), float) or any(module._buffers[name] is None for name in buffers):
+        return False
+    forward = type(module).forward
+    if forward not in _frozen_forwards:
+        _frozen_forwards[forward] = _normalises_by_buffers(module)
+    return _frozen_forwards[forward]
+
+
+def _normalises_by_buffers(module: nn.Module) -> bool:
+    trial: Any = copy.copy(module)
+    random = torch.Generator().manual_seed(0)
+    values = [torch.rand(3, generator=random, device="cpu") + 0.5 for _ in _FROZEN_BUFFERS]
+    trial._buffers = {**module._buffers, **dict(zip(_FROZEN_BUFFERS, values, strict=True))}
+    trial.eps = 0.25  # one that forward does not read would be found
+    x = torch.rand(2, 3, 2, 2, generator=random, device="cpu")
+    weight, bias, mean, variance = values
+    wanted = nn.functional.batch_norm(x, mean, variance, weight, bias, eps=trial.eps)
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            return all(torch.allclose(trial.train(mode)(x), wanted, atol=1e-5) for mode in (True, False))
+    except Exception:  # whatever a foreign forward raises
+        return False
+
+
+def promotes(module: nn.Module) -> bool:
+    """Whether a normalisation multiplies by float32 buffers, and so returns float32 maps under autocast."""
+    return not isinstance(module, (_BatchNorm, FrozenBatchNorm2d))
 
 
 def _joined_processes(module: nn.Module) -> dist.ProcessGroup | None:

@@ -42,14 +42,18 @@ def compile_chain(units: Sequence[tuple[Sequence[Pair], Pair | bool | None]]) ->
 
 
 def compile_fusion(
-    rows: Sequence[Sequence[tuple[int, int, Sequence[Pair]]]], mode: str, align_corners: bool
+    rows: Sequence[Sequence[tuple[int, int, Sequence[Pair], Any]]], mode: str, align_corners: bool
 ) -> Any | None:
-    """Return a ``StackedFusion`` of terms (source, target, layers) per target, or None where it cannot be compiled."""
+    """Return a ``StackedFusion``, or None where it cannot be compiled.
+
+    Args:
+        rows: terms (source, target, layers, the layers' own upsampling) per target.
+    """
     extension = load_compiled()
-    if extension is None or not all(_is_local(pair) for row in rows for _, _, layers in row for pair in layers):
+    if extension is None or not all(_is_local(pair) for row in rows for _, _, layers, _ in row for pair in layers):
         return None
-    sources = 1 + max(source for row in rows for source, _, _ in row)
-    described = [[(source, target, [_layer(p) for p in layers]) for source, target, layers in row] for row in rows]
+    sources = 1 + max(source for row in rows for source, *_ in row)
+    described = [[(source, target, [_layer(p) for p in layers]) for source, target, layers, _ in row] for row in rows]
     return extension.StackedFusion(described, sources, RESAMPLE[mode, align_corners])
 
 

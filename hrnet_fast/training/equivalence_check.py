@@ -24,9 +24,9 @@ from hrnet_fast.reference.hrnet import HRNetReference
 from hrnet_fast.reference.modularized_block import HighResolutionModule
 from hrnet_fast.training.fused_fusion import FusedModularizedBlock
 from hrnet_fast.training.fused_modules import FusedModule, Settings, fused_class
+from hrnet_fast.training.fusion_layers import RESAMPLINGS, find_terms, resampling_of
 
 _TOLERANCE = 1e-4  # of float32 sums in two orders; another structure differs by far more
-_MODES = (("bilinear", False), ("bilinear", True), ("nearest", False))
 
 
 def signature(module: nn.Module) -> tuple[Any, ...]:
@@ -35,8 +35,12 @@ def signature(module: nn.Module) -> tuple[Any, ...]:
     own = tuple(sorted((k, v) for k, v in vars(module).items() if isinstance(v, scalars) and k != "training"))
     state = tuple((name, t is None) for name, t in [*module._parameters.items(), *module._buffers.items()])
     inner = tuple((name, type(m)) for name, m in module.named_modules())
-    resizing = tuple((m.mode, m.align_corners) for m in module.modules() if isinstance(m, nn.Upsample))
-    return type(module), own, state, inner, resizing
+    leaves = [m for m in module.modules() if not (m._parameters or m._buffers or m._modules)]
+    constants = tuple(
+        repr(sorted((k, v) for k, v in vars(m).items() if isinstance(v, (*scalars, tuple)) and k != "training"))
+        for m in leaves
+    )
+    return type(module), own, state, inner, constants
 
 
 def known_settings(module: nn.Module, settings: Settings) -> Settings | str | None:
@@ -71,15 +75,17 @@ def check_equivalence(module: nn.Module, kind: type[FusedModule], settings: Sett
 
 
 def _check_fusion(trial: nn.Module, channels: list[int], settings: Settings) -> Settings | str:
-    layers: Any = trial.fuse_layers
-    declared = {(m.mode, bool(m.align_corners)) for m in layers.modules() if isinstance(m, nn.Upsample)}
+    terms = find_terms(trial.fuse_layers)
+    if isinstance(terms, str):
+        return terms
+    declared = resampling_of(terms)
     reason = ""
     # Odd sizes check interpolation to a target of any size. Upsampling by a factor takes multiples only: it is checked
     # where layers declare it, or where odd sizes fail.
     for height, width, exact in ((17, 13, False), (16, 32, True))[bool(declared) :]:
         sizes = [(-(-height // (1 << k)), -(-width // (1 << k))) for k in range(len(channels))]
         xs = [_noise(trial, c, size) for c, size in zip(channels, sizes, strict=True)]
-        for mode, align in declared or _MODES:
+        for mode, align in declared or RESAMPLINGS:
             found = replace(settings, mode=mode, align_corners=align, exact_scale=exact)
             agrees = _agrees(trial, FusedModularizedBlock, found, lambda xs=xs: [x.clone() for x in xs])  # type: ignore[misc]
             if agrees is True:
@@ -160,7 +166,7 @@ def _trial(module: nn.Module) -> nn.Module:
     for name, t in [*trial.named_parameters(), *trial.named_buffers()]:
         if not t.is_floating_point():
             continue
-        values = torch.rand(t.shape, generator=random)
+        values = torch.rand(t.shape, generator=random, device="cpu")
         if t.dim() > 1:
             values = (values - 0.5) * math.sqrt(12.0 / max(1, t[0].numel()))
         elif name.endswith("running_mean"):
@@ -182,5 +188,5 @@ def _out_channels(branch: nn.Module) -> int:
 
 def _noise(module: nn.Module, channels: int, size: tuple[int, int]) -> Tensor:
     random = torch.Generator().manual_seed(1)
-    x = torch.randn(1, channels, *size, generator=random)
+    x = torch.randn(1, channels, *size, generator=random, device="cpu")
     return x.to(next(module.parameters()).device)

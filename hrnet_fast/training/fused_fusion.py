@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hrnet_fast.training import branch_streams, compiled, structure_cache, unsupported
 from hrnet_fast.training.fused_modules import FusedModule, FusedSequence
-from hrnet_fast.training.fusion_layers import FusionLayers, find_terms
+from hrnet_fast.training.fusion_layers import FusionLayers, find_terms, resampling_of
 from hrnet_fast.training.fusion_plan import plan_fusion
 from hrnet_fast.training.matching import hooked
 from hrnet_fast.training.stacked_fusion import run_fusion
@@ -39,6 +39,7 @@ class FusedModularizedBlock(FusedModule):
         fusion: Any = layers.read() if native is None else native.read()
         reason = (
             _statistics_reason(fusion)
+            or (unsupported.promotion(x[0]) if layers.promotes else None)
             or _misfit_reason(fusion, x, s.exact_scale)
             or unsupported.dtypes(x, fusion.weights())
         )
@@ -59,7 +60,7 @@ class FusedModularizedBlock(FusedModule):
         """
         if not x[0].is_cuda or any(one.device != x[0].device for one in x):
             return None
-        calls, s = [], self.fused_settings
+        calls, memories, s = [], set[str](), self.fused_settings
         for branch in self.branches:  # type: ignore[union-attr]
             if not isinstance(branch, FusedSequence) or "forward" in vars(branch) or hooked([branch]):
                 return None
@@ -70,7 +71,8 @@ class FusedModularizedBlock(FusedModule):
             own = branch.fused_settings
             if isinstance(chain, str) or chain.compiled is None or own.implementation != s.implementation:
                 return None
-            if own.memory != s.memory:
+            memories.add(own.memory_of(chain))
+            if len(memories) > 1 or (chain.promotes and unsupported.promotion(x[0])):
                 return None
             calls.append(chain.compiled.read())
         if torch.is_grad_enabled():
@@ -78,7 +80,7 @@ class FusedModularizedBlock(FusedModule):
             if any(wanted) and not all(wanted):  # one node for all would differentiate the frozen branches too
                 return None
         joined = compiled.join_chains(calls)
-        outs = None if joined is None else compiled.run_chains(joined, x, s.memory)
+        outs = None if joined is None else compiled.run_chains(joined, x, memories.pop())
         if outs is None or isinstance(outs, str):
             return None
         for branch in self.branches:  # type: ignore[union-attr]
@@ -95,15 +97,18 @@ class FusedModularizedBlock(FusedModule):
         return [m for part in parts for m in part.modules()]
 
     def _find_layers(self) -> FusionLayers | str:
+        s = self.fused_settings
         terms = find_terms(self.fuse_layers)
         if isinstance(terms, str):
             return terms
+        if resampling_of(terms) - {(s.mode, s.align_corners)}:
+            return "its fuse_layers upsample in several ways, or in another than when it was accelerated"
         others = [child for name, child in self.named_children() if name not in ("branches", "fuse_layers")]
         for child in others:
             if type(child) not in (nn.ReLU, nn.Identity):
                 return f"a {type(child).__name__} stands beside its fuse_layers"
         reason = hooked([*self.fuse_layers.modules(), *others])  # type: ignore[operator,union-attr]
-        return reason or FusionLayers(terms, self.fused_settings.mode, self.fused_settings.align_corners)
+        return reason or FusionLayers(terms, s.mode, s.align_corners)
 
 
 def _statistics_reason(fusion: Any) -> str | None:

@@ -7,6 +7,7 @@ and ``super().forward`` is the plain path. Each call reads the layers as they ar
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,16 +16,25 @@ from torch import Tensor, nn
 
 from hrnet_fast.implementations import RequestedImplementation
 from hrnet_fast.training import compiled, structure_cache, unsupported
+from hrnet_fast.training.batch_norm import promotes
 from hrnet_fast.training.matching import Layers, flat, hooked, looks_like_unit, unit_layers
 from hrnet_fast.training.residual_chain import run_units
 
 
 class ChainLayers:
-    """The modules of supported units in a row, and their compiled chain where there is one."""
+    """The modules of supported units in a row, and their compiled chain where there is one.
 
-    def __init__(self, *units: Layers) -> None:
+    Args:
+        units: the units' layers.
+        checkpointed: whether the units are to run again in backward by their own flags, as they do without fusion.
+    """
+
+    def __init__(self, *units: Layers, checkpointed: bool = False) -> None:
         self.units = units
+        self.checkpointed = checkpointed
         self.compiled = compiled.compile_chain(units)
+        pairs = [pair for unit in units for pair in (*unit.pairs, unit.shortcut) if isinstance(pair, tuple)]
+        self.promotes = any(promotes(norm) for _, norm in pairs)
 
 
 @dataclass(frozen=True)
@@ -34,23 +44,46 @@ class Settings:
     Attributes:
         implementation: of the elementwise passes and sums, as it was requested.
         memory: ``"fast"``, ``"lean"`` or ``"min"``.
+        checkpointing: ``"keep"`` or ``"replace"``: of units that checkpoint themselves.
         mode, align_corners: of a fusion's upsampling.
         exact_scale: whether maps must fit their targets by a power of two.
     """
 
     implementation: RequestedImplementation
     memory: str = "lean"
+    checkpointing: str = "keep"
     mode: str = "nearest"
     align_corners: bool = False
     exact_scale: bool = False
 
     def run(self, chain: ChainLayers, x: Tensor) -> Tensor | str:
         """Run a chain on `x`, or say why this call cannot."""
-        operators = self.implementation.operators(x)
+        reason = unsupported.promotion(x) if chain.promotes else None
+        if reason is not None:
+            return reason
+        operators, memory = self.implementation.operators(x), self.memory_of(chain)
         if chain.compiled is not None and compiled.has_compiled_passes(operators):
-            outs = compiled.run_chains(chain.compiled.read(), [x], self.memory)
+            outs = compiled.run_chains(chain.compiled.read(), [x], memory)
             return outs if isinstance(outs, str) else outs[0]
-        return run_units([unit.read() for unit in chain.units], x, operators, self.memory)
+        return run_units([unit.read() for unit in chain.units], x, operators, memory)
+
+    def memory_of(self, chain: ChainLayers) -> str:
+        """Return what a chain keeps: that of units with checkpointing flags no more than without fusion."""
+        return "min" if chain.checkpointed else self.memory
+
+
+class Refusal(str):
+    """Why a module keeps its own forward, in its attribute ``fused_unsupported_reason``; None in a pickle."""
+
+    def __deepcopy__(self, memo: Any) -> Refusal:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return type(None), ()
+
+
+# The attributes that accelerating adds to modules.
+ADDED = {"fused_settings", "last_call_reason", "fused_unsupported_reason", structure_cache.NAME}
 
 
 class FusedModule(nn.Module):
@@ -60,10 +93,17 @@ class FusedModule(nn.Module):
     last_call_reason: str | None
     unfused_class: type[nn.Module]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        own = getattr(self.unfused_class, "__deepcopy__", None)
+        return own(self, memo) if own is not None else _twin(self, type(self), memo)
+
+    def __copy__(self) -> Any:
+        return _twin(self, type(self))
+
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # Classes made at run time cannot be found by name: they are made again from their two bases.
-        kind = next(c for c in type(self).__mro__ if FusedModule in c.__bases__)
-        return _remake, (kind, self.unfused_class), {k: v for k, v in vars(self).items() if k != structure_cache.NAME}
+        """Pickle as the class that the module had, which whoever reads the file has."""
+        # Of protocol 1, which any pickler accepts: for later ones the reduction has to name the object's own class.
+        return _twin(self, self.unfused_class).__reduce_ex__(1)
 
     def _inner(self) -> list[nn.Module]:
         """Return all modules whose structure decides how this one executes."""
@@ -82,11 +122,16 @@ class FusedModule(nn.Module):
         return False
 
 
+def unit_chain(unit: nn.Module) -> ChainLayers:
+    """Return the chain of one supported unit."""
+    return ChainLayers(unit_layers(unit), checkpointed=unsupported.checkpoint_flag(unit) is not None)
+
+
 class FusedUnit(FusedModule):
     """One residual unit."""
 
     def unsupported_reasons(self) -> list[str]:
-        reason = unsupported.unit(self)
+        reason = unsupported.unit(self, self.fused_settings.checkpointing)
         return [reason] if reason else []
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -94,7 +139,7 @@ class FusedUnit(FusedModule):
         if args or kwargs:
             reason = "called with more than the input"
         chain = reason or structure_cache.cached(
-            self, self._inner, lambda: unsupported.unit(self) or ChainLayers(unit_layers(self))
+            self, self._inner, lambda: next(iter(self.unsupported_reasons()), None) or unit_chain(self)
         )
         out = chain if isinstance(chain, str) else self.fused_settings.run(chain, x)
         if isinstance(out, str):
@@ -120,14 +165,15 @@ class FusedSequence(FusedModule):
     def _find_parts(self) -> list[SequencePart]:
         assert isinstance(self, nn.Sequential)
         found: list[SequencePart] = []
-        modules, units = list[nn.Module](), list[Layers]()
-        for own, layers in [*_find_units(list(flat(self))), ([], "")]:
+        modules, units, flags = list[nn.Module](), list[Layers](), {False}
+        for own, layers in [*_find_units(list(flat(self)), self.fused_settings.checkpointing), ([], "")]:
+            flag = {unsupported.checkpoint_flag(m) is not None for m in own}
             # A module that is in two places moves its statistics twice, one after the other.
-            if units and (isinstance(layers, str) or any(own[0] is other for other in modules)):
-                found.append(SequencePart(modules, ChainLayers(*units)))
+            if units and (isinstance(layers, str) or flag != flags or any(own[0] is other for other in modules)):
+                found.append(SequencePart(modules, ChainLayers(*units, checkpointed=True in flags)))
                 modules, units = [], []
             if not isinstance(layers, str):
-                modules, units = [*modules, *own], [*units, layers]
+                modules, units, flags = [*modules, *own], [*units, layers], flag
             elif own:
                 found.append(SequencePart(own, layers))
         return found
@@ -163,13 +209,14 @@ class FusedSequence(FusedModule):
         return x
 
 
-def _find_units(modules: list[nn.Module]) -> Iterator[tuple[list[nn.Module], Layers | str]]:
+def _find_units(modules: list[nn.Module], checkpointing: str) -> Iterator[tuple[list[nn.Module], Layers | str]]:
     """Yield units and rows of convolution, normalisation and ReLU with their layers; others with the reason."""
     k = 0
     while k < len(modules):
         module, row = modules[k], modules[k : k + 3]
         if looks_like_unit(module):
-            reason = vars(module).get("fused_unsupported_reason") or unsupported.unit(module) or hooked([module])
+            reason = vars(module).get("fused_unsupported_reason") or unsupported.unit(module, checkpointing)
+            reason = reason or hooked([module])
             yield [module], reason or unit_layers(module)
         elif len(row) == 3 and unsupported.conv_norm_relu(*row) is None:
             yield row, Layers(((row[0], row[1]),), None)
@@ -190,7 +237,17 @@ def fused_class(kind: type[FusedModule], base: type[nn.Module]) -> type[FusedMod
     return _classes[kind, base]
 
 
-def _remake(kind: type[FusedModule], base: type[nn.Module]) -> nn.Module:
-    made = fused_class(kind, base)
-    module: nn.Module = made.__new__(made)
-    return module
+def _twin(module: FusedModule, kind: type[nn.Module], memo: dict[int, Any] | None = None) -> nn.Module:
+    """Return another module of class `kind` with the attributes of `module`; deep copies of them if `memo` is given.
+
+    A `kind` that is not fused gets none of what accelerating added.
+    """
+    twin: nn.Module = kind.__new__(kind)
+    added = {structure_cache.NAME} if issubclass(kind, FusedModule) else ADDED
+    state = {k: v for k, v in vars(module).items() if k not in added}
+    if memo is None:
+        vars(twin).update(state)
+    else:
+        memo[id(module)] = twin
+        twin.__setstate__(copy.deepcopy(state, memo))  # type: ignore[no-untyped-call]
+    return twin

@@ -5,21 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hrnet_fast.training import compiled, unsupported
-from hrnet_fast.training.batch_norm import same_statistics
+from hrnet_fast.training.batch_norm import promotes, same_statistics
 from hrnet_fast.training.conv_norm import ConvNorm
 from hrnet_fast.training.fusion_plan import FusionTerm
-from hrnet_fast.training.matching import Layers, flat
+from hrnet_fast.training.matching import Layers, flat, hooked
+
+# Mode and align_corners of the interpolations that a fusion can have.
+RESAMPLINGS = (("bilinear", False), ("bilinear", True), ("nearest", False))
 
 
 class TermLayers(NamedTuple):
-    """The modules of a :class:`FusionTerm`: convolutions with their normalisations."""
+    """The modules of a :class:`FusionTerm`: convolutions with their normalisations.
+
+    ``resampling`` is what a module behind them upsamples by (:data:`RESAMPLINGS`), or None where there is none.
+    """
 
     source: int
     target: int
     pairs: tuple[tuple[nn.Module, nn.Module], ...]
+    resampling: tuple[str, bool] | None = None
 
     def read(self) -> FusionTerm:
         return FusionTerm(self.source, self.target, Layers(self.pairs, None).read().steps)
@@ -35,6 +44,7 @@ class FusionLayers:
 
     def __init__(self, rows: Sequence[Sequence[TermLayers]], mode: str, align_corners: bool) -> None:
         self._rows = rows
+        self.promotes = any(promotes(norm) for row in rows for term in row for _, norm in term.pairs)
         self.compiled = compiled.compile_fusion(rows, mode, align_corners)
 
     def read(self) -> FusionTerms:
@@ -94,8 +104,14 @@ def find_terms(rows: Any) -> list[list[TermLayers]] | str:
 
 def _find_term(layer: nn.Module, source: int, target: int) -> TermLayers | str:
     where = f"fuse_layers.{target}.{source}"
-    layers = [m for m in flat(layer) if not isinstance(m, nn.Upsample)] if isinstance(layer, nn.Sequential) else []
-    pairs = []
+    layers = list(flat(layer)) if isinstance(layer, nn.Sequential) else []
+    pairs, resampling = [], None
+    if source > target and len(layers) > 2:
+        reason = hooked(layers[-1:])
+        if reason:
+            return f"{where}: {reason}"
+        resampling = _read_resampling(layers[-1], 1 << (source - target))
+        layers = layers[:-1] if resampling else layers
     while len(layers) >= 2:
         conv, norm = layers[:2]
         reason = unsupported.conv_norm(conv, norm)
@@ -106,10 +122,36 @@ def _find_term(layer: nn.Module, source: int, target: int) -> TermLayers | str:
         if layers and type(layers[0]) is nn.ReLU:
             layers = layers[1:]
         elif layers:
-            return f"{where}: {type(layers[0]).__name__} where a ReLU belongs"
+            what = "an interpolation to the target's size" if source > target else "a ReLU"
+            return f"{where}: {type(layers[0]).__name__} where {what} belongs"
     if layers or len(pairs) != max(1, target - source):
         return f"{where} is no chain of convolutions and normalisations"
     stride = (1, 1) if source > target else (2, 2)
     if any(conv.stride != stride for conv, _ in pairs):
         return f"{where} has convolutions of stride {[conv.stride for conv, _ in pairs]}"
-    return TermLayers(source, target, tuple(pairs))
+    return TermLayers(source, target, tuple(pairs), resampling)
+
+
+def _read_resampling(module: nn.Module, factor: int) -> tuple[str, bool] | None:
+    """Return the mode and align_corners of a module that upsamples by `factor`, by what it computes; or None."""
+    if next(iter(module.state_dict()), None) is not None:
+        return None
+    x = torch.rand(1, 2, 3, 4, generator=torch.Generator().manual_seed(0), device="cpu")
+    state = torch.random.get_rng_state()
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            given = module(x.clone())
+    except Exception:  # whatever a foreign forward raises
+        return None
+    finally:
+        torch.random.set_rng_state(state)
+    for mode, align in RESAMPLINGS:
+        wanted = F.interpolate(x, scale_factor=factor, mode=mode, align_corners=align if mode == "bilinear" else None)
+        if isinstance(given, Tensor) and given.shape == wanted.shape and torch.allclose(given, wanted, atol=1e-6):
+            return mode, align
+    return None
+
+
+def resampling_of(terms: Sequence[Sequence[TermLayers]]) -> set[tuple[str, bool]]:
+    """Return how the modules of a fusion upsample; empty where its forward does it."""
+    return {term.resampling for row in terms for term in row if term.resampling is not None}

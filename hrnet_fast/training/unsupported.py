@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from hrnet_fast.implementations import RequestedImplementation
-from hrnet_fast.reference.norm import FrozenBatchNorm2d
+from hrnet_fast.training.batch_norm import channels_of, is_frozen
 from hrnet_fast.training.conv_norm import autocast_dtype
 from hrnet_fast.training.matching import hooked, unit_depth
 
 # Flags by which code bases let a unit run again in backward instead of keeping its activations.
 _CHECKPOINT_FLAGS = ("with_cp", "gradient_checkpointing", "grad_checkpointing")
 _CONVOLUTION = (nn.Conv2d.forward, nn.Conv2d._conv_forward)  # PyTorch's own: some tools replace them
-_NORMALISATIONS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, FrozenBatchNorm2d.forward)
+_NORMALISATIONS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
 _ROLES = ("conv", "bn", "relu", "act", "downsample")
 
 
@@ -37,7 +37,7 @@ def norm(module: nn.Module | None) -> str | None:
         return "a normalisation is missing"
     if "forward" in vars(module):
         return f"the forward of its {type(module).__name__} was replaced"
-    if type(module).forward not in _NORMALISATIONS:
+    if type(module).forward not in _NORMALISATIONS and not is_frozen(module):
         return f"{type(module).__name__} is no plain batch normalisation"
     return None
 
@@ -45,9 +45,9 @@ def norm(module: nn.Module | None) -> str | None:
 def conv_norm(convolution: Any, normalisation: Any) -> str | None:
     """Of a convolution and the normalisation behind it."""
     reason = conv(convolution) or norm(normalisation)
-    if reason is None and normalisation.num_features != convolution.out_channels:
+    if reason is None and channels_of(normalisation) != convolution.out_channels:
         return (
-            f"its normalisation has {normalisation.num_features} channels, its convolution {convolution.out_channels}"
+            f"its normalisation has {channels_of(normalisation)} channels, its convolution {convolution.out_channels}"
         )
     return reason
 
@@ -59,13 +59,22 @@ def conv_norm_relu(convolution: nn.Module, normalisation: nn.Module, activation:
     return conv_norm(convolution, normalisation) or hooked([convolution, normalisation, activation])
 
 
-def unit(module: nn.Module) -> str | None:
-    """Of a residual unit as it stands now, the hooks of its layers included."""
+def checkpoint_flag(module: nn.Module) -> str | None:
+    """Return the name of the flag by which a unit is to run again in backward, or None."""
+    return next((flag for flag in _CHECKPOINT_FLAGS if getattr(module, flag, False)), None)
+
+
+def unit(module: nn.Module, checkpointing: str = "keep") -> str | None:
+    """Of a residual unit as it stands now, the hooks of its layers included.
+
+    Args:
+        checkpointing: ``"keep"`` refuses units that checkpoint themselves, ``"replace"`` does not.
+    """
     if "forward" in vars(module):
         return "its forward was replaced"
-    for flag in _CHECKPOINT_FLAGS:
-        if getattr(module, flag, False):
-            return f"{flag} is set: it already computes its activations again"
+    flag = checkpoint_flag(module) if checkpointing == "keep" else None
+    if flag:
+        return f"{flag} is set: it already computes its activations again; checkpointing='replace' takes it over"
     for k in range(1, unit_depth(module) + 1):
         reason = conv_norm(getattr(module, f"conv{k}", None), getattr(module, f"bn{k}", None))
         if reason:
@@ -82,12 +91,12 @@ def unit(module: nn.Module) -> str | None:
 
 
 def _child_of_unit(name: str, child: nn.Module) -> str | None:
-    if isinstance(child, nn.Identity) and name != "downsample":
+    if (isinstance(child, nn.Identity) or type(child) is nn.ReLU) and name != "downsample":  # openseg has a `relu_in`
         return None
     role = name.rstrip("123")
     if role not in _ROLES:
         return f"its {name} ({type(child).__name__}) is no part of a plain residual unit"
-    if role in ("relu", "act") and type(child) is not nn.ReLU:
+    if role in ("relu", "act"):
         return f"its activation is {type(child).__name__}, not ReLU"
     if role == "downsample":
         layers = list(child.children())
@@ -139,6 +148,13 @@ def call(x: Tensor, requested: RequestedImplementation) -> str | None:
     if requested.name == "auto" and "reference" in requested.operators(x):
         return f"no fused operators for {x.dtype} on {x.device.type} here: `hrnet-fast doctor` says what is missing"
     return None
+
+
+def promotion(x: Tensor) -> str | None:
+    """Of a call on `x` whose layers have a normalisation that multiplies by float32 buffers."""
+    if autocast_dtype(x) is None:
+        return None
+    return "under autocast its frozen normalisation, which multiplies by float32 buffers, returns float32"
 
 
 def dtypes(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> str | None:

@@ -151,11 +151,10 @@ def test_any_strides(layout: str) -> None:
 
 
 @native
-@pytest.mark.parametrize("module", [standins.HighResolutionModule, standins.SegmentationModule, standins.MMSegModule])
+@pytest.mark.parametrize("module", [standins.HighResolutionModule, standins.SegmentationModule])
 @pytest.mark.parametrize("fast", [False, True])
 def test_code_bases(module: type[nn.Module], fast: bool) -> None:
-    block = standins.MMBasicBlock if module is standins.MMSegModule else standins.BasicBlock
-    model = standins.net(module, block, dtype=torch.float32).eval()
+    model = standins.net(module, dtype=torch.float32).eval()
     if fast:
         hf.accelerate(model, impl="reference")
     assert_answers(model, image(64, 96))

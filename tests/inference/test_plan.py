@@ -94,18 +94,11 @@ def test_ablations(change: dict[str, object]) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [
-        standins.HighResolutionModule,
-        standins.SegmentationModule,
-        standins.AlignedModule,
-        standins.MMSegModule,
-        standins.MMPoseModule,
-    ],
+    [standins.HighResolutionModule, standins.SegmentationModule, standins.AlignedModule],
 )
 @pytest.mark.parametrize("fast", [False, True])
 def test_code_bases(module: type[nn.Module], fast: bool) -> None:
-    block = standins.MMBasicBlock if module in (standins.MMPoseModule, standins.MMSegModule) else standins.BasicBlock
-    model = standins.net(module, block).eval()
+    model = standins.net(module).eval()
     if fast:
         hf.accelerate(model, impl="reference")
     before = str(hf.explain(model)) if fast else ""

@@ -19,7 +19,7 @@ from comparison import (
     tiny,
     two_stages,
 )
-from tiny_networks import assert_same, image, maps, relative_l2
+from tiny_networks import assert_same, enliven, image, maps, relative_l2
 from torch import Tensor, fx, nn
 
 import hrnet_fast as hf
@@ -123,7 +123,7 @@ def test_meta_device() -> None:
     out = fast.eval()(torch.empty(2, 3, 64, 64, device="meta"))
     assert [o.shape for o in out] == [(2, c, 32 >> k, 32 >> k) for k, c in enumerate(up.CHANNELS)]
     assert all("meta" in reason for reason in reasons(fast).values())
-    filled = up.enliven(fast.to_empty(device="cpu"))
+    filled = enliven(fast.to_empty(device="cpu"))
     assert isinstance(filled(image(64, 64))[0], Tensor)
     assert_all_fast(filled)
 

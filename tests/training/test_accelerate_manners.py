@@ -6,6 +6,10 @@ import copy
 import inspect
 import io
 import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,7 +107,7 @@ def test_restore_gives_everything_back() -> None:
 
 
 def test_restore_forgets_refusals_too() -> None:
-    model = up.net(up.MMPoseModule, up.MMBasicBlock)
+    model = up.net()
     model.stage2[0].branches[0][0].add_module("se", nn.Sigmoid())
     before = {name: (type(m), set(vars(m))) for name, m in model.named_modules()}
     accelerate(model)
@@ -138,27 +142,75 @@ def test_a_named_implementation_that_cannot_run_raises() -> None:
         accelerate(up.net(), impl="cuda")
 
 
-def roundtrip(model: Any, way: str) -> Any:
-    if way == "deepcopy":
-        return copy.deepcopy(model)
-    if way == "pickle":
-        return pickle.loads(pickle.dumps(model))
-    buffer = io.BytesIO()
-    torch.save(model, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
-
-
-@pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
-def test_copies_are_accelerated(way: str) -> None:
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy])
+def test_copies_are_accelerated(duplicate: Callable[[Any], Any]) -> None:
     model = accelerated(up.net(), memory="min")
-    twin = roundtrip(model, way)
+    twin = duplicate(model)
     assert [type(m) for m in twin.modules()] == [type(m) for m in model.modules()]
-    assert not {id(p) for p in twin.parameters()} & {id(p) for p in model.parameters()}
-    assert_trains_alike(twin, model)
+    shared = {id(p) for p in twin.parameters()} & {id(p) for p in model.parameters()}
+    assert bool(shared) == (duplicate is copy.copy)
     assert assert_all_fast(twin).fast == assert_all_fast(model).fast
-    assert not any(isinstance(m, FusedModule) for m in restore(twin).modules())
-    assert_all_fast(model)
+    if duplicate is copy.deepcopy:
+        assert_trains_alike(twin, model)
+        assert not any(isinstance(m, FusedModule) for m in restore(twin).modules())
+        assert_all_fast(model)
+    assert type(duplicate(model.layer1)) is type(model.layer1)
+
+
+class Counted(up.SegmentationModule):
+    """Says itself what of it is pickled."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "pickled": True}
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickles_are_of_the_models_own_classes(protocol: int) -> None:
+    plain = up.net(Counted)
+    plain.stage2[0].branches[0][0].add_module("se", nn.Sigmoid())  # a refused unit
+    fast = accelerated(plain)
+    assert "its se (Sigmoid)" in str(explain(fast))
+    read = pickle.loads(pickle.dumps(fast, protocol))
+    assert [type(m) for m in read.modules()] == [type(m) for m in plain.modules()]
+    wanted = {name: set(vars(m)) for name, m in pickle.loads(pickle.dumps(plain)).named_modules()}
+    given = {name: set(vars(m)) for name, m in read.named_modules()}
+    wanted["stage2.0.branches.0.0"].add("fused_unsupported_reason")
+    assert given == wanted
+    assert read.stage2[0].branches[0][0].fused_unsupported_reason is None
+    with pytest.raises(hf.InputError, match="not accelerated"):
+        explain(read)
+    assert_trains_alike(read, fast)
+    assert "its se (Sigmoid)" in str(explain(fast))  # as before
+
+
+READER = """
+import sys
+
+sys.modules["hrnet_fast"] = None  # importing it raises
+sys.path.insert(0, sys.argv[1])
+import torch
+
+model, x = torch.load(sys.argv[2], weights_only=False)
+torch.save([type(model).__module__, *model(x)], sys.argv[3])
+"""
+
+
+@pytest.mark.processes
+def test_a_saved_model_is_read_without_this_package(tmp_path: Path) -> None:
+    """As the authors' face repository writes files: the whole model, by torch.save."""
+    plain = up.net(up.SegmentationModule, modules=1).eval()
+    plain.stage2[0].branches[0][0].add_module("se", nn.Sigmoid())  # a refused unit
+    fast, x = accelerated(plain), image(32, 32, **X)
+    assert "its se (Sigmoid)" in str(explain(fast))
+    given, found = tmp_path / "model.pth", tmp_path / "maps.pth"
+    torch.save((fast, x), given)
+    arguments = [str(Path(up.__file__).parent), str(given), str(found)]
+    done = subprocess.run([sys.executable, "-c", READER, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    name, *maps = torch.load(found)
+    assert name == "upstream_standins"
+    for a, e in zip(maps, plain(x), strict=True):
+        assert torch.equal(a, e)
 
 
 @pytest.mark.parametrize("way", ["pickle", "torch.save"])
@@ -168,7 +220,10 @@ def test_outputs_can_be_saved(way: str) -> None:
     assert out.requires_grad
     assert not vars(out)
     if way == "torch.save":
-        torch.testing.assert_close(roundtrip(out, way).detach(), out.detach())
+        buffer = io.BytesIO()
+        torch.save(out, buffer)
+        buffer.seek(0)
+        torch.testing.assert_close(torch.load(buffer).detach(), out.detach())
 
 
 def test_a_slice_of_a_sequence_executes_alike() -> None:

@@ -57,14 +57,26 @@ def test_stem_and_head_take_the_fused_path(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_accelerated_networks_are_copied_and_restored() -> None:
     fast = accelerated(reference())
-    for duplicate in (copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))):
-        twin = duplicate(fast)
-        assert type(twin) is type(fast)
-        assert_trains_alike(twin, fast)
-        assert type(restore(twin)) is HRNetReference
+    twin = copy.deepcopy(fast)
+    assert type(twin) is type(fast)
+    assert_trains_alike(twin, fast)
+    assert type(restore(twin)) is HRNetReference
     model = hf.HRNet(tiny_config("v2"), impl="reference")
     assert type(model) is hf.HRNet
     assert type(restore(accelerate(model))) is hf.HRNet
+
+
+@pytest.mark.parametrize("options", [{"head": "v2"}, {"head": "features", "feature_location": "incre"}])
+def test_own_networks_are_accelerated_again_when_they_are_read(options: dict[str, Any]) -> None:
+    """Whoever reads them has this package, and expects what building them gives."""
+    model = accelerate(hf.HRNet(tiny_config(**options)), impl="reference", memory="min").double()
+    for twin in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert str(explain(twin)) == str(explain(model))
+        assert vars(twin).keys() - {"fused_structure"} == vars(model).keys() - {"fused_structure"}
+        assert {m.fused_settings.memory for m in twin.modules() if isinstance(m, FusedModule)} == {"min"}
+        assert_trains_alike(twin, copy.deepcopy(model))
+    plain = pickle.loads(pickle.dumps(restore(model)))
+    assert not any(isinstance(m, FusedModule) for m in plain.modules())
 
 
 def test_a_changed_stem_or_head_takes_the_plain_path() -> None:

@@ -17,7 +17,7 @@ from comparison import (
     reasons,
     tiny,
 )
-from tiny_networks import gradients, image, relative_l2
+from tiny_networks import enliven, gradients, image, relative_l2
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -98,7 +98,7 @@ def test_convolutions_with_bias_and_other_geometry(memory: str) -> None:
     layers[0][1][0] = nn.Conv2d(8, 4, 1)
     layers[0][2][0] = nn.Conv2d(12, 4, 1, groups=4, bias=False)
     layers[2][0][0][0] = nn.Conv2d(4, 4, 5, 2, 2, groups=2)
-    plain = up.enliven(plain).double()
+    plain = enliven(plain).double()
     fast = accelerated(plain, memory=memory)
     assert_trains_alike(fast, plain)
     assert_evaluates_alike(fast, plain, image(64, 96, **X))
@@ -132,7 +132,7 @@ def test_networks_inside_networks(memory: str) -> None:
         def forward(self, x: torch.Tensor) -> Any:
             return [*self.first(x), *self.second(x)]
 
-    plain = up.enliven(Two()).double()
+    plain = enliven(Two()).double()
     fast = accelerated(plain, memory=memory)
     assert_trains_alike(fast, plain)
     assert_all_fast(fast)

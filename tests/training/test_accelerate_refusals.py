@@ -54,7 +54,7 @@ class LayerScaled(up.BasicBlock):
         return self.relu(x + (out if self.gamma is None else out * self.gamma))
 
 
-class Multiplying(up.MMPoseModule):
+class Multiplying(up.HighResolutionModule):
     def forward(self, x: list[Tensor]) -> list[Tensor]:
         x = [branch(one) for branch, one in zip(self.branches, x, strict=True)]
         fused = []
@@ -166,7 +166,7 @@ CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
     "forward of a norm": (_replaced_norm_forward, "the forward of its BatchNorm2d was replaced"),
     "hook": (_hook, "a hook is registered on its BatchNorm2d"),
     "pre-hook": (_pre_hook, "a hook is registered on its Conv2d"),
-    "hook on the unit": (_hook_on_unit, "a hook is registered on its MMBasicBlock"),
+    "hook on the unit": (_hook_on_unit, "a hook is registered on its BasicBlock"),
 }
 
 
@@ -174,7 +174,7 @@ CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_unit_falls_back_alone(change: str, when: str) -> None:
     apply, reason = CHANGES[change]
-    plain = up.net(up.MMPoseModule, up.MMBasicBlock)
+    plain = up.net()
     fast = copy.deepcopy(plain)
     if when == "after":
         accelerate(fast, impl="reference")
@@ -193,7 +193,7 @@ def test_a_changed_unit_falls_back_alone(change: str, when: str) -> None:
 
 @pytest.mark.parametrize("change", ["hook", "checkpointing", "forward of a norm"])
 def test_the_first_unit_decides_for_no_other(change: str) -> None:
-    plain = up.net(up.MMPoseModule, up.MMBasicBlock)
+    plain = up.net()
     CHANGES[change][0](plain.stage2[0].branches[0][0] if change == "checkpointing" else plain.layer1[0])
     fast = accelerate(plain, impl="reference")
     assert len([b for b in explain(fast).blocks if b.reason]) <= 2
@@ -235,7 +235,7 @@ def _grouped(module: Any) -> None:
     ],
 )
 def test_a_changed_fusion_falls_back_alone(apply: Callable[[Any], None], reason: str) -> None:
-    plain = up.net(up.MMPoseModule)
+    plain = up.net()
     fast = accelerated(plain)
     for model in (plain, fast):
         apply(model.stage2[0])
@@ -246,7 +246,7 @@ def test_a_changed_fusion_falls_back_alone(apply: Callable[[Any], None], reason:
 
 def test_norms_of_two_minds() -> None:
     """One normalisation in evaluation mode beside others that take the batch's statistics."""
-    plain = up.net(up.MMPoseModule)
+    plain = up.net()
     fast = accelerated(plain)
     x = image(32, 32, batch=2, dtype=torch.float64)
     results = []

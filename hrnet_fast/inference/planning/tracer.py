@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference.planning.shapes import IN_PLACE, result_without_running
+from hrnet_fast.reference.norm import FrozenBatchNorm2d
+from hrnet_fast.training.batch_norm import is_frozen
 from hrnet_fast.training.matching import hooked
 
 
@@ -245,7 +248,11 @@ def _meta_copy(model: nn.Module) -> nn.Module:
     twins: dict[int, Any] = {id(t): t.detach().to("meta") for t in model.buffers()}
     for p in model.parameters():
         twins[id(p)] = nn.Parameter(p.detach().to("meta"), requires_grad=False)
-    return copy.deepcopy(model, twins)
+    twin = copy.deepcopy(model, twins)
+    for module in twin.modules():
+        if is_frozen(module):  # some multiply and add: as one call it is folded into a convolution
+            module.forward = partial(FrozenBatchNorm2d.forward, module)  # type: ignore[arg-type,assignment]
+    return twin
 
 
 def _check_traceable(model: nn.Module) -> None:
