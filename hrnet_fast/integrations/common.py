@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from hrnet_fast.errors import MissingPackageError
-from hrnet_fast.training.accelerate import accelerate, explain
+from hrnet_fast.training.accelerate import Report, accelerate, explain
 
 
 class TrainerAcceleration:
@@ -38,12 +38,12 @@ class TrainerAcceleration:
         accelerate(model, **self.options)
         self._reported = False
 
-    def report(self, model: nn.Module) -> str | None:
+    def report(self, model: nn.Module) -> Report | None:
         """Return what ``explain`` says of `model`; None if it was returned since the start."""
         if self._reported:
             return None
         self._reported = True
-        return f"accelerate: {explain(model)}"
+        return explain(model)  # type: ignore[no-any-return]
 
 
 def check_options(options: dict[str, Any]) -> None:

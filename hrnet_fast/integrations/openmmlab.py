@@ -56,7 +56,7 @@ class AccelerateHRNet(Hook):  # type: ignore[misc]
     def after_train_iter(self, runner: Any, *_args: Any, **_outputs: Any) -> None:
         report = self._acceleration.report(runner.model)
         if report is not None:
-            runner.logger.info(report)
+            runner.logger.info(f"accelerate: {report}")
 
     after_val_iter = after_test_iter = after_train_iter
 

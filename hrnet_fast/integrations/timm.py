@@ -1,4 +1,4 @@
-"""timm: registers its HRNets under names of ours, ``hrnet_fast_w18`` for ``hrnet_w18``, accelerated when they are created.
+"""timm: registers its HRNets, accelerated, under names of ours: ``hrnet_fast_w18`` for ``hrnet_w18``.
 
 After ``import hrnet_fast.integrations.timm``, ``timm.create_model`` and what is built on it can name them.
 """
