@@ -199,7 +199,8 @@ for plugin, package in absent.items():
         importlib.import_module(f"hrnet_fast.integrations.{plugin}")
     except MissingPackageError as error:
         assert isinstance(error, ImportError)
-        print(str(error).endswith(f"pip install {package}"), str(error).startswith(f"hrnet_fast.integrations.{plugin} "))
+        print(str(error).startswith(f"hrnet_fast.integrations.{plugin} "))
+        print(str(error).endswith(f"pip install {package}"))
 import hrnet_fast.integrations.common
 """
     assert run_fresh(program).split() == ["True"] * 10
