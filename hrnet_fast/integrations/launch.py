@@ -33,9 +33,10 @@ def say(text: str) -> None:
 class ScriptAcceleration:
     """Accelerates the HRNets of a process where its code moves, wraps or switches them.
 
-    While it is :meth:`active`, ``Module.to``, ``cuda`` and ``train`` (which ``eval`` calls) accelerate after they ran,
-    ``DataParallel`` and ``DistributedDataParallel`` before they wrap, and a module's call before it runs, the latter
-    until the first network was found. Processes that ``multiprocessing`` starts do the same.
+    While it is :meth:`active`, ``Module.to``, ``cuda`` and ``train`` (which ``eval`` calls) accelerate before they run,
+    as ``DataParallel``, ``DistributedDataParallel`` and a module's call do, the latter until the first network was
+    found. Blocks are thus compared with their fused form where they were built, mostly on the CPU. Processes that
+    ``multiprocessing`` starts do the same.
 
     Args:
         options: keyword arguments of :func:`hrnet_fast.accelerate`.
@@ -92,7 +93,7 @@ class ScriptAcceleration:
         if self.old_names:
             self._undo.append(legacy.supply(say))
         for name in ("to", "cuda", "train"):
-            self._replace(nn.Module, name, self._afterwards)
+            self._replace(nn.Module, name, self._examine_first)
         for wrapper in (DataParallel, DistributedDataParallel):
             self._replace(wrapper, "__init__", self._before_wrapping)
         self._replace(nn.Module, "__call__", self._before_the_first_call)
@@ -103,17 +104,16 @@ class ScriptAcceleration:
         setattr(owner, name, make(original))
         self._undo.append(lambda: setattr(owner, name, original))
 
-    def _afterwards(self, original: Any) -> Any:
+    def _examine_first(self, original: Any) -> Any:
         def method(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if self._busy:
                 return original(module, *args, **kwargs)
+            self.examine(module)
             self._busy = True  # train() calls itself on every child
             try:
-                result = original(module, *args, **kwargs)
+                return original(module, *args, **kwargs)
             finally:
                 self._busy = False
-            self.examine(module)
-            return result
 
         return method
 

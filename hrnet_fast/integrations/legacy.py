@@ -1,13 +1,14 @@
 """Names of old numpy and scipy that the authors' repositories use and newer releases lack: ``launch --legacy``.
 
-numpy 1.24 removed its aliases of Python's types; scipy 1.3 removed ``imresize`` and ``imrotate``. Each is supplied when
-it is first asked for, and told then.
+numpy 1.24 and 1.25 removed aliases of Python's types and of ``math``; scipy 1.3 removed ``imresize`` and ``imrotate``.
+Each is supplied when it is first asked for, and told then.
 """
 
 from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
+import math
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -18,9 +19,9 @@ from PIL import Image
 
 from hrnet_fast.errors import InputError, shown
 
-ALIASES: dict[str, type] = {
-    "bool": bool, "complex": complex, "float": float, "int": int, "long": int, "object": object, "str": str,
-    "unicode": str,
+ALIASES: dict[str, type | ModuleType] = {
+    "bool": bool, "complex": complex, "float": float, "int": int, "long": int, "math": math, "object": object,
+    "str": str, "unicode": str,
 }  # fmt: skip
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
