@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import hrnet_fast as hf
+from hrnet_fast.integrations import openmmlab
 from hrnet_fast.integrations.openmmlab import PACKAGES, AccelerateHRNet
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -126,6 +128,18 @@ def test_the_hook_takes_a_wrapped_model(tmp_path: Path) -> None:
     train_once(plain, x)
     own, other = gradients(fast), gradients(plain)
     assert all(relative_l2(own[k], other[k]) < 1e-8 for k in other)
+
+
+def test_packages_that_are_absent_or_broken_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also an installed one whose own checks of versions fail."""
+    (tmp_path / "broken_package").mkdir()
+    (tmp_path / "broken_package" / "__init__.py").write_text("assert False, 'another mmcv, please'", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(openmmlab, "PACKAGES", ("absent_package", "broken_package", "mmdet"))
+    models = importlib.import_module("mmdet.registry").MODELS
+    before = models.module_dict.pop("HRNetFast")
+    openmmlab._register()
+    assert models.module_dict["HRNetFast"] is not before
 
 
 def test_wrong_options_are_named() -> None:
