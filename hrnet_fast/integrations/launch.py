@@ -205,7 +205,7 @@ def run_script(script: str, arguments: tuple[str, ...], as_module: bool, acceler
 
 
 def _without_our_frames(trace: TracebackType | None) -> TracebackType | None:
-    """Drop the frames up to :func:`run_script` and those of ``runpy`` behind it; without it, all stay."""
+    """Drop the frames up to :func:`run_script` and ``runpy``'s behind it; a trace without it stays whole."""
     entry, inside = trace, False
     while entry is not None:
         ours = entry.tb_frame.f_code is run_script.__code__
