@@ -1,6 +1,6 @@
 """The exceptions of this package. A message says what was given, what is accepted and what to do.
 
-Each also derives from the matching built-in exception, ``ValueError`` or ``RuntimeError``.
+Each also derives from the matching built-in exception: ``ValueError``, ``RuntimeError`` or ``ImportError``.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ class CheckpointError(HRNetFastError, RuntimeError):
 
 class ImplementationError(HRNetFastError, RuntimeError):
     """An implementation that was named explicitly cannot run here."""
+
+
+class MissingPackageError(HRNetFastError, ImportError):
+    """A plug-in was imported whose package is not installed; the message names what to install."""
 
 
 def shown(value: object) -> str:

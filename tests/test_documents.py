@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from upstreams import mmcv_ext
 
 import hrnet_fast as hf
 from benchmarks.reports.page import write_page
@@ -14,9 +15,12 @@ from benchmarks.reports.readme_pictures import draw_pictures
 from benchmarks.reports.records import load_run
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "integrations").glob("*.md")])]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+
+
+mmcv_ext.install()  # before a page imports mmpose
 
 
 def blocks(page: Path) -> list[str]:

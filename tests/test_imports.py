@@ -31,7 +31,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "reference": ("torch", "hrnet_fast.config", "hrnet_fast.errors", "hrnet_fast.norm_affine", "hrnet_fast.reference"),
 }
 # Imports go one way: cli, demo and tasks above checkpoints and models, these above the operators.
-ABOVE = tuple(f"hrnet_fast.{part}" for part in ("cli", "demo", "tasks", "doctor", "complexity", "launches"))
+ABOVE = tuple(
+    f"hrnet_fast.{part}" for part in ("cli", "demo", "integrations", "tasks", "doctor", "complexity", "launches")
+)
 FORBIDDEN: dict[str, tuple[str, ...]] = {
     "implementations": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.reference"),
     "ops": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.inference", "hrnet_fast.training"),
@@ -48,8 +50,10 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     ),
     "inference/planning": ("hrnet_fast.inference.execution", "hrnet_fast.inference.engine", "hrnet_fast.ops"),
     "checkpoints": ABOVE,
-    "tasks": ("hrnet_fast.cli", "hrnet_fast.demo"),
-    "demo": ("hrnet_fast.cli",),
+    # Whoever imports a plug-in needs its package: nothing but the command that runs scripts does.
+    "tasks": ("hrnet_fast.cli", "hrnet_fast.demo", "hrnet_fast.integrations"),
+    "demo": ("hrnet_fast.cli", "hrnet_fast.integrations"),
+    "integrations": ("hrnet_fast.cli", "hrnet_fast.demo", "hrnet_fast.tasks", "hrnet_fast.inference"),
 }  # fmt: skip
 
 
@@ -183,3 +187,25 @@ assert build_info() is None
 print(hf.HRNet(width=4, head="v1", num_outputs=3, num_blocks=1, num_modules=(1, 1, 1)).impl)
 """
     assert run_fresh(program).strip() == "reference"
+
+
+@pytest.mark.processes
+def test_plug_ins_name_the_package_that_is_absent() -> None:
+    """Importing the package, and what the plug-ins share, works without any of theirs."""
+    program = """
+import importlib, sys
+absent = {"openmmlab": "mmengine", "timm": "timm", "lightning": "lightning", "pytorch_lightning": "pytorch_lightning",
+          "huggingface": "transformers"}
+sys.modules |= dict.fromkeys(absent.values())
+import hrnet_fast as hf
+from hrnet_fast.errors import MissingPackageError
+for plugin, package in absent.items():
+    try:
+        importlib.import_module(f"hrnet_fast.integrations.{plugin}")
+    except MissingPackageError as error:
+        assert isinstance(error, ImportError)
+        print(str(error).startswith(f"hrnet_fast.integrations.{plugin} "))
+        print(str(error).endswith(f"pip install {package}"))
+import hrnet_fast.integrations.common
+"""
+    assert run_fresh(program).split() == ["True"] * 10

@@ -11,6 +11,7 @@ from hrnet_fast.cli.checkpoints import convert, info
 from hrnet_fast.cli.console import run_app
 from hrnet_fast.cli.demo import demo
 from hrnet_fast.cli.inspect import doctor, models, plan, table
+from hrnet_fast.cli.launch import launch
 from hrnet_fast.cli.run import run
 
 
@@ -20,7 +21,7 @@ def app() -> None:
     """HRNet for PyTorch: run, inspect and convert checkpoints of every upstream."""
 
 
-for command in (models, info, convert, table, plan, run, doctor, demo):
+for command in (models, info, convert, table, plan, run, launch, doctor, demo):
     app.add_command(command)
 
 

@@ -73,10 +73,11 @@ def show_notes() -> None:
 def run_app(app: click.Group, name: str, argv: Sequence[str] | None) -> NoReturn:
     """Run a group of commands and exit.
 
-    Codes are 0 on success, a command's own, 2 on bad input (one line on standard error), 130 on Ctrl-C.
+    Codes are 0 on success, a command's own, 2 on bad input (one line on standard error), 130 on Ctrl-C. A command that
+    returns a function has another's code run: there, exceptions and exit codes are not this program's.
     """
     try:
-        # The exit code of a command is returned here; commands themselves return None.
+        # The exit code of a command is returned here; commands themselves return None, or what is to run.
         code = app.main(args=list(argv) if argv is not None else None, prog_name=name, standalone_mode=False)
     except click.exceptions.Abort:
         click.echo("stopped.", err=True)
@@ -89,4 +90,6 @@ def run_app(app: click.Group, name: str, argv: Sequence[str] | None) -> NoReturn
         lines = [line.strip() for line in message.splitlines() if line.strip()]
         click.echo(f"{name}: {'; '.join(lines)}", err=True)
         code = 2
+    if callable(code):
+        code = code()
     sys.exit(code)

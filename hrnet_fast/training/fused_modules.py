@@ -179,9 +179,13 @@ class FusedSequence(FusedModule):
         return found
 
     def unsupported_reasons(self) -> list[str]:
+        if "forward" in vars(self):
+            return ["its forward was replaced"]
         return list(dict.fromkeys(part.chain for part in self.parts() if isinstance(part.chain, str)))
 
     def partly_fused(self) -> bool:
+        if "forward" in vars(self):
+            return False
         return any(isinstance(part.chain, ChainLayers) for part in self.parts()) and not self.last_call_reason
 
     def __getitem__(self, index: Any) -> Any:

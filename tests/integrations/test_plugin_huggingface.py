@@ -1,0 +1,83 @@
+"""The callback in ``transformers.Trainer``, and models that go through ``Accelerator.prepare``."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_networks import image, relative_l2, tiny
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+
+import hrnet_fast as hf
+from hrnet_fast.integrations.huggingface import AccelerateHRNet
+
+pytestmark = pytest.mark.filterwarnings("ignore::Warning")
+
+
+class Model(nn.Module):
+    """A network that returns its loss, as the trainer expects."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = hf.restore(tiny("v1").double())
+
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        out = self.network(pixel_values)
+        return {"loss": out.square().mean(), "logits": out}
+
+
+class Images(torch.utils.data.Dataset[dict[str, Tensor]]):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"pixel_values": image(32, 32, dtype=torch.float64)[0] * (index + 1)}
+
+
+def trainer(folder: Path, callbacks: list[Any], **options: Any) -> Trainer:
+    arguments = TrainingArguments(
+        output_dir=str(folder), per_device_train_batch_size=2, max_steps=2, use_cpu=True, report_to=[],
+        save_strategy="no", logging_strategy="no", disable_tqdm=True, seed=0, log_level="info",
+    )  # fmt: skip
+    return Trainer(args=arguments, train_dataset=Images(), eval_dataset=Images(), callbacks=callbacks, **options)
+
+
+def test_the_callback_accelerates(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fast, handler = Model(), logging.getLogger("transformers")
+    plain = copy.deepcopy(fast)
+    trainer(tmp_path, [], model=plain).train()
+    handler.addHandler(caplog.handler)
+    try:
+        trainer(tmp_path, [AccelerateHRNet(memory="min")], model=fast).train()
+    finally:
+        handler.removeHandler(caplog.handler)
+    state = fast.state_dict()
+    assert state.keys() == plain.state_dict().keys()
+    assert all(relative_l2(state[k], v) < 1e-8 for k, v in plain.state_dict().items())
+    told = [r for r in caplog.records if "accelerate: " in r.getMessage()]
+    assert len(told) == 1
+    report = hf.explain(fast)
+    assert told[0].getMessage() == f"accelerate: {report}"
+    assert (report.fast, told[0].levelno) == (len(report.blocks), logging.INFO)
+    assert fast.network.stage2[0].fused_settings.memory == "min"
+
+
+def test_models_that_the_trainer_makes_are_accelerated(tmp_path: Path) -> None:
+    made: list[Model] = []
+
+    def make() -> Model:
+        made.append(Model())
+        return made[-1]
+
+    own = trainer(tmp_path, [AccelerateHRNet()], model_init=make)
+    own.evaluate()
+    own.train()
+    assert len(made) == 2
+    for model in made:
+        report = hf.explain(model)
+        assert report.fast == len(report.blocks)
