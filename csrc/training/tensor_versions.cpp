@@ -14,18 +14,21 @@ TensorVersions::TensorVersions(const py::iterable& dictionaries) {
     const py::dict own = made.own.attr("copy")();  // at once: other threads may add to it
     for (const auto& [name, value] : own) {
       made.values.push_back(py::reinterpret_borrow<py::object>(value));
-      made.states.push_back(state(value.ptr()));
+      made.states.push_back(THPVariable_Check(value.ptr()) ? state(value.ptr()) : State{});
     }
     dictionaries_.push_back(std::move(made));
   }
 }
 
-TensorVersions::State TensorVersions::state(PyObject* value) {
-  if (!THPVariable_Check(value)) return {};
-  const at::Tensor& tensor = THPVariable_Unpack(value);
-  // Inference tensors have no version counter.
-  return {tensor.unsafeGetTensorImpl(), tensor.has_storage() ? tensor.const_data_ptr() : nullptr,
-          tensor.is_inference() ? 0U : static_cast<uint32_t>(tensor._version())};
+TensorVersions::State TensorVersions::state(PyObject* tensor) {
+  c10::TensorImpl* impl = THPVariable_Unpack(tensor).unsafeGetTensorImpl();
+  State found{impl, nullptr, impl->is_inference() ? 0U : impl->version_counter().current_version()};
+  if (impl->has_storage()) {
+    c10::StorageImpl* storage = impl->unsafe_storage().unsafeGetStorageImpl();
+    if (storage != nullptr)  // an address alone, which is right for tensors without data too
+      found.address = static_cast<const char*>(storage->_mutable_data_ptr_no_checks().get()) + impl->storage_offset();
+  }
+  return found;
 }
 
 bool TensorVersions::unchanged() const {
@@ -35,7 +38,8 @@ bool TensorVersions::unchanged() const {
     PyObject *key, *now;
     while (PyDict_Next(dictionary.own.ptr(), &at, &key, &now)) {
       if (k == dictionary.values.size() || dictionary.values[k].ptr() != now) return false;
-      if (!(state(now) == dictionary.states[k++])) return false;
+      const State& then = dictionary.states[k++];
+      if (then.tensor != nullptr && !(state(now) == then)) return false;
     }
     if (k != dictionary.values.size()) return false;
   }

@@ -24,7 +24,7 @@ class TensorVersions {
 
  private:
   struct State {
-    const void* tensor = nullptr;
+    const void* tensor = nullptr;  // of other values
     const void* address = nullptr;
     uint32_t version = 0;
     bool operator==(const State& other) const {
@@ -36,7 +36,7 @@ class TensorVersions {
     std::vector<pybind11::object> values;  // in its order
     std::vector<State> states;
   };
-  static State state(PyObject* value);
+  static State state(PyObject* tensor);
 
   std::vector<Dictionary> dictionaries_;
 };

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import functools
 import warnings
 from collections.abc import Callable
@@ -44,7 +45,10 @@ class EnginePart(nn.Module):
         return copy.deepcopy(self.part_execution.own, memo)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.part_execution.own.__reduce_ex__(protocol)
+        make, *rest = self.part_execution.own.__reduce_ex__(protocol)
+        if make is copyreg.__newobj__:  # type: ignore[attr-defined]  # which pickles objects of its own class only
+            make, rest[0] = copyreg._reconstructor, (*rest[0], object, None)  # type: ignore[attr-defined]
+        return (make, *rest)
 
 
 class PartExecution:

@@ -123,7 +123,14 @@ def optimize_for_inference(
     settings = (chosen, outer, example.device, images, max_shapes, refresh)
     if not inplace:
         engine = Engine(ModelSource(model), *settings)
-        _prepare(engine, model, engine.check(example), verify)
+        shape = engine.check(example)
+        try:
+            _prepare(engine, model, shape, verify)
+        except InputError as error:
+            if error.__cause__ is None:  # about the arguments, and not what the model's forward raised
+                raise
+            hint = "With inplace=True, engines execute the largest parts around its HRNet that can be followed."
+            raise InputError(f"{error} {hint}") from error
         return engine
     if images is not None:
         raise InputError("optimize_for_inference: normalize makes an engine for bytes; it needs inplace=False.")
