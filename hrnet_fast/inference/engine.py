@@ -19,11 +19,12 @@ from hrnet_fast.inference.engine_module import EngineModule
 from hrnet_fast.inference.execution.executors import Executor, ExecutorFactory
 from hrnet_fast.inference.folded import FoldedNetwork, write_onnx
 from hrnet_fast.inference.normalize import Normalize
-from hrnet_fast.inference.plan import Plan
+from hrnet_fast.inference.plan import Plan, check_input_shape
 from hrnet_fast.inference.planning.tracer import InputShape, input_shapes
 from hrnet_fast.inference.profile import Profile, profile
 from hrnet_fast.inference.rwlock import RWLock
 from hrnet_fast.inference.weight_source import FileSource, ModelSource
+from hrnet_fast.inference.weight_versions import CHANGED
 
 
 class Engine:
@@ -92,13 +93,13 @@ class Engine:
         """
         self._follow_weights()
         with self._weights_lock.read():
-            for shape in [_checked("Engine.prepare", shape) for shape in shapes]:
+            for shape in [check_input_shape("Engine.prepare", shape) for shape in shapes]:
                 self._executor(shape).ready()
 
     def plan(self, shape: Sequence[int] | None = None) -> Plan:
         """Return the plan for inputs [N, C, H, W]; None is the shape used last."""
         with self._executors_lock:
-            key = _checked("Engine.plan", shape) if shape is not None else self._last()
+            key = check_input_shape("Engine.plan", shape) if shape is not None else self._last()
             ready = self._executors.get(key)
             return ready.plan if ready else self._planned(key)
 
@@ -118,9 +119,9 @@ class Engine:
         lines = [f"{str(self.dtype).removeprefix('torch.')} on {self.device}"]
         with self._executors_lock:
             for shape, executor in self._executors.items():
-                plan = executor.plan
+                plan, shapes = executor.plan, ", ".join(str(list(one)) for one in input_shapes(shape))
                 lines.append(
-                    f"{', '.join(str(list(s)) for s in input_shapes(shape))}: {plan.launches()} steps in {len(plan.waves)} waves, "
+                    f"{shapes}: {plan.launches()} steps in {len(plan.waves)} waves, "
                     f"{plan.launches(grouped=True)} launches where branches are grouped"
                 )
                 lines += [f"  {line}" for line in executor.describe()]
@@ -129,7 +130,7 @@ class Engine:
     def memory(self, shape: Sequence[int] | None = None) -> int:
         """Return the bytes of maps that a call on inputs [N, C, H, W] keeps at once; None is the shape used last."""
         with self._executors_lock:
-            key = _checked("Engine.memory", shape) if shape is not None else self._last()
+            key = check_input_shape("Engine.memory", shape) if shape is not None else self._last()
             return self._executor(key).arena_bytes
 
     def module(self) -> EngineModule:
@@ -268,19 +269,14 @@ class Engine:
         return (x.shape[0], x.shape[3], x.shape[1], x.shape[2])
 
     def _follow_weights(self) -> None:
-        """Compare the versions of the model's tensors with those that were read; raise or refresh where they differ."""
+        """Raise or refresh where the versions of the model's tensors are not those that were read."""
         if self._versions is None or self._versions.unchanged():
             return
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise InputError("Engine: the model's weights changed; call engine.refresh() before a CUDA graph is captured.")
-        if self._on_change == "auto":
-            self.refresh()
-            return
-        raise InputError(
-            "Engine: the model's weights changed or moved since this engine read them (by an optimizer, load_state_dict, "
-            "an assignment, .to()). Call engine.refresh(), or make the engine with refresh='auto' to read them at such a "
-            "call, or with refresh='never' to keep what was read."
-        )
+            raise InputError("Engine: the model's weights changed; call engine.refresh() before a graph is captured.")
+        if self._on_change != "auto":
+            raise InputError(CHANGED)
+        self.refresh()
 
     def _planned(self, shape: InputShape) -> Plan:
         plan = self._source.plan(shape, self.dtype)
@@ -304,10 +300,3 @@ class Engine:
                 while len(self._executors) > self._max_shapes:
                     self._factory.retire(self._executors.popitem(last=False)[1])
             return self._executors[shape]
-
-
-def _checked(what: str, shape: Any) -> InputShape:
-    """Return a shape [N, C, H, W], or the shapes of several inputs, as tuples."""
-    if isinstance(shape, tuple) and shape and isinstance(shape[0], tuple):
-        return tuple(check_shape(what, part) for part in shape)
-    return check_shape(what, shape)

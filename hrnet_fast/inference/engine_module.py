@@ -50,20 +50,20 @@ class EngineModule(nn.Module):
         return super().train(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EngineModule:
-        """Accept what would leave a tensor of the engine where it is: ``to``, ``cuda``, ``half`` and others end here."""
+        """Accept what leaves a tensor of the engine where it is; ``to``, ``cuda``, ``half`` and others call this."""
         own = torch.empty(0, dtype=self.engine.result_dtype, device=self.engine.device)
         moved = fn(own)
         if (moved.device, moved.dtype) != (own.device, own.dtype):
             raise InputError(
-                f"EngineModule: asked to move to {moved.device} and {moved.dtype}; this engine stays on {own.device} with "
-                f"outputs of {own.dtype}: make another one from the model there."
+                f"EngineModule: asked to move to {moved.device} and {moved.dtype}; this engine stays on {own.device} "
+                f"with outputs of {own.dtype}: make another one from the model there."
             )
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         raise InputError(
-            f"EngineModule: state_dict() of a model with an engine at {prefix.rstrip('.') or 'its top'!r}, which has no "
-            "parameters: the file would lack them. Save the model that the engine was made from, or Engine.save(path)."
+            f"EngineModule: state_dict() of a model with an engine at {prefix.rstrip('.') or 'its top'!r}, which has "
+            "no parameters: a file would lack them. Save the model that the engine was made from, or Engine.save(path)."
         )
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:

@@ -31,7 +31,7 @@ class EnginePart(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the module's own forward returns for these arguments."""
-        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         execution = None if tracing else self.part_execution.ready_for(args, kwargs)
         if execution is None:
             return self.replaced_class.forward(self, *args, **kwargs)
@@ -45,10 +45,11 @@ class EnginePart(nn.Module):
         return copy.deepcopy(self.part_execution.own, memo)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        make, *rest = self.part_execution.own.__reduce_ex__(protocol)
+        made: Any = self.part_execution.own.__reduce_ex__(protocol)
+        make, args, *state = made
         if make is copyreg.__newobj__:  # type: ignore[attr-defined]  # which pickles objects of its own class only
-            make, rest[0] = copyreg._reconstructor, (*rest[0], object, None)  # type: ignore[attr-defined]
-        return (make, *rest)
+            make, args = copyreg._reconstructor, (*args, object, None)  # type: ignore[attr-defined]
+        return (make, args, *state)
 
 
 class PartExecution:
@@ -117,9 +118,9 @@ class PartExecution:
         parameter = next(self.own.parameters())
         if (parameter.device, parameter.dtype) != (self.engine.device, self.engine.result_dtype):
             raise InputError(
-                f"{self.part.name or type(self.own).__name__}: now on {parameter.device} in {parameter.dtype}; its engine "
-                f"is on {self.engine.device} for {self.engine.result_dtype}. Call optimize_for_inference again after a "
-                "move, or hf.restore(model)."
+                f"{self.part.name or type(self.own).__name__}: now on {parameter.device} in {parameter.dtype}; its "
+                f"engine is on {self.engine.device} for {self.engine.result_dtype}. Call optimize_for_inference again "
+                "after a move, or hf.restore(model)."
             )
 
 
@@ -137,5 +138,10 @@ def as_it_was(module: nn.Module) -> nn.Module:
 def execute_by_engine(module: nn.Module, execution: PartExecution) -> None:
     """Let a module execute by its engine, in place."""
     base = type(module)
-    members = {"replaced_class": base, "part_execution": execution, "__module__": base.__module__, "__doc__": base.__doc__}
+    members = {
+        "replaced_class": base,
+        "part_execution": execution,
+        "__module__": base.__module__,
+        "__doc__": base.__doc__,
+    }
     module.__class__ = type(base.__name__, (EnginePart, base), members)

@@ -73,7 +73,7 @@ class Part:
 
 
 def takes_more_than_an_image(model: nn.Module) -> bool:
-    """Whether the model's forward has more parameters than one, such as OpenMMLab's ``(inputs, data_samples, mode)``."""
+    """Whether the model's forward has several parameters, such as OpenMMLab's ``(inputs, data_samples, mode)``."""
     return len(_parameters(model)) > 1
 
 
@@ -89,9 +89,9 @@ def _parameters(model: nn.Module) -> list[inspect.Parameter]:
 def find_parts(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> list[Part]:
     """Return the largest modules around each HRNet that can be followed, and those that take exactly their maps.
 
-    The model's forward is run once on tensors without data, as far as it gets. Modules are those that it calls: of
-    nested ones the outermost that can be followed. A neck or a head belongs to them if all its inputs are outputs of the
-    parts before it.
+    The model's forward is run once on tensors without data, as far as it gets. Parts are modules that it calls: of
+    nested ones the outermost that can be followed. A neck or a head is one if all its inputs are outputs of the parts
+    before it.
 
     Args:
         model: in evaluation mode.
@@ -208,7 +208,7 @@ def _cannot_follow(module: nn.Module, part: Part) -> str | None:
 def _called_directly(
     modules: dict[str, nn.Module], trunks: set[str], shape: tuple[int, ...], reasons: list[str], failure: str, kind: str
 ) -> Part:
-    """Return the largest module around an HRNet that takes the image, where the model's own forward did not show one."""
+    """Return the largest module around an HRNet that takes the image, where the model's forward did not show one."""
     image = torch.empty(shape, device="meta")
     leaves, spec = tree_flatten(((image,), {}))
     signature = Signature(spec, _split(leaves)[1])

@@ -91,9 +91,9 @@ def optimize_for_inference(
         normalize: (mean, std) per channel, of values in 0 .. 1: the engine then takes images of bytes [N, H, W, C].
         max_shapes: number of input shapes that stay prepared; the least recently used is dropped first.
         verify: whether to compare the plan with the model on a small input, once.
-        refresh: what a call does after the model's weights changed: ``"error"`` raises InputError, ``"auto"`` reads them
-            first, ``"never"`` computes with those that were read. Changes are noticed by tensors' identities, versions
-            and addresses, so ``p.data.copy_(...)`` is not noticed.
+        refresh: what a call does after the model's weights changed: ``"error"`` raises InputError, ``"auto"`` reads
+            them first, ``"never"`` computes with those that were read. Changes are noticed by tensors' identities,
+            versions and addresses, so ``p.data.copy_(...)`` is not noticed.
         inplace: True returns `model` with engines in it, False an :class:`Engine`; None decides by its forward.
 
     Raises:

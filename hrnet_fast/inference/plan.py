@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from hrnet_fast.checks import check_shape
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference.buffer_assignment import Interval, assign_offsets
 from hrnet_fast.inference.planning.tracer import InputShape, has_several, input_shapes
@@ -30,6 +31,13 @@ from hrnet_fast.inference.steps import (
     writes,
 )
 from hrnet_fast.inference.weights import WeightSpec
+
+
+def check_input_shape(what: str, shape: Any) -> InputShape:
+    """Return a shape [N, C, H, W], or the shapes of several inputs, as tuples; raise InputError for others."""
+    if isinstance(shape, tuple) and shape and isinstance(shape[0], tuple):
+        return tuple(check_shape(what, one) for one in shape)
+    return check_shape(what, shape)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,17 @@ from torch import Tensor, nn
 
 from hrnet_fast.ops.primitives import load_compiled
 
+CHANGED = (
+    "Engine: the model's weights changed or moved since this engine read them (by an optimizer, load_state_dict, an "
+    "assignment, .to()). Call engine.refresh(), or make the engine with refresh='auto' to read them at such a call, or "
+    "with refresh='never' to keep what was read."
+)
+
 
 class WeightVersions:
     """Identities, version counters and addresses of a model's parameters and buffers at one time.
 
-    Writes through ``tensor.data`` move no version counter: ``p.data.copy_(...)`` goes unnoticed, as it does by autograd.
+    Writes through ``tensor.data`` move no version counter: ``p.data.copy_(...)`` goes unnoticed, by autograd too.
     """
 
     def __init__(self, model: nn.Module) -> None:

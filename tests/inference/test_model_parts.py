@@ -184,7 +184,7 @@ def test_no_part_can_be_followed() -> None:
     model = Blind().eval()
     model.network[0].forward = lambda x: x  # type: ignore[method-assign]
     model.network.append(nn.Hardtanh().train())
-    with pytest.raises(InputError, match="no part of Blind around its HRNet can be followed.*training mode"):
+    with pytest.raises(InputError, match=r"no part of Blind around its HRNet can be followed.*training mode"):
         hf.optimize_for_inference(model, X, inplace=True)
 
 

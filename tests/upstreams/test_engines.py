@@ -170,8 +170,6 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], list[Tenso
 }
 
 
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CASES)
 def test_their_own_inference(name: str) -> None:
@@ -219,8 +217,8 @@ def test_training_between_predictions() -> None:
     hf.optimize_for_inference(model, torch.randn(1, 3, SIZE, SIZE), refresh="auto")
     before = segmentation(model)
     model.train()
-    from mmseg.structures import SegDataSample
     from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
 
     sample = SegDataSample(gt_sem_seg=PixelData(data=torch.zeros(1, SIZE, SIZE, dtype=torch.long)))
     losses = model.loss(torch.randn(2, 3, SIZE, SIZE), [sample, sample])

@@ -192,7 +192,9 @@ class PlanEvaluator:
         self._maps.put(step.out, total.relu() if step.relu else total)
 
 
-def evaluate(plan: Plan, tensors: Mapping[str, Tensor], x: Tensor | tuple[Tensor, ...], dtype: torch.dtype | None = None) -> Any:
+def evaluate(
+    plan: Plan, tensors: Mapping[str, Tensor], x: Tensor | tuple[Tensor, ...], dtype: torch.dtype | None = None
+) -> Any:
     """Return what `plan` computes on `x`, with maps of `dtype` (None: the plan's) on the device of `x`.
 
     Args:

@@ -21,7 +21,6 @@ from hrnet_fast.errors import InputError
 from hrnet_fast.inference.planning.shapes import IN_PLACE, result_without_running
 from hrnet_fast.training.matching import hooked
 
-
 # [N, C, H, W] of the input, or the shapes of several, which a module takes as one tuple.
 InputShape = tuple[Any, ...]
 
