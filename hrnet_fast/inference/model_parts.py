@@ -73,8 +73,13 @@ class Part:
 
 
 def takes_more_than_an_image(model: nn.Module) -> bool:
-    """Whether the model's forward has several parameters, such as OpenMMLab's ``(inputs, data_samples, mode)``."""
-    return len(_parameters(model)) > 1
+    """Whether a model around an HRNet has a forward of several parameters, as OpenMMLab's with their data samples."""
+    return len(_parameters(model)) > 1 and not _holds_stages(model)
+
+
+def _holds_stages(model: nn.Module) -> bool:
+    """Whether a module is an HRNet itself, whose stages are rows of fusions."""
+    return any(is_fusion(module) for stage in model.children() for module in [stage, *stage.children()])
 
 
 def _parameters(model: nn.Module) -> list[inspect.Parameter]:
@@ -161,11 +166,11 @@ def _observe(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> tu
     root = _Call("")
     open_calls = [root]
     further = [p for p in _parameters(model)[1:] if p.default is p.empty]  # data samples, in mmpose
-    twin = meta_copy(model)
-    for name, module in twin.named_modules():
-        if "forward" not in vars(module):
-            vars(module)["forward"] = _recorder(name, module.forward, open_calls)
     try:
+        twin = meta_copy(model)
+        for name, module in twin.named_modules():
+            if "forward" not in vars(module):
+                vars(module)["forward"] = _recorder(name, module.forward, open_calls)
         with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
             twin(torch.empty(shape, dtype=dtype, device="meta"), **{p.name: None for p in further})
     except Exception as error:  # a model's forward may raise anything, after its HRNet too

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -299,3 +300,49 @@ def test_accelerated_models() -> None:
         with pytest.raises(InputError, match=r"restore\(model\)"):
             hf.accelerate(model)
         assert relative_l2(given, hf.restore(model)(X, None)) <= 1e-5
+
+
+class Flagged(nn.Module):
+    """An HRNet itself, whose forward has an option, as in the scene parsing repository."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, child in hf.restore(two_stages("v1")).named_children():
+            self.add_module(name, child)
+
+    def forward(self, x: Tensor, every: bool = False) -> Any:
+        x = self.layer1(self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))))
+        maps = [self.transition1[0](x), self.transition1[1](x)]
+        for module in self.stage2:
+            maps = module(maps)
+        return maps if every else maps[0]
+
+
+class Locked(nn.Module):
+    """Cannot be copied as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.lock = nn.Sequential(two_stages("v1")), threading.Lock()
+
+    def forward(self, x: Tensor, flip: bool = False) -> Any:
+        return self.network(x.flip(3) if flip else x)
+
+
+def test_an_hrnet_with_an_option_is_an_engine() -> None:
+    model = enliven(Flagged()).eval()
+    engine = hf.optimize_for_inference(model, X)
+    assert isinstance(engine, hf.Engine)
+    with torch.no_grad():
+        own = model(X)
+        assert relative_l2(engine(X), own) <= 1e-5
+        hf.optimize_for_inference(model, X, inplace=True)
+        assert parts(model) == {"": ""}
+        assert torch.equal(model(X), engine(X))
+        with pytest.warns(UserWarning, match="Flagged runs its own forward"):
+            assert isinstance(model(X, every=True), list)
+
+
+def test_a_model_that_cannot_be_copied() -> None:
+    model = Locked().eval()
+    assert list(parts(hf.optimize_for_inference(model, X))) == ["network"]
