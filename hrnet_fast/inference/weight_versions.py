@@ -12,8 +12,8 @@ from hrnet_fast.ops.primitives import load_compiled
 
 CHANGED = (
     "Engine: the model's weights changed or moved since this engine read them (by an optimizer, load_state_dict, an "
-    "assignment, .to()). Call engine.refresh(), or make the engine with refresh='auto' to read them at such a call, or "
-    "with refresh='never' to keep what was read."
+    "assignment, .to()). Call engine.refresh(), or optimize_for_inference again for engines inside a model; or give "
+    "optimize_for_inference refresh='auto' to read them at such a call, or refresh='never' to keep what was read."
 )
 
 
