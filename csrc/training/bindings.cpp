@@ -14,6 +14,7 @@
 #include "module_states.h"
 #include "residual_chain.h"
 #include "stacked_fusion.h"
+#include "tensor_versions.h"
 
 namespace py = pybind11;
 
@@ -384,6 +385,9 @@ void bind_training(py::module_& m) {
   py::class_<ModuleStates>(m, "ModuleStates", collectable<ModuleStates>())
       .def(py::init<const py::iterable&, const py::tuple&>())
       .def("unchanged", &ModuleStates::unchanged);
+  py::class_<TensorVersions>(m, "TensorVersions", collectable<TensorVersions>())
+      .def(py::init<const py::iterable&>())
+      .def("unchanged", &TensorVersions::unchanged);
   py::class_<Recomputed>(m, "ChainActivations").def("output", [](const Recomputed& self, size_t chain) {
     return self.kept.at(chain).activations.back();
   });

@@ -42,6 +42,8 @@ void count_batches(const std::vector<const ConvNorm*>& layers) {
     for (at::Tensor& counter : counters) counter.add_(1);
   else
     at::_foreach_add_(counters, 1);
+  for (const at::Tensor& counter : counters)  // below autograd nothing else shows that the statistics moved
+    if (!counter.is_inference()) counter.unsafeGetTensorImpl()->bump_version();
 }
 
 at::Tensor convolve(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const ConvNorm& layer) {

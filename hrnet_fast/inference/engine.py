@@ -15,13 +15,16 @@ from hrnet_fast.checks import check_device, check_integer, check_path, check_sha
 from hrnet_fast.errors import InputError, shown
 from hrnet_fast.inference import engine_file
 from hrnet_fast.inference.dynamic import checked_axes, export_dynamic
+from hrnet_fast.inference.engine_module import EngineModule
 from hrnet_fast.inference.execution.executors import Executor, ExecutorFactory
 from hrnet_fast.inference.folded import FoldedNetwork, write_onnx
 from hrnet_fast.inference.normalize import Normalize
-from hrnet_fast.inference.plan import Plan
+from hrnet_fast.inference.plan import Plan, check_input_shape
+from hrnet_fast.inference.planning.tracer import InputShape, input_shapes
 from hrnet_fast.inference.profile import Profile, profile
 from hrnet_fast.inference.rwlock import RWLock
 from hrnet_fast.inference.weight_source import FileSource, ModelSource
+from hrnet_fast.inference.weight_versions import CHANGED
 
 
 class Engine:
@@ -30,6 +33,7 @@ class Engine:
     Made by :func:`~hrnet_fast.optimize_for_inference` or :meth:`load`.
     Several threads may call one engine. Results are new tensors unless ``copy=False`` allows the next call to overwrite
     them. An input that does not fit raises :class:`~hrnet_fast.errors.InputError` and does not change the engine.
+    So does a call after the model's weights changed, as `refresh` of :func:`~hrnet_fast.optimize_for_inference` says.
 
     Attributes:
         dtype: of the computation.
@@ -44,22 +48,30 @@ class Engine:
         device: torch.device,
         images: Normalize | None,
         max_shapes: int,
+        refresh: str = "error",
     ) -> None:
+        self._on_change = refresh
+        self._versions = source.versions() if refresh != "never" else None  # before the weights are read
         self.dtype, self.device = dtype, device
         self._source, self._outer, self._images, self._max_shapes = source, outer, images, max_shapes
-        self._executors: OrderedDict[tuple[int, ...], Executor] = OrderedDict()
+        self._executors: OrderedDict[InputShape, Executor] = OrderedDict()
         self._factory = ExecutorFactory(dtype, outer, device, source.tensors())
         self._executors_lock = threading.RLock()
         self._weights_lock = RWLock()
 
-    def __call__(self, x: Tensor, *, copy: bool = True) -> Any:
+    def __call__(self, x: Tensor | tuple[Tensor, ...], *, copy: bool = True) -> Any:
         """Return what the model returns for `x`.
 
         Args:
-            x: [N, C, H, W] of any floating dtype on the engine's device; with `normalize`, bytes [N, H, W, C].
+            x: [N, C, H, W] of any floating dtype on the engine's device; with `normalize`, bytes [N, H, W, C]. Heads of
+                other people's models take a tuple of maps.
             copy: False may return tensors that the next call overwrites.
+
+        Raises:
+            InputError: `x` does not fit, or the model's weights changed since they were read.
         """
         shape = self.check(x)
+        self._follow_weights()
         with self._weights_lock.read(), self._without_autocast():
             return self._executor(shape)(x, copy)
 
@@ -68,20 +80,26 @@ class Engine:
         """The model's method of reading keypoints from heatmaps; None where it is not known."""
         return self._source.keypoints
 
+    @property
+    def result_dtype(self) -> torch.dtype:
+        """The dtype of outputs: the model's, as it was when the engine was made."""
+        return self._outer
+
     def prepare(self, *shapes: Sequence[int]) -> None:
         """Prepare inputs of these shapes [N, C, H, W].
 
         On a CUDA device this measures tactics and captures a graph. Otherwise that happens at a shape's second call,
         and the first one runs launch by launch.
         """
+        self._follow_weights()
         with self._weights_lock.read():
-            for shape in [check_shape("Engine.prepare", shape) for shape in shapes]:
+            for shape in [check_input_shape("Engine.prepare", shape) for shape in shapes]:
                 self._executor(shape).ready()
 
     def plan(self, shape: Sequence[int] | None = None) -> Plan:
         """Return the plan for inputs [N, C, H, W]; None is the shape used last."""
         with self._executors_lock:
-            key = check_shape("Engine.plan", shape) if shape is not None else self._last()
+            key = check_input_shape("Engine.plan", shape) if shape is not None else self._last()
             ready = self._executors.get(key)
             return ready.plan if ready else self._planned(key)
 
@@ -90,18 +108,20 @@ class Engine:
         if isinstance(self._source, FileSource):
             raise InputError("Engine.refresh: this engine was loaded from a file and has no model to read from.")
         with self._weights_lock.write(), self._executors_lock:
+            versions = self._source.versions() if self._on_change != "never" else None
             self._factory.refresh(self._source.tensors())
             for executor in self._executors.values():
                 executor.refresh(self._factory.tensors)
+            self._versions = versions
 
     def explain(self) -> str:
         """Return a text about how each prepared shape executes, and why."""
         lines = [f"{str(self.dtype).removeprefix('torch.')} on {self.device}"]
         with self._executors_lock:
             for shape, executor in self._executors.items():
-                plan = executor.plan
+                plan, shapes = executor.plan, ", ".join(str(list(one)) for one in input_shapes(shape))
                 lines.append(
-                    f"{list(shape)}: {plan.launches()} steps in {len(plan.waves)} waves, "
+                    f"{shapes}: {plan.launches()} steps in {len(plan.waves)} waves, "
                     f"{plan.launches(grouped=True)} launches where branches are grouped"
                 )
                 lines += [f"  {line}" for line in executor.describe()]
@@ -110,8 +130,12 @@ class Engine:
     def memory(self, shape: Sequence[int] | None = None) -> int:
         """Return the bytes of maps that a call on inputs [N, C, H, W] keeps at once; None is the shape used last."""
         with self._executors_lock:
-            key = check_shape("Engine.memory", shape) if shape is not None else self._last()
+            key = check_input_shape("Engine.memory", shape) if shape is not None else self._last()
             return self._executor(key).arena_bytes
+
+    def module(self) -> EngineModule:
+        """Return an ``nn.Module`` without parameters that calls this engine, to be put in a network's place."""
+        return EngineModule(self)
 
     def profile(self, x: Tensor, rounds: int = 3) -> Profile:
         """Time every step by itself on `x`, and measure the device's limits."""
@@ -221,13 +245,15 @@ class Engine:
             "Engine.save(path) and read it by Engine.load(path), or call optimize_for_inference on the model again."
         )
 
-    def check(self, x: Tensor) -> tuple[int, ...]:
-        """Return the shape [N, C, H, W] of an input's network input.
+    def check(self, x: Tensor | tuple[Tensor, ...]) -> InputShape:
+        """Return the shape [N, C, H, W] of an input's network input, or the shapes of several inputs.
 
         Raises:
             InputError: the type, dtype, rank or device is not what this engine takes.
         """
         wanted = "bytes [N, H, W, C]" if self._images else "floating [N, C, H, W]"
+        if isinstance(x, tuple) and x and not self._images:
+            return tuple(self.check(part) for part in x)
         if not isinstance(x, Tensor):
             raise InputError(f"Engine: {type(x).__name__} given; accepted is a tensor, {wanted}.")
         if x.device != self.device:
@@ -242,7 +268,17 @@ class Engine:
             raise InputError(f"Engine: images {list(x.shape)} given; the last dimension is {len(self._images.mean)}.")
         return (x.shape[0], x.shape[3], x.shape[1], x.shape[2])
 
-    def _planned(self, shape: tuple[int, ...]) -> Plan:
+    def _follow_weights(self) -> None:
+        """Raise or refresh where the versions of the model's tensors are not those that were read."""
+        if self._versions is None or self._versions.unchanged():
+            return
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise InputError("Engine: the model's weights changed; call engine.refresh() before a graph is captured.")
+        if self._on_change != "auto":
+            raise InputError(CHANGED)
+        self.refresh()
+
+    def _planned(self, shape: InputShape) -> Plan:
         plan = self._source.plan(shape, self.dtype)
         return plan.with_images(self._images.scale, self._images.shift) if self._images else plan
 
@@ -251,10 +287,10 @@ class Engine:
         kind = self.device.type
         return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
 
-    def _last(self) -> tuple[int, ...]:
+    def _last(self) -> InputShape:
         return next(reversed(self._executors))
 
-    def _executor(self, shape: tuple[int, ...]) -> Executor:
+    def _executor(self, shape: InputShape) -> Executor:
         with self._executors_lock:
             if shape in self._executors:
                 self._executors.move_to_end(shape)

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from hrnet_fast.checks import check_shape
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference.buffer_assignment import Interval, assign_offsets
+from hrnet_fast.inference.planning.tracer import InputShape, has_several, input_shapes
 from hrnet_fast.inference.steps import (
     Buffer,
     CallStep,
@@ -31,12 +33,19 @@ from hrnet_fast.inference.steps import (
 from hrnet_fast.inference.weights import WeightSpec
 
 
+def check_input_shape(what: str, shape: Any) -> InputShape:
+    """Return a shape [N, C, H, W], or the shapes of several inputs, as tuples; raise InputError for others."""
+    if isinstance(shape, tuple) and shape and isinstance(shape[0], tuple):
+        return tuple(check_shape(what, one) for one in shape)
+    return check_shape(what, shape)
+
+
 @dataclass(frozen=True)
 class Plan:
     """A network for one input shape.
 
     Attributes:
-        input_shape: [N, C, H, W].
+        input_shape: [N, C, H, W], or the shapes of several inputs.
         dtype: of the maps.
         buffers, weights: what steps refer to by number.
         steps: in an order in which they can run.
@@ -45,7 +54,7 @@ class Plan:
         slots: number of slots.
     """
 
-    input_shape: tuple[int, ...]
+    input_shape: InputShape
     dtype: torch.dtype
     buffers: tuple[Buffer, ...]
     weights: tuple[WeightSpec, ...]
@@ -73,12 +82,23 @@ class Plan:
         found = (s for s in self.steps if isinstance(s, ImportStep) and s.slot == 0)
         return next(((s.scale, s.shift) for s in found if s.scale is not None and s.shift is not None), None)
 
-    def example_input(self, device: torch.device | None = None) -> torch.Tensor:
-        """Return zeros of the shape and dtype of the input: [N, C, H, W] in float32 or wider, or bytes [N, H, W, C]."""
-        n, c, h, w = self.input_shape
+    @property
+    def batch(self) -> int:
+        """The number of images."""
+        return input_shapes(self.input_shape)[0][0]
+
+    def example_input(self, device: torch.device | None = None) -> Any:
+        """Return zeros of the shape and dtype of the input: [N, C, H, W] in float32 or wider, or bytes [N, H, W, C].
+
+        Several inputs are a tuple.
+        """
+        shapes = input_shapes(self.input_shape)
         if self.normalization is not None:
+            n, c, h, w = shapes[0]
             return torch.zeros((n, h, w, c), dtype=torch.uint8, device=device)
-        return torch.zeros((n, c, h, w), dtype=torch.promote_types(self.dtype, torch.float32), device=device)
+        wide = torch.promote_types(self.dtype, torch.float32)
+        made = tuple(torch.zeros(shape, dtype=wide, device=device) for shape in shapes)
+        return made if has_several(self.input_shape) else made[0]
 
     def parallel_convs(self) -> list[list[int]]:
         """Return the 3x3 convolutions of stride 1 of each wave that has several: one grouped launch computes them."""

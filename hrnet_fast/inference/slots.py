@@ -45,12 +45,17 @@ def normalization_tensors(plan: Plan, device: torch.device, dtype: torch.dtype) 
     return scale, shift
 
 
+def device_of(x: Tensor | tuple[Tensor, ...]) -> torch.device:
+    """Return the device of an input, or of the first one of several."""
+    return x.device if isinstance(x, Tensor) else x[0].device
+
+
 class Slots:
     """Tensors by slot during one call.
 
     Args:
         plan: the plan.
-        x: the input, floating [N, C, H, W] or bytes [N, H, W, C].
+        x: the input, floating [N, C, H, W] or bytes [N, H, W, C]; or several floating inputs.
         state: tensors that calls read, by name.
         dtype: of floating tensors outside the buffers.
         normalization: as :func:`normalization_tensors` returns it.
@@ -59,14 +64,16 @@ class Slots:
     def __init__(
         self,
         plan: Plan,
-        x: Tensor,
+        x: Tensor | tuple[Tensor, ...],
         state: Mapping[str, Tensor],
         dtype: torch.dtype,
         normalization: tuple[Tensor, Tensor] | None,
     ) -> None:
         self.dtype = dtype
         self._plan, self._state, self._normalization = plan, state, normalization
-        self._tensors: list[Any] = [x, *[None] * (plan.slots - 1)]
+        self._device = device_of(x)
+        own = x if isinstance(x, Tensor) else tuple(part.to(dtype) for part in x)
+        self._tensors: list[Any] = [own, *[None] * (plan.slots - 1)]
 
     def __getitem__(self, slot: int) -> Any:
         return self._tensors[slot]
@@ -74,8 +81,10 @@ class Slots:
     def __setitem__(self, slot: int, value: Any) -> None:
         self._tensors[slot] = value
 
-    def network_input(self) -> Tensor:
-        """Return the input as the model takes it: normalised, [N, C, H, W] in :attr:`dtype`."""
+    def network_input(self) -> Any:
+        """Return the input as the model takes it: normalised, [N, C, H, W] in :attr:`dtype`; several are a tuple."""
+        if isinstance(self._tensors[0], tuple):
+            return self._tensors[0]
         x: Tensor = self._tensors[0].to(self.dtype)
         if self._normalization is None:
             return x
@@ -103,7 +112,7 @@ class Slots:
             if isinstance(leaf, StateRef):
                 return self._state[leaf.name]
             if isinstance(leaf, EngineDevice):
-                return self[0].device
+                return self._device
             return self.dtype if isinstance(leaf, EngineDtype) else leaf
 
         return tree_map(resolve, tree)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from hrnet_fast.errors import HRNetFastError, InputError
 from hrnet_fast.inference.execution.evaluator import evaluate
 from hrnet_fast.inference.planning.lowering import make_plan
+from hrnet_fast.inference.planning.tracer import InputShape, has_several, input_shapes
 from hrnet_fast.inference.weight_source import ModelSource
 from hrnet_fast.training.equivalence_check import onednn_disabled
 
@@ -16,8 +17,8 @@ _TRIAL = (64, 96)  # height and width: divisible by 32, and quick
 _TOLERANCE = 1e-3  # relative; plans differ from models by rounding, 1e-6
 
 
-def verify_plan(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Compare a plan with the model's own forward, in the model's dtype on a small input.
+def verify_plan(model: nn.Module, shape: InputShape, dtype: torch.dtype) -> None:
+    """Compare a plan with the model's own forward, in the model's dtype on a small input, or on several of `shape`.
 
     Raises:
         InputError: the model's own forward fails.
@@ -25,11 +26,12 @@ def verify_plan(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) ->
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with torch.no_grad(), onednn_disabled(), torch.autocast(device.type, enabled=False):
-        for trial in dict.fromkeys([(1, shape[1], *_TRIAL), (1, *shape[1:])]):
+        for trial in [shape] if has_several(shape) else dict.fromkeys([(1, shape[1], *_TRIAL), (1, *shape[1:])]):
             random = torch.Generator().manual_seed(0)
-            x = torch.randn(trial, generator=random).to(device, dtype)
+            xs = tuple(torch.randn(s, generator=random).to(device, dtype) for s in input_shapes(trial))
+            x = xs if has_several(shape) else xs[0]
             try:
-                wanted = model(x.clone())
+                wanted = model(tree_map(torch.clone, x))
             except Exception as failure:  # the model may not take this size; the example's own is next
                 if trial[2:] == shape[2:]:
                     message = f"{type(model).__name__} takes no input {list(trial)}: {str(failure)[:300]}"

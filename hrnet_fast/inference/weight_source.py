@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.planning.lowering import make_plan
+from hrnet_fast.inference.planning.tracer import InputShape
+from hrnet_fast.inference.weight_versions import WeightVersions
 from hrnet_fast.keypoints.methods import named_method
 
 
@@ -23,11 +25,15 @@ class ModelSource:
     def keypoints(self) -> str | None:
         return named_method(self.model)
 
-    def plan(self, shape: tuple[int, ...], dtype: torch.dtype) -> Plan:
+    def plan(self, shape: InputShape, dtype: torch.dtype) -> Plan:
         return make_plan(self.model, shape, dtype)
 
     def tensors(self) -> dict[str, Tensor]:
         return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+
+    def versions(self) -> WeightVersions | None:
+        """Return the present versions of the model's tensors."""
+        return WeightVersions(self.model)
 
 
 class FileSource:
@@ -49,3 +55,7 @@ class FileSource:
 
     def tensors(self) -> dict[str, Tensor]:
         return dict(self._tensors)
+
+    def versions(self) -> WeightVersions | None:
+        """Return None: a file's weights are read once."""
+        return None

@@ -37,7 +37,8 @@ class Block:
 
     Attributes:
         name: its path in the model; empty for the model itself.
-        kind: ``"unit"``, ``"sequence"``, ``"fusion"``, or ``"network"``: the stem and head of this package's networks.
+        kind: ``"unit"``, ``"sequence"``, ``"fusion"``, or ``"network"``: the stem and head of this package's networks;
+            ``"engine"``: a part that an engine executes.
         fast: whether it takes the fused path, as it stands now.
         reason: why it does not, or what of it does not.
     """
@@ -66,8 +67,12 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.fast} of {len(self.blocks)} blocks take the fused path (impl={self.impl!r})"]
-        lines += [f"  {b.name or 'stem and head'} ({b.kind}): {b.reason}" for b in self.blocks if b.reason]
+        lines += [f"  {b.name or _unnamed(b)} ({b.kind}): {b.reason}" for b in self.blocks if b.reason]
         return "\n".join(lines)
+
+
+def _unnamed(block: Block) -> str:
+    return "whole model" if block.kind == "engine" else "stem and head"
 
 
 def accelerate(model: nn.Module, *, impl: str = "auto", memory: str = "lean", checkpointing: str = "keep") -> nn.Module:
@@ -99,6 +104,11 @@ def accelerate(model: nn.Module, *, impl: str = "auto", memory: str = "lean", ch
         ImplementationError: an unknown implementation, or one that cannot run here.
     """
     check_module("accelerate", model)
+    if _engine_parts(model):
+        raise InputError(
+            f"accelerate: engines execute parts of this {type(model).__name__}, which fused blocks would not change; "
+            "call restore(model) before."
+        )
     if not any(is_fusion(module) for module in model.modules()):
         raise InputError(
             f"accelerate: {type(model).__name__} has no module with `branches` and `fuse_layers`, as every HRNet has; "
@@ -158,18 +168,30 @@ def _verdict(
 
 
 def restore(model: nn.Module) -> nn.Module:
-    """Undo :func:`accelerate`, in place, and return the model.
+    """Undo :func:`accelerate`, and :func:`hrnet_fast.optimize_for_inference` on a model, in place; return the model.
 
     Raises:
         InputError: `model` is no module.
     """
     check_module("restore", model)
+    restore_parts(model)
     for module in model.modules():
         for name in ADDED:
             vars(module).pop(name, None)
         if isinstance(module, FusedModule):
             module.__class__ = module.unfused_class  # type: ignore[assignment]
     return model
+
+
+def restore_parts(model: nn.Module) -> None:
+    """Undo :func:`hrnet_fast.optimize_for_inference` on a model, in place."""
+    for _, module in _engine_parts(model):
+        module.__class__ = type(module).replaced_class  # type: ignore[assignment]
+
+
+def _engine_parts(model: nn.Module) -> list[tuple[str, Any]]:
+    """Return the names and modules of the parts that engines execute."""
+    return [(name, m) for name, m in model.named_modules() if hasattr(type(m), "replaced_class")]
 
 
 def explain(model: Any) -> Any:
@@ -186,9 +208,11 @@ def explain(model: Any) -> Any:
     check_module("explain", model)
     fast = [(name, m) for name, m in model.named_modules() if isinstance(m, FusedModule)]
     plain = [(name, m) for name, m in model.named_modules() if getattr(m, "fused_unsupported_reason", None)]
-    if not fast and not plain:
+    parts = _engine_parts(model)
+    if not fast and not plain and not parts:
         raise InputError(f"explain: this {type(model).__name__} is not accelerated; call accelerate(model) first.")
     blocks = [Block(name, _kind(m), False, str(m.fused_unsupported_reason)) for name, m in plain]
+    blocks += [Block(name, "engine", *m.engine_state()) for name, m in parts]
     for name, m in fast:
         reasons = m.unsupported_reasons()
         if m.last_call_reason and m.last_call_reason not in reasons:

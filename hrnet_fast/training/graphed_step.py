@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn, optim
+from torch.autograd.graph import increment_version
 from torch.optim.swa_utils import AveragedModel
 
 from hrnet_fast.checks import check_bool, check_integer
@@ -268,6 +269,8 @@ class GraphedStep:
         if place.last:
             self._prepare()
         graph.replay()
+        if place.last and self._iteration.optimizer is not None:
+            increment_version(self._iteration.parameters)  # no operator of PyTorch says that the optimizer wrote them
         self._policy.replayed(key)
         self._iteration.attach_gradients(graph.gradients)
         if place.last and self._iteration.average is not None:

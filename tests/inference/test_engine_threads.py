@@ -103,7 +103,7 @@ def test_refresh(head: str, way: str, dtype: torch.dtype) -> None:
     model = tiny(head).to(torch.float64 if dtype == torch.float64 else torch.float32)
     x = image(64, 64)
     y = x.to(next(model.parameters()).dtype)
-    engine = hf.optimize_for_inference(model, x, dtype=dtype)
+    engine = hf.optimize_for_inference(model, x, dtype=dtype, refresh="never")
     engine.prepare((2, 3, 64, 64))
     before = engine(x)
     if way == "in place":
@@ -127,7 +127,7 @@ def test_refresh(head: str, way: str, dtype: torch.dtype) -> None:
 
 def test_refresh_with_another_network() -> None:
     model, x = tiny("v1"), image(64, 64)
-    engine = hf.optimize_for_inference(model, x)
+    engine = hf.optimize_for_inference(model, x, refresh="never")
     before = engine(x)
     model.conv1 = nn.Conv2d(3, 9, 3, 2, 1, bias=False)
     with pytest.raises(InputError, match=r"conv1\.weight"):
@@ -138,7 +138,7 @@ def test_refresh_with_another_network() -> None:
 @DTYPES
 def test_refresh_that_fails_halfway(dtype: torch.dtype) -> None:
     model, x = tiny("v1"), image(64, 64)
-    engine = hf.optimize_for_inference(model, x, dtype=dtype)
+    engine = hf.optimize_for_inference(model, x, dtype=dtype, refresh="never")
     before = engine(x)
     with torch.no_grad():
         for p in model.parameters():
@@ -220,7 +220,7 @@ def test_refresh_among_callers(dtype: torch.dtype) -> None:
     """Every answer is of the old weights or of the new ones, of no mixture."""
     model, x = tiny("c"), image(64, 64)
     states = [{k: v.clone() for k, v in s.items()} for s in (model.state_dict(), other_weights(model))]
-    engine = hf.optimize_for_inference(model, x, dtype=dtype)
+    engine = hf.optimize_for_inference(model, x, dtype=dtype, refresh="never")
     wanted = []
     for state in states[::-1]:
         model.load_state_dict(state)

@@ -253,6 +253,74 @@ def test_a_new_shape_and_a_refresh_copy_at_most_once_to_the_host() -> None:
     assert n.to_host <= 1
 
 
+class Head(torch.nn.Module):
+    """Takes several maps, as heads of other packages do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(12, 3, 1)
+
+    def forward(self, maps: list[torch.Tensor]) -> Any:
+        size = maps[0].shape[2:]
+        return self.conv(torch.cat([torch.nn.functional.interpolate(m, size, mode="bilinear") for m in maps], 1))
+
+
+class Estimator(torch.nn.Module):
+    """Its forward takes more than an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = two_stages("features"), Head()
+
+    def forward(self, x: torch.Tensor, mode: str = "tensor") -> Any:
+        return self.head(self.backbone(x))
+
+
+def test_parts_of_a_model_are_graphs() -> None:
+    """One of an image and one of several maps, which are copied to its static inputs."""
+    model, x = Estimator().cuda().eval(), small()
+    hf.optimize_for_inference(model, x, verify=False)
+    engines = [m.part_execution.engine for m in (model.backbone, model.head)]
+    assert all(map(captured, engines))
+    with torch.no_grad(), device_counters.counting() as n:
+        model(x)
+    assert (n.graph_launches, n.synchronizations, n.to_host, n.errors) == (2, 0, 0, 0)
+    with torch.no_grad():
+        for _ in range(2):
+            assert model(small(96)).shape == (1, 3, 16, 24)
+    assert all(engine.explain().count("in one graph") == 2 for engine in engines)
+
+
+def test_a_call_compares_versions_on_the_host() -> None:
+    model, x = two_stages().cuda(), small()
+    engine = engine_of(model, x)
+    with torch.no_grad():
+        model.conv1.weight.mul_(2)
+    with device_counters.counting() as n, pytest.raises(hf.InputError, match="weights changed"):
+        engine(x)
+    assert (n.launches, n.graph_launches, n.to_host, n.synchronizations) == (0, 0, 0, 0)
+
+
+def test_a_call_that_refreshes_replays_the_same_graph() -> None:
+    model, x = two_stages().cuda(), small()
+    engine = engine_of(model, x, refresh="auto")
+    with torch.no_grad():
+        model.conv1.weight.mul_(2)
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        graph.capture_begin()
+        torch.zeros(1, device="cuda")  # an empty graph warns
+        with pytest.raises(hf.InputError, match="before a graph is captured"):
+            engine(x)
+        graph.capture_end()
+    with device_counters.counting() as n:
+        engine(x)
+    assert (n.graph_launches, n.captures, n.errors) == (1, 0, 0)
+    with device_counters.counting() as n:
+        engine(x)
+    assert (n.graph_launches, n.to_host, n.synchronizations) == (1, 0, 0)
+
+
 def test_weights_are_folded_on_the_device() -> None:
     model, x = two_stages().cuda(), small()
     with device_counters.counting() as n:

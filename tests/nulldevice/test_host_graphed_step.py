@@ -19,6 +19,7 @@ from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 import hrnet_fast as hf
+from hrnet_fast.inference.weight_versions import WeightVersions
 from hrnet_fast.training import GraphedStep, GraphedStepWarning, branch_streams, compiled
 
 pytestmark = [pytest.mark.nulldevice, pytest.mark.filterwarnings("ignore::hrnet_fast.training.GraphedStepWarning")]
@@ -411,3 +412,16 @@ def test_the_capturing_stream_allocates_nothing_between_fork_and_join(
         streams = [entry["stream"] for entry in trace[begin:end] if entry["action"] == "alloc"]
         assert streams
         assert main().cuda_stream not in streams
+
+
+@pytest.mark.parametrize("with_optimizer", [True, False])
+def test_engines_notice_the_steps_of_replays(with_optimizer: bool) -> None:
+    """A replay runs no operator of PyTorch that would move the parameters' versions."""
+    model = network()
+    step = GraphedStep(model, MSE, sgd(model) if with_optimizer else None)
+    x, y = batch()
+    for _ in range(3):
+        step(x, y)
+    versions = WeightVersions(model)
+    assert_a_replay_launches_once(step, x, y)
+    assert versions.unchanged() != with_optimizer

@@ -1,4 +1,8 @@
-"""Stands in for ``mmcv._ext``, the compiled operators that mmcv-lite lacks; mmdet and mmpose import it."""
+"""Stands in for ``mmcv._ext``, the compiled operators that mmcv-lite lacks; mmdet and mmpose import it.
+
+Non-maximum suppression and RoI alignment, which detectors call, are torchvision's, with the arguments of mmcv 2.1.0
+(``mmcv/ops/nms.py`` and ``mmcv/ops/roi_align.py``).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,60 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, NoReturn
 
+from torch import Tensor
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
+    """Return the indices of kept boxes [K], by descending score.
+
+    Args:
+        boxes: [N, 4] as x1, y1, x2, y2.
+        scores: [N].
+        iou_threshold: a box that overlaps a kept one by more than this is dropped.
+        offset: added to widths and heights; torchvision's boxes have 0.
+    """
+    from torchvision.ops import nms as keep
+
+    if offset != 0:
+        raise NotImplementedError(f"nms with offset={offset}; torchvision's has 0.")
+    return keep(boxes, scores, iou_threshold)
+
+
+def roi_align_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    *,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Write the regions' maps [K, C, height, width] to `output`.
+
+    Args:
+        input: [N, C, H, W].
+        rois: [K, 5] as number of the image, x1, y1, x2, y2.
+        argmax_y, argmax_x: of the maximum, which is not used.
+        pool_mode: 1, the mean of each cell's samples; 0 would be their maximum.
+    """
+    from torchvision.ops import roi_align
+
+    if pool_mode != 1:
+        raise NotImplementedError("roi_align by the maximum; torchvision's takes the mean.")
+    size = (aligned_height, aligned_width)
+    output.copy_(roi_align(input, rois, size, spatial_scale, sampling_ratio, aligned))
+
 
 class _Extension(ModuleType):
     """Has every operator by name; calling one that is not defined here raises."""
+
+    nms = staticmethod(nms)
+    roi_align_forward = staticmethod(roi_align_forward)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

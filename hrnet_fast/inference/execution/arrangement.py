@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from hrnet_fast.inference.execution.cuda_graph import CapturedGraph, CudaDevice, GraphPool
 from hrnet_fast.inference.execution.stream_schedule import Schedule, schedule
 from hrnet_fast.inference.execution.torch_executor import TorchExecutor
@@ -19,11 +17,11 @@ class Arrangement:
     Args:
         mode: one of :data:`MODES`.
         executor: runs the plan.
-        x: the static input that the graph reads.
+        x: the static input, or several, that the graph reads.
         device: graphs and streams.
     """
 
-    def __init__(self, mode: str, executor: TorchExecutor, x: Tensor, device: CudaDevice) -> None:
+    def __init__(self, mode: str, executor: TorchExecutor, x: Any, device: CudaDevice) -> None:
         self.mode, self.executor = mode, executor
         self._input, self._device = x, device
         self._schedule: Schedule | None = None

@@ -77,7 +77,7 @@ class Autotuner:
 
     def fuses(self, plan: Plan, fusion: SumFusion, weights: WeightStore) -> bool:
         """Return whether the sums of `fusion` are faster together with their 1x1 convolutions."""
-        if not self.fuses_sums or plan.input_shape[0] == 0:
+        if not self.fuses_sums or plan.batch == 0:
             return False
         if self.prefer is not None:
             return True
@@ -104,7 +104,7 @@ class Autotuner:
 
     def fusion_launches(self, plan: Plan, fusion: SumFusion, weights: WeightStore) -> dict[str, Callable[[], Any]]:
         """Return the same for a fusion of sums."""
-        if describe_fusion(plan, fusion) in self.results or plan.input_shape[0] == 0 or self.budget <= 0:
+        if describe_fusion(plan, fusion) in self.results or plan.batch == 0 or self.budget <= 0:
             return {}
         trial = SumFusionTrial(plan, fusion, weights, lambda *_: TACTICS[Library.name], self.random_map)
         return {FUSED: trial.fused} if self._runs_triton(FUSED) else {}

@@ -179,11 +179,11 @@ class CpuExecutor:
         """Read the tensors that calls use from the shared weights, which have been refreshed before."""
         self._state = {name: self._weights.named(name) for name in state_names(self.plan)}
 
-    def __call__(self, x: Tensor, copy: bool = True) -> Any:
+    def __call__(self, x: Tensor | tuple[Tensor, ...], copy: bool = True) -> Any:
         """Return the network's output for `x` of the plan's shape, always in new tensors."""
         return self._run(x, None)
 
-    def profile(self, x: Tensor) -> list[tuple[int, float]]:
+    def profile(self, x: Tensor | tuple[Tensor, ...]) -> list[tuple[int, float]]:
         """Return (step, seconds) of one call, with every step timed by itself."""
         times: list[tuple[int, float]] = []
         self._run(x, times)
@@ -195,8 +195,8 @@ class CpuExecutor:
         kernel = _C.conv_kernel(DTYPES[self.plan.dtype])
         return [f"one C++ program, {kernel} convolutions, {torch.get_num_threads()} threads"]
 
-    def _run(self, x: Tensor, times: list[tuple[int, float]] | None) -> Any:
-        slots = Slots(self.plan, x.resolve_neg(), self._state, torch.float32, self._normalization)
+    def _run(self, x: Tensor | tuple[Tensor, ...], times: list[tuple[int, float]] | None) -> Any:
+        slots = Slots(self.plan, x, self._state, torch.float32, self._normalization)
         with torch.no_grad(), self._weights.arenas.lent(self._arena_bytes + 64) as arena:
             for segment in self._segments:
                 if isinstance(segment, int):

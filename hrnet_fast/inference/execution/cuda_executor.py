@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from hrnet_fast.errors import ImplementationError, InputError
 from hrnet_fast.inference.execution.arrangement import MODES, Arrangement
@@ -99,11 +99,11 @@ class CudaExecutor:
         """The arrangement, one of :data:`MODES`."""
         return self._arrangement.mode
 
-    def __call__(self, x: Tensor, copy: bool = True) -> Any:
+    def __call__(self, x: Tensor | tuple[Tensor, ...], copy: bool = True) -> Any:
         """Return the network's output for `x` of the plan's shape.
 
         Args:
-            x: [N, C, H, W]; for plans of images, bytes [N, H, W, C].
+            x: [N, C, H, W]; for plans of images, bytes [N, H, W, C]; or several inputs.
             copy: whether to return new tensors instead of those that the next call overwrites.
         """
         check_input(self.plan, x)
@@ -122,9 +122,10 @@ class CudaExecutor:
             finally:  # launches before an error run in shared memory too
                 self._pool.mark = self._backend.mark()
 
-    def _run(self, x: Tensor, copy: bool) -> Any:
+    def _run(self, x: Tensor | tuple[Tensor, ...], copy: bool) -> Any:
         if self.state is State.CAPTURED:
-            self._input.copy_(x)
+            for static, given in zip(tree_leaves(self._input), tree_leaves(x), strict=True):
+                static.copy_(given)
             outputs = self._arrangement.replay()
             return tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, outputs) if copy else outputs
         outputs = self._arrangement.executor.run(x)
@@ -145,7 +146,7 @@ class CudaExecutor:
                 self._weights.refresh(tensors)
             self._arrangement.executor.refresh(tensors)
 
-    def profile(self, x: Tensor, rounds: int = 3) -> list[tuple[int, float]]:
+    def profile(self, x: Tensor | tuple[Tensor, ...], rounds: int = 3) -> list[tuple[int, float]]:
         """Return (step, seconds) with every launch timed by itself from the host."""
         self.ready()
         with self._exclusive(), self._ordered():

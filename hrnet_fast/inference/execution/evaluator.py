@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference.plan import Plan
-from hrnet_fast.inference.slots import Slots, copy_state, normalization_tensors, own_copy
+from hrnet_fast.inference.slots import Slots, copy_state, device_of, normalization_tensors, own_copy
 from hrnet_fast.inference.steps import ConvStep, ExportStep, ImportStep, PoolStep, SumStep, SumTerm, View
 from hrnet_fast.ops.primitives import wrong_in_bfloat16
 
@@ -151,10 +151,10 @@ class PlanEvaluator:
         self._result = result or self._dtype
         self._maps = FunctionalMaps(plan)
 
-    def __call__(self, x: Tensor) -> Any:
+    def __call__(self, x: Tensor | tuple[Tensor, ...]) -> Any:
         """Return the network's output for `x`, floating [N, C, H, W] or, for plans of images, bytes [N, H, W, C]."""
         plan, maps = self._plan, FunctionalMaps(self._plan)
-        slots = Slots(plan, x, self._state, self._dtype, normalization_tensors(plan, x.device, self._dtype))
+        slots = Slots(plan, x, self._state, self._dtype, normalization_tensors(plan, device_of(x), self._dtype))
         self._maps = maps
         for k, wave in enumerate(plan.waves):
             for number in wave:
@@ -192,17 +192,20 @@ class PlanEvaluator:
         self._maps.put(step.out, total.relu() if step.relu else total)
 
 
-def evaluate(plan: Plan, tensors: Mapping[str, Tensor], x: Tensor, dtype: torch.dtype | None = None) -> Any:
+def evaluate(
+    plan: Plan, tensors: Mapping[str, Tensor], x: Tensor | tuple[Tensor, ...], dtype: torch.dtype | None = None
+) -> Any:
     """Return what `plan` computes on `x`, with maps of `dtype` (None: the plan's) on the device of `x`.
 
     Args:
         plan: for inputs of the shape of `x`.
         tensors: the model's parameters and buffers by name.
-        x: floating [N, C, H, W], or bytes [N, H, W, C] for plans of images.
+        x: floating [N, C, H, W], or bytes [N, H, W, C] for plans of images; or several floating inputs.
     """
+    device = device_of(x)
     plan = replace(plan, dtype=dtype or plan.dtype)
     made = [spec.make(tensors) for spec in plan.weights]
-    weights = [(own_copy(w, x.device, plan.dtype), own_copy(b, x.device, plan.dtype)) for w, b in made]
-    state = copy_state(plan, tensors, x.device, torch.promote_types(plan.dtype, torch.float32))
+    weights = [(own_copy(w, device, plan.dtype), own_copy(b, device, plan.dtype)) for w, b in made]
+    state = copy_state(plan, tensors, device, torch.promote_types(plan.dtype, torch.float32))
     with torch.no_grad():
         return PlanEvaluator(plan, weights, state)(x)

@@ -24,7 +24,7 @@ def describe_fusion(plan: Plan, fusion: SumFusion) -> str:
     pitches = [plan.buffers[t.source.buffer].channels for s in fusion.sums for t in s.terms]
     corners = sorted({t.align_corners for s in steps if isinstance(s, SumStep) for t in s.terms})
     texts = "; ".join(plan.describe(step) for step in steps)
-    return f"{FUSED} of {plan.input_shape[0]} images @{pitches} align_corners={corners}: {texts}"
+    return f"{FUSED} of {plan.batch} images @{pitches} align_corners={corners}: {texts}"
 
 
 def fused_sum_weights(plan: Plan, fused_sum: FusedSum, weights: WeightStore) -> FusedSumWeights:

@@ -32,6 +32,7 @@ from hrnet_fast.inference.execution.sums import add_up, copies, fused, fusible, 
 from hrnet_fast.inference.execution.tactics import Geometry, Tactic, geometry
 from hrnet_fast.inference.execution.weight_store import FoldedWeight, FusedSumWeights, GroupedWeights, WeightStore
 from hrnet_fast.inference.plan import Plan
+from hrnet_fast.inference.planning.tracer import input_shapes
 from hrnet_fast.inference.slots import Slots, copy_state, normalization_tensors
 from hrnet_fast.inference.steps import ConvStep, PoolStep, SumStep
 
@@ -65,12 +66,16 @@ def indexed(device: torch.device | str) -> torch.device:
     return device
 
 
-def check_input(plan: Plan, x: Tensor) -> None:
+def check_input(plan: Plan, x: Tensor | tuple[Tensor, ...]) -> None:
     """Raise InputError unless `x` has the plan's shape. A copy to a buffer would broadcast other shapes."""
-    n, c, h, w = plan.input_shape
-    wanted = (n, c, h, w) if plan.normalization is None else (n, h, w, c)
-    if tuple(x.shape) != wanted:
-        raise InputError(f"input of shape {list(x.shape)} given; this plan is for {list(wanted)}.")
+    wanted = input_shapes(plan.input_shape)
+    if plan.normalization is not None:
+        n, c, h, w = wanted[0]
+        wanted = [(n, h, w, c)]
+    given = [tuple(t.shape) for t in ([x] if isinstance(x, Tensor) else x)]
+    if given != wanted:
+        texts = (", ".join(str(list(shape)) for shape in shapes) for shapes in (given, wanted))
+        raise InputError("input of shape {} given; this plan is for {}.".format(*texts))
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ class TorchExecutor:
             self._normalization = normalization_tensors(plan, self.device, self.inner)
         self._last = last_groups(self.groups)
 
-    def __call__(self, x: Tensor, copy: bool = True) -> Any:
+    def __call__(self, x: Tensor | tuple[Tensor, ...], copy: bool = True) -> Any:
         """Return the network's output for `x` [N, C, H, W] of the plan's shape, always in new tensors."""
         with self._lock, plain_tensors(self.device):
             return self.run(x)
@@ -161,7 +166,7 @@ class TorchExecutor:
             for name, tensor in copy_state(self.plan, tensors, self.device, self.inner).items():
                 self._state[name].copy_(tensor)
 
-    def profile(self, x: Tensor, rounds: int = 3) -> list[tuple[int, float]]:
+    def profile(self, x: Tensor | tuple[Tensor, ...], rounds: int = 3) -> list[tuple[int, float]]:
         """Return (step, seconds): the median of rounds. The time of a group is divided by multiply-adds."""
         samples: list[list[float]] = []
         with self._lock, plain_tensors(self.device):
@@ -199,7 +204,13 @@ class TorchExecutor:
         lines += [f"  {what}: {result}" for what, result in self.autotuner.results.items() if what in self._tuned]
         return lines
 
-    def run(self, x: Tensor, *, streams: StreamFork | None = None, times: list[float] | None = None) -> Any:
+    def run(
+        self,
+        x: Tensor | tuple[Tensor, ...],
+        *,
+        streams: StreamFork | None = None,
+        times: list[float] | None = None,
+    ) -> Any:
         """Run the plan, without lock and modes.
 
         Args:

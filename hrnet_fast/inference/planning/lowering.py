@@ -14,7 +14,7 @@ from hrnet_fast.inference.planning import graph as g
 from hrnet_fast.inference.planning.buffer_sharing import Size, share_buffers
 from hrnet_fast.inference.planning.importer import import_trace
 from hrnet_fast.inference.planning.passes import run_passes
-from hrnet_fast.inference.planning.tracer import ValueRef, trace
+from hrnet_fast.inference.planning.tracer import InputShape, ValueRef, has_several, trace
 from hrnet_fast.inference.planning.waves import schedule_waves
 from hrnet_fast.inference.steps import (
     CallStep,
@@ -31,7 +31,7 @@ from hrnet_fast.inference.steps import (
 from hrnet_fast.inference.weights import WeightSpec
 
 
-def make_plan(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> Plan:
+def make_plan(model: nn.Module, input_shape: InputShape, dtype: torch.dtype) -> Plan:
     """Return the plan of `model` in evaluation mode for inputs of `input_shape`, with maps of `dtype`.
 
     Raises:
@@ -40,7 +40,7 @@ def make_plan(model: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype
     """
     parameter = next(model.parameters(), None)
     given = torch.float32 if parameter is None else parameter.dtype
-    traced = trace(model, tuple(input_shape), given)
+    traced = trace(model, input_shape, given)
     try:
         return lower(run_passes(import_trace(traced)), dtype)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, AssertionError) as error:
@@ -89,7 +89,7 @@ class _Places:
             if isinstance(node, g.CatNode) or (isinstance(node, g.ConvNode) and len(node.inputs) > 1):
                 self._join(graph, value, node)
         for value, node in graph.nodes.items():
-            if isinstance(node, g.SliceNode) or value in self.views or len(node.shape) != 4:
+            if isinstance(node, g.SliceNode) or value in self.views or len(node.shape) != 4 or has_several(node.shape):
                 continue
             self.views[value] = View(self._buffer(node.shape, node.shape[1]), 0, node.shape[1])
         for value, node in graph.nodes.items():

@@ -7,6 +7,7 @@ was used for other shapes would change numbers in silence. Nothing is inferred f
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,10 +24,23 @@ from hrnet_fast.reference.norm import FrozenBatchNorm2d
 from hrnet_fast.training.batch_norm import is_frozen
 from hrnet_fast.training.matching import hooked
 
+# [N, C, H, W] of the input, or the shapes of several, which a module takes as one tuple.
+InputShape = tuple[Any, ...]
+
+
+def input_shapes(shape: InputShape) -> list[tuple[int, ...]]:
+    """Return the shapes [N, C, H, W] of all inputs."""
+    return list(shape) if has_several(shape) else [shape]
+
+
+def has_several(shape: InputShape) -> bool:
+    """Whether a shape is that of a tuple of inputs."""
+    return isinstance(shape[0], tuple)
+
 
 @dataclass(frozen=True)
 class ValueRef:
-    """The result of an earlier call by number, or the input (0)."""
+    """The result of an earlier call by number, or the input (0), which may be a tuple."""
 
     value: int
 
@@ -65,27 +79,34 @@ class Trace:
     """The calls of one forward.
 
     Attributes:
-        input_shape: [N, C, H, W].
+        input_shape: [N, C, H, W], or several.
         calls: in the order of execution.
         output: what the forward returned, with tensors as :class:`ValueRef`.
         state: shapes of the model's parameters and buffers by name.
     """
 
-    input_shape: tuple[int, ...]
+    input_shape: InputShape
     calls: tuple[TracedCall, ...]
     output: Any
     state: dict[str, tuple[int, ...]]
 
 
 class _Tracer(TorchFunctionMode):
-    def __init__(self, names: dict[int, str], x: Tensor) -> None:
+    def __init__(self, names: dict[int, str], x: Tensor | tuple[Tensor, ...]) -> None:
         super().__init__()
         self.calls: list[TracedCall] = []
-        self._dtype = x.dtype
         self._names = names
-        self._values = {id(x): 0}
-        self._alive: list[Tensor] = [x]  # an id is unique only while its object exists
+        self._values: dict[int, int] = {}
+        self._alive: list[Tensor] = []  # an id is unique only while its object exists
         self._outdated: set[int] = set()
+        if isinstance(x, Tensor):
+            self._dtype = x.dtype
+            self._values[id(x)] = 0
+            self._alive.append(x)
+        else:
+            self._dtype = x[0].dtype
+            for k, part in enumerate(x):
+                self._add(operator.getitem, (ValueRef(0), k), {}, part)
 
     def reference(self, leaf: Any) -> Any:
         if isinstance(leaf, torch.device) and leaf.type == "meta":
@@ -210,8 +231,8 @@ class OutOfPlace:
         return own
 
 
-def trace(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Trace:
-    """Run a copy of `model` on a meta tensor of `shape` and `dtype`, and return the recorded calls.
+def trace(model: nn.Module, shape: InputShape, dtype: torch.dtype) -> Trace:
+    """Run a copy of `model` on meta tensors of `shape` and `dtype`, and return the recorded calls.
 
     Raises:
         InputError: the model is in training mode or has hooks, its forward depends on the values of tensors, or it
@@ -221,9 +242,10 @@ def trace(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Trace
     try:
         # In-place changes are detected by version counters, which inference tensors lack.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
-            twin = _meta_copy(model)
+            twin = meta_copy(model)
             metas = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
-            x = torch.empty(shape, dtype=dtype, device="meta")
+            xs = tuple(torch.empty(s, dtype=dtype, device="meta") for s in input_shapes(shape))
+            x = xs if has_several(shape) else xs[0]
             tracer = _Tracer({id(t): name for name, t in metas.items()}, x)
             with tracer:
                 output = twin(x)
@@ -232,7 +254,7 @@ def trace(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Trace
     except Exception as error:  # a model's forward may raise anything
         raise InputError(
             f"optimize_for_inference: the forward of {type(model).__name__} cannot be followed for an input of shape "
-            f"{tuple(shape)}: {str(error)[:300]}. It must take one tensor and not depend on tensors' values."
+            f"{shape}: {str(error)[:300]}. It must take one tensor and not depend on tensors' values."
         ) from error
     if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
         raise InputError(
@@ -240,10 +262,10 @@ def trace(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> Trace
         )
     returned = tree_map(tracer.returned, output)
     shapes = {name: tuple(t.shape) for name, t in metas.items()}
-    return Trace(tuple(shape), tuple(tracer.calls), returned, shapes)
+    return Trace(shape, tuple(tracer.calls), returned, shapes)
 
 
-def _meta_copy(model: nn.Module) -> nn.Module:
+def meta_copy(model: nn.Module) -> nn.Module:
     """Return a copy of the model on the meta device. Other threads may use the model itself meanwhile."""
     twins: dict[int, Any] = {id(t): t.detach().to("meta") for t in model.buffers()}
     for p in model.parameters():
