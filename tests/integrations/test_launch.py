@@ -1,14 +1,16 @@
-"""``hrnet-fast launch`` on small scripts, each as a process of its own."""
+"""``hrnet-fast launch`` on small scripts."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import refused
+import torch
+from command_line import call, refused
 
 import hrnet_fast as hf
 from hrnet_fast.integrations import legacy
@@ -37,9 +39,9 @@ x = torch.randn(2, 3, 16, 16)
 """
 
 
-def start(*command: str, cwd: Path, prefix: tuple[str, ...] = (), **changes: str) -> subprocess.CompletedProcess[str]:
+def start(*command: str, cwd: Path, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     done = [sys.executable, *prefix, "-m", "hrnet_fast.cli", "launch", *command]
-    environment = {"PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(cwd)} | changes
+    environment = {"PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(cwd)}
     return subprocess.run(done, capture_output=True, text=True, timeout=240, cwd=cwd, env=environment, check=False)
 
 
@@ -50,8 +52,19 @@ def write(folder: Path, text: str, name: str = "tools/train.py") -> Path:
     return folder / name
 
 
-@pytest.mark.processes
-def test_a_script_runs_as_it_does_alone(tmp_path: Path) -> None:
+@pytest.fixture
+def _own_interpreter_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """What running a script in this process changes for good, and would not matter in one of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    yield
+    sys.modules.pop("networks", None)
+
+
+@pytest.mark.usefixtures("_own_interpreter_state")
+def test_a_script_runs_as_it_does_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each way to use a network accelerates it; arguments, modules beside the script and names are Python's."""
     write(
         tmp_path,
@@ -76,12 +89,15 @@ if __name__ == "__main__":
     sys.exit(7)
 """,
     )
-    done = start("--memory", "min", "tools/train.py", "--cfg", "x.yaml", "--memory", "mine", cwd=tmp_path)
-    assert done.returncode == 7, done.stderr
-    lines = done.stdout.splitlines()
+    original = torch.nn.Module.to, torch.nn.Module.__call__, torch.nn.DataParallel.__init__
+    options = ("--memory", "min", "tools/train.py", "--cfg", "x.yaml", "--memory", "mine")
+    code, out, err = call(capsys, "launch", *options)
+    assert code == 7, err
+    assert (torch.nn.Module.to, torch.nn.Module.__call__, torch.nn.DataParallel.__init__) == original
+    lines = out.splitlines()
     assert lines[0] == "['tools/train.py', '--cfg', 'x.yaml', '--memory', 'mine'] tools True"
     assert lines[1:] == [f"{[(4, 'min')] * 4} False", "torch.Size([1, 2])"]
-    said = [line for line in done.stderr.splitlines() if "blocks take the fused path" in line]
+    said = [line for line in err.splitlines() if "blocks take the fused path" in line]
     told = "4 of 4 blocks take the fused path (impl='auto')"
     assert said == [f"hrnet-fast launch: {kind}: {told}" for kind in ("Network", "Sequential")]
 
@@ -129,8 +145,10 @@ if __name__ == "__main__":
     assert done.stderr.count("blocks take the fused path") == 2, done.stderr  # of the process and its child
 
 
-@pytest.mark.processes
-def test_old_names_are_supplied_and_told(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_own_interpreter_state")
+def test_old_names_are_supplied_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(
         tmp_path,
         """
@@ -143,13 +161,14 @@ except AttributeError as error:
     print(error)
 """,
     )
-    done = start("--legacy", "tools/train.py", cwd=tmp_path)
-    assert done.stdout.splitlines() == ["float64 2 (2, 3)", "module 'numpy' has no attribute 'nothing'"], done.stderr
+    _, out, err = call(capsys, "launch", "--legacy", "tools/train.py")
+    assert out.splitlines() == ["float64 2 (2, 3)", "module 'numpy' has no attribute 'nothing'"], err
     for name in ("scipy.misc", "numpy.float", "numpy.int"):
-        assert done.stderr.count(f"hrnet-fast launch: {name} is supplied") == 1
-    without = start("tools/train.py", cwd=tmp_path, RANK="1").stderr
-    assert "AttributeError: module 'numpy' has no attribute 'float'" in without
-    assert "hrnet-fast launch" not in without  # one of several processes reports
+        assert err.count(f"hrnet-fast launch: {name} is supplied") == 1
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(AttributeError, match="module 'numpy' has no attribute 'float'"):  # the script's own
+        call(capsys, "launch", "tools/train.py")
+    assert "hrnet-fast launch" not in capsys.readouterr().err  # one of several processes reports
 
 
 def test_old_image_functions_stretch_to_bytes() -> None:
