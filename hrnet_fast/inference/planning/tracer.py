@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference.planning.shapes import IN_PLACE, result_without_running
-from hrnet_fast.reference.norm import FrozenBatchNorm2d
 from hrnet_fast.training.batch_norm import is_frozen
 from hrnet_fast.training.matching import hooked
 
@@ -273,8 +272,14 @@ def meta_copy(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model, twins)
     for module in twin.modules():
         if is_frozen(module):  # some multiply and add: as one call it is folded into a convolution
-            module.forward = partial(FrozenBatchNorm2d.forward, module)  # type: ignore[arg-type,assignment]
+            module.forward = partial(_normalise_by_buffers, module)  # type: ignore[method-assign]
     return twin
+
+
+def _normalise_by_buffers(module: Any, x: Tensor) -> Tensor:
+    return nn.functional.batch_norm(
+        x, module.running_mean, module.running_var, module.weight, module.bias, training=False, eps=module.eps
+    )
 
 
 def _check_traceable(model: nn.Module) -> None:
