@@ -23,10 +23,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # Coordinates are used by evaluation and by training alike, and know no network.
     "checks": ("torch", "hrnet_fast.errors"),
     "keypoints": ("torch", "hrnet_fast.checks", "hrnet_fast.errors", "hrnet_fast.keypoints"),
+    # Readers and batches know no network either, so that they serve any loop.
+    "datasets": (
+        "torch", "numpy", "PIL", "hrnet_fast.checks", "hrnet_fast.datasets", "hrnet_fast.errors", "hrnet_fast.keypoints",
+    ),
     # What the reference and the fast implementations of batch normalisation both describe layers with.
     "norm_affine": ("torch",),
     "reference": ("torch", "hrnet_fast.config", "hrnet_fast.errors", "hrnet_fast.norm_affine", "hrnet_fast.reference"),
-}
+}  # fmt: skip
 # Imports go one way: cli, demo and tasks above checkpoints and models, these above the operators.
 ABOVE = tuple(f"hrnet_fast.{part}" for part in ("cli", "demo", "tasks", "doctor", "complexity", "launches"))
 FORBIDDEN: dict[str, tuple[str, ...]] = {
