@@ -25,7 +25,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "keypoints": ("torch", "hrnet_fast.checks", "hrnet_fast.errors", "hrnet_fast.keypoints"),
     # Readers and batches know no network either, so that they serve any loop.
     "datasets": (
-        "torch", "numpy", "PIL", "hrnet_fast.checks", "hrnet_fast.datasets", "hrnet_fast.errors", "hrnet_fast.keypoints",
+        "torch", "numpy", "PIL", "hrnet_fast.checks", "hrnet_fast.datasets", "hrnet_fast.errors",
+        "hrnet_fast.keypoints",
     ),
     # What the reference and the fast implementations of batch normalisation both describe layers with.
     "norm_affine": ("torch",),

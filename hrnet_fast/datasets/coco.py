@@ -121,7 +121,8 @@ def _annotated(
     picture = _picture(source, pictures, item, name)
     box = _cut_box(source, name, item["bbox"], picture, int(narrow))
     path = str(folder / picture["file_name"])
-    return KeypointRow(path, name, triples[:, :2], triples[:, 2] > 0, box, int(item["image_id"]))
+    visible = (triples[:, 2] > 0).astype(np.float64)
+    return KeypointRow(path, name, triples[:, :2], visible, box, int(item["image_id"]))
 
 
 def _picture(source: Path, pictures: dict[Any, Any], item: Any, name: str) -> dict[str, Any]:

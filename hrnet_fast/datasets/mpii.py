@@ -22,8 +22,8 @@ def mpii(
     """Read ``annot/{split}.json`` and ``images/``, as the authors' ``lib/dataset/mpii.py`` does.
 
     Points count from 0. A box is the square of side 200 * scale around the centre, which is moved down by
-    ``lowered_by * scale`` pixels; :func:`~hrnet_fast.keypoints.fit_box` widens it by 1.25. Rows without joints (``test``)
-    have invisible points.
+    ``lowered_by * scale`` pixels; :func:`~hrnet_fast.keypoints.fit_box` widens it by 1.25. Rows without joints
+    (``test``) have invisible points.
 
     Args:
         root: folder with ``annot`` and ``images``.
@@ -66,5 +66,6 @@ def _person(source: Path, images: Path, row: str, item: Any, lowered_by: float) 
         raise fail(source, row, given, accepted)
     if not (np.isfinite(centre).all() and np.isfinite(points).all() and 0 < scale < np.inf):
         raise fail(source, row, f"scale {scale} or values that are not finite", accepted)
-    left, top = centre + (0, lowered_by * scale) - 1 - 100 * scale
-    return KeypointRow(path, row, points, visible > 0, (float(left), float(top), 200 * scale, 200 * scale))
+    left, top = (centre - 1 - 100 * scale).tolist()
+    box = (left, top + lowered_by * scale, 200 * scale, 200 * scale)
+    return KeypointRow(path, row, points, (visible > 0).astype(np.float64), box)

@@ -161,8 +161,8 @@ def _table_row(
         values = [read_number(source, name, cell, missing=True) for cell in row[before:]]
     except DatasetError as error:
         return error
-    points: NDArray[np.float64] = np.array(values).reshape(count, 2)
-    visible = np.isfinite(points).all(1).astype(np.float64)
+    points: NDArray[np.float64] = np.array(values, dtype=np.float64).reshape((count, 2))
+    visible: NDArray[np.float64] = np.isfinite(points).all(axis=1).astype(np.float64)
     points[visible == 0] = 0
     path = folder.joinpath(*row[: path_cells or before])
     found = KeypointRow(str(path), name, points, visible)

@@ -1,0 +1,90 @@
+"""Pictures of different sizes in one tensor of bytes, so that a batch is one transfer and one gather."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from hrnet_fast.datasets.samples import SkippedSample
+from hrnet_fast.errors import InputError
+
+Batch = TypeVar("Batch", bound="MovedTogether")
+Sample = TypeVar("Sample")
+
+
+class MovedTogether:
+    """A dataclass whose tensors move to a device, and into pinned memory, together."""
+
+    def _changed(self: Batch, change: Any) -> Batch:
+        def changed(value: Any) -> Any:
+            return change(value) if isinstance(value, (Tensor, MovedTogether)) else value
+
+        return type(self)(**{f.name: changed(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type]
+
+    def to(self: Batch, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Return the batch on `device`."""
+        return self._changed(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self: Batch) -> Batch:
+        """Return the batch in page-locked memory; ``DataLoader(pin_memory=True)`` calls this."""
+        return self._changed(lambda value: value.pin_memory())
+
+
+@dataclass(frozen=True)
+class PackedImages(MovedTogether):
+    """N pictures, or N maps of classes, one after the other.
+
+    Attributes:
+        values: uint8 [P, C], the rows of each picture in turn; row 0 is what lies outside of a picture.
+        starts: int64 [N], the first row of each picture in `values`.
+        sizes: int64 [N, 2] as (height, width).
+    """
+
+    values: Tensor
+    starts: Tensor
+    sizes: Tensor
+
+    def stacked(self) -> Tensor:
+        """Return pictures of one size as uint8 [N, C, H, W], channels last in memory.
+
+        Raises:
+            InputError: the sizes differ.
+        """
+        sizes = self.sizes.tolist()
+        if any(size != sizes[0] for size in sizes):
+            raise InputError(
+                f"stacked: pictures of {sorted(map(tuple, sizes))[:4]}; accepted are pictures of one size."
+            )
+        height, width = sizes[0] if sizes else (0, 0)
+        return self.values[1:].view(len(sizes), height, width, -1).permute(0, 3, 1, 2)
+
+
+def pack_images(images: Sequence[Tensor], outside: int = 0) -> PackedImages:
+    """Pack uint8 pictures [H, W, C], or maps [H, W].
+
+    Args:
+        images: pictures with the same number of channels.
+        outside: value of what lies outside of a picture.
+    """
+    channels = images[0].shape[2] if images and images[0].dim() == 3 else 1
+    sizes = torch.tensor([image.shape[:2] for image in images], dtype=torch.int64).reshape(-1, 2)
+    counts = sizes.prod(1)
+    border = torch.full((1, channels), outside, dtype=torch.uint8)
+    values = torch.cat([border, *(image.reshape(-1, channels) for image in images)])
+    return PackedImages(values, 1 + counts.cumsum(0) - counts, sizes)
+
+
+def part_skipped(samples: Iterable[Sample | SkippedSample]) -> tuple[list[Sample], tuple[SkippedSample, ...]]:
+    """Return the usable samples, and what stands in the place of the others."""
+    kept: list[Sample] = []
+    skipped: list[SkippedSample] = []
+    for sample in samples:
+        if isinstance(sample, SkippedSample):
+            skipped.append(sample)
+        else:
+            kept.append(sample)
+    return kept, tuple(skipped)
