@@ -38,8 +38,8 @@ def normalize(
     centre, spread = check_numbers("normalize", "mean", mean), check_numbers("normalize", "std", std)
     if images.dim() != 4 or not len(centre) == len(spread) == images.shape[1] or 0 in spread:
         raise InputError(
-            f"normalize: images {list(images.shape)} with mean {centre} and std {spread}; accepted are [N, C, H, W] and C "
-            "numbers each, std not 0."
+            f"normalize: images {list(images.shape)} with mean {centre} and std {spread}; accepted are [N, C, H, W] "
+            "and C numbers each, std not 0."
         )
     shares = images.float() / 255 if images.dtype == torch.uint8 else images.clone()
     centres, spreads = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (centre, spread))
@@ -121,7 +121,7 @@ def _turn_hue(pixels: Tensor, turn: Tensor) -> Tensor:
     """Return RGB in [0, 1] with the hue of HSV turned by a share [N, 1, 1, 1] of the circle."""
     value, least = pixels.amax(1, keepdim=True), pixels.amin(1, keepdim=True)
     chroma = value - least
-    red, green, blue = pixels.split(1, dim=1)
+    red, green, blue = pixels[:, :1], pixels[:, 1:2], pixels[:, 2:]
     unit = torch.where(chroma > 0, chroma, 1.0)
     sixths = torch.where(
         value == red,

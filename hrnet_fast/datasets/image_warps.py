@@ -39,7 +39,7 @@ def warp_images(images: PackedImages, matrices: Tensor, size: tuple[int, int], f
     count = images.sizes.shape[0]
     if matrices.shape != (count, 2, 3):
         raise InputError(
-            f"warp_images: matrices {list(matrices.shape)} given for {count} pictures; accepted: [N, 2, 3]."
+            f"warp_images: matrices {list(matrices.shape)} given for {count} pictures; accepted are [N, 2, 3]."
         )
     x, y = _fixed_positions(_inverted(matrices.to(widest_float(matrices.device))), h, w)
     column, row = x >> 5, y >> 5

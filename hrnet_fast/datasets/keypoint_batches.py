@@ -109,8 +109,8 @@ class KeypointCrops:
         colors: random colours; None leaves them.
         flip_pairs: keypoints that mirroring swaps. Mirroring without them raises.
         upper_body: keypoints of the upper body; without them no box is cut to half a body.
-        mirror_at_edge: mirroring maps x to W - x instead of W - 1 - x; None means for ``face`` (the authors' face code).
-        keypoint_weights: factor on each keypoint's weight (the authors' ``USE_DIFFERENT_JOINTS_WEIGHT``); None means 1.
+        mirror_at_edge: mirroring maps x to W - x instead of W - 1 - x; None means for ``face``, as the authors' code.
+        keypoint_weights: factor on each keypoint's weight (the authors' ``USE_DIFFERENT_JOINTS_WEIGHT``), or None.
         mean, std: of the normalisation.
     """
 
@@ -144,8 +144,8 @@ class KeypointCrops:
                 raise InputError(f"{what}: {name}={given}; accepted is a {kind.__name__} or None.")
         if self.augmentation is not None and self.augmentation.flip_probability and self.flip_pairs is None:
             raise InputError(
-                f"{what}: pictures are to be mirrored and flip_pairs is None; give the pairs of keypoints that mirroring "
-                "swaps (() for none), or flip_probability=0."
+                f"{what}: pictures are to be mirrored and flip_pairs is None; give the pairs of keypoints that "
+                "mirroring swaps (() for none), or flip_probability=0."
             )
 
     def __call__(self, batch: KeypointBatch, generator: torch.Generator | None = None) -> KeypointInputs:
@@ -154,7 +154,10 @@ class KeypointCrops:
         Raises:
             InputError: the batch has another number of keypoints than `flip_pairs` or `keypoint_weights` have.
         """
-        draw = self._boxes(batch, generator)
+        return self.apply(batch, self.draw(batch, generator), generator)
+
+    def apply(self, batch: KeypointBatch, draw: BoxDraw, generator: torch.Generator | None = None) -> KeypointInputs:
+        """Return inputs and targets for given boxes; `generator` is for colours."""
         points, visible = self._mirrored(batch, draw.flips)
         matrices = warp_matrices(draw.boxes, self.input_size, self.method, draw.rotations)
         points = (points @ matrices[:, :, :2].mT + matrices[:, None, :, 2]) * (visible > 0)[..., None]
@@ -184,7 +187,8 @@ class KeypointCrops:
         """Return the same without augmentation."""
         return replace(self, augmentation=None, colors=None)
 
-    def _boxes(self, batch: KeypointBatch, generator: torch.Generator | None) -> BoxDraw:
+    def draw(self, batch: KeypointBatch, generator: torch.Generator | None = None) -> BoxDraw:
+        """Return the boxes of a batch: fitted and padded, and with a generator augmented."""
         exact = widest_float(batch.boxes.device)
         boxes = fit_boxes(batch.boxes.to(exact), self.input_size, self.padding)
         if self.augmentation is None or generator is None:
@@ -216,7 +220,7 @@ class KeypointCrops:
         return torch.where(flips[:, None, None], there, points), visible
 
     def _pixel_matrices(self, matrices: Tensor) -> Tensor:
-        """Return the maps of pixels. ``face`` resizes a crop, which aligns the pixels' edges instead of their centres."""
+        """Return the maps of pixels: ``face`` resizes a crop, which aligns edges of pixels instead of centres."""
         if self.method != "face":
             return matrices
         moved = matrices[:, :, 2] + matrices[:, :, :2].sum(2) / 2 - 0.5

@@ -162,7 +162,7 @@ def _table_row(
     except DatasetError as error:
         return error
     points: NDArray[np.float64] = np.array(values, dtype=np.float64).reshape((count, 2))
-    visible: NDArray[np.float64] = np.isfinite(points).all(axis=1).astype(np.float64)
+    visible = np.where(np.isnan(points).any(axis=1), 0.0, 1.0)
     points[visible == 0] = 0
     path = folder.joinpath(*row[: path_cells or before])
     found = KeypointRow(str(path), name, points, visible)

@@ -94,8 +94,8 @@ class SegmentationCrops:
         base_size: length in pixels of the picture's longer side at scale 1.
         scales: the smallest and the largest scale.
         scale_step: distance of the scales; 0 means any number between the two.
-        stretch: the picture is made a square of `base_size` before it is scaled. (The authors resize LIP's pictures
-            twice; here once.)
+        stretch: the picture is resized to `crop_size` before it is scaled, as the authors do with LIP. (What the branch
+            ``HRNet-OCR`` does before scaling with PASCAL-Context, a first resize by the shorter side, is left out.)
         flip_probability: share of pictures that are mirrored.
         flip_first: mirroring comes before padding, so that the padding is at the right in mirrored pictures too.
         swapped_classes: pairs of classes that mirroring swaps.
@@ -125,8 +125,8 @@ class SegmentationCrops:
             check_number(what, name, getattr(self, name))
         if len(scales) != 2 or not 0 < scales[0] <= scales[1] or self.scale_step < 0:
             raise InputError(
-                f"{what}: scales={self.scales} and scale_step={self.scale_step}; accepted are (smallest, largest) above "
-                "0 and a step of 0 or more."
+                f"{what}: scales={self.scales} and scale_step={self.scale_step}; accepted are (smallest, largest) "
+                "above 0 and a step of 0 or more."
             )
         if not 0 <= self.flip_probability <= 1:
             raise InputError(f"{what}: flip_probability={self.flip_probability}; accepted are numbers from 0 to 1.")
@@ -147,9 +147,14 @@ class SegmentationCrops:
         if batch.labels is None:
             raise InputError("SegmentationCrops: pictures without masks given; training needs masks.")
         scaled, corners, flips = self._draw(batch.images.sizes, generator)
-        first = flips if self.flip_first else None
-        images = resized_parts(batch.images, scaled, corners, self.crop_size, first)
-        labels = resized_parts(batch.labels, scaled, corners, self.crop_size, first, nearest=True)[:, 0]
+        sources, first = (batch.images, batch.labels), flips if self.flip_first else None
+        if self.stretch:
+            sources, first = (
+                (self._stretched(sources[0], first), self._stretched(sources[1], first, nearest=True)),
+                None,
+            )
+        images = resized_parts(sources[0], scaled, corners, self.crop_size, first)
+        labels = resized_parts(sources[1], scaled, corners, self.crop_size, first, nearest=True)[:, 0]
         if not self.flip_first:
             images = torch.where(flips[:, None, None, None], images.flip(3), images)
             labels = torch.where(flips[:, None, None], labels.flip(2), labels)
@@ -158,6 +163,15 @@ class SegmentationCrops:
             labels = torch.where(flips[:, None, None], order[labels.int()], labels)
         pixels = images if self.colors is None else self.colors(images, generator)
         return SegmentationInputs(normalize(pixels, self.mean, self.std), labels.long())
+
+    def _stretched(self, images: PackedImages, flips: Tensor | None, *, nearest: bool = False) -> PackedImages:
+        """Return the pictures resized to `crop_size`, packed again."""
+        sizes = torch.tensor(self.crop_size, device=images.sizes.device).expand_as(images.sizes)
+        resized = resized_parts(images, sizes, torch.zeros_like(sizes), self.crop_size, flips, nearest=nearest)
+        rows = resized.permute(0, 2, 3, 1).reshape(-1, images.values.shape[1])
+        height, width = self.crop_size
+        starts = 1 + height * width * torch.arange(len(sizes), device=sizes.device)
+        return PackedImages(torch.cat([images.values[:1], rows]), starts, sizes)
 
     def _draw(self, sizes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return the scaled sizes [N, 2], the crops' corners in them [N, 2], and what is mirrored [N]."""
@@ -170,9 +184,10 @@ class SegmentationCrops:
             scale = least + torch.floor(chance * (steps + 1)) * self.scale_step
         else:
             scale = least + chance * (most - least)
-        sides = torch.full_like(sizes, self.base_size) if self.stretch else sizes
+        crop = torch.tensor(self.crop_size, device=sizes.device)
+        sides = crop.expand_as(sizes) if self.stretch else sizes
         longer = torch.floor(self.base_size * scale + 0.5)
         scaled = torch.floor(sides * longer[:, None] / sides.amax(1, keepdim=True) + 0.5).to(torch.int64).clamp(min=1)
-        room = (scaled - torch.tensor(self.crop_size, device=sizes.device)).clamp(min=0)
+        room = (scaled - crop).clamp(min=0)
         corners = torch.floor(torch.stack(place, 1) * (room + 1)).to(torch.int64)
         return scaled, torch.minimum(corners, room), flip < self.flip_probability
