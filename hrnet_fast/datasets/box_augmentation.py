@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.checks import check_integer, check_number
+from hrnet_fast.datasets.packed_images import constant, random_numbers
 from hrnet_fast.errors import InputError, shown
 from hrnet_fast.keypoints import fit_boxes
 
@@ -103,9 +104,7 @@ class BoxAugmentation:
             upper_body: keypoints of the upper body; without them no box is cut to half a body.
             mirror_at_edge: x becomes W - x (the authors' faces) instead of W - 1 - x.
         """
-        count = boxes.shape[0]
-        numbers = torch.rand(count, 9, generator=generator, device=generator.device, dtype=torch.float64)
-        numbers = numbers.to(boxes)
+        numbers = random_numbers(generator, boxes.shape[0], 9, boxes).to(boxes.dtype)
         chances, spread = numbers[:, :5].unbind(1), self._spread(numbers[:, 5:])
         if upper_body and self.half_body_probability:
             halves, found = self._half_bodies(points.to(boxes), visible > 0, upper_body, chances[1], input_size)
@@ -138,8 +137,7 @@ class BoxAugmentation:
         self, points: Tensor, seen: Tensor, upper_body: Sequence[int], chance: Tensor, size: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
         """Return the boxes of half bodies [N, 4], and where there is one (``half_body_transform``)."""
-        is_upper = torch.zeros(seen.shape[1], dtype=torch.bool, device=seen.device)
-        is_upper[list(upper_body)] = True
+        is_upper = constant([k in upper_body for k in range(seen.shape[1])], seen)
         upper, lower = seen & is_upper, seen & ~is_upper
         many_upper, many_lower = upper.sum(1) > 2, lower.sum(1) > 2
         choose_upper = ((chance < self.upper_body_probability) & many_upper) | ~many_lower

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.checks import check_integer, check_number, check_numbers, check_tensor
+from hrnet_fast.datasets.packed_images import constant, random_numbers
 from hrnet_fast.errors import InputError
 
 # ImageNet statistics of RGB in [0, 1], with which every upstream trains.
@@ -42,7 +43,7 @@ def normalize(
             "and C numbers each, std not 0."
         )
     shares = images.float() / 255 if images.dtype == torch.uint8 else images.clone()
-    centres, spreads = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (centre, spread))
+    centres, spreads = (constant(v, images).view(1, -1, 1, 1) for v in (centre, spread))
     result = shares.sub_(centres).div_(spreads)
     return result if memory_format is None else result.contiguous(memory_format=memory_format)
 
@@ -90,8 +91,7 @@ class ColorAugmentation:
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
             given = f"{images.dtype} {list(images.shape)}"
             raise InputError(f"ColorAugmentation: images {given} given; accepted are uint8 [N, 3, H, W].")
-        numbers = torch.rand(images.shape[0], 7, generator=generator, device=generator.device)
-        numbers = numbers.to(images.device)[:, :, None, None, None]
+        numbers = random_numbers(generator, images.shape[0], 7, images).float()[:, :, None, None, None]
         chance, spread = numbers[:, :2], 2 * numbers[:, 2:] - 1
         levels = images.float()
         if self.brightness_shift:
@@ -109,7 +109,7 @@ class ColorAugmentation:
 
 
 def _grey(pixels: Tensor) -> Tensor:
-    weights = torch.tensor(_GREY, device=pixels.device).view(1, 3, 1, 1)
+    weights = constant(_GREY, pixels).view(1, 3, 1, 1)
     return (pixels * weights).sum(1, keepdim=True)
 
 
@@ -130,6 +130,6 @@ def _turn_hue(pixels: Tensor, turn: Tensor) -> Tensor:
     )
     sixths = sixths + 6 * turn
     # Channel k of a colour of hue h (in sixths) is value - chroma * max(0, min(r, 4 - r, 1)), r = (n_k + h) mod 6.
-    offsets = torch.tensor((5.0, 3.0, 1.0), device=pixels.device).view(1, 3, 1, 1)
+    offsets = constant((5.0, 3.0, 1.0), pixels).view(1, 3, 1, 1)
     place = torch.remainder(offsets + sixths, 6)
     return value - chroma * torch.minimum(place, 4 - place).clamp(0, 1)

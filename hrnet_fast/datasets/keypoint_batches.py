@@ -12,7 +12,7 @@ from hrnet_fast.checks import check_bool, check_number, check_numbers
 from hrnet_fast.datasets.box_augmentation import BoxAugmentation, BoxDraw
 from hrnet_fast.datasets.colors import MEAN, STD, ColorAugmentation, normalize
 from hrnet_fast.datasets.image_warps import warp_images
-from hrnet_fast.datasets.packed_images import MovedTogether, PackedImages, pack_images, part_skipped
+from hrnet_fast.datasets.packed_images import MovedTogether, PackedImages, constant, pack_images, part_skipped
 from hrnet_fast.datasets.samples import KeypointSample, SkippedSample
 from hrnet_fast.errors import InputError, shown
 from hrnet_fast.keypoints import encode_keypoints, fit_boxes, mirror_order, warp_matrices
@@ -169,7 +169,7 @@ class KeypointCrops:
             factors = check_numbers("KeypointCrops", "keypoint_weights", self.keypoint_weights)
             if len(factors) != points.shape[1]:
                 raise InputError(f"KeypointCrops: {len(factors)} keypoint_weights for {points.shape[1]} keypoints.")
-            weights = weights * torch.tensor(factors, device=weights.device)
+            weights = weights * constant(factors, weights)
         if self.colors is not None and generator is not None:
             crops = self.colors(crops, generator)
         return KeypointInputs(
@@ -213,7 +213,7 @@ class KeypointCrops:
         points = batch.points.to(widest_float(batch.points.device))
         if self.flip_pairs is None:
             return points, batch.visible
-        order = mirror_order(self.flip_pairs, points.shape[1])
+        order = constant(mirror_order(self.flip_pairs, points.shape[1]), points, torch.int64)
         widths = batch.images.sizes[:, 1, None].to(points) - (0 if self._mirrors_at_edge() else 1)
         there = torch.stack([widths - points[..., 0], points[..., 1]], dim=2)[:, order]
         visible = torch.where(flips[:, None], batch.visible[:, order], batch.visible)

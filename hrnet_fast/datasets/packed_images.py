@@ -11,9 +11,25 @@ from torch import Tensor
 
 from hrnet_fast.datasets.samples import SkippedSample
 from hrnet_fast.errors import InputError
+from hrnet_fast.keypoints.methods import widest_float
 
 Batch = TypeVar("Batch", bound="MovedTogether")
 Sample = TypeVar("Sample")
+
+
+def constant(values: Sequence[float], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return numbers on the device of `like` without waiting for it: a plain copy to the device does."""
+    return torch.tensor(values, dtype=dtype).to(like.device, non_blocking=True)
+
+
+def random_numbers(generator: torch.Generator, count: int, each: int, like: Tensor) -> Tensor:
+    """Return numbers in [0, 1), [count, each], float64 (float32 on MPS), on the device of `like` without waiting.
+
+    A CPU's generator gives the same numbers for every device.
+    """
+    exact = widest_float(generator.device)
+    drawn = torch.rand(count, each, generator=generator, device=generator.device, dtype=exact)
+    return drawn.to(widest_float(like.device)).to(like.device, non_blocking=True)
 
 
 class MovedTogether:

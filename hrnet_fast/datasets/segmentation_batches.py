@@ -11,11 +11,18 @@ from torch import Tensor
 from hrnet_fast.checks import check_bool, check_integer, check_number, check_numbers
 from hrnet_fast.datasets.colors import MEAN, STD, ColorAugmentation, normalize
 from hrnet_fast.datasets.image_warps import resized_parts
-from hrnet_fast.datasets.packed_images import MovedTogether, PackedImages, pack_images, part_skipped
+from hrnet_fast.datasets.packed_images import (
+    MovedTogether,
+    PackedImages,
+    constant,
+    pack_images,
+    part_skipped,
+    random_numbers,
+)
 from hrnet_fast.datasets.samples import SegmentationSample, SkippedSample
 from hrnet_fast.errors import InputError, shown
 from hrnet_fast.keypoints import mirror_order
-from hrnet_fast.keypoints.methods import check_size, widest_float
+from hrnet_fast.keypoints.methods import check_size
 
 
 @dataclass(frozen=True)
@@ -159,14 +166,14 @@ class SegmentationCrops:
             images = torch.where(flips[:, None, None, None], images.flip(3), images)
             labels = torch.where(flips[:, None, None], labels.flip(2), labels)
         if self.swapped_classes:
-            order = torch.tensor(mirror_order(self.swapped_classes, 256), dtype=torch.uint8, device=labels.device)
+            order = constant(mirror_order(self.swapped_classes, 256), labels, torch.uint8)
             labels = torch.where(flips[:, None, None], order[labels.int()], labels)
         pixels = images if self.colors is None else self.colors(images, generator)
         return SegmentationInputs(normalize(pixels, self.mean, self.std), labels.long())
 
     def _stretched(self, images: PackedImages, flips: Tensor | None, *, nearest: bool = False) -> PackedImages:
         """Return the pictures resized to `crop_size`, packed again."""
-        sizes = torch.tensor(self.crop_size, device=images.sizes.device).expand_as(images.sizes)
+        sizes = constant(self.crop_size, images.sizes).expand_as(images.sizes)
         resized = resized_parts(images, sizes, torch.zeros_like(sizes), self.crop_size, flips, nearest=nearest)
         rows = resized.permute(0, 2, 3, 1).reshape(-1, images.values.shape[1])
         height, width = self.crop_size
@@ -175,16 +182,14 @@ class SegmentationCrops:
 
     def _draw(self, sizes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return the scaled sizes [N, 2], the crops' corners in them [N, 2], and what is mirrored [N]."""
-        exact = widest_float(sizes.device)
-        numbers = torch.rand(sizes.shape[0], 4, generator=generator, device=generator.device, dtype=torch.float64)
-        chance, *place, flip = numbers.to(device=sizes.device, dtype=exact).unbind(1)
+        chance, *place, flip = random_numbers(generator, sizes.shape[0], 4, sizes).unbind(1)
         least, most = self.scales
         if self.scale_step:
             steps = round((most - least) / self.scale_step)
             scale = least + torch.floor(chance * (steps + 1)) * self.scale_step
         else:
             scale = least + chance * (most - least)
-        crop = torch.tensor(self.crop_size, device=sizes.device)
+        crop = constant(self.crop_size, sizes)
         sides = crop.expand_as(sizes) if self.stretch else sizes
         longer = torch.floor(self.base_size * scale + 0.5)
         scaled = torch.floor(sides * longer[:, None] / sides.amax(1, keepdim=True) + 0.5).to(torch.int64).clamp(min=1)
