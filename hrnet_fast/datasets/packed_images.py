@@ -72,11 +72,9 @@ class PackedImages(MovedTogether):
         """
         sizes = self.sizes.tolist()
         if any(size != sizes[0] for size in sizes):
-            raise InputError(
-                f"stacked: pictures of {sorted(map(tuple, sizes))[:4]}; accepted are pictures of one size."
-            )
+            raise InputError(f"stacked: pictures of {sorted(map(tuple, sizes))[:4]}; accepted are those of one size.")
         height, width = sizes[0] if sizes else (0, 0)
-        return self.values[1:].view(len(sizes), height, width, -1).permute(0, 3, 1, 2)
+        return self.values[1:].view(len(sizes), height, width, self.values.shape[1]).permute(0, 3, 1, 2)
 
 
 def pack_images(images: Sequence[Tensor], outside: int = 0) -> PackedImages:
