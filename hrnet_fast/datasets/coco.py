@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hrnet_fast.checks import check_bool, check_path
+from hrnet_fast.checks import check_bool, check_path, check_text
 from hrnet_fast.datasets.keypoint_dataset import KeypointDataset, KeypointRow, pairs_of_names
 from hrnet_fast.datasets.reading import check_folder, fail, read_json
 from hrnet_fast.errors import DatasetError, shown
@@ -50,6 +50,8 @@ def coco_keypoints(
         DatasetError: a file, category or annotation is malformed, or a box is outside of its picture.
     """
     check_bool("coco_keypoints", narrow_boxes=narrow_boxes)
+    if category is not None:
+        check_text("coco_keypoints", category=category)
     source, folder = check_path("coco_keypoints", annotations), check_folder("coco_keypoints", images)
     content = read_json(source)
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "categories")):

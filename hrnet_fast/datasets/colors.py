@@ -48,6 +48,13 @@ def normalize(
     return result if memory_format is None else result.contiguous(memory_format=memory_format)
 
 
+def check_statistics(what: str, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raise InputError unless both are three numbers, and the second ones are positive."""
+    centre, spread = check_numbers(what, "mean", mean), check_numbers(what, "std", std)
+    if len(centre) != 3 or len(spread) != 3 or min(spread) <= 0:
+        raise InputError(f"{what}: mean={centre} and std={spread}; accepted are 3 numbers each, std above 0.")
+
+
 @dataclass(frozen=True)
 class ColorAugmentation:
     """Random colours of a batch, in the order of the fields. The authors' code has `brightness_shift` alone.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hrnet_fast.checks import check_bool, check_number, check_numbers
 from hrnet_fast.datasets.box_augmentation import BoxAugmentation, BoxDraw
-from hrnet_fast.datasets.colors import MEAN, STD, ColorAugmentation, normalize
+from hrnet_fast.datasets.colors import MEAN, STD, ColorAugmentation, check_statistics, normalize
 from hrnet_fast.datasets.image_warps import warp_images
 from hrnet_fast.datasets.packed_images import MovedTogether, PackedImages, constant, pack_images, part_skipped
 from hrnet_fast.datasets.samples import KeypointSample, SkippedSample
@@ -136,6 +136,12 @@ class KeypointCrops:
         check_number(what, "padding", self.padding)
         if self.padding <= 0:
             raise InputError(f"{what}: padding={self.padding} must be positive.")
+        check_number(what, "sigma", self.sigma)
+        check_statistics(what, self.mean, self.std)
+        if self.keypoint_weights is not None:
+            check_numbers(what, "keypoint_weights", self.keypoint_weights)
+        if not isinstance(self.upper_body, Sequence) or not all(isinstance(k, int) for k in self.upper_body):
+            raise InputError(f"{what}: upper_body={shown(self.upper_body)}; accepted are keypoints' indices.")
         if self.mirror_at_edge is not None:
             check_bool(what, mirror_at_edge=self.mirror_at_edge)
         for name, kind in (("augmentation", BoxAugmentation), ("colors", ColorAugmentation)):
@@ -166,10 +172,10 @@ class KeypointCrops:
             points, visible, self.input_size, self.heatmap_size, self.method, self.sigma
         )
         if self.keypoint_weights is not None:
-            factors = check_numbers("KeypointCrops", "keypoint_weights", self.keypoint_weights)
-            if len(factors) != points.shape[1]:
-                raise InputError(f"KeypointCrops: {len(factors)} keypoint_weights for {points.shape[1]} keypoints.")
-            weights = weights * constant(factors, weights)
+            if len(self.keypoint_weights) != points.shape[1]:
+                given = f"{len(self.keypoint_weights)} keypoint_weights for {points.shape[1]} keypoints"
+                raise InputError(f"KeypointCrops: {given}; give one for each.")
+            weights = weights * constant(self.keypoint_weights, weights)
         if self.colors is not None and generator is not None:
             crops = self.colors(crops, generator)
         return KeypointInputs(

@@ -57,9 +57,8 @@ class KeypointDataset(AnnotatedImages[KeypointSample]):
         super().__init__(skip_broken)
         self.names = tuple(names)
         self.bones = tuple((int(a), int(b)) for a, b in bones)
-        self.flip_pairs = None if flip_pairs is None else tuple((int(a), int(b)) for a, b in flip_pairs)
-        if self.flip_pairs is not None:
-            mirror_order(self.flip_pairs, len(self.names))
+        order = [] if flip_pairs is None else mirror_order(flip_pairs, len(self.names))
+        self.flip_pairs = None if flip_pairs is None else tuple((i, j) for i, j in enumerate(order) if i < j)
         self.upper_body = tuple(upper_body)
         self._set([])
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hrnet_fast.checks import check_number, check_text
 from hrnet_fast.datasets.keypoint_dataset import KeypointDataset, KeypointRow
 from hrnet_fast.datasets.reading import check_folder, fail, read_json
 from hrnet_fast.errors import DatasetError
@@ -34,6 +35,8 @@ def mpii(
     Raises:
         DatasetError: the file or a row is malformed.
     """
+    check_text("mpii", split=split)
+    check_number("mpii", "lowered_by", lowered_by)
     folder = check_folder("mpii", root)
     source = folder / "annot" / f"{split}.json"
     content = read_json(source)

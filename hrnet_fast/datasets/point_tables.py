@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hrnet_fast.checks import check_path
+from hrnet_fast.checks import check_path, check_text
 from hrnet_fast.datasets.keypoint_dataset import KeypointDataset, KeypointRow, pairs_of_names, points_box
 from hrnet_fast.datasets.reading import check_folder, fail, read_number, read_rows
 from hrnet_fast.errors import DatasetError, InputError, shown
@@ -122,6 +122,7 @@ def face_landmarks(
         DatasetError: the file or a row is malformed.
     """
     source, folder = _source_and_folder("face_landmarks", table, images, "image")
+    check_text("face_landmarks", points=points)
     known = get_dataset(points)
     before = 5 if points == "aflw" else 4
     found: list[KeypointRow | DatasetError] = []

@@ -95,6 +95,8 @@ class SegmentationDataset(AnnotatedImages[SegmentationSample]):
 
 def _label_table(what: str, classes: int, ignored: int, label_map: Mapping[int, int] | None) -> NDArray[np.int64]:
     """Return the training class of each value of a mask, -1 where the value is not accepted."""
+    if not isinstance(label_map, (Mapping, type(None))):
+        raise InputError(f"{what}: label_map={shown(label_map)}; accepted is a mapping of values to classes, or None.")
     given = {value: value for value in range(classes)} if label_map is None else dict(label_map)
     for value, label in given.items():
         in_range = isinstance(label, int) and (0 <= label < classes or label == ignored)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.checks import check_bool, check_integer, check_number, check_numbers
-from hrnet_fast.datasets.colors import MEAN, STD, ColorAugmentation, normalize
+from hrnet_fast.datasets.colors import MEAN, STD, ColorAugmentation, check_statistics, normalize
 from hrnet_fast.datasets.image_warps import resized_parts
 from hrnet_fast.datasets.packed_images import (
     MovedTogether,
@@ -127,6 +127,7 @@ class SegmentationCrops:
         check_size(what, "crop_size", self.crop_size)
         check_integer(what, "base_size", self.base_size)
         check_bool(what, stretch=self.stretch, flip_first=self.flip_first)
+        check_statistics(what, self.mean, self.std)
         scales = check_numbers(what, "scales", self.scales)
         for name in ("scale_step", "flip_probability"):
             check_number(what, name, getattr(self, name))

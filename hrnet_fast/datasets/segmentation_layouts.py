@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from hrnet_fast.checks import check_text
 from hrnet_fast.datasets.reading import check_folder
 from hrnet_fast.datasets.segmentation import SegmentationDataset, mask_folders, split_files
 from hrnet_fast.errors import InputError, shown
@@ -38,6 +39,7 @@ def cityscapes(
     Raises:
         DatasetError: a folder is missing or has no picture.
     """
+    check_text("cityscapes", split=split)
     folder = check_folder("cityscapes", root)
     return mask_folders(
         folder / "leftImg8bit" / split,
@@ -84,6 +86,7 @@ def pascal_context(
         DatasetError: a folder or the split is missing or empty.
         InputError: `num_classes` is neither 59 nor 60.
     """
+    check_text("pascal_context", split=split)
     folder = check_folder("pascal_context", root)
     files = split_files(
         folder / "ImageSets" / "SegmentationContext" / f"{split}.txt",
@@ -109,6 +112,7 @@ def lip(
     Raises:
         DatasetError: a folder is missing or has no picture.
     """
+    check_text("lip", split=split)
     folder = check_folder("lip", root)
     return mask_folders(
         folder / "TrainVal_images" / f"{split}_images",
@@ -129,6 +133,7 @@ def camvid(
     Raises:
         DatasetError: a folder is missing or has no picture.
     """
+    check_text("camvid", split=split)
     folder = check_folder("camvid", root)
     return mask_folders(
         folder / split,
