@@ -30,7 +30,7 @@ def normalize(
         images: uint8, or float in [0, 1] from :class:`ColorAugmentation`.
         mean: of each channel.
         std: of each channel.
-        memory_format: of the result; None keeps that of `images`, channels last after a crop.
+        memory_format: of the result; None keeps that of `images`.
 
     Raises:
         InputError: the images have another shape or type, or other numbers of channels.

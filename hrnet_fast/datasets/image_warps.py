@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hrnet_fast.datasets.packed_images import PackedImages
+from hrnet_fast.datasets.packed_images import PackedImages, channels_of
 from hrnet_fast.errors import InputError
 from hrnet_fast.keypoints.methods import check_size, widest_float
 
@@ -22,15 +22,15 @@ def warp_images(images: PackedImages, matrices: Tensor, size: tuple[int, int], f
     """Return the crops that ``cv2.warpAffine`` with ``INTER_LINEAR`` makes; what is outside of a picture is 0.
 
     Args:
-        images: N pictures of C channels.
+        images: N pictures.
         matrices: float [N, 2, 3] from picture pixels (x, y, 1) to output pixels, as of
             :func:`~hrnet_fast.keypoints.warp_matrices`, on the pictures' device.
         size: (h, w) of the crops.
         flips: bool [N]; True mirrors the picture before it is warped. The matrix then belongs to the mirrored picture.
 
     Returns:
-        uint8 [N, C, h, w], channels last in memory. The bytes are those of OpenCV 4. OpenCV 5 computes positions
-        without rounding them to 1/32 pixel.
+        uint8 [N, 3, h, w]. The bytes are those of OpenCV 4. OpenCV 5 computes positions without rounding them to 1/32
+        pixel.
 
     Raises:
         InputError: a shape is another one.
@@ -38,34 +38,41 @@ def warp_images(images: PackedImages, matrices: Tensor, size: tuple[int, int], f
     h, w = check_size("warp_images", "size", size)
     count = images.sizes.shape[0]
     if matrices.shape != (count, 2, 3):
-        raise InputError(
-            f"warp_images: matrices {list(matrices.shape)} given for {count} pictures; accepted are [N, 2, 3]."
-        )
-    x, y = _fixed_positions(_inverted(matrices.to(widest_float(matrices.device))), h, w)
+        raise InputError(f"warp_images: matrices {list(matrices.shape)} for {count} pictures; accepted are [N, 2, 3].")
+    inverse = _inverted(matrices.to(widest_float(matrices.device)))
+    flips = torch.zeros_like(images.starts, dtype=torch.bool) if flips is None else flips
+    if images.values.device.type != "cpu":
+        return _warped(images.values, images.starts, images.sizes, inverse, flips, h, w)
+    crops = torch.empty(count, 3, h, w, dtype=torch.uint8)  # one by one, so that the passes stay in cache
+    for i in range(count):
+        one = slice(i, i + 1)
+        crops[one] = _warped(images.values, images.starts[one], images.sizes[one], inverse[one], flips[one], h, w)
+    return crops
+
+
+def _warped(values: Tensor, starts: Tensor, sizes: Tensor, inverse: Tensor, flips: Tensor, h: int, w: int) -> Tensor:
+    x, y = _fixed_positions(inverse, h, w)
     column, row = x >> 5, y >> 5
-    right, down = x & (_STEPS - 1), y & (_STEPS - 1)
-    heights, widths = (side.to(torch.int32)[:, None, None] for side in images.sizes.unbind(1))
-    step: int | Tensor = 1
-    if flips is not None:  # pixel x of the mirrored picture is W - 1 - x
-        step = torch.where(flips, -1, 1).to(torch.int32)[:, None, None]
-        column = torch.where(flips[:, None, None], widths - 1 - column, column)
-    starts = images.starts.to(torch.int32)[:, None, None]
-    total = torch.full((1,), _STEPS * _STEPS // 2, dtype=torch.int32, device=x.device)  # rounds
-    inside_x = [(column >= 0) & (column < widths), (column + step >= 0) & (column + step < widths)]
-    for below in (0, 1):
-        inside_y = (row + below >= 0) & (row + below < heights)
-        line = starts + (row + below) * widths + column
-        share_y = down if below else _STEPS - down
-        for beside in (0, 1):
-            place = torch.where(inside_y & inside_x[beside], line + step if beside else line, 0)
-            share = share_y * (right if beside else _STEPS - right)
-            total = total + _rows(images.values, place).to(torch.int32) * share[..., None]
-    return (total >> 10).to(torch.uint8).permute(0, 3, 1, 2)
+    right, down = (part.unsqueeze(1) for part in (x & (_STEPS - 1), y & (_STEPS - 1)))
+    heights, widths = (side.to(torch.int32)[:, None, None] for side in sizes.unbind(1))
+    mirrored = flips[:, None, None]
+    columns = [column, column + 1]
+    inside_x = [(c >= 0) & (c < widths) for c in columns]
+    columns = [torch.where(mirrored, widths - 1 - c, c) for c in columns]  # W - 1 - x of the mirrored picture
+    lines = []
+    for line in (row, row + 1):
+        inside_y, start = (line >= 0) & (line < heights), line * widths + starts.to(torch.int32)[:, None, None]
+        first, second = (
+            channels_of(_taken(values, torch.where(inside_y & inside_x[i], start + columns[i], 0))) for i in (0, 1)
+        )
+        lines.append(first * (_STEPS - right) + second * right)
+    total = lines[0] * (_STEPS - down) + lines[1] * down
+    return ((total + _STEPS * _STEPS // 2) >> 10).to(torch.uint8)
 
 
-def _rows(values: Tensor, place: Tensor) -> Tensor:
-    """Return the rows of `values` [P, C] at `place` [...], as [..., C]."""
-    return values.index_select(0, place.flatten()).view(*place.shape, values.shape[1])
+def _taken(values: Tensor, place: Tensor) -> Tensor:
+    """Return `values` [P] at `place` [...]."""
+    return values.index_select(0, place.flatten()).view(place.shape)
 
 
 def _inverted(matrices: Tensor) -> Tensor:
@@ -101,16 +108,15 @@ def resized_parts(
     """Return a part of each picture after ``cv2.resize``, without computing the rest of the resized picture.
 
     Args:
-        images: N pictures of C channels.
+        images: N pictures or maps of classes.
         scaled: int64 [N, 2], (height, width) to which each picture is resized.
         corners: int64 [N, 2], (row, column) of the part's first pixel in the resized picture.
-        size: (h, w) of the part. What lies outside of the resized picture has the value of row 0 of
-            ``images.values``.
+        size: (h, w) of the part. What lies outside of the resized picture has the first of ``images.values``.
         flips: bool [N]; True mirrors the picture before it is resized.
         nearest: ``INTER_NEAREST`` instead of ``INTER_LINEAR``.
 
     Returns:
-        uint8 [N, C, h, w], channels last in memory; within one grey level of OpenCV's, and equal to it for `nearest`.
+        uint8 [N, 3, h, w], or [N, 1, h, w] of classes; within one grey level of OpenCV's, equal to it for `nearest`.
 
     Raises:
         InputError: `size` is not two positive integers.
@@ -127,19 +133,18 @@ def resized_parts(
     lines = [images.starts[:, None] + row * widths for row in rows]
 
     def taken(line: Tensor, column: Tensor) -> Tensor:
-        place = line[:, :, None] + column[:, None, :]
-        return _rows(images.values, torch.where(inside, place, 0)).to(torch.int32)
+        place = torch.where(inside, line[:, :, None] + column[:, None, :], 0)
+        return channels_of(_taken(images.values, place))
 
     if nearest:
-        return taken(lines[0], columns[0]).to(torch.uint8).permute(0, 3, 1, 2)
-    to_right, to_below = right[:, None, :, None], down[:, :, None, None]
+        return taken(lines[0], columns[0]).to(torch.uint8)
+    to_right, to_below = right[:, None, None, :], down[:, None, :, None]
 
     def across(line: Tensor) -> Tensor:
         return (taken(line, columns[0]) * (_RESIZE - to_right) + taken(line, columns[1]) * to_right) >> 4
 
     upper, lower = across(lines[0]) * (_RESIZE - to_below), across(lines[1]) * to_below
-    blended = ((upper >> 16) + (lower >> 16) + 2) >> 2
-    return blended.to(torch.uint8).permute(0, 3, 1, 2)
+    return (((upper >> 16) + (lower >> 16) + 2) >> 2).to(torch.uint8)
 
 
 def _axis_positions(

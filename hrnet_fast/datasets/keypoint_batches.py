@@ -73,7 +73,7 @@ class KeypointInputs:
     """What a step needs, on the batch's device.
 
     Attributes:
-        images: float32 [N, 3, H, W], normalised, channels last in memory.
+        images: float32 [N, 3, H, W], normalised.
         targets: float32 [N, K, h, w].
         weights: float32 [N, K] of the targets.
         points: float32 [N, K, 2] in input pixels, of the mirrored picture where it is mirrored.

@@ -55,8 +55,9 @@ class PackedImages(MovedTogether):
     """N pictures, or N maps of classes, one after the other.
 
     Attributes:
-        values: uint8 [P, C], the rows of each picture in turn; row 0 is what lies outside of a picture.
-        starts: int64 [N], the first row of each picture in `values`.
+        values: the pixels row by row. Of pictures int32 [P], red in the lowest byte, then green and blue: a pixel is
+            one load. Of classes uint8 [P]. The first value is what lies outside of a picture.
+        starts: int64 [N], the place of each first pixel in `values`.
         sizes: int64 [N, 2] as (height, width).
     """
 
@@ -65,7 +66,7 @@ class PackedImages(MovedTogether):
     sizes: Tensor
 
     def stacked(self) -> Tensor:
-        """Return pictures of one size as uint8 [N, C, H, W], channels last in memory.
+        """Return pictures of one size as uint8 [N, 3, H, W], or maps of classes as [N, 1, H, W].
 
         Raises:
             InputError: the sizes differ.
@@ -74,22 +75,37 @@ class PackedImages(MovedTogether):
         if any(size != sizes[0] for size in sizes):
             raise InputError(f"stacked: pictures of {sorted(map(tuple, sizes))[:4]}; accepted are those of one size.")
         height, width = sizes[0] if sizes else (0, 0)
-        return self.values[1:].view(len(sizes), height, width, self.values.shape[1]).permute(0, 3, 1, 2)
+        return channels_of(self.values[1:].view(len(sizes), height, width)).to(torch.uint8)
+
+
+def channels_of(pixels: Tensor) -> Tensor:
+    """Return packed pixels [N, ...] as int32 [N, C, ...], of one channel for classes."""
+    if pixels.dtype == torch.uint8:
+        return pixels.unsqueeze(1).to(torch.int32)
+    return torch.stack([pixels & 255, (pixels >> 8) & 255, (pixels >> 16) & 255], dim=1)
 
 
 def pack_images(images: Sequence[Tensor], outside: int = 0) -> PackedImages:
-    """Pack uint8 pictures [H, W, C], or maps [H, W].
+    """Pack uint8 pictures [H, W, 3], or maps of classes [H, W].
 
     Args:
-        images: pictures with the same number of channels.
-        outside: value of what lies outside of a picture.
+        images: all of the one or of the other kind.
+        outside: value of what lies outside of a map.
     """
-    channels = images[0].shape[2] if images and images[0].dim() == 3 else 1
     sizes = torch.tensor([image.shape[:2] for image in images], dtype=torch.int64).reshape(-1, 2)
     counts = sizes.prod(1)
-    border = torch.full((1, channels), outside, dtype=torch.uint8)
-    values = torch.cat([border, *(image.reshape(-1, channels) for image in images)])
-    return PackedImages(values, 1 + counts.cumsum(0) - counts, sizes)
+    starts = 1 + counts.cumsum(0) - counts
+    if images and images[0].dim() == 2:
+        border = torch.full((1,), outside, dtype=torch.uint8)
+        return PackedImages(torch.cat([border, *(image.flatten() for image in images)]), starts, sizes)
+    pixels = torch.zeros(1 + int(counts.sum()), 4, dtype=torch.uint8)
+    for image, start, (height, width) in zip(images, starts.tolist(), sizes.tolist(), strict=True):
+        target = pixels[start : start + height * width].view(height, width, 4)
+        if image.stride() == (4 * width, 4, 1) and image.storage_offset() == 0:
+            target.copy_(image.as_strided((height, width, 4), image.stride()))  # what read_pixels returns: one copy
+        else:
+            target[..., :3] = image
+    return PackedImages(pixels.view(torch.int32)[:, 0], starts, sizes)
 
 
 def part_skipped(samples: Iterable[Sample | SkippedSample]) -> tuple[list[Sample], tuple[SkippedSample, ...]]:

@@ -55,7 +55,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def read_pixels(path: str) -> Tensor:
-    """Return a picture as uint8 RGB [H, W, 3], without its EXIF orientation.
+    """Return a picture as uint8 RGB [H, W, 3], without its EXIF orientation; a view of four bytes a pixel.
 
     Raises:
         DatasetError: the file does not exist, cannot be decoded as a whole, or has other pixels than 8 bits.
@@ -64,7 +64,9 @@ def read_pixels(path: str) -> Tensor:
         with Image.open(path) as image:
             if image.mode not in _COLOURS:
                 raise fail(path, "", f"a picture of mode {image.mode}", "a picture of 8 bits a channel")
-            return torch.from_numpy(np.array(image.convert("RGB"), dtype=np.uint8))
+            # Pillow has RGB in four bytes a pixel; this keeps its bytes, of which the fourth is not looked at.
+            colours = image if image.mode == "RGB" else image.convert("RGB")
+            return torch.from_numpy(np.array(colours.convert("RGBX")))[..., :3]
     except DatasetError:
         raise
     except FileNotFoundError:

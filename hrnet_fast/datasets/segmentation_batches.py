@@ -30,8 +30,8 @@ class SegmentationBatch(MovedTogether):
     """N samples; see :class:`~hrnet_fast.datasets.SegmentationSample`.
 
     Attributes:
-        images: the pictures, 3 channels.
-        labels: the classes, 1 channel, outside of a picture the ignored label; None without masks.
+        images: the pictures.
+        labels: the classes, outside of a picture the ignored label; None without masks.
         paths, rows: of each sample.
         skipped: what was left out of the batch.
     """
@@ -80,7 +80,7 @@ class SegmentationInputs:
     """What a step needs, on the batch's device.
 
     Attributes:
-        images: float32 [N, 3, H, W], normalised, channels last in memory.
+        images: float32 [N, 3, H, W], normalised.
         labels: int64 [N, H, W].
     """
 
@@ -176,10 +176,12 @@ class SegmentationCrops:
         """Return the pictures resized to `crop_size`, packed again."""
         sizes = constant(self.crop_size, images.sizes).expand_as(images.sizes)
         resized = resized_parts(images, sizes, torch.zeros_like(sizes), self.crop_size, flips, nearest=nearest)
-        rows = resized.permute(0, 2, 3, 1).reshape(-1, images.values.shape[1])
+        pixels = resized[:, 0].to(images.values.dtype)
+        for channel in range(1, resized.shape[1]):
+            pixels = pixels | (resized[:, channel].to(torch.int32) << 8 * channel)
         height, width = self.crop_size
         starts = 1 + height * width * torch.arange(len(sizes), device=sizes.device)
-        return PackedImages(torch.cat([images.values[:1], rows]), starts, sizes)
+        return PackedImages(torch.cat([images.values[:1], pixels.flatten()]), starts, sizes)
 
     def _draw(self, sizes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return the scaled sizes [N, 2], the crops' corners in them [N, 2], and what is mirrored [N]."""

@@ -41,7 +41,6 @@ def test_warped_bytes_are_those_of_opencv_4(batch: datasets.KeypointBatch) -> No
     assert recorded_draw().flips.any()
     assert (crops == 0).any(), "a part of a crop is outside of its picture"
     assert torch.equal(crops.permute(0, 2, 3, 1), expected)
-    assert crops.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_targets_and_weights_are_the_authors(batch: datasets.KeypointBatch) -> None:
