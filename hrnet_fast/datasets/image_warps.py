@@ -1,7 +1,7 @@
 """Bilinear sampling of packed pictures in integers, as OpenCV computes it on bytes.
 
-Integers give the same bytes on every device. Sources: OpenCV 4 ``modules/imgproc/src/imgwarp.cpp`` (``warpAffine``,
-``remap``) and ``resize.cpp``.
+Positions are rounded to 1/32 pixel; what follows has no rounding that a device could choose. Sources: OpenCV 4
+``modules/imgproc/src/imgwarp.cpp`` (``warpAffine``, ``remap``) and ``resize.cpp``.
 """
 
 from __future__ import annotations

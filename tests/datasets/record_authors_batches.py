@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import sys
+import tempfile
 import types
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def record_pose(checkout: Path, results: dict[str, Any]) -> None:
     module.fliplr_joints = lambda *given: (mirrored.append(True), flip(*given))[1]
     dataset = module.JointsDataset(config, "", "", True)
     dataset.num_joints, dataset.flip_pairs, dataset.upper_body_ids, dataset.aspect_ratio = 17, PAIRS, UPPER, 0.75
-    picture = save_picture(Path("/tmp") / "record_authors_batches.png", 60, 80)
+    picture = save_picture(Path(tempfile.mkdtemp()) / "made.png", 60, 80)
     random.seed(0)
     np.random.seed(0)
     for i in range(10):

@@ -141,6 +141,34 @@ def test_draws_follow_their_fields() -> None:
     assert ((centre - 25) / 30).abs().max() <= 0.16
 
 
+def test_half_bodies_are_drawn_where_enough_is_visible() -> None:
+    """Two persons with points in one half each, and one with too few visible points."""
+    points = torch.zeros(3, 10, 2)
+    points[:, :5] = torch.tensor([[10.0, 10], [20, 10], [10, 30], [20, 30], [15, 20]])
+    points[:, 5:] = torch.tensor([[60.0, 70], [70, 70], [60, 90], [70, 90], [65, 80]])
+    visible = torch.ones(3, 10)
+    visible[2, 3:] = 0
+    boxes = torch.tensor([[0.0, 0, 100, 100]], dtype=torch.float64).repeat(3, 1)
+    only = BoxAugmentation(scale=0, rotation_probability=0, flip_probability=0, half_body_probability=1)
+    for share, centre in ((1.0, [15, 20]), (0.0, [65, 80])):
+        augmentation = dataclasses.replace(only, upper_body_probability=share)
+        given = (boxes, points, visible, torch.full((3,), 100), (64, 64), torch.Generator())
+        draw = augmentation.draw(*given, upper_body=range(5))
+        assert (draw.boxes[:2, :2] + draw.boxes[:2, 2:] / 2).tolist() == [centre] * 2
+        assert draw.boxes[:2, 2:].tolist() == [[30, 30]] * 2, "20 high, widened to a square, times 1.5"
+        assert torch.equal(draw.boxes[2], boxes[2])
+        assert torch.equal(augmentation.draw(*given).boxes, boxes), "no keypoint is known to be of the upper body"
+
+
+def test_keypoint_weights_multiply_the_targets_weights() -> None:
+    batch = mouse_batch()
+    crops = datasets.KeypointCrops((64, 64), (16, 16), padding=1.0, keypoint_weights=[1.0, 1.5] + [2.0] * 15)
+    expected = batch.visible * torch.tensor([1.0, 1.5] + [2.0] * 15)
+    assert torch.equal(crops(batch).weights, expected)
+    with pytest.raises(hf.InputError, match="2 keypoint_weights for 17 keypoints"):
+        dataclasses.replace(crops, keypoint_weights=[1.0, 2.0])(batch)
+
+
 def test_a_restored_generator_repeats_the_batches() -> None:
     batch = mouse_batch()
     crops = datasets.KeypointCrops(
