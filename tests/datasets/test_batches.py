@@ -57,6 +57,14 @@ def test_packed_pictures() -> None:
         assert torch.equal(torch.stack([part >> k & 255 for k in (0, 8, 16)], 2), picture.int())
     with pytest.raises(hf.InputError, match="accepted are those of one size"):
         packed.stacked()
+    with_a_fourth = [torch.full((*picture.shape[:2], 4), 255, dtype=torch.uint8) for picture in pictures]
+    for picture, four in zip(pictures, with_a_fourth, strict=True):
+        four[..., :3] = picture
+    copied = datasets.pack_images([four[..., :3] for four in with_a_fourth])  # as a reader returns them
+    assert torch.equal(copied.values[1:] & 0xFFFFFF, packed.values[1:])
+    assert copied.values[0] == 0
+    whole = datasets.pack_images([with_a_fourth[0][..., :3]]).stacked()
+    assert torch.equal(whole[0], pictures[0].permute(2, 0, 1)), "the fourth byte is not looked at"
     assert torch.equal(datasets.pack_images(pictures[:1] * 2).stacked()[1], pictures[0].permute(2, 0, 1))
 
 
