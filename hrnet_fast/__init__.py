@@ -20,7 +20,14 @@ if TYPE_CHECKING:
         save_checkpoint,
     )
     from hrnet_fast.config import DeconvConfig, HeadConfig, HRNetConfig, NormConfig, StageConfig
-    from hrnet_fast.errors import CheckpointError, ConfigError, HRNetFastError, ImplementationError, InputError
+    from hrnet_fast.errors import (
+        CheckpointError,
+        ConfigError,
+        DatasetError,
+        HRNetFastError,
+        ImplementationError,
+        InputError,
+    )
     from hrnet_fast.inference import Engine, flip_test, multi_scale, optimize_for_inference
     from hrnet_fast.keypoints import decode_keypoints, encode_keypoints
     from hrnet_fast.models import HRNet, create_model, get_config, list_models
@@ -40,6 +47,7 @@ _HOMES = {
     "StageConfig": "config",
     "CheckpointError": "errors",
     "ConfigError": "errors",
+    "DatasetError": "errors",
     "HRNetFastError": "errors",
     "ImplementationError": "errors",
     "InputError": "errors",
@@ -60,6 +68,7 @@ __all__ = [
     "FAMILIES",
     "CheckpointError",
     "ConfigError",
+    "DatasetError",
     "DeconvConfig",
     "Engine",
     "HRNet",

@@ -43,6 +43,20 @@ class CheckpointError(HRNetFastError, RuntimeError):
         self.mismatched = mismatched
 
 
+class DatasetError(HRNetFastError, ValueError):
+    """A file of a data set, or a row of it, cannot be used.
+
+    Attributes:
+        path: the file, "" if unknown. (A data loader's worker passes on the message alone.)
+        row: the row, annotation or mask that is meant, "" for the whole file.
+    """
+
+    def __init__(self, message: str, *, path: str = "", row: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+        self.row = row
+
+
 class ImplementationError(HRNetFastError, RuntimeError):
     """An implementation that was named explicitly cannot run here."""
 

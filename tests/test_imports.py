@@ -25,11 +25,16 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "keypoints": ("torch", "hrnet_fast.checks", "hrnet_fast.errors", "hrnet_fast.keypoints"),
     # Figures of predictions; which network made them is not their matter.
     "metrics": ("torch", "hrnet_fast.checks", "hrnet_fast.errors", "hrnet_fast.keypoints", "hrnet_fast.metrics"),
+    # Readers and batches know no network either, so that they serve any loop.
+    "datasets": (
+        "torch", "numpy", "PIL", "hrnet_fast.checks", "hrnet_fast.datasets", "hrnet_fast.errors",
+        "hrnet_fast.keypoints",
+    ),
     # What the reference and the fast implementations of batch normalisation both describe layers with.
     "norm_affine": ("torch",),
     "skip_init": ("torch",),
     "reference": ("torch", "hrnet_fast.config", "hrnet_fast.errors", "hrnet_fast.norm_affine", "hrnet_fast.reference"),
-}
+}  # fmt: skip
 # Imports go one way: cli, demo and tasks above checkpoints and models, these above the operators.
 ABOVE = tuple(
     f"hrnet_fast.{part}" for part in ("cli", "demo", "integrations", "tasks", "doctor", "complexity", "launches")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import pickle
 from collections.abc import Callable
 from functools import cache
@@ -16,6 +17,7 @@ from tiny_networks import image, tiny, two_stages
 from torch import nn
 
 import hrnet_fast as hf
+from hrnet_fast import datasets
 
 FIELDS = [f.name for kind in (hf.HRNetConfig, hf.HeadConfig) for f in dataclasses.fields(kind)]
 NORMS = ["bn_momentum", "norm_kind", "norm_eps", "norm_groups"]
@@ -81,6 +83,14 @@ LOSSES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 def loss(name: str, **changes: Any) -> Any:
     return getattr(hf.training.losses, name)(**(LOSSES[name][0] | changes))
+
+
+def coco(folder: Path) -> Path:
+    """A file of COCO's format without annotations."""
+    path = folder / "annotations.json"
+    kinds = [{"id": 1, "name": "fly", "keypoints": ["head"]}]
+    path.write_text(json.dumps({"images": [], "categories": kinds, "annotations": []}), encoding="utf-8")
+    return path
 
 
 # Each takes one wrong value; the second entry are the kinds of value that are right there.
@@ -171,6 +181,58 @@ PLACES: dict[str, tuple[Callable[[Any, Path], Any], tuple[Any, ...]]] = {
     "AuxiliaryLoss": (lambda v, p: hf.training.losses.AuxiliaryLoss(v), (nn.Module,)),
     "AuxiliaryLoss weights": (lambda v, p: hf.training.losses.AuxiliaryLoss(nn.Identity(), weights=v), (list,)),
     "AuxiliaryLoss outputs": (lambda v, p: hf.training.losses.AuxiliaryLoss(nn.Identity())(v, LABELS), ()),
+}  # fmt: skip
+BOXES = datasets.BoxAugmentation
+CROPS = {"input_size": (8, 8), "heatmap_size": (4, 4)}
+PLACES |= {
+    "coco_keypoints": (datasets.coco_keypoints, ()),
+    "coco_keypoints images": (lambda v, p: datasets.coco_keypoints(p / "a", v), ()),
+    "coco_keypoints detections": (lambda v, p: datasets.coco_keypoints(coco(p), p, detections=v), (type(None),)),
+    "coco_keypoints category": (lambda v, p: datasets.coco_keypoints(coco(p), p, category=v), (type(None),)),
+    "coco_keypoints flip_pairs": (lambda v, p: datasets.coco_keypoints(coco(p), p, flip_pairs=v), (type(None),)),
+    "mpii": (lambda v, p: datasets.mpii(v), ()),
+    "mpii split": (lambda v, p: datasets.mpii(p, v), ()),
+    "points_csv": (lambda v, p: datasets.points_csv(v), ()),
+    "deeplabcut": (lambda v, p: datasets.deeplabcut(v), ()),
+    "deeplabcut box": (lambda v, p: datasets.deeplabcut(p / "a", box=v), ()),
+    "face_landmarks": (datasets.face_landmarks, ()),
+    "face_landmarks points": (lambda v, p: datasets.face_landmarks(p / "a", p, v), ()),
+    "cityscapes": (lambda v, p: datasets.cityscapes(v), ()),
+    "cityscapes split": (lambda v, p: datasets.cityscapes(p, v), ()),
+    "pascal_context": (lambda v, p: datasets.pascal_context(v), ()),
+    "pascal_context num_classes": (lambda v, p: datasets.pascal_context(p, "train", v), ()),
+    "mask_folders": (lambda v, p: datasets.mask_folders(v, p, 2), ()),
+    "mask_folders masks": (lambda v, p: datasets.mask_folders(p, v, 2), ()),
+    "segmentation_list": (lambda v, p: datasets.segmentation_list(v, p, 2), ()),
+    "SegmentationDataset num_classes": (lambda v, p: datasets.SegmentationDataset([], v), (int,)),
+    "SegmentationDataset ignore_label": (lambda v, p: datasets.SegmentationDataset([], 2, ignore_label=v), (int,)),
+    "SegmentationDataset label_map": (lambda v, p: datasets.SegmentationDataset([], 2, label_map=v), (type(None),)),
+    "SegmentationDataset skip_broken": (lambda v, p: datasets.SegmentationDataset([], 2, skip_broken=v), (bool,)),
+    "a sample": (lambda v, p: datasets.SegmentationDataset([], 2)[v], (int, bool)),
+    "normalize": (lambda v, p: datasets.normalize(v), ()),
+    "normalize mean": (lambda v, p: datasets.normalize(torch.zeros(1, 3, 2, 2), v), ()),
+    "ColorAugmentation images": (lambda v, p: datasets.ColorAugmentation()(v, torch.Generator()), ()),
+}
+PLACES |= {
+    f"KeypointCrops {name}": (lambda v, p, n=name: datasets.KeypointCrops(**(CROPS | {n: v})), right)
+    for name, right in {
+        "input_size": (), "heatmap_size": (), "method": (), "sigma": (3, 2.5), "padding": (3, 2.5),
+        "augmentation": (type(None),), "colors": (type(None),), "upper_body": (),
+        "mirror_at_edge": (bool, type(None)), "keypoint_weights": (type(None),), "mean": (), "std": (),
+    }.items()
+}  # fmt: skip
+PLACES |= {
+    f"{kind.__name__} {field.name}": (lambda v, p, k=kind, n=field.name: k(**{n: v}), (int, float))
+    for kind in (BOXES, datasets.ColorAugmentation)
+    for field in dataclasses.fields(kind)
+}
+PLACES |= {
+    f"SegmentationCrops {name}": (lambda v, p, n=name: datasets.SegmentationCrops(**{n: v}), right)
+    for name, right in {
+        "crop_size": (), "base_size": (3,), "scales": (), "scale_step": (3, 2.5), "stretch": (bool,),
+        "flip_probability": (int,), "flip_first": (bool,), "swapped_classes": (tuple,), "colors": (type(None),),
+        "mean": (), "std": (),
+    }.items()
 }  # fmt: skip
 PLACES |= {f"override {n}": (lambda v, p, n=n: hf.get_config("hrnetv1_w32_pose", **{n: v}), ()) for n in FIELDS}
 PLACES |= {f"override {n}": (lambda v, p, n=n: hf.get_config("hrnetv1_w32_pose", **{n: v}), ()) for n in NORMS}

@@ -1,6 +1,6 @@
 """Keypoint coordinates: decoding and encoding of heatmaps, box crops, mirror pairs. Imports torch alone."""
 
-from hrnet_fast.keypoints.affine import Box, fit_box, to_image, to_input, warp_matrix
+from hrnet_fast.keypoints.affine import Box, fit_box, fit_boxes, to_image, to_input, warp_matrices, warp_matrix
 from hrnet_fast.keypoints.datasets import DATASETS, Dataset, dataset_of
 from hrnet_fast.keypoints.decoding import decode_keypoints
 from hrnet_fast.keypoints.encoding import encode_keypoints
@@ -17,10 +17,12 @@ __all__ = [
     "decode_keypoints",
     "encode_keypoints",
     "fit_box",
+    "fit_boxes",
     "flip_back",
     "mirror_order",
     "needs_shift",
     "to_image",
     "to_input",
+    "warp_matrices",
     "warp_matrix",
 ]

@@ -29,14 +29,23 @@ def fit_box(box: Box, size: Sequence[int], padding: float = 1.25) -> Box:
     Raises:
         InputError: a side of the box, the size or the padding is not positive.
     """
-    left, top, width, height = _check_box(box)
-    rows, columns = check_size("fit_box", "size", size)
     check_number("fit_box", "padding", padding)
     if padding <= 0:
         raise InputError(f"fit_box: padding={padding} must be positive.")
+    fitted = fit_boxes(torch.tensor([_check_box(box)], dtype=torch.float64), size, padding)
+    left, top, width, height = fitted[0].tolist()
+    return (left, top, width, height)
+
+
+def fit_boxes(boxes: Tensor, size: Sequence[int], padding: float = 1.25) -> Tensor:
+    """Return boxes [N, 4] extended as by :func:`fit_box`, in their dtype, without synchronisation."""
+    rows, columns = check_size("fit_box", "size", size)
     aspect = columns / rows
-    w, h = max(width, height * aspect) * padding, max(height, width / aspect) * padding
-    return (left + width / 2 - w / 2, top + height / 2 - h / 2, w, h)
+    corner, sides = boxes[:, :2], boxes[:, 2:]
+    width, height = sides.unbind(1)
+    fitted = torch.stack([torch.maximum(width, height * aspect), torch.maximum(height, width / aspect)], dim=1)
+    fitted = fitted * padding
+    return torch.cat([corner + sides / 2 - fitted / 2, fitted], dim=1)
 
 
 def _check_box(box: Box) -> Box:
@@ -113,21 +122,40 @@ def warp_matrix(box: Box, input_size: Sequence[int], method: str = "msra", rotat
     Raises:
         InputError: the box has no area, or a size, `method` or `rotation` is unsupported.
     """
+    check_number("warp_matrix", "rotation", rotation)
+    one = torch.tensor([_check_box(box)], dtype=torch.float64)
+    return warp_matrices(one, input_size, method, torch.tensor([rotation], dtype=torch.float64))[0]
+
+
+def warp_matrices(
+    boxes: Tensor, input_size: Sequence[int], method: str = "msra", rotations: Tensor | None = None
+) -> Tensor:
+    """Return the matrices [N, 2, 3] of :func:`warp_matrix`, in the boxes' dtype, without synchronisation.
+
+    Args:
+        boxes: floating-point [N, 4]; every side is positive.
+        input_size: (H, W).
+        method: as in :func:`to_input`.
+        rotations: degrees [N]; None means 0.
+
+    Raises:
+        InputError: a size or `method` is unsupported.
+    """
     check_method("warp_matrix", method)
     height, width = check_size("warp_matrix", "input_size", input_size)
-    check_number("warp_matrix", "rotation", rotation)
-    left, top, box_width, box_height = _check_box(box)
     udp = method == "udp"
-    angle = math.radians(rotation if udp else -rotation)
-    cos, sin = math.cos(angle), math.sin(angle)
-    x, y = left + box_width / 2, top + box_height / 2
+    centre, (box_width, box_height) = boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:].unbind(1)
+    x, y = centre.unbind(1)
+    angle = torch.zeros_like(x) if rotations is None else rotations.to(boxes) * (math.pi / 180)
+    angle = angle if udp else -angle
+    cos, sin = torch.cos(angle), torch.sin(angle)
     kx, ky = (width - udp) / box_width, (height - udp) / box_height
-    return torch.tensor(
+    return torch.stack(
         [
-            [kx * cos, -kx * sin, kx * (sin * y - cos * x) + (width - udp) / 2],
-            [ky * sin, ky * cos, -ky * (sin * x + cos * y) + (height - udp) / 2],
+            torch.stack([kx * cos, -kx * sin, kx * (sin * y - cos * x) + (width - udp) / 2], dim=1),
+            torch.stack([ky * sin, ky * cos, -ky * (sin * x + cos * y) + (height - udp) / 2], dim=1),
         ],
-        dtype=torch.float64,
+        dim=1,
     )
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, features
+from tiny_networks import tiny
 
 from hrnet_fast import InputError
 from hrnet_fast.tasks import TASKS, Options
 from hrnet_fast.tasks.images import crop, read_image, to_tensor
 from hrnet_fast.tasks.pixels import MEAN, STATISTICS, STD, as_channels
-from tests.tiny_networks import tiny
 
 SIXTEEN = np.array([[0, 257, 128 * 257], [1000, 40000, 65535]], dtype=np.uint16)
 EIGHT = [[0, 1, 128], [4, 156, 255]]  # by hand: round(v / 257)

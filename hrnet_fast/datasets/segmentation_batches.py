@@ -1,0 +1,201 @@
+"""Batches of segmentation: collation in the workers; random scale, crop, padding and flips on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hrnet_fast.checks import check_bool, check_integer, check_number, check_numbers
+from hrnet_fast.datasets.colors import MEAN, STD, ColorAugmentation, check_statistics, normalize
+from hrnet_fast.datasets.image_warps import resized_parts
+from hrnet_fast.datasets.packed_images import (
+    MovedTogether,
+    PackedImages,
+    constant,
+    pack_images,
+    part_skipped,
+    random_numbers,
+)
+from hrnet_fast.datasets.samples import SegmentationSample, SkippedSample
+from hrnet_fast.errors import InputError, shown
+from hrnet_fast.keypoints import mirror_order
+from hrnet_fast.keypoints.methods import check_size
+
+
+@dataclass(frozen=True)
+class SegmentationBatch(MovedTogether):
+    """N samples; see :class:`~hrnet_fast.datasets.SegmentationSample`.
+
+    Attributes:
+        images: the pictures.
+        labels: the classes, outside of a picture the ignored label; None without masks.
+        paths, rows: of each sample.
+        skipped: what was left out of the batch.
+    """
+
+    images: PackedImages
+    labels: PackedImages | None
+    paths: tuple[str, ...]
+    rows: tuple[str, ...]
+    skipped: tuple[SkippedSample, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+@dataclass(frozen=True)
+class CollateSegmentation:
+    """Makes a :class:`SegmentationBatch`, for ``DataLoader(collate_fn=...)``; skipped samples are listed apart.
+
+    Attributes:
+        ignore_label: the label outside of a picture, from 0 to 255.
+    """
+
+    ignore_label: int = 255
+
+    def __call__(self, samples: Sequence[SegmentationSample | SkippedSample]) -> SegmentationBatch:
+        """Return the batch.
+
+        Raises:
+            InputError: some pictures have a mask and some have none.
+        """
+        kept, skipped = part_skipped(samples)
+        labels = [s.labels for s in kept if s.labels is not None]
+        if len(labels) not in (0, len(kept)):
+            raise InputError(f"CollateSegmentation: {len(labels)} masks for {len(kept)} pictures; give all or none.")
+        return SegmentationBatch(
+            images=pack_images([s.image for s in kept]),
+            labels=pack_images(labels, self.ignore_label) if labels or not kept else None,
+            paths=tuple(s.path for s in kept),
+            rows=tuple(s.row for s in kept),
+            skipped=skipped,
+        )
+
+
+@dataclass(frozen=True)
+class SegmentationInputs:
+    """What a step needs, on the batch's device.
+
+    Attributes:
+        images: float32 [N, 3, H, W], normalised.
+        labels: int64 [N, H, W].
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class SegmentationCrops:
+    """Makes random crops from a :class:`SegmentationBatch`, on its device, without synchronisation.
+
+    The defaults are those of the authors' Cityscapes configurations (``lib/datasets/base_dataset.py``). Their
+    PASCAL-Context: crop_size (480, 480), base_size 520; their LIP: crop_size (473, 473), base_size 473, scales
+    (0.5, 1.6), stretch and flip_first, swapped_classes of the data set.
+
+    Attributes:
+        crop_size: (H, W).
+        base_size: length in pixels of the picture's longer side at scale 1.
+        scales: the smallest and the largest scale.
+        scale_step: distance of the scales; 0 means any number between the two.
+        stretch: the picture is resized to `crop_size` before it is scaled, as the authors do with LIP. (What the branch
+            ``HRNet-OCR`` does before scaling with PASCAL-Context, a first resize by the shorter side, is left out.)
+        flip_probability: share of pictures that are mirrored.
+        flip_first: mirroring comes before padding, so that the padding is at the right in mirrored pictures too.
+        swapped_classes: pairs of classes that mirroring swaps.
+        colors: random colours; None leaves them.
+        mean, std: of the normalisation. Padding is 0 before it, the ignored label in the labels.
+    """
+
+    crop_size: tuple[int, int] = (512, 1024)
+    base_size: int = 2048
+    scales: tuple[float, float] = (0.5, 2.1)
+    scale_step: float = 0.1
+    stretch: bool = False
+    flip_probability: float = 0.5
+    flip_first: bool = False
+    swapped_classes: Sequence[tuple[int, int]] = ()
+    colors: ColorAugmentation | None = None
+    mean: Sequence[float] = MEAN
+    std: Sequence[float] = STD
+
+    def __post_init__(self) -> None:
+        what = "SegmentationCrops"
+        check_size(what, "crop_size", self.crop_size)
+        check_integer(what, "base_size", self.base_size)
+        check_bool(what, stretch=self.stretch, flip_first=self.flip_first)
+        check_statistics(what, self.mean, self.std)
+        scales = check_numbers(what, "scales", self.scales)
+        for name in ("scale_step", "flip_probability"):
+            check_number(what, name, getattr(self, name))
+        if len(scales) != 2 or not 0 < scales[0] <= scales[1] or self.scale_step < 0:
+            raise InputError(
+                f"{what}: scales={self.scales} and scale_step={self.scale_step}; accepted are (smallest, largest) "
+                "above 0 and a step of 0 or more."
+            )
+        if not 0 <= self.flip_probability <= 1:
+            raise InputError(f"{what}: flip_probability={self.flip_probability}; accepted are numbers from 0 to 1.")
+        if not isinstance(self.colors, (ColorAugmentation, type(None))):
+            raise InputError(f"{what}: colors={shown(self.colors)}; accepted is a ColorAugmentation or None.")
+        mirror_order(self.swapped_classes, 256)
+
+    def __call__(self, batch: SegmentationBatch, generator: torch.Generator) -> SegmentationInputs:
+        """Return crops and their labels.
+
+        Args:
+            batch: with labels.
+            generator: gives 4 numbers for each picture, and those of `colors`.
+
+        Raises:
+            InputError: the batch has no labels.
+        """
+        if batch.labels is None:
+            raise InputError("SegmentationCrops: pictures without masks given; training needs masks.")
+        scaled, corners, flips = self._draw(batch.images.sizes, generator)
+        sources, first = (batch.images, batch.labels), flips if self.flip_first else None
+        if self.stretch:
+            sources, first = (
+                (self._stretched(sources[0], first), self._stretched(sources[1], first, nearest=True)),
+                None,
+            )
+        images = resized_parts(sources[0], scaled, corners, self.crop_size, first)
+        labels = resized_parts(sources[1], scaled, corners, self.crop_size, first, nearest=True)[:, 0]
+        if not self.flip_first:
+            images = torch.where(flips[:, None, None, None], images.flip(3), images)
+            labels = torch.where(flips[:, None, None], labels.flip(2), labels)
+        if self.swapped_classes:
+            order = constant(mirror_order(self.swapped_classes, 256), labels, torch.uint8)
+            labels = torch.where(flips[:, None, None], order[labels.int()], labels)
+        pixels = images if self.colors is None else self.colors(images, generator)
+        return SegmentationInputs(normalize(pixels, self.mean, self.std), labels.long())
+
+    def _stretched(self, images: PackedImages, flips: Tensor | None, *, nearest: bool = False) -> PackedImages:
+        """Return the pictures resized to `crop_size`, packed again."""
+        sizes = constant(self.crop_size, images.sizes).expand_as(images.sizes)
+        resized = resized_parts(images, sizes, torch.zeros_like(sizes), self.crop_size, flips, nearest=nearest)
+        pixels = resized[:, 0].to(images.values.dtype)
+        for channel in range(1, resized.shape[1]):
+            pixels = pixels | (resized[:, channel].to(torch.int32) << 8 * channel)
+        height, width = self.crop_size
+        starts = 1 + height * width * torch.arange(len(sizes), device=sizes.device)
+        return PackedImages(torch.cat([images.values[:1], pixels.flatten()]), starts, sizes)
+
+    def _draw(self, sizes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the scaled sizes [N, 2], the crops' corners in them [N, 2], and what is mirrored [N]."""
+        chance, *place, flip = random_numbers(generator, sizes.shape[0], 4, sizes).unbind(1)
+        least, most = self.scales
+        if self.scale_step:
+            steps = round((most - least) / self.scale_step)
+            scale = least + torch.floor(chance * (steps + 1)) * self.scale_step
+        else:
+            scale = least + chance * (most - least)
+        crop = constant(self.crop_size, sizes)
+        sides = crop.expand_as(sizes) if self.stretch else sizes
+        longer = torch.floor(self.base_size * scale + 0.5)
+        scaled = torch.floor(sides * longer[:, None] / sides.amax(1, keepdim=True) + 0.5).to(torch.int64).clamp(min=1)
+        room = (scaled - crop).clamp(min=0)
+        corners = torch.floor(torch.stack(place, 1) * (room + 1)).to(torch.int64)
+        return scaled, torch.minimum(corners, room), flip < self.flip_probability
