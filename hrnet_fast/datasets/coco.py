@@ -13,7 +13,7 @@ from hrnet_fast.checks import check_bool, check_path, check_text
 from hrnet_fast.datasets.keypoint_dataset import KeypointDataset, KeypointRow, pairs_of_names
 from hrnet_fast.datasets.reading import check_folder, fail, read_json
 from hrnet_fast.errors import DatasetError, shown
-from hrnet_fast.keypoints.datasets import COCO
+from hrnet_fast.keypoints.keypoint_sets import COCO
 
 COCO_UPPER_BODY = tuple(range(11))
 

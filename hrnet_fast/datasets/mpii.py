@@ -12,7 +12,7 @@ from hrnet_fast.checks import check_number, check_text
 from hrnet_fast.datasets.keypoint_dataset import KeypointDataset, KeypointRow
 from hrnet_fast.datasets.reading import check_folder, fail, read_json
 from hrnet_fast.errors import DatasetError
-from hrnet_fast.keypoints.datasets import MPII
+from hrnet_fast.keypoints.keypoint_sets import MPII
 
 MPII_UPPER_BODY = tuple(range(7, 16))
 

@@ -14,7 +14,7 @@ from hrnet_fast.checks import check_path, check_text
 from hrnet_fast.datasets.keypoint_dataset import KeypointDataset, KeypointRow, pairs_of_names, points_box
 from hrnet_fast.datasets.reading import check_folder, fail, read_number, read_rows
 from hrnet_fast.errors import DatasetError, InputError, shown
-from hrnet_fast.keypoints.datasets import get_dataset
+from hrnet_fast.keypoints.keypoint_sets import get_keypoint_set
 
 _BOXES = ("image", "points")
 
@@ -123,7 +123,7 @@ def face_landmarks(
     """
     source, folder = _source_and_folder("face_landmarks", table, images, "image")
     check_text("face_landmarks", points=points)
-    known = get_dataset(points)
+    known = get_keypoint_set(points)
     before = 5 if points == "aflw" else 4
     found: list[KeypointRow | DatasetError] = []
     for number, row in enumerate(read_rows(source)[1:], 2):

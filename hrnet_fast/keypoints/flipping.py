@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hrnet_fast.checks import check_bool, check_integer, check_tensor
 from hrnet_fast.errors import InputError
-from hrnet_fast.keypoints.datasets import get_dataset
+from hrnet_fast.keypoints.keypoint_sets import get_keypoint_set
 from hrnet_fast.keypoints.methods import NO_HEATMAPS, check_method
 
 Pairs = str | Sequence[tuple[int, int]] | Sequence[int]
@@ -30,7 +30,7 @@ def mirror_order(pairs: Pairs, channels: int) -> list[int]:
             channels.
     """
     if isinstance(pairs, str):
-        dataset = get_dataset(pairs)
+        dataset = get_keypoint_set(pairs)
         if dataset.channels != channels:
             raise InputError(f"pairs={pairs!r} are of {dataset.channels} keypoints; the network has {channels}.")
         pairs = dataset.pairs

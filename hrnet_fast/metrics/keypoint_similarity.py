@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hrnet_fast.checks import check_integer, check_number, check_numbers, check_tensor
 from hrnet_fast.errors import InputError, shown
-from hrnet_fast.keypoints import DATASETS
+from hrnet_fast.keypoints import KEYPOINT_SETS
 from hrnet_fast.keypoints.methods import widest_float
 
 _SPACING = 2.0**-52  # numpy.spacing(1), which COCO's code adds to an area
@@ -179,7 +179,7 @@ def check_sigmas(what: str, keypoints: int, sigmas: Sequence[float] | None) -> T
         InputError: there is not one positive number per keypoint.
     """
     if sigmas is None:
-        sigmas = DATASETS["coco"].sigmas
+        sigmas = KEYPOINT_SETS["coco"].sigmas
         if keypoints != len(sigmas):
             raise InputError(
                 f"{what}: {keypoints} keypoints; COCO's sigmas are for 17. Give sigmas=, one per keypoint."

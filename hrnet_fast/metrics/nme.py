@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hrnet_fast.checks import check_numbers, check_tensor
 from hrnet_fast.errors import InputError, shown
-from hrnet_fast.keypoints import dataset_of
+from hrnet_fast.keypoints import keypoint_set_of
 from hrnet_fast.keypoints.methods import widest_float
 from hrnet_fast.metrics.metric import Metric
 
@@ -85,7 +85,7 @@ class NME(Metric):
         keypoints = targets.shape[1]
         landmarks = self.landmarks
         if landmarks is None:
-            dataset = dataset_of(keypoints)
+            dataset = keypoint_set_of(keypoints)
             landmarks = dataset.interocular if dataset is not None else None
             if dataset is not None and dataset.name == "aflw":
                 landmarks = "size"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hrnet_fast.checks import check_numbers, check_tensor
 from hrnet_fast.errors import InputError, shown
-from hrnet_fast.keypoints import DATASETS
+from hrnet_fast.keypoints import KEYPOINT_SETS
 from hrnet_fast.keypoints.methods import widest_float
 from hrnet_fast.metrics.metric import Metric
 
@@ -138,7 +138,7 @@ class PCKh(PCK):
         """
         check_tensor("PCKh", "points", points)
         check_tensor("PCKh", "head_boxes", head_boxes)
-        keypoints = DATASETS["mpii"].channels
+        keypoints = KEYPOINT_SETS["mpii"].channels
         if points.dim() != 3 or points.shape[1] != keypoints or head_boxes.shape != (len(points), 4):
             raise InputError(
                 f"PCKh: points {list(points.shape)} and head_boxes {list(head_boxes.shape)} given; accepted are "
@@ -150,7 +150,7 @@ class PCKh(PCK):
     def compute(self) -> dict[str, float]:
         """Return the groups at the first threshold and ``mean@t`` for every threshold."""
         hits, counts = self._hits_and_counts()
-        names = DATASETS["mpii"].names
+        names = KEYPOINT_SETS["mpii"].names
         shares = dict(zip(names, (hits[0] / counts).tolist(), strict=True))
         figures = {
             group: sum(shares[name] for name in members) / len(members) for group, members in _MPII_GROUPS.items()

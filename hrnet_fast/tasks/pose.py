@@ -14,10 +14,10 @@ from hrnet_fast.inference import flip_test
 from hrnet_fast.keypoints import (
     METHODS,
     Box,
-    Dataset,
-    dataset_of,
+    KeypointSet,
     decode_keypoints,
     fit_box,
+    keypoint_set_of,
     needs_shift,
     to_image,
 )
@@ -36,7 +36,7 @@ class _Convention:
     """How one run decodes: the method, the network's data set if it is known, and whether it flips."""
 
     method: str
-    dataset: Dataset | None
+    dataset: KeypointSet | None
     flip: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def predict_landmarks(model: Network, image: Image.Image, options: Options) -> P
 
 def _resolve_convention(model: Network, options: Options, *, persons: bool) -> _Convention:
     channels = model.config.head.num_outputs
-    dataset = dataset_of(channels)
+    dataset = keypoint_set_of(channels)
     if dataset is not None and (dataset.name in _PERSONS) is not persons:
         dataset = None
     if options.flip and dataset is None:

@@ -60,10 +60,10 @@ def test_coco_detections(tmp_path: Path) -> None:
 
 
 def test_coco_names_have_coco_upper_body(tmp_path: Path) -> None:
-    names = [*hf.keypoints.DATASETS["coco"].names]
+    names = [*hf.keypoints.KEYPOINT_SETS["coco"].names]
     source = save_coco(tmp_path, [coco_annotation(1, keypoints=[1, 2, 2] * 17)], keypoints=names, skeleton=[])
     dataset = datasets.coco_keypoints(source, tmp_path)
-    assert dataset.flip_pairs == hf.keypoints.DATASETS["coco"].pairs
+    assert dataset.flip_pairs == hf.keypoints.KEYPOINT_SETS["coco"].pairs
     assert dataset.upper_body == tuple(range(11))
 
 
@@ -198,7 +198,7 @@ def test_lists_of_faces(tmp_path: Path, points: str, count: int) -> None:
     assert sample.points[0].tolist() == [20, 21]
     assert sample.visible.tolist() == [1, 0] + [1] * (count - 2), "y of 0 or less is invisible"
     assert (sample.box_size == 55) == (points == "aflw")
-    assert dataset.flip_pairs == hf.keypoints.DATASETS[points].pairs
+    assert dataset.flip_pairs == hf.keypoints.KEYPOINT_SETS[points].pairs
     table.write_text("header\na.png,0.3,60,50,1,2\n")
     with pytest.raises(hf.DatasetError, match=r"faces.csv \(row 2\): 6 cells"):
         datasets.face_landmarks(table, tmp_path, points)

@@ -10,7 +10,7 @@ import torch
 from golden_keypoints import golden
 
 from hrnet_fast.errors import InputError
-from hrnet_fast.keypoints import DATASETS, encode_keypoints, flip_back, mirror_order, needs_shift
+from hrnet_fast.keypoints import KEYPOINT_SETS, encode_keypoints, flip_back, mirror_order, needs_shift
 from hrnet_fast.keypoints.decoding import decode_keypoints
 
 COCO_INDEX = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]  # mmpose's flip_indices
@@ -109,9 +109,9 @@ def test_unknown_networks_are_shifted() -> None:
         needs_shift("simcc")
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", KEYPOINT_SETS)
 def test_data_sets_are_whole(name: str) -> None:
-    data = DATASETS[name]
+    data = KEYPOINT_SETS[name]
     order = mirror_order(data.pairs, data.channels)
     assert mirror_order(name, data.channels) == order
     assert len(data.names) == len(set(data.names)) == data.channels
@@ -131,4 +131,4 @@ COUNTS = {"coco": 8, "mpii": 6, "wflw": 44, "300w": 29, "cofw": 11, "aflw": 8}
 def test_pairs_are_the_upstreams(name: str) -> None:
     index = golden("flip_indices")[name]
     assert mirror_order(name, len(index)) == index.tolist()
-    assert len(DATASETS[name].pairs) == COUNTS[name]
+    assert len(KEYPOINT_SETS[name].pairs) == COUNTS[name]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrnet_fast.keypoints import DATASETS
+from hrnet_fast.keypoints import KEYPOINT_SETS
 
 FACES = {"wflw": 98, "300w": 68, "cofw": 29, "aflw": 19}
 
@@ -54,7 +54,7 @@ def poses() -> tuple[dict[str, Any], dict[str, Tensor]]:
                 moved = points + spread * np.sqrt(size.prod()) * draw.standard_normal((17, 2))
                 score = float(draw.uniform(0.3, 1.0))
                 found.append((moved, draw.uniform(0, 1, 17), image, float(1.25**2 * size.prod()), score))
-    category = {"id": 1, "name": "person", "keypoints": list(DATASETS["coco"].names), "skeleton": []}
+    category = {"id": 1, "name": "person", "keypoints": list(KEYPOINT_SETS["coco"].names), "skeleton": []}
     images = [{"id": image, "width": 640, "height": 640, "file_name": f"{image:012d}.jpg"} for image in range(1, 13)]
     order = draw.permutation(len(found))
     columns = [np.array([found[i][k] for i in order]) for k in range(5)]

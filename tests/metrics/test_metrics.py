@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hrnet_fast import metrics
 from hrnet_fast.errors import InputError
-from hrnet_fast.keypoints import DATASETS
+from hrnet_fast.keypoints import KEYPOINT_SETS
 
 NAN = float("nan")
 
@@ -238,4 +238,4 @@ def test_what_is_refused(case: str) -> None:
 def test_sigmas_are_pycocotools() -> None:
     from pycocotools.cocoeval import Params
 
-    assert list(DATASETS["coco"].sigmas) == Params("keypoints").kpt_oks_sigmas.tolist()
+    assert list(KEYPOINT_SETS["coco"].sigmas) == Params("keypoints").kpt_oks_sigmas.tolist()

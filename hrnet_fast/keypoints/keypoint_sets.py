@@ -13,7 +13,7 @@ from hrnet_fast.errors import InputError
 
 
 @dataclass(frozen=True)
-class Dataset:
+class KeypointSet:
     """Keypoints of one data set.
 
     Attributes:
@@ -41,14 +41,14 @@ def _mirrored_ranges(first: Iterable[int], last: int) -> tuple[tuple[int, int], 
     return tuple((a, last - i) for i, a in enumerate(first))
 
 
-def _face_dataset(
+def _face_set(
     name: str, channels: int, *pairs: tuple[tuple[int, int], ...], interocular: tuple[int, int] | None = None
-) -> Dataset:
+) -> KeypointSet:
     mirrored = tuple(p for group in pairs for p in group)
-    return Dataset(name, channels, mirrored, tuple(map(str, range(channels))), interocular=interocular)
+    return KeypointSet(name, channels, mirrored, tuple(map(str, range(channels))), interocular=interocular)
 
 
-COCO = Dataset(
+COCO = KeypointSet(
     "coco",
     17,
     pairs=tuple((i, i + 1) for i in range(1, 17, 2)),
@@ -65,7 +65,7 @@ COCO = Dataset(
         s / 10 for s in (.26, .25, .25, .35, .35, .79, .79, .72, .72, .62, .62, 1.07, 1.07, .87, .87, .89, .89)
     ),
 )  # fmt: skip
-MPII = Dataset(
+MPII = KeypointSet(
     "mpii",
     16,
     pairs=((0, 5), (1, 4), (2, 3), (10, 15), (11, 14), (12, 13)),
@@ -79,7 +79,7 @@ MPII = Dataset(
         (13, 14), (14, 15),
     ),
 )  # fmt: skip
-WFLW = _face_dataset(
+WFLW = _face_set(
     "wflw",
     98,
     _mirrored_ranges(range(16), 32),  # outline
@@ -93,7 +93,7 @@ WFLW = _face_dataset(
     ((96, 97),),  # pupils
     interocular=(60, 72),
 )
-FACE_300W = _face_dataset(
+FACE_300W = _face_set(
     "300w",
     68,
     _mirrored_ranges(range(8), 16),
@@ -105,28 +105,28 @@ FACE_300W = _face_dataset(
     ((55, 59), (56, 58), (60, 64), (61, 63), (65, 67)),
     interocular=(36, 45),
 )
-COFW = _face_dataset(
+COFW = _face_set(
     "cofw",
     29,
     ((0, 1), (2, 3), (4, 6), (5, 7), (8, 9), (10, 11), (12, 14), (13, 15), (16, 17), (18, 19), (22, 23)),
     interocular=(8, 9),
 )
-AFLW = _face_dataset("aflw", 19, _mirrored_ranges(range(3), 5), _mirrored_ranges(range(6, 9), 11), ((12, 14), (15, 17)))
+AFLW = _face_set("aflw", 19, _mirrored_ranges(range(3), 5), _mirrored_ranges(range(6, 9), 11), ((12, 14), (15, 17)))
 
-DATASETS: dict[str, Dataset] = {d.name: d for d in (COCO, MPII, WFLW, FACE_300W, COFW, AFLW)}
+KEYPOINT_SETS: dict[str, KeypointSet] = {d.name: d for d in (COCO, MPII, WFLW, FACE_300W, COFW, AFLW)}
 
 
-def dataset_of(channels: int) -> Dataset | None:
+def keypoint_set_of(channels: int) -> KeypointSet | None:
     """Return the data set with that number of keypoints, or None."""
-    return next((d for d in DATASETS.values() if d.channels == channels), None)
+    return next((d for d in KEYPOINT_SETS.values() if d.channels == channels), None)
 
 
-def get_dataset(name: str) -> Dataset:
+def get_keypoint_set(name: str) -> KeypointSet:
     """Return a data set by name.
 
     Raises:
         InputError: the name is unknown.
     """
-    if name not in DATASETS:
-        raise InputError(f"keypoints of {name!r} are not known; accepted are {', '.join(DATASETS)}.")
-    return DATASETS[name]
+    if name not in KEYPOINT_SETS:
+        raise InputError(f"keypoints of {name!r} are not known; accepted are {', '.join(KEYPOINT_SETS)}.")
+    return KEYPOINT_SETS[name]
