@@ -111,7 +111,11 @@ def _openmmlab_model(package: str, size: Size, options: Any, **parts: Any) -> nn
     backbone = {"type": "HRNet", "in_channels": 3, "extra": size.extra(), **options}
     # mmengine's own preprocessor: those of the packages make float32 of float64.
     config = {"data_preprocessor": {"type": "mmengine.BaseDataPreprocessor"}, "backbone": backbone, **parts}
-    model: nn.Module = openmmlab(package).build(config)
+    registry, models = importlib.import_module("mmengine.registry"), openmmlab(package)
+    with registry.DefaultScope.overwrite_default_scope(
+        package
+    ):  # the inference functions of another may have set theirs
+        model: nn.Module = models.build(config)
     return model
 
 

@@ -1,6 +1,6 @@
 """Records what the authors' loaders and OpenCV 4 make of made pictures, for ``test_authors_batches.py``.
 
-``python tests/datasets/record_authors_batches.py POSE SEGMENTATION`` with checkouts of the authors' repositories (the
+``python tests/data_sets/record_authors_batches.py POSE SEGMENTATION`` with checkouts of the authors' repositories (the
 segmentation one on the branch HRNet-OCR) and ``opencv-python-headless<5``, whose warps round as those of their time.
 """
 
