@@ -57,6 +57,7 @@ def by_contender(path: Path) -> dict[str, Record]:
     return {r.contender: r for r in load_run(path / "run.json").records}
 
 
+@pytest.mark.slow
 def test_a_wrong_contender_gets_no_time(tmp_path: Path) -> None:
     entries = {
         "eager": Entry(answer(), exact=exact),
@@ -76,6 +77,7 @@ def test_a_wrong_contender_gets_no_time(tmp_path: Path) -> None:
     assert found["right"].setup_s == pytest.approx(0.001, rel=0.01)
 
 
+@pytest.mark.slow
 def test_contenders_that_cannot_run_have_reasons(tmp_path: Path) -> None:
     def fails() -> Callable[[], Tensor]:
         raise RuntimeError("no such kernel\nand more")
@@ -92,18 +94,21 @@ def test_contenders_that_cannot_run_have_reasons(tmp_path: Path) -> None:
     assert found["eager"].status == "measured"
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_the_budget_is_named(tmp_path: Path) -> None:
     spent = session(tmp_path, budget=-1.0)
     assert spent.time_networks(Rounds(), CASE, {"eager": Entry(answer(), exact=exact)}) == {}
     assert by_contender(tmp_path)["eager"].status == "out of time"
 
 
+@pytest.mark.slow
 def test_contenders_asked_for(tmp_path: Path) -> None:
     asked = session(tmp_path, contenders=["engine"])
     entries = {name: Entry(answer()) for name in ("eager", "hrnet_fast engine")}
     assert set(asked.time_networks(Rounds(), CASE, entries, seconds=0.05)) == {"hrnet_fast engine"}
 
 
+@pytest.mark.slow
 def test_records_are_flushed_one_by_one(tmp_path: Path) -> None:
     running = session(tmp_path)
     running.add_bytes(CASE, "eager", 4096)
@@ -112,6 +117,7 @@ def test_records_are_flushed_one_by_one(tmp_path: Path) -> None:
     assert len(load_run(tmp_path / "run.json").records) == 3
 
 
+@pytest.mark.slow
 def test_a_slowed_operator_is_caught(tmp_path: Path) -> None:
     runs = []
     for name, seconds in (("before", 0.004), ("again", 0.004), ("after", 0.006)):
@@ -127,6 +133,7 @@ def test_a_slowed_operator_is_caught(tmp_path: Path) -> None:
     assert "fused" not in slower(before, again)
 
 
+@pytest.mark.slow
 def test_limits_are_the_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the device's own speed
     running = session(tmp_path)

@@ -58,6 +58,7 @@ def test_pages_of_figures_are_those_of_the_result_files(results: Path) -> None:
     assert not write_page(run, page, check=True), "run: python -m benchmarks page"
 
 
+@pytest.mark.slow
 def test_the_pictures_are_drawn_from_a_result_file(tmp_path: Path) -> None:
     results = ROOT / "benchmarks" / "results" / "xeon-amx-2-cores.json"
     for path in draw_pictures(load_run(results), tmp_path):

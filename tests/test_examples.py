@@ -36,6 +36,7 @@ def test_example(
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_distributed(tmp_path: Path) -> None:
     words, said = SMALL["distributed"]

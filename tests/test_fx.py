@@ -24,6 +24,7 @@ TRAINED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 @pytest.mark.parametrize(("head", "options"), TRAINED)
 def test_one_graph_for_all_sizes(head: str, options: dict[str, Any]) -> None:
@@ -123,6 +124,7 @@ def test_shape_propagation_reads_every_node() -> None:
     assert not any(n.target is operator.eq for n in traced.graph.nodes), "no choice was left to the graph"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["v1", "v2"])
 def test_quantisation_by_fx(head: str) -> None:
     if not {"x86", "fbgemm", "onednn", "qnnpack"} & set(torch.backends.quantized.supported_engines):

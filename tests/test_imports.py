@@ -98,6 +98,7 @@ def test_imports_point_downwards(part: str) -> None:
         assert {n for n in imported(path) if within(n, FORBIDDEN[part])} == set(), path
 
 
+@pytest.mark.slow
 def test_the_package_knows_no_benchmarks() -> None:
     """The benchmarks are not installed with it."""
     assert all(not within(name, ("benchmarks",)) for path in PACKAGE.rglob("*.py") for name in imported(path))
@@ -146,6 +147,7 @@ def run_fresh(program: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_imports_little() -> None:
     """Neither what takes torch seconds to import (compiler, exporters, distributed) nor any optional package."""
@@ -165,6 +167,7 @@ print((sorted(set(sys.modules) - before), sorted({name.partition('.')[0] for nam
     assert not {*optional, "pycocotools", "faster_coco_eval"} & set(packages)
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_works_without_triton() -> None:
     program = """
@@ -180,6 +183,7 @@ assert sys.modules["triton"] is None
     assert run_fresh(program).strip() == "(1, 3, 8, 8)"
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_works_without_the_compiled_extension() -> None:
     program = """
@@ -194,6 +198,7 @@ print(hf.HRNet(width=4, head="v1", num_outputs=3, num_blocks=1, num_modules=(1, 
     assert run_fresh(program).strip() == "reference"
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_plug_ins_name_the_package_that_is_absent() -> None:
     """Importing the package, and what the plug-ins share, works without any of theirs."""

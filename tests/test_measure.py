@@ -94,6 +94,7 @@ def test_relative_error_takes_the_worst_output() -> None:
         relative_error([torch.ones(1)], exact)
 
 
+@pytest.mark.slow
 def test_complexity_counts_by_hand() -> None:
     config = HRNetConfig.make(width=4, head="features", num_blocks=1, num_modules=(1, 1, 1))
     params, gflops = network_complexity(config, (64, 64))
@@ -104,8 +105,12 @@ def test_complexity_counts_by_hand() -> None:
     assert gflops > stem
 
 
-@pytest.mark.no_cover
-@pytest.mark.parametrize("entry", complexity_entries(), ids=lambda e: f"{e['table']}-{e['model']}-{e['input'][0]}")
+FIRST, *OTHERS = complexity_entries()
+ENTRIES = [FIRST, *(pytest.param(entry, marks=pytest.mark.no_cover) for entry in OTHERS)]  # one is enough to trace
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: f"{e['table']}-{e['model']}-{e['input'][0]}")
 def test_the_papers_complexity(entry: dict[str, Any]) -> None:
     row = complexity_row(entry)
     if row.exact:

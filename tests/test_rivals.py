@@ -25,6 +25,7 @@ def counts(name: str) -> tuple[float, float, nn.Module]:
     return sum(p.numel() for p in model.parameters()) / 1e6, counter.get_total_flops() / 2 / 2**30, model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in RIVALS if not n.startswith("faster")])
 def test_as_the_paper_counts(name: str) -> None:
     params, gflops, model = counts(name)
@@ -65,6 +66,7 @@ def test_detectors_as_the_paper_counts(name: str, classifier: float) -> None:
     assert (params * 1e6 - norms) / 2**20 + rest[0] == pytest.approx(expected[1], rel=0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["simplebaseline_r50", "dilated_r101", "pspnet_r101", "deeplabv3_r101", "faster_rcnn_r50_fpn"]
 )

@@ -156,6 +156,7 @@ DISTRIBUTIONS = {
 CASES = 20
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.sampled_from(sorted(DISTRIBUTIONS)), st.integers(5, 40), st.integers(0, 2**32), st.floats(1e-6, 10.0))
 def test_runs_of_one_distribution_are_equal(name: str, rounds: int, seed: int, scale: float) -> None:
@@ -184,6 +185,7 @@ def test_slowdowns_beyond_noise_are_found(rounds: int, spread: float, factor: fl
 TRIPLES = st.lists(st.floats(0.1, 10), min_size=3, max_size=3).map(sorted)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(TRIPLES, TRIPLES, st.integers(0, 50), st.floats(0, 0.5))
 def test_overlapping_quartiles_are_no_change(a: list[float], b: list[float], rounds: int, threshold: float) -> None:

@@ -79,6 +79,7 @@ def _outside_of_repositories(folder: Path, tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.mark.slow
 def test_report_of_files_and_folders(call: Call, refused: Callable[..., str], tmp_path: Path) -> None:
     folder = tmp_path / "results"
     saved(folder / "a.json", full_run())
@@ -92,6 +93,7 @@ def test_report_of_files_and_folders(call: Call, refused: Callable[..., str], tm
     assert call("report", folder, "-o", tmp_path / "report", "--force")[0] == 0
 
 
+@pytest.mark.slow
 def test_report_finds_the_projects_results(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     saved(tmp_path / "benchmarks/results/a.json", full_run())
@@ -256,6 +258,7 @@ def test_compare_of_folders_by_name(call: Call, refused: Callable[..., str], tmp
     assert f"note: other.json: only {b} has it." in err
 
 
+@pytest.mark.slow
 def test_compare_with_a_revision(call: Call, repository: Callable[..., None], refused: Callable[..., str]) -> None:
     results = Path("benchmarks/results")
     code, out, _ = call("compare", "HEAD")

@@ -36,6 +36,7 @@ class Tags(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.mark.slow
 def test_report_is_complete(tmp_path: Path) -> None:
     again = run_of(full_run().records, machine={"device": "Other GPU", "kind": "cuda"}, revision="fedcba9-dirty")
     # Twice the same machine: no file of one run takes the place of the other's.
@@ -108,6 +109,7 @@ def test_an_empty_run_and_one_without_figures(tmp_path: Path) -> None:
     assert "failed: boom" in paths[0].read_text()
 
 
+@pytest.mark.slow
 def test_pictures_of_large_and_odd_suites() -> None:
     many = [
         measured(c, 1e-6 * 4**i, case=f"$case {i}$", dtype="bfloat16") for i in range(45) for c in ("eager", "engine")

@@ -34,6 +34,7 @@ def step_of(name: str, model: nn.Module, dtype: torch.dtype = torch.float32) -> 
     return Step(TRAINERS[name], copy.deepcopy(model), x, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HERE)
 def test_a_step_is_eagers_and_repeats(name: str, tiny: nn.Module) -> None:
     step, expected = step_of(name, tiny), step_of(EAGER, tiny)()
@@ -42,6 +43,7 @@ def test_a_step_is_eagers_and_repeats(name: str, tiny: nn.Module) -> None:
     assert all(p.grad is None for p in step.parameters)
 
 
+@pytest.mark.slow
 def test_memory_is_what_the_allocator_holds(tiny: nn.Module) -> None:
     """Selective checkpointing saves what autograd's hooks do not see: convolutions' results, half of eager's maps."""
     found = {}
@@ -120,6 +122,7 @@ def test_speeds_are_over_the_faster_layout() -> None:
     assert crossing_table("scaling batch", records) is None
 
 
+@pytest.mark.slow
 def test_tables_and_the_picture(tmp_path: Path) -> None:
     run = run_of([*training_records(), *training_records("bfloat16")])
     page = render_page(run)

@@ -50,6 +50,7 @@ def test_how_heatmaps_decode_is_named(family: str) -> None:
     assert not any("decode" in line for line in told.assumptions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["cls", "timm", "timm_features", "pose_imagenet"])
 def test_nothing_is_named_where_all_files_agree(family: str) -> None:
     assert hf.load_checkpoint(state_of(family)).assumptions == ()
@@ -109,6 +110,7 @@ def balanced(state: dict[str, torch.Tensor], photo: Path) -> dict[str, torch.Ten
     return state | {"last_layer.3.bias": state["last_layer.3.bias"] - logits.mean(dim=(0, 2, 3))}
 
 
+@pytest.mark.slow
 def test_run_prints_an_assumption_once_and_takes_another(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: Path
 ) -> None:
@@ -142,6 +144,7 @@ def test_run_refuses_align_corners_where_it_means_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 4])
 def test_run_adapts_rgb_weights_on_request(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: Path, channels: int
@@ -161,6 +164,7 @@ def test_run_adapts_rgb_weights_on_request(
     assert "and only RGB weights" in refused(capsys, *argv, "-c", path, "--force", "--in-channels", "3")
 
 
+@pytest.mark.slow
 def test_run_refuses_channels_that_pictures_do_not_have(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: Path
 ) -> None:
@@ -170,6 +174,7 @@ def test_run_refuses_channels_that_pictures_do_not_have(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_run_reads_sixteen_bits_and_refuses_odd_ones(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: Path
 ) -> None:

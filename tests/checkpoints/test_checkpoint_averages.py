@@ -40,6 +40,7 @@ class Config(dict[str, Any]):
     """As Lightning's ``AttributeDict``."""
 
 
+@pytest.mark.slow
 def test_averaged_models_of_torch(tmp_path: Path) -> None:
     """``swa_utils.AveragedModel`` alone: averages, and nothing else."""
     model = tiny("v1")
@@ -69,6 +70,7 @@ def test_averages_alone(key: str, tmp_path: Path) -> None:
         hf.load_checkpoint(tmp_path / "net.pth", weights="raw")
 
 
+@pytest.mark.slow
 def test_averages_of_an_unknown_loop_are_offered(tmp_path: Path) -> None:
     """No upstream says which to take: the trained weights, and a note."""
     state = state_of("pose")
@@ -79,6 +81,7 @@ def test_averages_of_an_unknown_loop_are_offered(tmp_path: Path) -> None:
     assert "weights='ema' takes" in hf.load_checkpoint(tmp_path / "net.pth").notes[0]
 
 
+@pytest.mark.slow
 def test_averages_inside_a_training_module(tmp_path: Path) -> None:
     state = state_of("pose")
     inside = {f"model.{k}": v for k, v in state.items()} | {f"ema_model.module.{k}": v for k, v in other(state).items()}
@@ -94,6 +97,7 @@ def lightning(state: State, **changes: Any) -> dict[str, Any]:
     return {"state_dict": named, "callbacks": {}, "hyper_parameters": Config(lr=0.1), "loops": {}} | changes
 
 
+@pytest.mark.slow
 def test_files_of_lightning_weight_averaging(tmp_path: Path) -> None:
     state = state_of("pose")
     current = {f"model.{k}": v for k, v in other(state).items()}
@@ -104,6 +108,7 @@ def test_files_of_lightning_weight_averaging(tmp_path: Path) -> None:
     assert equal(ema, state)
 
 
+@pytest.mark.slow
 def test_files_of_lightning_ema_callbacks(tmp_path: Path) -> None:
     """A list in the order of the state_dict, as NeMo's callback keeps it; one that does not fit is no choice."""
     state = state_of("pose")
@@ -122,6 +127,7 @@ def test_files_of_lightning_ema_callbacks(tmp_path: Path) -> None:
         hf.load_checkpoint(tmp_path / "net.ckpt", weights="ema")
 
 
+@pytest.mark.slow
 def test_ema_buffers_of_mmcv(tmp_path: Path) -> None:
     """mmcv saves the averages under the parameters' names, and the trained weights in buffers."""
     model = hf.FAMILIES["mmpose_0x"].from_canonical

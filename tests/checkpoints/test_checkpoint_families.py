@@ -17,6 +17,7 @@ from hrnet_fast.checkpoints.wrappers import absolute_scales
 ALL = [(family.name, head) for family in hf.FAMILIES.values() for head in family.heads]
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 @pytest.mark.parametrize(("family", "head"), ALL)
 def test_loads_and_computes_what_its_network_does(family: str, head: str) -> None:
@@ -45,11 +46,13 @@ def test_written_back_bit_for_bit(family: str, head: str) -> None:
     assert_equal_states(state, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", hf.FAMILIES)
 def test_named_explicitly(family: str) -> None:
     assert hf.load_checkpoint(state_of(family), family=family).family == family
 
 
+@pytest.mark.slow
 def test_timm_without_a_classifier_is_timms() -> None:
     assert hf.load_checkpoint(state_of("timm", num_outputs=0)).family == "timm"
 
@@ -63,6 +66,7 @@ def test_other_precisions_are_returned_as_stored(dtype: torch.dtype) -> None:
     assert torch.equal(loaded.conv1.weight, state["conv1.weight"].float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["seg", "mmpose", "cls", "mmdet", "timm_features", "pose_imagenet"])
 @pytest.mark.parametrize("target", ["backbone", "mm_backbone"])
 def test_the_trunk_of_any_family(source: str, target: str) -> None:

@@ -257,6 +257,7 @@ def test_a_module_is_not_its_state() -> None:
 OVERRIDES: dict[str, Any] = {"align_corners": True, "upsample_to": "scale_then_target", "bn_momentum": 0.5}
 
 
+@pytest.mark.slow
 def test_overrides() -> None:
     loaded = hf.load_checkpoint(state_of("seg"), **OVERRIDES)
     assert loaded.config.align_corners

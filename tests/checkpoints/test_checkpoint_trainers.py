@@ -80,6 +80,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, State, Stat
     return folder / "iter_3.pth", runner.model.backbone.state_dict(), averaged
 
 
+@pytest.mark.slow
 def test_files_of_mmengine_runner(trained: tuple[Path, State, State]) -> None:
     path, raw, ema = trained
     assert not equal(raw, ema)
@@ -109,6 +110,7 @@ class Precision(enum.Enum):
     HALF = "half"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("averaged", [True, False])
 def test_files_of_timm_saver(averaged: bool, tmp_path: Path) -> None:
     from timm.models import load_checkpoint as timm_load
@@ -184,6 +186,7 @@ def test_what_stands_beside_the_weights(tmp_path: Path) -> None:
         assert loaded.notes == ()
 
 
+@pytest.mark.slow
 def test_the_face_repository_saves_whole_modules(tmp_path: Path) -> None:
     """``model_best.pth`` is a module; ``checkpoint_N.pth`` holds one under ``state_dict``, in DataParallel."""
     model = tiny("face")

@@ -36,6 +36,7 @@ def inside(name: str, trunk: Mapping[str, Tensor] | None = None) -> State:
     return {prefix + k: v for k, v in trunk.items()} | {k: torch.full((2, 2), 9.0) for k in beside}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INSIDE)
 def test_the_trunk_is_found(name: str) -> None:
     trunk = hf.convert_checkpoint(state_of("cls"), to="backbone")
@@ -62,6 +63,7 @@ def test_a_whole_that_is_no_family_says_what_it_is(name: str) -> None:
     assert any(part in message for key in beside for part in key.split(".")[:2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["net.", "student.", "encoder.model."])
 @pytest.mark.parametrize("family", ["pose", "seg_ocr", "mmseg", "mmdet"])
 def test_a_whole_network_under_another_name(prefix: str, family: str) -> None:
@@ -70,6 +72,7 @@ def test_a_whole_network_under_another_name(prefix: str, family: str) -> None:
     assert hf.load_checkpoint({prefix + k: v for k, v in state.items()}, family=family).family == family
 
 
+@pytest.mark.slow
 def test_two_trunks_are_named() -> None:
     a, b = hf.convert_checkpoint(state_of("cls"), to="backbone"), {k: v + 1 for k, v in state_of("backbone").items()}
     both = {f"teacher.{k}": v for k, v in a.items()} | {f"student.net.{k}": v for k, v in b.items()}
@@ -216,6 +219,7 @@ def test_settings_without_effect_are_refused(family: str, options: dict[str, Any
         hf.load_checkpoint(state_of(family), **same)
 
 
+@pytest.mark.slow
 def test_trunks_of_other_channels() -> None:
     loaded = hf.load_checkpoint(inside("its timm encoders"), part="backbone", in_channels=1)
     assert loaded.conv1.weight.shape[1] == 1
@@ -267,6 +271,7 @@ def test_in_place_normalisation_is_not_read_as_ordinary(family: str) -> None:
     assert torch.equal(trunk.bn1.weight, (state["backbone.bn1.weight"].double().abs() + 1e-5).float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["keep", "drop"])
 @pytest.mark.parametrize("family", ["pose", "seg_ocr", "cls", "mmpose_face"])
 def test_another_number_of_outputs(family: str, keep: str) -> None:
@@ -308,6 +313,7 @@ def test_other_values_of_head(head: Any) -> None:
         hf.load_checkpoint(state_of("pose"), head=head)
 
 
+@pytest.mark.slow
 def test_timm_classification_and_features() -> None:
     whole = state_of("cls", num_outputs=1000)
     features = hf.convert_checkpoint(whole, to="timm_features")
@@ -340,6 +346,7 @@ def test_heads_that_a_code_base_cannot_have_are_not_written(source: str, target:
         hf.convert_checkpoint(state_of(source), to=target)
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, target = tmp_path / "smp.pth", tmp_path / "trunk.pth"
     torch.save({"state_dict": inside("its timm encoders")}, source)

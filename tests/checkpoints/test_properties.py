@@ -97,6 +97,7 @@ def configs(draw: st.DrawFn) -> hf.HRNetConfig:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, **SETTINGS)
 @given(config=configs())
 def test_plain_data_round_trip(config: hf.HRNetConfig) -> None:
@@ -117,7 +118,6 @@ def test_inference_recovers_the_structure(config: hf.HRNetConfig) -> None:
     assert expected_shapes(found) == shapes
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 @settings(max_examples=40, **SETTINGS)
 @given(config=configs(), odd=st.booleans())
@@ -201,7 +201,6 @@ def renamed(draw: st.DrawFn, key: str) -> str:
     return draw(st.sampled_from(names))
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 @settings(max_examples=150, **SETTINGS)
 @given(data=st.data(), family=st.sampled_from(FAMILIES), damage=st.sampled_from(["delete", "reshape", "rename", "add"]))

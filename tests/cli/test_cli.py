@@ -30,6 +30,7 @@ def test_models_lists_as_table_and_json(capsys: pytest.CaptureFixture[str]) -> N
     assert "no model matches" in refused(capsys, "models", "resnet*")
 
 
+@pytest.mark.slow
 def test_info_of_a_named_network(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = call(capsys, "info", "hrnetv1_w32_pose", "--json")
     about = json.loads(out)
@@ -42,6 +43,7 @@ def test_info_of_a_named_network(capsys: pytest.CaptureFixture[str]) -> None:
     assert "HxW" in refused(capsys, "info", "hrnet_w18_c", "--size", "96")
 
 
+@pytest.mark.slow
 def test_info_of_a_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = checkpoint(tmp_path, "v2", "mmseg", 7)
     _, out, _ = call(capsys, "info", str(path), "--json", "--size", "64x64")
@@ -51,6 +53,7 @@ def test_info_of_a_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert "no such file" in refused(capsys, "info", str(tmp_path / "absent.pth"))
 
 
+@pytest.mark.slow
 def test_convert_writes_whole_or_not_at_all(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     source = checkpoint(tmp_path, "v1", "mmpose", 5)
     target = tmp_path / "pose.safetensors"
@@ -68,6 +71,7 @@ def test_convert_writes_whole_or_not_at_all(capsys: pytest.CaptureFixture[str], 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mmpose.pth", "pose.safetensors"]
 
 
+@pytest.mark.slow
 def test_weights_of_a_file_with_two_kinds(capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: Path) -> None:
     state = torch.load(checkpoint(tmp_path, "v1", "pose", 17))
     averages = {k: v * 2 if v.is_floating_point() else v for k, v in state.items()}
@@ -143,6 +147,7 @@ def test_run_on_a_folder_keeps_what_works(capsys: pytest.CaptureFixture[str], tm
     assert (tmp_path / "out" / "a.jpg.json").exists()
 
 
+@pytest.mark.slow
 def test_run_refuses_what_cannot_be(capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: Path) -> None:
     path = checkpoint(tmp_path, "c", "timm", 10)
     out = tmp_path / "out"
@@ -199,6 +204,7 @@ def test_run_refuses_options_that_the_task_ignores(
     assert f"does not use {ignored};" in refused(capsys, *base, *everything)
 
 
+@pytest.mark.slow
 def test_run_names_as_many_classes_as_asked(capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: Path) -> None:
     path = checkpoint(tmp_path, "c", "timm", 10)
     base = ("run", photo, "-c", path, "-t", "classification", "--size", "64x64", "--json")
@@ -236,6 +242,7 @@ def _empty(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_doctor_says_what_cannot_run_and_why(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = call(capsys, "doctor", "--json")
     found = json.loads(out)

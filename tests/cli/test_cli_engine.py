@@ -39,6 +39,7 @@ def test_run_answers_as_the_model_does(
         assert max(abs(s - t) for s, t in zip(*scores, strict=True)) <= apart
 
 
+@pytest.mark.slow
 def test_many_images_are_worth_an_engine(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -77,6 +78,7 @@ def test_what_excludes_each_other(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_plan_of_a_named_network(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out, _ = call(capsys, "plan", "hrnet_w18_small", "--size", "64x96", "--batch", "2", "--steps")
     assert code == 0
@@ -93,6 +95,7 @@ def test_plan_of_a_named_network(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert "cannot be written" in refused(capsys, "plan", "hrnet_w18_small", "--dot", tmp_path / "no" / "plan.dot")
 
 
+@pytest.mark.slow
 def test_the_documents_count_launches_as_they_are() -> None:
     text = INFERENCE.read_text(encoding="utf-8")
     table = text[text.index("<!-- launches -->") : text.index("<!-- end -->")]
@@ -106,6 +109,7 @@ def test_the_documents_count_launches_as_they_are() -> None:
     assert written == counted
 
 
+@pytest.mark.slow
 def test_doctor_tries_the_engine(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = call(capsys, "doctor", "--json")
     lines = json.loads(out)["engine"]

@@ -28,6 +28,7 @@ def answer(model: Any, x: Tensor) -> Any:
         return model(x)
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 @pytest.mark.parametrize("head", ["v1", "v2p", "ocr", "higher", "c", "ci"])  # the others repeat these' layers
 def test_any_batch(head: str) -> None:
@@ -40,6 +41,7 @@ def test_any_batch(head: str) -> None:
         program(image(64, 96))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["v2", "ocr", "face"])
 def test_any_size_where_maps_come_to_each_others(head: str) -> None:
     model = two_stages(head)
@@ -57,6 +59,7 @@ FACTORS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("head", "options"), FACTORS)
@@ -70,6 +73,7 @@ def test_multiples_where_maps_are_upsampled_by_factors(head: str, options: dict[
         program(image(77, 90))
 
 
+@pytest.mark.slow
 def test_one_side_alone_and_images_of_bytes() -> None:
     model = two_stages("v1")
     engine = hf.optimize_for_inference(model, image(64, 64))
@@ -85,6 +89,7 @@ def test_one_side_alone_and_images_of_bytes() -> None:
     assert close(answer(program, other), engine(other))
 
 
+@pytest.mark.slow
 def test_from_a_file_by_the_sizes_it_holds(tmp_path: Path) -> None:
     model = two_stages("v1")
     engine = hf.optimize_for_inference(model, image(64, 64))
@@ -117,6 +122,7 @@ class Flattened(nn.Module):
         return y.flatten(1)[:, : c * h * w // 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "axis"), [("batch", "batch"), ("first", "batch"), ("size", "size")])
 def test_numbers_in_calls_are_refused(kind: str, axis: str) -> None:
     engine = hf.optimize_for_inference(Flattened(kind).eval(), image(64, 64))
@@ -134,6 +140,7 @@ def test_axes_that_do_not_exist(dynamic: Any, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 @needs_onnx
 @pytest.mark.parametrize(("head", "odd"), [("v1", False), ("ocr", True)])
@@ -156,6 +163,7 @@ def test_onnx_files_answer_any_batch_and_size(head: str, odd: bool, tmp_path: Pa
             session.run(None, {"image": image(77, 90).numpy()})
 
 
+@pytest.mark.slow
 @needs_onnx
 @pytest.mark.parametrize("head", ["c", "v2p", "face"])
 def test_onnx_files_answer_any_batch(head: str, tmp_path: Path) -> None:
@@ -171,6 +179,7 @@ def test_onnx_files_answer_any_batch(head: str, tmp_path: Path) -> None:
         assert close(found, answer(model, x))
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 def test_four_branches_at_odd_sizes() -> None:
     model = tiny("ocr")

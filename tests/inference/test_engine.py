@@ -71,6 +71,7 @@ def test_golden(name: str) -> None:
         assert_as_good(engine(x), eager(model, x, dtype), case.expected_outputs, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 @native
 @CPU_DTYPES
@@ -79,6 +80,7 @@ def test_every_head(head: str, dtype: torch.dtype) -> None:
     assert_answers(tiny(head), image(64, 96, batch=2), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("head", ["v1", "c", "ocr"])
 def test_on_the_librarys_operators(head: str, dtype: torch.dtype) -> None:
@@ -92,6 +94,7 @@ def test_on_the_librarys_operators(head: str, dtype: torch.dtype) -> None:
         assert relative_l2(a, b) <= 30 * ROUNDING[dtype] + ROUNDING[torch.float32]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outer", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("head", ["v1", "c"])
 def test_outputs_have_the_models_dtype(head: str, outer: torch.dtype) -> None:
@@ -104,6 +107,7 @@ def test_outputs_have_the_models_dtype(head: str, outer: torch.dtype) -> None:
             assert relative_l2(a, b) <= 30 * max(ROUNDING[dtype], ROUNDING[outer])
 
 
+@pytest.mark.slow
 @native
 @pytest.mark.parametrize("given", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("head", ["v1", "c"])
@@ -113,6 +117,7 @@ def test_inputs_of_any_floating_dtype(head: str, given: torch.dtype) -> None:
     assert torch.equal(engine(x.to(given)), engine(x.float()))
 
 
+@pytest.mark.slow
 @native
 @CPU_DTYPES
 @pytest.mark.parametrize("size", [(65, 97), (33, 31)])
@@ -123,6 +128,7 @@ def test_odd_sizes(size: tuple[int, int], align: bool, dtype: torch.dtype) -> No
         assert_answers(model, image(*size), dtype)
 
 
+@pytest.mark.slow
 @native
 @CPU_DTYPES
 @pytest.mark.parametrize("head", ["v1", "v2", "c"])
@@ -160,6 +166,7 @@ def test_code_bases(module: type[nn.Module], fast: bool) -> None:
     assert_answers(model, image(64, 96))
 
 
+@pytest.mark.slow
 @native
 @pytest.mark.parametrize("options", [{}, {"features_only": True}])
 def test_timm(options: dict[str, bool]) -> None:
@@ -199,6 +206,7 @@ def test_mappings(dtype: torch.dtype) -> None:
     assert_as_good(given["out"], eager(model.inner, x, dtype), exactly(model.inner, x), dtype)
 
 
+@pytest.mark.slow
 @native
 @CPU_DTYPES
 @pytest.mark.parametrize("first", [1, 5])
@@ -218,6 +226,7 @@ def test_normalize(first: int, dtype: torch.dtype) -> None:
     assert torch.equal(engine(images[:, ::2, ::3]), engine(images[:, ::2, ::3].contiguous()))
 
 
+@pytest.mark.slow
 @native
 def test_callers_autocast_changes_nothing() -> None:
     x = image(64, 64)
@@ -252,6 +261,7 @@ def launched(engine: hf.Engine, x: Tensor) -> int:
     return sum(0 if isinstance(part, int) else part.program.steps for part in executor._segments)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 @native
 @pytest.mark.parametrize("head", ["v1", "v2", "c", "ocr"])
@@ -271,6 +281,7 @@ def test_the_executor_launches_what_the_plan_says(head: str) -> None:
     assert len(calls) + launched(engine, x) < operator_calls(lambda: eager(hf.restore(model), x, torch.float32))
 
 
+@pytest.mark.slow
 @native
 @CPU_DTYPES
 def test_memory_of_the_segmentation_network(dtype: torch.dtype) -> None:

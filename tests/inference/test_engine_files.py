@@ -28,6 +28,7 @@ def equal(a: Any, b: Any) -> bool:
     return type(a) is type(b) and all(torch.equal(x, y) for x, y in zip(maps(a), maps(b), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "dtype"),
     [
@@ -152,6 +153,7 @@ FORBIDDEN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", FORBIDDEN, ids=str)
 def test_functions_that_no_file_may_name(function: Any, tmp_path: Path) -> None:
     hf.optimize_for_inference(tiny("c"), image(32, 32)).save(tmp_path / "engine.pt")
@@ -170,6 +172,7 @@ def test_another_format(tmp_path: Path) -> None:
     assert "99" in said
 
 
+@pytest.mark.slow
 def test_what_cannot_be_written(tmp_path: Path) -> None:
     engine = hf.optimize_for_inference(tiny("c"), image(32, 32))
     plan = engine.plan()
@@ -187,6 +190,7 @@ def test_functions_of_files_read_no_files() -> None:
     assert not [name for name in names if name.rsplit(".")[-1].startswith(words)]
 
 
+@pytest.mark.slow
 @DTYPES
 @pytest.mark.parametrize("head", ["v1", "c"])
 def test_folded(head: str, dtype: torch.dtype) -> None:
@@ -210,6 +214,7 @@ def test_export() -> None:
     assert relative_l2(program.module()(image(32, 32)), engine(image(32, 32))) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.skipif(not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))), reason="onnx is not installed")
 def test_export_onnx(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def in_threads(calls: list[Any]) -> None:
         raise raised[0]
 
 
+@pytest.mark.slow
 @DTYPES
 def test_shapes_in_turn(dtype: torch.dtype) -> None:
     model = tiny("v1")
@@ -82,6 +83,7 @@ def test_the_shape_unused_for_longest_goes() -> None:
     assert str([2, 3, 32, 32]) in engine.explain()
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 @DTYPES
 def test_threads_at_once(dtype: torch.dtype) -> None:
@@ -97,6 +99,7 @@ def test_threads_at_once(dtype: torch.dtype) -> None:
     in_threads([lambda k=k: call(k) for k in (0, 1, 2, 0)])  # type: ignore[misc]
 
 
+@pytest.mark.slow
 @DTYPES
 @pytest.mark.parametrize(("head", "way"), [("v1", "in place"), ("c", "load_state_dict")])
 def test_refresh(head: str, way: str, dtype: torch.dtype) -> None:
@@ -135,6 +138,7 @@ def test_refresh_with_another_network() -> None:
     assert torch.equal(engine(x), before)
 
 
+@pytest.mark.slow
 @DTYPES
 def test_refresh_that_fails_halfway(dtype: torch.dtype) -> None:
     model, x = tiny("v1"), image(64, 64)
@@ -171,6 +175,7 @@ def test_changes_that_have_no_version(dtype: torch.dtype, way: str, tmp_path: An
     assert close(engine(image(32, 32)), answer(model, image(32, 32)), dtype)
 
 
+@pytest.mark.slow
 def test_planning_leaves_the_model_alone() -> None:
     """Others may answer with it, or load weights, while shapes are prepared."""
     model, x = tiny("v1"), image(64, 64)
@@ -214,6 +219,7 @@ def test_inputs_negated_by_a_view(dtype: torch.dtype) -> None:
     assert torch.equal(engine(lazily), engine(x))
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 @DTYPES
 def test_refresh_among_callers(dtype: torch.dtype) -> None:
@@ -244,6 +250,7 @@ def test_refresh_among_callers(dtype: torch.dtype) -> None:
     in_threads([call, call, renew])
 
 
+@pytest.mark.slow
 @DTYPES
 def test_answers_are_the_callers(dtype: torch.dtype) -> None:
     for head in ("c", "v2p"):
@@ -328,6 +335,7 @@ def test_no_new_shape_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch)
     assert list(engine._executors) == [(1, 3, 64, 64)]
 
 
+@pytest.mark.slow
 @native
 def test_shapes_share_memory() -> None:
     """As many arenas as calls at once, not as many as shapes; a larger one takes the smaller one's place."""
@@ -359,6 +367,7 @@ def test_explain() -> None:
     assert "C++" in said or not cpu_executor.available()
 
 
+@pytest.mark.slow
 @DTYPES
 @pytest.mark.parametrize("head", ["v1", "c"])
 def test_profile(head: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,6 +387,7 @@ def test_profile(head: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch)
         engine.profile(image(64, 64), rounds=0)
 
 
+@pytest.mark.slow
 def test_ceilings() -> None:
     from hrnet_fast.inference.profile import ceilings
 

@@ -119,6 +119,7 @@ def test_inplace_decides() -> None:
     assert not [m for m in model.modules() if hasattr(type(m), "replaced_class")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_parts_compute_in_their_dtype(dtype: torch.dtype) -> None:
     model = estimator()
@@ -279,6 +280,7 @@ def test_copies_are_the_model_as_it_was(copied: Callable[[nn.Module], Any]) -> N
     assert parts(model) == {"backbone": "", "head": ""}
 
 
+@pytest.mark.slow
 def test_tracers_and_compilers_see_the_model() -> None:
     model = estimator().requires_grad_(False)
     maps, own = model.backbone(X), model(X, None)

@@ -69,6 +69,7 @@ def _overlap(a: object, b: object) -> bool:
     return a.offset < b.offset + b.channels and b.offset < a.offset + a.channels  # type: ignore[attr-defined, no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 @pytest.mark.parametrize("head", ALL_HEADS)
 @pytest.mark.parametrize("impl", ["reference", "auto"])
@@ -106,6 +107,7 @@ def test_code_bases(module: type[nn.Module], fast: bool) -> None:
     assert not fast or str(hf.explain(model)) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"features_only": True}])
 def test_timm(options: dict[str, bool]) -> None:
     timm = pytest.importorskip("timm")
@@ -118,6 +120,7 @@ def test_timm(options: dict[str, bool]) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "ungrouped", "grouped"),
     [("hrnetv1_w32_pose", (256, 192), 285, 140), ("hrnetv2_w48_seg", (512, 1024), 300, 155)],
@@ -135,6 +138,7 @@ def test_launches(name: str, size: tuple[int, int], ungrouped: int, grouped: int
     assert dot.count("->") >= len(plan.steps) - 1
 
 
+@pytest.mark.slow
 def test_flops_are_the_networks_without_what_the_order_saves() -> None:
     from hrnet_fast.complexity import network_complexity
 
@@ -148,6 +152,7 @@ def test_flops_are_the_networks_without_what_the_order_saves() -> None:
     assert (half.bytes, half.peak_memory) == (plan.bytes // 2, plan.peak_memory // 2)
 
 
+@pytest.mark.slow
 def test_mixing_costs_less_than_over_the_concatenation() -> None:
     config = hf.get_config("hrnetv2_w48_seg")
     with torch.device("meta"):

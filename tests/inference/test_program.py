@@ -281,6 +281,7 @@ def test_callers_side_by_side() -> None:
     assert not wrong
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_team_smaller_than_asked_for() -> None:
     code = "import torch, test_program as t; torch.manual_seed(0); t.test_teams_of_every_size_agree(torch.float32)"

@@ -129,6 +129,7 @@ def assert_close(given: list[Tensor], wanted: list[Tensor], limit: float) -> Non
         assert (a.double() - b).norm() <= limit * (b.norm() + 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", range(8))
 def test_random_networks(block: int) -> None:
     for seed in range(block * 12, block * 12 + 12):

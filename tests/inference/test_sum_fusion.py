@@ -56,6 +56,7 @@ def test_equals_separate_steps(head: str, dtype: torch.dtype) -> None:
     assert [i for i, _ in run.profile(case[2], rounds=1)] == list(range(len(case[0].steps)))
 
 
+@pytest.mark.slow
 def test_odd_sizes_and_batches() -> None:
     for batch in (0, 3):
         case = tiny_case("v2", torch.float32, batch, 65, 97)

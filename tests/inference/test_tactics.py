@@ -89,6 +89,7 @@ print("parity held")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_triton_tactics_under_its_interpreter() -> None:
     """In a process of its own: whether kernels are interpreted is decided when they are defined."""

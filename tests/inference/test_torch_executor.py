@@ -40,6 +40,7 @@ def assert_equals_evaluator(made: Any, case: tuple[Any, Any, Tensor]) -> None:
         assert relative_l2(actual, right) <= BOUNDS[plan.dtype]
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head", ALL_HEADS)

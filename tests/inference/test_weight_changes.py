@@ -209,6 +209,7 @@ def test_odd_tensors(change: Callable[[Odd], None]) -> None:
     assert WeightVersions(model).unchanged()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_states")
 def test_a_model_that_holds_its_versions_is_freed() -> None:
     model: Any = Odd()

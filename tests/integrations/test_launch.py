@@ -63,6 +63,7 @@ def _own_interpreter_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
     sys.modules.pop("networks", None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_own_interpreter_state")
 def test_a_script_runs_as_it_does_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each way to use a network accelerates it; arguments, modules beside the script and names are Python's."""
@@ -102,6 +103,7 @@ if __name__ == "__main__":
     assert said == [f"hrnet-fast launch: {kind}: {told}" for kind in ("Network", "Sequential")]
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_errors_are_the_scripts_own(tmp_path: Path) -> None:
     script = write(tmp_path, "from networks import *\ndef fail():\n    raise hf.InputError('its own')\n\nfail()\n")
@@ -116,6 +118,7 @@ def test_errors_are_the_scripts_own(tmp_path: Path) -> None:
     assert trace.replace('"tools/', f'"{tmp_path}/tools/') == alone.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_torchrun_modules_and_started_processes(tmp_path: Path) -> None:
     """A process of torchrun runs a module whose network DDP wraps, and which starts a process of its own."""

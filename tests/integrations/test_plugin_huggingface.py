@@ -47,6 +47,7 @@ def trainer(folder: Path, callbacks: list[Any], **options: Any) -> Trainer:
     return Trainer(args=arguments, train_dataset=Images(), eval_dataset=Images(), callbacks=callbacks, **options)
 
 
+@pytest.mark.slow
 def test_the_callback_accelerates(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fast, handler = Model(), logging.getLogger("transformers")
     plain = copy.deepcopy(fast)

@@ -39,6 +39,7 @@ def assert_states_alike(fast: nn.Module, plain: nn.Module) -> None:
         torch.testing.assert_close(state[key], value, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", PACKAGES)
 def test_one_word_of_a_configuration_accelerates(package: str) -> None:
     settings: dict[str, Any] = {"norm_eval": False, "zero_init_residual": True, "multiscale_output": True}
@@ -73,6 +74,7 @@ def test_pretrained_weights_are_loaded(tmp_path: Path) -> None:
     assert_states_alike(fast, plain)
 
 
+@pytest.mark.slow
 def test_mmposes_own_configuration_builds() -> None:
     path = "body_2d_keypoint/topdown_heatmap/coco/td-hm_hrnet-w32_8xb64-210e_coco-256x192.py"
     config = configuration("mmpose", path).model.backbone
@@ -82,6 +84,7 @@ def test_mmposes_own_configuration_builds() -> None:
     assert report.fast == len(report.blocks) == 39, str(report)
 
 
+@pytest.mark.slow
 def test_the_hook_accelerates_the_runners_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Also the averages of EMAHook, which swaps parameters behind autograd's back, and a resumed run's weights."""
     ema = {"type": "EMAHook", "momentum": 0.5}

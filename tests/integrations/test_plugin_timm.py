@@ -47,6 +47,7 @@ def test_every_network_has_a_name_and_its_weights() -> None:
     assert (own.mean, own.crop_pct, own.interpolation) == (other.mean, other.crop_pct, other.interpolation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "channels"),
     [({"num_classes": 5, "in_chans": 1, "global_pool": "max"}, 1), ({"features_only": True, "out_indices": (1, 2)}, 3)],
@@ -69,6 +70,7 @@ def test_another_classifier_and_dropout() -> None:
         timm.create_model(FAST, memory="most")
 
 
+@pytest.mark.slow
 def test_pretrained_weights_are_those_of_timms_network(tmp_path: Path) -> None:
     plain = enliven(timm.create_model(PLAIN))
     torch.save(plain.state_dict(), tmp_path / "w.pth")
@@ -79,6 +81,7 @@ def test_pretrained_weights_are_those_of_timms_network(tmp_path: Path) -> None:
     assert all(torch.equal(state[k], v) for k, v in plain.state_dict().items())
 
 
+@pytest.mark.slow
 def test_segmentation_models_encoder() -> None:
     fast, plain = (smp.Unet(f"tu-{n}", encoder_weights=None, decoder_channels=(8,) * 5) for n in (FAST, PLAIN))
     assert_trains_alike(fast, plain)
@@ -109,6 +112,7 @@ class DeepLabCutBackbone(nn.Module):
         return torch.cat([first, *resized], dim=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("increased", [False, True])
 def test_deeplabcuts_backbone(increased: bool) -> None:
     fast, plain = (DeepLabCutBackbone(name, increased) for name in (FAST, PLAIN))

@@ -46,12 +46,14 @@ def test_a_network_without_a_family_has_its_heads(head: str, method: Any) -> Non
     assert tiny(head).keypoints == method
 
 
+@pytest.mark.slow
 def test_named_networks_have_their_tasks() -> None:
     with torch.device("meta"):
         found = [hf.create_model(f"hrnetv2_w18_{task}").keypoints for task in ("pose", "seg", "face")]
     assert found == ["msra", "none", "face"]
 
 
+@pytest.mark.slow
 def test_what_has_no_heatmaps_is_not_decoded() -> None:
     state = random_state(tiny("c").config, "cls")
     assert hf.load_checkpoint(state).keypoints is None

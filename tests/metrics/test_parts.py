@@ -114,6 +114,7 @@ distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_two_processes_gather_the_whole(tmp_path: Path) -> None:
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]

@@ -77,6 +77,7 @@ AUTHORS: dict[str, tuple[str, hf.HRNetConfig]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AUTHORS)
 def test_authors_yaml(name: str, tmp_path: Path) -> None:
     text, expected = AUTHORS[name]
@@ -152,6 +153,7 @@ OPENMMLAB: dict[str, tuple[dict[str, Any], hf.HRNetConfig]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPENMMLAB)
 def test_openmmlab_mapping(name: str) -> None:
     mapping, expected = OPENMMLAB[name]
@@ -159,6 +161,7 @@ def test_openmmlab_mapping(name: str) -> None:
     assert read({"model": mapping}) == expected
 
 
+@pytest.mark.slow
 def test_mmpose_final_kernel_is_read() -> None:
     head = {"out_channels": 17, "num_deconv_layers": 0, "extra": {"final_conv_kernel": 3}}
     config = read({"backbone": backbone(), "keypoint_head": head})
@@ -181,6 +184,7 @@ def test_deconvolution_heads_are_refused(head: dict[str, Any]) -> None:
         read({"backbone": backbone(), name: head})
 
 
+@pytest.mark.slow
 def test_mmpose_landmarks_take_all_resolutions() -> None:
     extra = lower_stages(18)
     extra["stage4"] |= {"multiscale_output": True}
@@ -192,6 +196,7 @@ def test_mmpose_landmarks_take_all_resolutions() -> None:
     assert (config.upsample, config.multiscale_output) == ("bilinear", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_a_bare_backbone_says_how_many_maps_it_returns(wrapped: bool) -> None:
     def maps(stage4: dict[str, Any], **options: Any) -> bool:

@@ -89,6 +89,7 @@ def from_config(source: Any, **overrides: Any) -> str | None:
         return hf.HRNet.from_config(source, **overrides).keypoints
 
 
+@pytest.mark.slow
 def test_networks_know_how_their_heatmaps_decode() -> None:
     assert from_config(POSE) == "msra"
     assert from_config(authors("hrnet", NUM_JOINTS=98)) == "face"

@@ -96,6 +96,7 @@ def test_ocr_branch_aligns_corners_by_default(mark: str) -> None:
     assert not read(changed(seg(), mark, 1), align_corners=False).align_corners
 
 
+@pytest.mark.slow
 def test_older_segmentation_branches_never_align(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "hrnet_fast.models"), torch.device("meta"):
         model = hf.HRNet.from_config(seg())
@@ -150,6 +151,7 @@ def test_mmpose_associative_embedding() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["CIDHead", "DEKRHead"])
 def test_trunks_of_bottom_up_networks(name: str) -> None:
     extra = lower_stages(32)
@@ -215,6 +217,7 @@ WHOSE: dict[str, tuple[Mapping, str | None]] = {
 ASSUMED = ("in_channels", "mmseg", "plain", "stages")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WHOSE)
 def test_whose_backbone(name: str) -> None:
     mapping, whose = WHOSE[name]
@@ -344,6 +347,7 @@ def test_mmsegmentation_heads() -> None:
     assert (head.kind, head.dropout) == ("ocr", 0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("given", "built"), [({"dropout_ratio": 0.3}, 0.3), ({"dropout_ratio": 0}, 0), ({}, 0.1)])
 def test_mmsegmentation_drops_a_tenth_of_the_channels_by_default(given: Mapping, built: float) -> None:
     """Of the input of the classifier, in the FCN head and in OCR's main one."""

@@ -46,11 +46,13 @@ def run(arguments: list[str]) -> FirstOfEachFile:
     return plugin
 
 
+@pytest.mark.slow
 def test_parity(tmp_path: Path) -> None:
     files = files_of(tmp_path, "tests")
     assert len(run(["-m", "device", "-k", "not float64 and not opcheck and not compiled", *files]).ran) == len(files)
 
 
+@pytest.mark.slow
 def test_benchmarks(tmp_path: Path) -> None:
     files = [file for file in files_of(tmp_path, "benchmarks") if file != ENGINES]
     smoke = "not bench_training.py or batch-2-float32"  # its other cases are run where they are measured

@@ -15,6 +15,7 @@ from benchmarks.trainers import TRAINERS, Step, host_seconds, step_memory
 pytestmark = pytest.mark.nulldevice
 
 
+@pytest.mark.slow
 def test_memory_and_host_time() -> None:
     model, found = network(4).cuda(), {}
     for name, trainer in TRAINERS.items():

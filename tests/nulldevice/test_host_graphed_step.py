@@ -68,6 +68,7 @@ CASES: dict[str, Callable[[nn.Module], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "impl"),
     [(case, impl) for case in CASES for impl in ("cuda", "reference") if impl == "cuda" or " " not in case],
@@ -119,6 +120,7 @@ def hard_examples(outputs: Tensor, targets: Tensor) -> Tensor:
     return losses[losses > losses.mean()].sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [host_value, hard_examples])
 def test_a_loss_that_reads_the_host_runs_eagerly(loss: Any) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(), nn.Conv2d(4, 3, 1)).cuda()
@@ -147,6 +149,7 @@ def test_a_loss_that_reads_the_host_runs_eagerly(loss: Any) -> None:
     assert step.explain().replays == 2, str(step.explain())
 
 
+@pytest.mark.slow
 def test_a_capture_that_another_thread_breaks_is_repeated() -> None:
     broken = [False, True]  # the eager call, the capture
 
@@ -192,6 +195,7 @@ def test_data_loaders_pin_memory_while_a_step_is_captured() -> None:
     assert (step.explain().replays, errors) == (2, [])
 
 
+@pytest.mark.slow
 def test_branches_have_streams_in_captures_only(monkeypatch: pytest.MonkeyPatch) -> None:
     forks = []
     forked = branch_streams._forked
@@ -213,6 +217,7 @@ def test_branches_have_streams_in_captures_only(monkeypatch: pytest.MonkeyPatch)
         forks.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["fast", "lean", "min"])
 def test_every_memory_level_is_captured_with_streams(memory: str) -> None:
     """Contiguous maps, whose channels-last copies are computed again across the fork, and frozen first layers."""
@@ -240,6 +245,7 @@ def test_dropout_draws_anew_at_each_replay() -> None:
     assert offsets[1] > offsets[0]
 
 
+@pytest.mark.slow
 def test_averages_that_cannot_be_captured() -> None:
     for average, reason in (
         (AveragedModel, "has no multi_avg_fn"),
@@ -263,6 +269,7 @@ def test_a_scaler_needs_an_optimizer_that_asks_it_on_the_device() -> None:
     assert "make SGD with fused=True" in str(step.explain())
 
 
+@pytest.mark.slow
 def test_graphs_come_and_go_without_a_leak() -> None:
     model = network()
     step = GraphedStep(model, MSE, adamw(model), max_graphs=2)
@@ -301,6 +308,7 @@ def test_the_second_device_and_other_streams() -> None:
     assert (step.explain().replays, torch.cuda.current_device(), n.errors) == (3, 0, 0)
 
 
+@pytest.mark.slow
 def test_gradients_stay_between_eager_and_replayed_calls() -> None:
     """A shape that comes once is eager, in between; gradients of a step's micro-batches are added all the same."""
     model = network()
@@ -330,6 +338,7 @@ def test_a_model_that_moves_is_captured_there() -> None:
     assert (step.explain().eager, step.explain().replays) == (2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.nulldevice(zero_scalars=False)  # the wrapper reads its buckets' sizes from the device
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_distributed_steps_as_pytorch_documents_them(accumulate: int) -> None:

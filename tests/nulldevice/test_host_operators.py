@@ -36,6 +36,7 @@ CALLS: dict[str, Callable[[str], Tensor | list[Tensor]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "impl"),
     [(what, i) for what in CALLS for i in ("triton", "cuda") if what.partition(",")[0] in OPERATORS[i]],

@@ -17,6 +17,7 @@ from benchmarks.reports.page import render_page
 from benchmarks.reports.records import by_case, load_run
 
 
+@pytest.mark.slow
 @pytest.mark.nulldevice
 def test_what_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def small(name: str) -> torch.nn.Module:

@@ -41,6 +41,7 @@ def accelerated(impl: str, head: str = "v1", device: str = "cuda") -> nn.Module:
     return hf.accelerate(tiny(head).to(device).train(), impl=impl)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "impl"), [(h, i) for h in ALL_HEADS for i in IMPLS if i != "triton" or h in HEADS_OF_TRITON]
 )
@@ -70,6 +71,7 @@ def test_what_is_kept_for_backward(memory: str) -> None:
     assert (n.errors, n.synchronizations, n.to_host) == (0, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", IMPLS)
 def test_timms_model_trains(impl: str) -> None:
     timm = pytest.importorskip("timm")
@@ -81,6 +83,7 @@ def test_timms_model_trains(impl: str) -> None:
     assert (n.errors, n.synchronizations) == (0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("impl", IMPLS)
 def test_everything_runs_on_the_tensors_device(impl: str, dtype: torch.dtype) -> None:
@@ -95,6 +98,7 @@ def test_everything_runs_on_the_tensors_device(impl: str, dtype: torch.dtype) ->
     assert n.launches == n.launches_beyond_device_0 > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", IMPLS)
 def test_a_warm_step_neither_waits_nor_keeps_memory(impl: str) -> None:
     """A hundred rounds of training and evaluation leave no memory, event, stream, graph or kernel behind."""
@@ -126,6 +130,7 @@ def test_a_warm_step_neither_waits_nor_keeps_memory(impl: str) -> None:
         assert getattr(after, gauge) == getattr(before, gauge), gauge
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", IMPLS)
 def test_a_warm_evaluation_neither_waits_nor_copies(impl: str) -> None:
     model, x = accelerated(impl).eval(), image(64, 64).cuda()
@@ -136,6 +141,7 @@ def test_a_warm_evaluation_neither_waits_nor_copies(impl: str) -> None:
     assert (n.synchronizations, n.to_host, n.errors) == (0, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", IMPLS)
 def test_a_whole_training_step_is_one_graph(impl: str) -> None:
     model, x = accelerated(impl), image(64, 64, batch=2).cuda()
@@ -163,6 +169,7 @@ def test_a_whole_training_step_is_one_graph(impl: str) -> None:
     assert (n.launches, n.graph_launches, n.graph_kernels_launched) == (0, 1, kernels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", IMPLS)
 def test_make_graphed_callables(impl: str) -> None:
     model = hf.accelerate(two_stages().cuda().train(), impl=impl)

@@ -20,6 +20,7 @@ from hrnet_fast.inference.planning.lowering import make_plan
 pytestmark = pytest.mark.nulldevice
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [1, 25])
 def test_kernels_are_compiled_before_anything_is_measured(seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """By threads, not between measurements; what is not begun in a minute stays unmeasured, and `explain` says so."""
@@ -41,6 +42,7 @@ def test_kernels_are_compiled_before_anything_is_measured(seconds: int, monkeypa
     assert ("not measured" in engine.explain()) == (seconds == 25), engine.explain()
 
 
+@pytest.mark.slow
 def test_of_a_result_in_the_cache_the_winner_alone_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HRNET_FAST_CACHE", str(tmp_path))
     model, x = two_stages().cuda(), small()

@@ -48,6 +48,7 @@ def test_kernels_are_counted_and_not_run() -> None:
     assert device_counters.kernels()["cudnnBackendExecute"] == 2
 
 
+@pytest.mark.slow
 def test_the_host_cannot_touch_device_memory() -> None:
     code = "import torch, ctypes; x = torch.ones(4).cuda(); ctypes.c_float.from_address(x.data_ptr()).value"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -11

@@ -34,6 +34,7 @@ def test_gradcheck(relu: bool, residual: bool, training: bool) -> None:
     assert torch.autograd.gradcheck(call, case.leaves())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("impl", IMPLS)
 def test_opcheck(impl: str, channels_last: bool) -> None:
@@ -61,6 +62,7 @@ def test_opcheck(impl: str, channels_last: bool) -> None:
                 torch.library.opcheck(OPS.bn_act_backward.default, given, test_utils=FORMS)
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 @pytest.mark.compile
 @pytest.mark.parametrize(

@@ -186,6 +186,7 @@ def judge_statistics(batches: Sequence[Batch]) -> None:
                         torch.testing.assert_close(moved, t, rtol=4 * ROUNDING[t.dtype], atol=0, equal_nan=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_statistics(program: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     """Every pack width and layout; several maps in one launch; stacked normalisations; all kinds of parameters."""
@@ -209,6 +210,7 @@ def test_statistics(program: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     assert max(t for b in done for t in b.tiles) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("channels", "dtype", "full"), [
     (18, torch.float32, True), (18, torch.bfloat16, True), (36, torch.float16, True), (30, torch.bfloat16, True),
     (44, torch.bfloat16, True), (270, torch.bfloat16, True), (270, torch.float32, True), (1030, torch.bfloat16, False),
@@ -220,6 +222,7 @@ def test_packs_across_pixels(program: Path, tmp_path: Path, channels: int, dtype
     assert done.widths == [16 // dtype.itemsize if full else 2]
 
 
+@pytest.mark.slow
 def test_many_channels_and_long_runs(program: Path, tmp_path: Path) -> None:
     """More groups of channels than counters, and more values than the usual number of blocks takes."""
     batches = [Batch([values(shape, torch.float32)], [[]], [True]) for shape in ((2, 16501, 1, 1), (1, 4097, 23, 25))]
@@ -229,6 +232,7 @@ def test_many_channels_and_long_runs(program: Path, tmp_path: Path) -> None:
     assert [b.tiles for b in done] == [[1], [2], [1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [True, False])
 def test_a_mean_of_a_thousand_deviations(program: Path, tmp_path: Path, last: bool) -> None:
     """And one first value that lies far out."""
@@ -360,6 +364,7 @@ class Sums:
         return width, sums
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_backward_sums(program: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     kinds = list(product(("", "x", "out"), (True, False), (True, False)))
@@ -375,6 +380,7 @@ def test_backward_sums(program: Path, tmp_path: Path, dtype: torch.dtype) -> Non
     assert widths == {16 // dtype.itemsize, 2, 1}
 
 
+@pytest.mark.slow
 def test_sums_of_many_channels(program: Path, tmp_path: Path) -> None:
     for dtype in (torch.float32, torch.float16):
         given = [Sums((2, c, 3, 2), last, 0, dtype, "x", False, True) for c in (270, 1100) for last in (True, False)]

@@ -96,6 +96,7 @@ print("joined")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
 @pytest.mark.parametrize(("impl", "dtype"), [("reference", "float64"), ("triton", "float32")])

@@ -129,6 +129,7 @@ print("parity held")
 OFFSETS = "import bn_act_tiles"
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("program", [PIECES, WHOLE, OFFSETS], ids=["pieces", "whole", "offsets"])
 def test_triton_under_its_interpreter(program: str) -> None:

@@ -15,6 +15,7 @@ from hrnet_fast.implementations import build_info
 INSTANCES = 133 + 72  # of fuse_sum and of bn_act
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.skipif((build_info() or {}).get("cuda") != "compiled in", reason="the extension has no CUDA kernels")
 @pytest.mark.skipif(

@@ -144,6 +144,7 @@ def test_reference_is_the_sum_of_its_steps(impl: str) -> None:
     assert torch.allclose(run(case, impl, "bilinear", False, None), expected, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", DOUBLE_IMPLS)
 @pytest.mark.parametrize(("mode", "align"), MODES)
 def test_gradcheck_and_opcheck(impl: str, mode: str, align: bool) -> None:
@@ -164,6 +165,7 @@ def test_gradcheck_and_opcheck(impl: str, mode: str, align: bool) -> None:
     torch.library.opcheck(OPS.fuse_sum.default, given, test_utils=every)
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 @pytest.mark.compile
 @pytest.mark.parametrize("impl", IMPLS)
@@ -324,11 +326,13 @@ print("parity held")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_triton_under_its_interpreter() -> None:
     interpreted(TRITON_CASES)
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.processes
 def test_triton_kernels_spill_nothing() -> None:

@@ -177,6 +177,7 @@ def layouts() -> Iterator[dict[str, Any]]:
             yield {"last": last, "mode": mode}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", list(CODES), ids=str)
 def test_parity(program: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     """Every instance: each pack width, mode and layout, with and without affines."""
@@ -192,6 +193,7 @@ def test_parity(program: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     assert {b.split for b in backs} > {1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sliced", [8, 1])
 def test_channel_slices_of_wider_maps(program: Path, tmp_path: Path, sliced: int) -> None:
     """Where a map begins and its steps are arguments of every instance; `test_parity` visits the instances."""
@@ -206,12 +208,14 @@ def test_channel_slices_of_wider_maps(program: Path, tmp_path: Path, sliced: int
         assert {w for w, g in zip(widths, givens, strict=True) if g.last} == {1}
 
 
+@pytest.mark.slow
 def test_large_odd_size(program: Path, tmp_path: Path) -> None:
     """Several blocks of an image, and sums over many pixels."""
     givens = [given(fusion((65, 97)), torch.float32, 4, 1, last=last) for last in (True, False)]
     judge(program, tmp_path, givens)
 
 
+@pytest.mark.slow
 def test_many_channels(program: Path, tmp_path: Path) -> None:
     """More packs of channels than a block has threads for, and no multiple of them."""
     givens = [given([(2, 2), (1, 2)], torch.float32, channels, 1, last=last)

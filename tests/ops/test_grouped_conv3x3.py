@@ -169,6 +169,7 @@ def test_packed_equals_unpacked(impl: str, dtype: torch.dtype) -> None:
     assert not packed.weight.requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_gradcheck_and_opcheck(channels_last: bool, relu: bool) -> None:
@@ -196,6 +197,7 @@ def test_gradcheck_and_opcheck(channels_last: bool, relu: bool) -> None:
     torch.library.opcheck(OPS.grouped_conv3x3_backward.default, arguments, test_utils=FORMS)
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize("impl", IMPLS)
 def test_compiled_whole(impl: str) -> None:
@@ -361,11 +363,13 @@ print("parity held")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_triton_under_its_interpreter() -> None:
     interpreted(TRITON_CASES)
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.processes
 def test_triton_kernels_spill_nothing() -> None:

@@ -119,6 +119,7 @@ def test_channels_of_wide_networks(impl: str) -> None:
     within_budget(case, impl)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relu", [True, (3, 17)], ids=str)
 def test_gradcheck_and_opcheck(relu: tuple[int, int] | bool) -> None:
     for channels_last in (False, True):
@@ -143,6 +144,7 @@ def test_gradcheck_and_opcheck(relu: tuple[int, int] | bool) -> None:
             torch.library.opcheck(OPS.strided_conv_chain_backward.default, given, test_utils=FORMS)
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize("impl", IMPLS)
 def test_compiled_whole(impl: str) -> None:
@@ -284,11 +286,13 @@ print("parity held")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_triton_under_its_interpreter() -> None:
     interpreted(TRITON_CASES)
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.processes
 def test_triton_kernels_spill_nothing() -> None:

@@ -123,6 +123,7 @@ def test_channels_of_wide_networks(impl: str) -> None:
     assert distance(out, exact) < 2 * distance(case.run("reference", None), exact) + 2 * ROUNDING[dtype]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["reference"])
 @pytest.mark.parametrize(("mode", "align"), MODES)
 def test_gradcheck_and_opcheck(impl: str, mode: str, align: bool) -> None:
@@ -149,6 +150,7 @@ def test_gradcheck_and_opcheck(impl: str, mode: str, align: bool) -> None:
         torch.library.opcheck(OPS.upsample_conv1x1_sum_backward.default, (*given, impl), test_utils=FORMS)
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize("impl", IMPLS)
 def test_compiled_whole(impl: str) -> None:
@@ -285,11 +287,13 @@ print("parity held")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_triton_under_its_interpreter() -> None:
     interpreted(TRITON_CASES)
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.processes
 def test_triton_kernels_spill_nothing() -> None:

@@ -52,6 +52,7 @@ def test_all_cases_are_there() -> None:
     assert len(case_names()) == 14
 
 
+@pytest.mark.slow
 def test_recognised(loaded: tuple[GoldenCase, hf.HRNet]) -> None:
     case, model = loaded
     config, facts = model.config, case.facts
@@ -75,6 +76,7 @@ def test_recognised(loaded: tuple[GoldenCase, hf.HRNet]) -> None:
     assert model.notes == ()
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-5)])
 def test_evaluation(
@@ -94,6 +96,7 @@ def test_evaluation(
 CALLS_OF_THEIR_OWN = ("cls", "timm", "seg_ocr", "higher_hrnet", "openseg_ocr")
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 def test_plan(loaded: tuple[GoldenCase, hf.HRNet]) -> None:
     case, model = loaded[0], copy.deepcopy(loaded[1]).double()

@@ -100,6 +100,7 @@ def test_wrapped_for_half_precision() -> None:
     assert hf.load_checkpoint(state).family == "higher_hrnet"
 
 
+@pytest.mark.slow
 def test_between_families_and_to_a_backbone() -> None:
     state = network("published").state_dict()
     there = hf.convert_checkpoint(state, to="mmpose_0x_higher")

@@ -72,6 +72,7 @@ def test_images_of_a_batch_do_not_meet(head: str) -> None:
             assert relative_l2(together[i : i + 1], alone) <= 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "shape"),
     [("v1", (4, 16, 16)), ("v1h", (60, 16, 16)), ("v2", (60, 16, 16)), ("c", (2048,)), ("ci", (60,)), ("cii", (2048,))],
@@ -174,6 +175,7 @@ def test_cii_brings_every_branch_to_512_channels_at_the_lowest_resolution() -> N
     assert relative_l2(run(model, x), expected) <= 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["c", "ci", "cii", "ocr"])
 def test_dropout_acts_in_training_only(head: str) -> None:
     model = tiny(head, dropout=0.5, norm_eval=True)

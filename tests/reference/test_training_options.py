@@ -35,6 +35,7 @@ def run(model: hf.HRNet, x: Tensor) -> Any:
         return model(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NORM_CLASSES)
 @pytest.mark.parametrize("head", ["v1", "v2", "ocr", "c", "cii", "v1h"])
 def test_every_norm_is_of_the_kind(kind: str, head: str) -> None:
@@ -162,6 +163,7 @@ CHECKPOINTED: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", CHECKPOINTED, ids=str)
 def test_recomputation_changes_nothing(options: dict[str, Any]) -> None:
     options = {"head": "v1"} | options

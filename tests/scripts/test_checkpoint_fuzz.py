@@ -28,7 +28,6 @@ def fuzz(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return script.Fuzz(SEED, tmp_path_factory.mktemp("fuzz"))
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_damaged_files_load_right_or_raise(part: int, script: ModuleType, fuzz: Any) -> None:
@@ -37,7 +36,6 @@ def test_damaged_files_load_right_or_raise(part: int, script: ModuleType, fuzz: 
     assert {script.RIGHT, script.REFUSED} <= {r.outcome for r in results}
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 def test_every_payload_and_bomb(script: ModuleType, fuzz: Any, tmp_path: Path) -> None:
     from checkpoint_mutations import put_in
@@ -88,6 +86,7 @@ def test_cases_follow_from_their_number(fuzz: Any) -> None:
         assert fuzz.make(number)[2].content == fuzz.make(number)[2].content
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_the_command(tmp_path: Path) -> None:
     done = subprocess.run(

@@ -206,6 +206,7 @@ def test_no_time(stand: Stand) -> None:
     assert "left out" in (stand.out / "summary.txt").read_text()
 
 
+@pytest.mark.slow
 def test_the_time_that_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cap ends a step; what then does not fit is left out; something short still runs."""
     monkeypatch.setattr(gpu_check_runner, "GRACE", 2.1)
@@ -308,6 +309,7 @@ print(json.dumps(made))
 """
 
 
+@pytest.mark.slow
 def test_selections(tmp_path: Path) -> None:
     """Each kernel has tests, and each test that needs the device is in one part; other plugins are not there."""
     for package in ("hypothesis", "xdist", "pytest_timeout", "timm", "onnxruntime", "openvino"):
@@ -349,6 +351,7 @@ def test_every_kernel_is_named() -> None:
     assert all(any(part in n for part in re.findall(r"kns=(\w+)", gpu_check_list.OWN_KERNELS)) for n in kernels)
 
 
+@pytest.mark.slow
 def test_a_rehearsal(tmp_path: Path) -> None:
     """With the real interpreter, a step of each kind; the null device's tests run the others."""
     names = ["doctor", "memcheck", "fuse_sum"]

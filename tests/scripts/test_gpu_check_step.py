@@ -26,6 +26,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
+@pytest.mark.slow
 def test_steps_agree(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warnings.simplefilter("ignore")
     assert script.main(["--device", "cpu", "--tiny", "--json", str(tmp_path / "found.json")]) == 0

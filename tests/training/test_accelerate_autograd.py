@@ -45,6 +45,7 @@ FROZEN: dict[str, Callable[[str, Any], bool]] = {
 }
 
 
+@pytest.mark.slow
 @MEMORY
 @pytest.mark.parametrize("part", FROZEN)
 def test_frozen_parts(part: str, memory: str) -> None:
@@ -83,6 +84,7 @@ def test_accumulation_and_retained_graphs(memory: str) -> None:
     both(tiny("v1").double(), step, memory)
 
 
+@pytest.mark.slow
 @MEMORY
 def test_partial_gradients_then_all(memory: str) -> None:
     def step(model: Any) -> list[Tensor]:
@@ -223,6 +225,7 @@ def test_input_changed_after_it_was_used_is_an_error() -> None:
         loss_of(out).backward()
 
 
+@pytest.mark.slow
 @MEMORY
 def test_shared_units_and_parameters(memory: str) -> None:
     plain = up.net(modules=2)
@@ -243,6 +246,7 @@ def test_shared_units_and_parameters(memory: str) -> None:
     assert_trains_alike(fast, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("training", [False, True])
 def test_without_gradients(mode: Callable[[], Any], training: bool) -> None:
@@ -257,6 +261,7 @@ def test_without_gradients(mode: Callable[[], Any], training: bool) -> None:
     assert relative_l2(a, e) <= 1e-10
 
 
+@pytest.mark.slow
 def test_parametrised_and_pruned_convolutions() -> None:
     plain = up.net()
     nn.utils.parametrizations.weight_norm(plain.stage2[0].branches[0][0].conv1)

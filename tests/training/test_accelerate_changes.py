@@ -109,6 +109,7 @@ def d_conv() -> nn.Conv2d:
     return nn.Conv2d(4, 4, 1, bias=False).double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_counts(change: str) -> None:
     plain = up.net(modules=1).train()
@@ -199,6 +200,7 @@ def test_what_was_found_stays_with_its_module() -> None:
     assert not any(NAME in vars(m) for m in restore(fast).modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["nothing", "to meta", "half"])
 def test_weights_that_nobody_holds_are_freed(change: str) -> None:
     """By counts of references alone: ``del model`` and whatever replaces weights have their effect at once."""

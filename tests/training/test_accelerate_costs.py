@@ -50,6 +50,7 @@ def test_lean_and_minimal_memory(impl: str) -> None:
     assert least < 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["lean", "min"])
 def test_nothing_outlives_backward(memory: str) -> None:
     """Chains, recipes and graph nodes refer to each other; none of it waits for the garbage collector."""
@@ -89,6 +90,7 @@ def test_calls_of_one_fusion() -> None:
     assert operator_calls(lambda: fast(list(xs))) <= 30
 
 
+@pytest.mark.slow
 def test_calls_of_a_step_of_training() -> None:
     pytest.importorskip("hrnet_fast._C", reason="the compiled extension was not built")
     # Contiguous maps are laid out anew for chains on a CPU, which counts too.

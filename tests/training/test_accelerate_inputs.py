@@ -61,6 +61,7 @@ def _shift_only(norm: nn.BatchNorm2d) -> None:
     norm.eps, norm.momentum = 1e-2, 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["lean", "min"])
 @pytest.mark.parametrize(
     "change", [_cumulative, _untracked, _tracking_switched_off, _without_affine, _without_counter, _shift_only]
@@ -152,6 +153,7 @@ def test_vmap_takes_the_plain_path() -> None:
     assert "inside a functorch transform" in str(explain(fast))
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 def test_compiled_whole() -> None:
     plain = two_stages().double()
@@ -166,6 +168,7 @@ def test_compiled_whole() -> None:
     assert_all_fast(fast)
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 def test_compiled_training() -> None:
     plain = two_stages().double()
@@ -182,6 +185,7 @@ def test_compiled_training() -> None:
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize("strict", [True, False])
 def test_exported(strict: bool) -> None:
@@ -193,6 +197,7 @@ def test_exported(strict: bool) -> None:
     assert not any("hrnet_fast" in str(node.target) for node in program.graph.nodes)
 
 
+@pytest.mark.slow
 def test_traced() -> None:
     plain = up.net(modules=1).eval()
     fast = accelerated(plain)

@@ -142,6 +142,7 @@ def test_a_named_implementation_that_cannot_run_raises() -> None:
         accelerate(up.net(), impl="cuda")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy])
 def test_copies_are_accelerated(duplicate: Callable[[Any], Any]) -> None:
     model = accelerated(up.net(), memory="min")
@@ -164,6 +165,7 @@ class Counted(up.SegmentationModule):
         return {**vars(self), "pickled": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickles_are_of_the_models_own_classes(protocol: int) -> None:
     plain = up.net(Counted)
@@ -195,6 +197,7 @@ torch.save([type(model).__module__, *model(x)], sys.argv[3])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_saved_model_is_read_without_this_package(tmp_path: Path) -> None:
     """As the authors' face repository writes files: the whole model, by torch.save."""

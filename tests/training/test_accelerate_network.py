@@ -55,6 +55,7 @@ def test_stem_and_head_take_the_fused_path(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(heads) == 1
 
 
+@pytest.mark.slow
 def test_accelerated_networks_are_copied_and_restored() -> None:
     fast = accelerated(reference())
     twin = copy.deepcopy(fast)
@@ -66,6 +67,7 @@ def test_accelerated_networks_are_copied_and_restored() -> None:
     assert type(restore(accelerate(model))) is hf.HRNet
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"head": "v2"}, {"head": "features", "feature_location": "incre"}])
 def test_own_networks_are_accelerated_again_when_they_are_read(options: dict[str, Any]) -> None:
     """Whoever reads them has this package, and expects what building them gives."""
@@ -79,6 +81,7 @@ def test_own_networks_are_accelerated_again_when_they_are_read(options: dict[str
     assert not any(isinstance(m, FusedModule) for m in plain.modules())
 
 
+@pytest.mark.slow
 def test_a_changed_stem_or_head_takes_the_plain_path() -> None:
     plain = reference()
     fast = accelerated(plain)

@@ -118,6 +118,7 @@ def test_folded_norms_fall_back() -> None:
     assert "Identity is no plain batch normalisation" in told["stage2.0.branches.0"]
 
 
+@pytest.mark.slow
 @MEMORY
 def test_networks_inside_networks(memory: str) -> None:
     """Two models that share a trunk, and one that contains an accelerated other."""

@@ -87,6 +87,7 @@ def compare(plain: nn.Module, fast: nn.Module, layout: torch.memory_format, dtyp
         assert given_turn <= 4 * own_turn + ROUNDING[dtype] ** 2, (name, given_turn, own_turn)
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 @pytest.mark.parametrize("memory", ["lean", "min"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -99,6 +100,7 @@ def test_a_step_of_training(impl: str, dtype: torch.dtype, layout: torch.memory_
     compare(plain, fast, layout, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "last"])
 def test_float32_training_rounds_no_more_than_plain_modules(layout: torch.memory_format) -> None:
     """Outputs and running statistics, where stem and first stage are as wide as every upstream's.
@@ -140,6 +142,7 @@ def test_a_step_of_training_on_a_device(
     compare(plain, accelerated(plain, impl, memory), layout, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("head", ["v2", "ocr", "ci"])
 def test_heads(head: str, dtype: torch.dtype) -> None:
@@ -180,6 +183,7 @@ def test_backward_inside_autocast_is_that_of_the_forward(memory: str) -> None:
     assert distance(results[1], results[0]) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_networks_in_half_precision_throughout(dtype: torch.dtype) -> None:
     plain = up.net(dtype=torch.float32).eval()

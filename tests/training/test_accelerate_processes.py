@@ -109,6 +109,7 @@ print("joined")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
 def test_two_processes_compute_what_one_would(tmp_path: Path) -> None:

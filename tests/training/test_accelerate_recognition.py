@@ -31,6 +31,7 @@ class DoubleReluUnit(up.BasicBlock):
         return self.relu_in(out + x)
 
 
+@pytest.mark.slow
 def test_units_with_two_activations() -> None:
     plain = up.net(up.AlignedModule, DoubleReluUnit)
     fast = accelerated(plain)
@@ -63,6 +64,7 @@ def with_resize(mode: str) -> Any:
     return plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
 def test_upsampling_is_recognised_by_what_it_computes(mode: str) -> None:
     plain = with_resize(mode)

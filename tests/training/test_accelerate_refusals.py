@@ -170,6 +170,7 @@ CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_unit_falls_back_alone(change: str, when: str) -> None:

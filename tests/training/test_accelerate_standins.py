@@ -26,6 +26,7 @@ FOUND = {
 INTERPOLATES = ("authors_segmentation", "authors_ocr")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["lean", "min"])
 @pytest.mark.parametrize("name", NETS)
 def test_computes_what_it_did(name: str, memory: str) -> None:

@@ -12,6 +12,7 @@ from tiny_networks import enliven, image
 timm = pytest.importorskip("timm")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["lean", "min"])
 @pytest.mark.parametrize("options", [{"num_classes": 10}, {"features_only": True}], ids=["classes", "features"])
 def test_computes_what_it_did(options: dict[str, Any], memory: str) -> None:
@@ -23,6 +24,7 @@ def test_computes_what_it_did(options: dict[str, Any], memory: str) -> None:
     assert_all_fast(fast)
 
 
+@pytest.mark.slow
 def test_stochastic_depth_falls_back() -> None:
     plain = enliven(timm.create_model("hrnet_w18_small", num_classes=10)).double()
     drop = timm.layers.DropPath(0.5)

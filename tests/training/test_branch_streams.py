@@ -44,6 +44,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["fast", "lean", "min"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_results_and_gradients_are_the_same(log: list[Any], memory: str, layout: torch.memory_format) -> None:

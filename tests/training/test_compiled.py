@@ -204,6 +204,7 @@ def test_changed_modules(change: str) -> None:
     assert states.unchanged()
 
 
+@pytest.mark.slow
 def test_cycles_through_compiled_objects_are_collected() -> None:
     extension = load_compiled()
     assert extension is not None

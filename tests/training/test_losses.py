@@ -139,6 +139,7 @@ def test_a_network_with_two_outputs_trains() -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_gradients(name: str) -> None:
     case = loss_cases()[name].to()
@@ -160,6 +161,7 @@ def test_half_types_are_computed_in_float32(name: str, dtype: torch.dtype) -> No
             assert torch.equal(g, e.to(dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.compile
 def test_losses_are_traced_whole_and_repeat(name: str) -> None:

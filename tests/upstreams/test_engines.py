@@ -170,6 +170,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], list[Tenso
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CASES)
 def test_their_own_inference(name: str) -> None:
@@ -210,6 +211,7 @@ def test_an_engine_as_a_backbone() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_training_between_predictions() -> None:
     """A trainer's step, then an evaluation: the engines read the new weights."""

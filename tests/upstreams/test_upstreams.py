@@ -57,6 +57,7 @@ def plain_model(models: dict[str, Any], package: str) -> Any:
 CASES = [(package, "lean") for package in UPSTREAMS] + [("mmseg", "min"), ("timm", "min")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("package", "memory"), CASES)
 def test_computes_what_it_did(package: str, memory: str, models: dict[str, Any]) -> None:
     plain = plain_model(models, package)
@@ -70,6 +71,7 @@ def test_computes_what_it_did(package: str, memory: str, models: dict[str, Any])
     assert {(s.mode, s.align_corners, s.exact_scale) for s in settings} == {UPSAMPLING[package]}
 
 
+@pytest.mark.slow
 def test_mmsegmentations_two_interpolations_are_one_at_multiples_only(models: dict[str, Any]) -> None:
     """At other sizes its module upsamples by the scale, and its forward then to the target's size."""
     plain = plain_model(models, "mmseg")
@@ -96,6 +98,7 @@ def checkpointing(package: str, **options: Any) -> Any:
     return UPSTREAMS[package].build(TINY, with_cp=True, norm_eval=False, **options).double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", OPENMMLAB)
 def test_units_that_checkpoint_keep_their_forward_or_are_taken_over(package: str) -> None:
     plain, whole = checkpointing(package), UPSTREAMS[package].build(TINY, norm_eval=False).double()
@@ -114,6 +117,7 @@ def test_units_that_checkpoint_keep_their_forward_or_are_taken_over(package: str
     assert blocks(accelerated(replaced))[0] == executed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", OPENMMLAB)
 def test_replaced_checkpoints_keep_no_more(package: str) -> None:
     """Bytes that are alive between forward and backward, with two units in a row, which keep one input."""
@@ -125,6 +129,7 @@ def test_replaced_checkpoints_keep_no_more(package: str) -> None:
     assert alive[2] < alive[1], alive
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["timm", "segmentation_models_pytorch"])
 def test_frozen_normalisations(package: str, models: dict[str, Any]) -> None:
     """timm's function puts torchvision's FrozenBatchNorm2d in place of each BatchNorm2d."""
@@ -151,6 +156,7 @@ def test_frozen_normalisations(package: str, models: dict[str, Any]) -> None:
         assert "float32" in str(blocks(fast)[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", UPSTREAMS)
 def test_engines(package: str) -> None:
     model = UPSTREAMS[package].build()
@@ -158,6 +164,7 @@ def test_engines(package: str) -> None:
         assert engine_error(UPSTREAMS[package], one, image(64, 64)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", UPSTREAMS)
 def test_trains_in_its_own_trainer_and_its_file_loads(package: str, tmp_path: Path) -> None:
     difference = training_difference(UPSTREAMS[package], tmp_path)
@@ -166,6 +173,7 @@ def test_trains_in_its_own_trainer_and_its_file_loads(package: str, tmp_path: Pa
     assert checkpoint_difference(UPSTREAMS[package], tmp_path / "fast" / TRAINERS[package][2]) <= EXACT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", OPENMMLAB)
 def test_configurations(package: str) -> None:
     """Of the files that the package installs with itself, each seventh; docs/upstreams.md counts all."""
