@@ -58,6 +58,7 @@ class Engine:
         self._factory = ExecutorFactory(dtype, outer, device, source.tensors())
         self._executors_lock = threading.RLock()
         self._weights_lock = RWLock()
+        self._restructured = False  # whether the model has modules whose plans were not found equal
 
     def __call__(self, x: Tensor | tuple[Tensor, ...], *, copy: bool = True) -> Any:
         """Return what the model returns for `x`.
@@ -109,10 +110,24 @@ class Engine:
             raise InputError("Engine.refresh: this engine was loaded from a file and has no model to read from.")
         with self._weights_lock.write(), self._executors_lock:
             versions = self._source.versions() if self._on_change != "never" else None
+            self._check_structure()
             self._factory.refresh(self._source.tensors())
             for executor in self._executors.values():
                 executor.refresh(self._factory.tensors)
             self._versions = versions
+
+    def _check_structure(self) -> None:
+        """Check that modules in other modules' places give the plans that were made."""
+        assert isinstance(self._source, ModelSource)
+        if not self._restructured and not self._source.has_other_modules():
+            return
+        self._restructured = True
+        if any(self._planned(shape) != executor.plan for shape, executor in self._executors.items()):
+            raise InputError(
+                "Engine.refresh: the model has other modules, which compute other steps; a changed network needs an "
+                "engine of its own: call optimize_for_inference again."
+            )
+        self._restructured = False
 
     def explain(self) -> str:
         """Return a text about how each prepared shape executes, and why."""

@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.inference.engine import Engine
 from hrnet_fast.inference.model_parts import Part
+from hrnet_fast.training.matching import hooked
 
 
 class EnginePart(nn.Module):
@@ -41,6 +43,9 @@ class EnginePart(nn.Module):
         """Return whether the engine executes this part as it stands now, and why not."""
         return self.part_execution.state()
 
+    def __copy__(self) -> Any:
+        return copy.copy(self.part_execution.own)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self.part_execution.own, memo)
 
@@ -65,6 +70,7 @@ class PartExecution:
         self.own, self.part, self.engine = own, part, engine
         self._modules = list(own.modules())
         self._parameters = list(own.parameters())
+        self._unhooked_at = -1  # the number of the next hook of the process when there was none inside the part
         self._last_reason: str | None = None
         self._warned: set[str] = set()
 
@@ -95,6 +101,12 @@ class PartExecution:
             return self._warn("it is called with other arguments than when its engine was made")
         if any(type(t) is not Tensor and type(t) is not nn.Parameter for t in tensors) or tensors[0].is_meta:
             return "its input has no data, or is of a subclass of Tensor"
+        number = RemovableHandle.next_id  # PyTorch numbers all hooks in the order of registration
+        if number != self._unhooked_at:
+            reason = hooked(self._modules[1:])
+            if reason is not None:
+                return self._warn(reason)
+            self._unhooked_at = number
         if torch.is_grad_enabled() and (_require_grad(tensors) or _require_grad(self._parameters)):
             return self._warn(
                 "gradients are enabled and it, or its input, requires them; call the model under torch.no_grad()"
@@ -115,8 +127,9 @@ class PartExecution:
         return reason
 
     def _check_place(self) -> None:
-        parameter = next(self.own.parameters())
-        if (parameter.device, parameter.dtype) != (self.engine.device, self.engine.result_dtype):
+        parameter = next(self.own.parameters(), None)
+        place = (self.engine.device, self.engine.result_dtype)
+        if parameter is not None and (parameter.device, parameter.dtype) != place:
             raise InputError(
                 f"{self.part.name or type(self.own).__name__}: now on {parameter.device} in {parameter.dtype}; its "
                 f"engine is on {self.engine.device} for {self.engine.result_dtype}. Call optimize_for_inference again "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 
 import torch
@@ -20,6 +21,12 @@ class ModelSource:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self._modules = list(model.modules())
+
+    def has_other_modules(self) -> bool:
+        """Whether a module was added, removed or replaced since the last call."""
+        before, self._modules = self._modules, list(self.model.modules())
+        return len(before) != len(self._modules) or any(map(operator.is_not, before, self._modules))
 
     @property
     def keypoints(self) -> str | None:

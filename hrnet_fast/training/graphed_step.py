@@ -269,8 +269,11 @@ class GraphedStep:
         if place.last:
             self._prepare()
         graph.replay()
+        # No operator of PyTorch says that the graph wrote them.
+        if self._constants is not None:
+            increment_version(self._constants.model.buffers)
         if place.last and self._iteration.optimizer is not None:
-            increment_version(self._iteration.parameters)  # no operator of PyTorch says that the optimizer wrote them
+            increment_version(self._iteration.parameters)
         self._policy.replayed(key)
         self._iteration.attach_gradients(graph.gradients)
         if place.last and self._iteration.average is not None:

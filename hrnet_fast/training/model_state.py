@@ -55,6 +55,7 @@ class ModelState:
         self._small_then = [own[k] for own, k in self._small]
         self._tensor_names = [f"{n}.{k}".strip(".") for n, _, k in owners]
         self._tensors: list[Tensor | None] = [own[k] for own, k in self._owners]
+        self.buffers = [t for t in self._tensors if t is not None and not isinstance(t, nn.Parameter)]
         self._parameters = [t for t in self._tensors if isinstance(t, nn.Parameter)]
         self._addresses = list(map(Tensor.data_ptr, self._parameters))
         self._held = [p.detach() for p in self._parameters]  # memory that graphs write to stays theirs

@@ -348,3 +348,33 @@ def test_an_hrnet_with_an_option_is_an_engine() -> None:
 def test_a_model_that_cannot_be_copied() -> None:
     model = Locked().eval()
     assert list(parts(hf.optimize_for_inference(model, X))) == ["network"]
+
+
+class Unweighted(nn.Module):
+    """A neck without parameters, as mmpose's FeatureMapProcessor is, between a backbone and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = two_stages("features")
+        self.neck = nn.Upsample(scale_factor=2.0)
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor, samples: object = None) -> Tensor:
+        found: Tensor = self.head(self.neck(self.backbone(x)[0]))
+        return found
+
+
+def test_parts_without_parameters_and_hooks_inside_parts() -> None:
+    model, x = Unweighted().eval(), image(64, 64)
+    with torch.no_grad():
+        wanted = model(x)
+        hf.optimize_for_inference(model, x)
+        torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
+        seen: list[str] = []
+        handle = model.backbone.stage2.register_forward_hook(lambda *_: seen.append("stage2"))
+        with pytest.warns(UserWarning, match="a hook is registered"):
+            model(x)
+        assert seen == ["stage2"]
+        handle.remove()
+        model(x)
+    assert seen == ["stage2"]

@@ -95,6 +95,17 @@ def test_a_change_is_noticed(way: Callable[[Any], None]) -> None:
     assert strict._versions.unchanged()
 
 
+def test_modules_that_compute_other_steps_are_refused() -> None:
+    model, x = two_stages(), image(32, 32)
+    strict, follows = (hf.optimize_for_inference(model, x, refresh=r, verify=False) for r in ("error", "auto"))
+    model.conv1 = nn.Conv2d(3, 8, 3, stride=2, padding=2, dilation=2, bias=False).eval()
+    for _ in range(2):
+        with pytest.raises(InputError, match="an engine of its own"):
+            strict.refresh()
+        with pytest.raises(InputError, match="an engine of its own"):
+            follows(x)
+
+
 def test_a_write_through_data_is_not_noticed() -> None:
     """It moves no version counter. A new shape compares values, and `refresh` reads them."""
     model, x = two_stages(), image(32, 32)
