@@ -110,8 +110,10 @@ class Engine:
             raise InputError("Engine.refresh: this engine was loaded from a file and has no model to read from.")
         with self._weights_lock.write(), self._executors_lock:
             versions = self._source.versions() if self._on_change != "never" else None
+            tensors = self._source.tensors()
+            self._factory.check_tensors(tensors)
             self._check_structure()
-            self._factory.refresh(self._source.tensors())
+            self._factory.refresh(tensors)
             for executor in self._executors.values():
                 executor.refresh(self._factory.tensors)
             self._versions = versions

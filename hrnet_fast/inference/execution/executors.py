@@ -88,11 +88,11 @@ class ExecutorFactory:
                 "first."
             )
 
-    def refresh(self, tensors: Mapping[str, Tensor]) -> None:
-        """Replace the weights that executors share. Each executor has to be refreshed after that.
+    def check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Check that `tensors` can replace the weights.
 
         Raises:
-            InputError: tensors of other names or shapes; the old weights stay.
+            InputError: their names or shapes are others, or one has no data.
         """
         for name, old in self.tensors.items():
             if name not in tensors or tensors[name].shape != old.shape:
@@ -102,6 +102,14 @@ class ExecutorFactory:
                 )
             if tensors[name].is_meta:
                 raise InputError(f"Engine.refresh: {name} has no data; load the weights before.")
+
+    def refresh(self, tensors: Mapping[str, Tensor]) -> None:
+        """Replace the weights that executors share. Each executor has to be refreshed after that.
+
+        Raises:
+            InputError: as :meth:`check_tensors`; the old weights stay.
+        """
+        self.check_tensors(tensors)
         state, self._state = _State(tensors), None  # until all is replaced, no weights pass check_unchanged
         (self._packed or self._weights).refresh(tensors)
         self.tensors, self._state = tensors, state
