@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,25 +56,32 @@ def image_files(folder: Path) -> list[Path]:
     return found
 
 
+@contextmanager
+def _opened(path: str, what: str) -> Iterator[Image.Image]:
+    """Open a picture file; what fails to open or to decode raises DatasetError."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except DatasetError:
+        raise
+    except FileNotFoundError:
+        raise fail(path, "", f"no such {what}", "an existing file") from None
+    except _BROKEN as error:
+        raise fail(path, "", f"cannot be decoded ({str(error)[:120]})", f"a whole {what} file") from error
+
+
 def read_pixels(path: str) -> Tensor:
     """Return a picture as uint8 RGB [H, W, 3], without its EXIF orientation; a view of four bytes a pixel.
 
     Raises:
         DatasetError: the file does not exist, cannot be decoded as a whole, or has other pixels than 8 bits.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in _COLOURS:
-                raise fail(path, "", f"a picture of mode {image.mode}", "a picture of 8 bits a channel")
-            # Pillow has RGB in four bytes a pixel; this keeps its bytes, of which the fourth is not looked at.
-            colours = image if image.mode == "RGB" else image.convert("RGB")
-            return torch.from_numpy(np.array(colours.convert("RGBX")))[..., :3]
-    except DatasetError:
-        raise
-    except FileNotFoundError:
-        raise fail(path, "", "no such picture", "an existing file") from None
-    except _BROKEN as error:
-        raise fail(path, "", f"cannot be decoded ({str(error)[:120]})", "a whole picture file") from error
+    with _opened(path, "picture") as image:
+        if image.mode not in _COLOURS:
+            raise fail(path, "", f"a picture of mode {image.mode}", "a picture of 8 bits a channel")
+        # Pillow has RGB in four bytes a pixel; this keeps its bytes, of which the fourth is not looked at.
+        colours = image if image.mode == "RGB" else image.convert("RGB")
+        return torch.from_numpy(np.array(colours.convert("RGBX")))[..., :3]
 
 
 def read_classes(path: str) -> NDArray[Any]:
@@ -81,17 +90,10 @@ def read_classes(path: str) -> NDArray[Any]:
     Raises:
         DatasetError: the file does not exist, cannot be decoded, or has several channels.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in _INDICES:
-                raise fail(path, "", f"a mask of mode {image.mode}", "a mask of one channel with a class per pixel")
-            values = np.array(image)
-    except DatasetError:
-        raise
-    except FileNotFoundError:
-        raise fail(path, "", "no such mask", "an existing file") from None
-    except _BROKEN as error:
-        raise fail(path, "", f"cannot be decoded ({str(error)[:120]})", "a whole mask file") from error
+    with _opened(path, "mask") as image:
+        if image.mode not in _INDICES:
+            raise fail(path, "", f"a mask of mode {image.mode}", "a mask of one channel with a class per pixel")
+        values = np.array(image)
     return values.astype(np.uint8) if values.dtype == np.bool_ else values
 
 
