@@ -377,4 +377,6 @@ def test_parts_without_parameters_and_hooks_inside_parts() -> None:
         assert seen == ["stage2"]
         handle.remove()
         model(x)
-    assert seen == ["stage2"]
+        assert seen == ["stage2"]
+        assert hasattr(type(model.backbone), "replaced_class")
+        assert not hasattr(type(copy.copy(model.backbone)), "replaced_class")  # an engine has one module

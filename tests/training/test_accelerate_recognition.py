@@ -156,3 +156,19 @@ def test_another_default_device_does_not_matter() -> None:
     with torch.device("meta"):
         fast = accelerate(plain, impl="reference")
     assert_all_fast(fast)
+
+
+def test_recognition_calls_no_hook_of_a_frozen_normalisation() -> None:
+    torchvision = pytest.importorskip("torchvision")
+
+    class Own(torchvision.ops.FrozenBatchNorm2d):  # type: ignore[misc,name-defined]
+        """A class that was not tried before."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)  # type: ignore[no-any-return]
+
+    seen: list[object] = []
+    norm = Own(4)
+    norm.register_forward_hook(lambda *given: seen.append(given))
+    assert is_frozen(norm)
+    assert seen == []
