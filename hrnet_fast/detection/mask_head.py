@@ -1,0 +1,104 @@
+"""The mask head of a stage: its layers, targets, loss, and the pasting of masks into pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, grid_sample, relu
+
+from hrnet_fast.detection.assignment import Sample
+from hrnet_fast.detection.config import MaskConfig
+from hrnet_fast.detection.layers import ConvReLU, conv_tower, draw_kaiming
+from hrnet_fast.detection.operators import torchvision_operators
+from hrnet_fast.detection.results import Target
+
+# Pixels of masks that are pasted at once: 256 MiB in float32, with as much again for each coordinate.
+PASTED_AT_ONCE = 2**26
+
+
+class MaskHead(nn.Module):
+    """The layers; keys as in mmdetection's ``FCNMaskHead`` and ``HTCMaskHead``.
+
+    Takes pooled regions [K, C, S, S], and with `joins` the features of the head before; returns mask logits
+    [K, classes, 2S, 2S] and its features.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, config: MaskConfig, joins: bool) -> None:
+        super().__init__()
+        width = config.channels
+        self.convs = conv_tower(in_channels, width, config.num_convs)
+        self.upsample = nn.ConvTranspose2d(width, width, 2, 2)
+        self.conv_logits = nn.Conv2d(width, 1 if config.class_agnostic else num_classes, 1)
+        if joins:
+            self.conv_res = ConvReLU(width, width, 1)
+        draw_kaiming(self)
+
+    def features(self, pooled: Tensor, before: Tensor | None = None) -> Tensor:
+        """Return the features before the upsampling."""
+        x = pooled if before is None else pooled + self.conv_res(before)
+        for conv in self.convs:
+            x = conv(x)
+        return x
+
+    def forward(self, pooled: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        features = self.features(pooled, before)
+        return self.conv_logits(relu(self.upsample(features))), features
+
+
+def of_class(masks: Tensor, labels: Tensor) -> Tensor:
+    """Return the mask of one class for each row, [K, H, W] of [K, classes, H, W]; the only one if classes share it."""
+    if masks.shape[1] == 1:
+        return masks[:, 0]
+    return masks[torch.arange(len(masks), device=masks.device), labels]
+
+
+def mask_targets(samples: Sequence[Sample], targets: Sequence[Target], size: int) -> Tensor:
+    """Return the masks of the positives' objects inside their boxes, 0 or 1, [P, size, size]."""
+    align = torchvision_operators().roi_align
+    parts = []
+    for found, target in zip(samples, targets, strict=True):
+        boxes, masks = found.positive_boxes, target.masks
+        assert masks is not None  # check_targets has seen them
+        height, width = masks.shape[-2:]
+        limits = boxes.new_tensor([width, height, width, height])
+        regions = torch.cat([found.objects[:, None].to(boxes), torch.minimum(boxes.clamp(min=0), limits)], dim=1)
+        inside = align(masks[:, None].to(boxes), regions, size, 1.0, -1, True) if len(boxes) else boxes.new_zeros(
+            0, 1, size, size
+        )
+        parts.append((inside[:, 0] >= 0.5).to(boxes.dtype))
+    return torch.cat(parts)
+
+
+def mask_loss(logits: Tensor, samples: Sequence[Sample], targets: Sequence[Target], weight: float) -> Tensor:
+    """Return the mean loss over the positives' pixels; 0 without positives."""
+    labels = torch.cat([found.labels[: found.positives] for found in samples])
+    goals = mask_targets(samples, targets, logits.shape[-1])
+    total = binary_cross_entropy_with_logits(of_class(logits, labels), goals, reduction="sum")
+    return weight * total / max(goals.numel(), 1)
+
+
+def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
+    """Return masks in a picture's pixels, boolean [K, height, width].
+
+    A mask is sampled bilinearly at the centres of pixels. A box without area has an empty mask.
+
+    Args:
+        masks: probabilities in each box, [K, S, S].
+        boxes: [K, 4] in pixels of the picture; they may reach beyond it.
+        size: (height, width) of the picture.
+        threshold: least probability of a pixel of the mask.
+    """
+    height, width = size
+    rows, columns = (torch.arange(n, device=boxes.device).to(boxes) + 0.5 for n in (height, width))
+    pasted = []
+    step = max(1, PASTED_AT_ONCE // max(height * width, 1))
+    for part, box in zip(masks.split(step), boxes.split(step), strict=True):
+        x1, y1, x2, y2 = box[:, :, None].unbind(dim=1)
+        solid = (x2 > x1) & (y2 > y1)
+        x = ((columns - x1) / torch.where(solid, x2 - x1, 1) * 2 - 1)[:, None, :].expand(-1, height, -1)
+        y = ((rows - y1) / torch.where(solid, y2 - y1, 1) * 2 - 1)[:, :, None].expand(-1, -1, width)
+        values = grid_sample(part[:, None].to(boxes), torch.stack([x, y], dim=-1), align_corners=False)[:, 0]
+        pasted.append((values >= threshold) & solid[:, :, None])
+    return torch.cat(pasted) if pasted else torch.zeros(0, height, width, dtype=torch.bool, device=boxes.device)
