@@ -22,7 +22,11 @@ from hrnet_fast.detection.config import (
 
 KINDS = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn", "htc", "fcos")
 # Deltas' divisors and IoU threshold of each stage of a cascade (arXiv 1712.00726), and the factor of its losses.
-_CASCADE = (((0.1, 0.1, 0.2, 0.2), 0.5, 1.0), ((0.05, 0.05, 0.1, 0.1), 0.6, 0.5), ((0.033, 0.033, 0.067, 0.067), 0.7, 0.25))
+_CASCADE = (
+    ((0.1, 0.1, 0.2, 0.2), 0.5, 1.0),
+    ((0.05, 0.05, 0.1, 0.1), 0.6, 0.5),
+    ((0.033, 0.033, 0.067, 0.067), 0.7, 0.25),
+)
 _CASCADE_RPN = RPNConfig(
     box_loss=BoxLossConfig("smooth_l1", 1 / 9), allowed_border=0, train_proposals=ProposalConfig(2000, 2000)
 )

@@ -64,8 +64,10 @@ def mask_targets(samples: Sequence[Sample], targets: Sequence[Target], size: int
         height, width = masks.shape[-2:]
         limits = boxes.new_tensor([width, height, width, height])
         regions = torch.cat([found.objects[:, None].to(boxes), torch.minimum(boxes.clamp(min=0), limits)], dim=1)
-        inside = align(masks[:, None].to(boxes), regions, size, 1.0, -1, True) if len(boxes) else boxes.new_zeros(
-            0, 1, size, size
+        inside = (
+            align(masks[:, None].to(boxes), regions, size, 1.0, -1, True)
+            if len(boxes)
+            else boxes.new_zeros(0, 1, size, size)
         )
         parts.append((inside[:, 0] >= 0.5).to(boxes.dtype))
     return torch.cat(parts)

@@ -100,7 +100,9 @@ class RPNHead(nn.Module):
             goals[i, positives] = encode(anchors[positives], target.boxes[objects], self.config.stds)
             positive[i, positives] = 1
             taken[i, positives] = taken[i, negatives] = 1
-        classes = self.config.class_weight * binary_cross_entropy_with_logits(scores, positive, reduction="none") * taken
+        classes = (
+            self.config.class_weight * binary_cross_entropy_with_logits(scores, positive, reduction="none") * taken
+        )
         boxes = box_delta_loss(deltas_of, goals, self.config.box_loss) * positive[..., None]
         counts = [m.shape[1] * m.shape[2] * m.shape[3] for m in logits]
         return {
