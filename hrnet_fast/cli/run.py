@@ -169,7 +169,7 @@ def _load_model(checkpoint: Path, task: str, given: dict[str, Any], **how: Any) 
     from hrnet_fast.tasks.prediction import check_head
 
     overrides = {name: value for name, value in given.items() if value is not None}
-    model = load_checkpoint(checkpoint, **how, **overrides)
+    model: HRNet = load_checkpoint(checkpoint, **how, **overrides)
     check_head(model, TASKS[task].heads, task, checkpoint)
     return model
 

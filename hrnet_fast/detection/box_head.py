@@ -35,9 +35,9 @@ class BoxHead(nn.Module):
         for layer, std in ((self.fc_cls, 0.01), (self.fc_reg, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
-        for layer in self.shared_fcs:
-            nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        for shared in self.shared_fcs:
+            nn.init.xavier_uniform_(shared.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(shared.bias)  # type: ignore[arg-type]
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         x = pooled.flatten(1)

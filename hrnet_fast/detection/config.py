@@ -457,6 +457,22 @@ class DetectorConfig:
             return f"cascade_{masks}rcnn"
         return f"{masks or 'faster_'}rcnn"
 
+    def override(self, **changes: Any) -> DetectorConfig:
+        """Return a copy with fields changed: of this class, of `picture`, of `roi` or `fcos`, or of the network.
+
+        Raises:
+            ConfigError: a name is unknown, or no detector can have this combination.
+        """
+        own = {f.name: changes.pop(f.name) for f in dataclasses.fields(self) if f.name in changes}
+        for name in ("picture", "fcos" if self.roi is None else "roi"):
+            part = getattr(self, name)
+            fields = {f.name: changes.pop(f.name) for f in dataclasses.fields(part) if f.name in changes}
+            if fields:
+                own[name] = dataclasses.replace(own.get(name, part), **fields)
+        if changes:
+            own["network"] = own.get("network", self.network).override(**changes)
+        return dataclasses.replace(self, **own)
+
     def to_dict(self) -> dict[str, Any]:
         """Return dictionaries, lists and scalars for JSON and :meth:`from_dict`."""
         return dataclasses.asdict(self)

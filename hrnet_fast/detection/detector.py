@@ -12,6 +12,7 @@ from hrnet_fast.config import HeadConfig, HRNetConfig
 from hrnet_fast.detection.config import DetectorConfig
 from hrnet_fast.detection.fcos import FCOSHead
 from hrnet_fast.detection.operators import torchvision_operators
+from hrnet_fast.detection.pictures import prepare
 from hrnet_fast.detection.results import Detections, ImageMeta, Target, check_metas, check_targets
 from hrnet_fast.detection.roi_head import RoIHead
 from hrnet_fast.detection.rpn import RPNHead
@@ -73,15 +74,37 @@ class Detector(nn.Module):
         self.notes: tuple[str, ...] = ()
         self.assumptions: tuple[str, ...] = ()
 
+    def set_origin(
+        self, family: str, notes: tuple[str, ...], assumptions: tuple[str, ...] = (), keypoints: str | None = None
+    ) -> None:
+        """Record which family the weights came from, and what loading left out and assumed."""
+        self.family = family
+        self.notes = notes
+        self.assumptions = assumptions
+
     def forward(
         self,
         images: Any,
         targets: Sequence[Target] | None = None,
         metas: Sequence[ImageMeta] | None = None,
     ) -> Any:
-        """Return the losses of a batch with targets (:meth:`losses`), the detections without (:meth:`predict`)."""
+        """Return the detections of each image, or with targets the losses of a batch.
+
+        Args:
+            images: a list of pictures (paths, Pillow images or RGB bytes [H, W, 3]), which are scaled and normalised as
+                ``config.picture`` says; or a normalised batch [N, C, H, W] as in :meth:`predict`.
+            targets, metas: as in :meth:`losses`, with a batch.
+
+        Returns:
+            A list of :class:`Detections`, in pixels of the pictures; what :meth:`losses` returns with targets.
+
+        Raises:
+            InputError: images, targets or sizes do not fit.
+        """
         if targets is not None:
             return self.losses(images, targets, metas)
+        if isinstance(images, (list, tuple)) and metas is None:
+            images, metas = prepare(images, self.config.picture, next(self.parameters()))
         return self.predict(images, metas)
 
     def levels(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -110,7 +133,7 @@ class Detector(nn.Module):
             counts = found.counts(len(metas))
             assert found.scores is not None
             assert found.labels is not None
-            parts = (found.boxes.split(counts), found.scores.split(counts), found.labels.split(counts))
+            parts = (torch.split(one, counts) for one in (found.boxes, found.scores, found.labels))
             return [Detections(*one) for one in zip(*parts, strict=True)]
         assert self.config.rpn is not None
         proposals = self.rpn_head.proposals(self.rpn_head(levels), metas, self.config.rpn.test_proposals)
@@ -151,7 +174,10 @@ class Detector(nn.Module):
 
     def _metas(self, images: Any, metas: Sequence[ImageMeta] | None) -> list[ImageMeta]:
         if not isinstance(images, Tensor) or images.dim() != 4:
-            raise InputError(f"Detector: {shown(images)} given; accepted is a normalised batch [N, C, H, W].")
+            raise InputError(
+                f"Detector: {shown(images)} given; accepted is a normalised batch [N, C, H, W], or for detections a "
+                "list of pictures."
+            )
         return check_metas(images, metas)
 
 

@@ -19,7 +19,9 @@ class ConvReLU(nn.Sequential):
         super().__init__(layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return relu(super().forward(x))
+        for layer in self:
+            x = layer(x)
+        return relu(x)
 
 
 def conv_tower(in_channels: int, channels: int, count: int, groups: int | None = None) -> nn.ModuleList:

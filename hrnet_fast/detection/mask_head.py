@@ -96,7 +96,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: 
     rows, columns = (torch.arange(n, device=boxes.device).to(boxes) + 0.5 for n in (height, width))
     pasted = []
     step = max(1, PASTED_AT_ONCE // max(height * width, 1))
-    for part, box in zip(masks.split(step), boxes.split(step), strict=True):
+    for part, box in zip(torch.split(masks, step), torch.split(boxes, step), strict=True):
         x1, y1, x2, y2 = box[:, :, None].unbind(dim=1)
         solid = (x2 > x1) & (y2 > y1)
         x = ((columns - x1) / torch.where(solid, x2 - x1, 1) * 2 - 1)[:, None, :].expand(-1, height, -1)

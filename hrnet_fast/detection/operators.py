@@ -41,7 +41,7 @@ def best_of_levels(scores: Tensor, counts: Sequence[int], most: int) -> tuple[Te
         Image [K], entry 0 .. T - 1 [K] and level [K] of those taken, by image, level and descending score.
     """
     padded = pad_sequence(
-        [part.T for part in scores.split(list(counts), dim=1)], batch_first=True, padding_value=-torch.inf
+        [part.T for part in torch.split(scores, list(counts), dim=1)], batch_first=True, padding_value=-torch.inf
     )
     best, index = padded.permute(2, 0, 1).topk(min(most, padded.shape[1]), dim=2)
     image, level, rank = (best > -torch.inf).nonzero(as_tuple=True)
@@ -69,7 +69,8 @@ def suppress(boxes: Tensor, scores: Tensor, image: Tensor, group: Tensor, groups
     kept = kept[image[kept].argsort(stable=True)]
     owner = image[kept]
     rank = torch.arange(len(kept), device=kept.device) - torch.searchsorted(owner, owner)
-    return kept[rank < most]
+    chosen: Tensor = kept[rank < most]
+    return chosen
 
 
 def region_levels(boxes: Tensor, finest_size: float, levels: int) -> Tensor:
@@ -100,6 +101,6 @@ def pool_regions(
     counts = (level[None] == torch.arange(len(maps), device=level.device)[:, None]).sum(dim=1).tolist()
     parts = [
         align(level_map, part, size, 1 / stride, -1, True)
-        for level_map, stride, part in zip(maps, strides, regions[order].split(counts), strict=True)
+        for level_map, stride, part in zip(maps, strides, torch.split(regions[order], counts), strict=True)
     ]
     return torch.cat(parts)[order.argsort()]

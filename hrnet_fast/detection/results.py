@@ -84,7 +84,7 @@ class Regions:
 
     def split(self, images: int) -> list[Tensor]:
         """Return the boxes of each image."""
-        return list(self.boxes.split(self.counts(images)))
+        return list(torch.split(self.boxes, self.counts(images)))
 
     def counts(self, images: int) -> list[int]:
         """Return the number of boxes of each image."""
@@ -149,7 +149,7 @@ def _checked_target(images: Tensor, index: int, target: Target, classes: int, ma
             f"{where} has boxes {tuple(boxes.shape)} and labels {tuple(labels.shape)} of {labels.dtype}; accepted are "
             "[M, 4] and integers [M]."
         )
-    if count and not (bool(torch.isfinite(boxes).all()) and 0 <= int(labels.min()) and int(labels.max()) < classes):
+    if count and not (bool(torch.isfinite(boxes).all()) and int(labels.min()) >= 0 and int(labels.max()) < classes):
         raise InputError(f"{where}: boxes must be finite, and labels from 0 to {classes - 1}.")
     if masks and (target.masks is None or target.masks.dim() != 3 or len(target.masks) != count):
         raise InputError(f"{where}: this detector needs masks [{count}, H, W]; {shown(target.masks)} given.")

@@ -106,7 +106,7 @@ class RoIHead(nn.Module):
         counts = found.counts(len(metas))
         assert found.scores is not None
         assert found.labels is not None
-        parts = (found.boxes.split(counts), found.scores.split(counts), found.labels.split(counts), masks)
+        parts = (*(torch.split(one, counts) for one in (found.boxes, found.scores, found.labels)), masks)
         return [Detections(*one) for one in zip(*parts, strict=True)]
 
     def _boxes(
@@ -151,7 +151,7 @@ class RoIHead(nn.Module):
         counts = found.counts(len(metas))
         masks = [
             paste_masks(part, box, _canvas(meta, rescale), self.config.mask_threshold)
-            for part, box, meta in zip(shares.split(counts), boxes.split(counts), metas, strict=True)
+            for part, box, meta in zip(torch.split(shares, counts), torch.split(boxes, counts), metas, strict=True)
         ]
         return masks, Regions(boxes, found.image, found.scores, found.labels)
 
@@ -224,7 +224,7 @@ class RoIHead(nn.Module):
         labels = torch.cat([one.labels for one in samples])
         sizes = sizes_of(metas, labels.device)[regions.image]
         moved = self.box_heads[stage].refine(regions.boxes, logits, deltas, sizes, labels)
-        parts = moved.split([len(one.boxes) for one in samples])
+        parts = torch.split(moved, [len(one.boxes) for one in samples])
         return [
             torch.cat([part[: one.positives][~one.is_object], part[one.positives :]])
             for part, one in zip(parts, samples, strict=True)

@@ -106,6 +106,6 @@ class RPNHead(nn.Module):
         boxes = box_delta_loss(deltas_of, goals, self.config.box_loss) * positive[..., None]
         counts = [m.shape[1] * m.shape[2] * m.shape[3] for m in logits]
         return {
-            name: [part.sum() / (divisor + SPACING) for part in values.split(counts, dim=1)]
+            name: [part.sum() / (divisor + SPACING) for part in torch.split(values, counts, dim=1)]
             for name, values in (("loss_rpn_cls", classes), ("loss_rpn_bbox", boxes))
         }

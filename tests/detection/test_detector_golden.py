@@ -20,7 +20,7 @@ TWO_STAGES = tuple(kind for kind in KINDS if kind != "fcos")
 
 @functools.cache
 def shared_levels() -> tuple[Tensor, ...]:
-    """The pyramid of the two-stage detectors, whose backbones and necks have the same names, and so the same weights."""
+    """The pyramid of the two-stage detectors, whose backbones and necks have the same names, and so weights."""
     with torch.no_grad():
         return golden.detector("faster_rcnn").levels(golden.evaluation("faster_rcnn")[0])
 
@@ -118,7 +118,7 @@ def check_masks(
 @pytest.mark.no_cover
 @pytest.mark.parametrize("kind", ["faster_rcnn", "fcos"])
 def test_training(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every loss entry, and the norm of every gradient; the first candidates are sampled, as where they were recorded."""
+    """Every loss entry, and the norm of every gradient; as in the recording, the first candidates are sampled."""
     monkeypatch.setattr(assignment, "choose", lambda candidates, number, generator: candidates[:number])
     expected = golden.results(kind)
     model = golden.detector(kind).train()
