@@ -12,7 +12,6 @@ from hrnet_fast.config import HeadConfig, HRNetConfig
 from hrnet_fast.detection.config import DetectorConfig
 from hrnet_fast.detection.fcos import FCOSHead
 from hrnet_fast.detection.operators import torchvision_operators
-from hrnet_fast.detection.pictures import prepare
 from hrnet_fast.detection.results import Detections, ImageMeta, Target, check_metas, check_targets
 from hrnet_fast.detection.roi_head import RoIHead
 from hrnet_fast.detection.rpn import RPNHead
@@ -82,6 +81,22 @@ class Detector(nn.Module):
         self.notes = notes
         self.assumptions = assumptions
 
+    @classmethod
+    def from_config(cls, cfg: Any, *, impl: str = "auto", **overrides: Any) -> Detector:
+        """Build the detector that a configuration of mmdetection describes.
+
+        Args:
+            cfg: a ``.py`` path (read by mmengine), an mmengine ``Config``, or the mapping of a file or its ``model``.
+            impl: as in the class.
+            overrides: fields that are to differ, as :meth:`DetectorConfig.override` takes them.
+
+        Raises:
+            ConfigError: a setting cannot be built or is unknown, or the configuration is of no detector on HRNetV2p.
+        """
+        from hrnet_fast.detection.mmdet_config import read_detector
+
+        return cls(read_detector(cfg).override(**overrides), impl=impl)
+
     def forward(
         self,
         images: Any,
@@ -104,6 +119,8 @@ class Detector(nn.Module):
         if targets is not None:
             return self.losses(images, targets, metas)
         if isinstance(images, (list, tuple)) and metas is None:
+            from hrnet_fast.detection.pictures import prepare  # reading pictures needs Pillow, a model does not
+
             images, metas = prepare(images, self.config.picture, next(self.parameters()))
         return self.predict(images, metas)
 
