@@ -6,6 +6,7 @@ As for networks (:mod:`hrnet_fast.models.upstream`), each key is read, is known 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,7 @@ from hrnet_fast.models.upstream.section import Section
 
 _KINDS = {"StandardRoIHead": "rcnn", "CascadeRoIHead": "cascade_rcnn", "HybridTaskCascadeRoIHead": "htc"}
 _INFINITE = 1e8  # FCOS's last range ends here
+_RANGES = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, _INFINITE))
 
 
 def read_detector(cfg: Source) -> DetectorConfig:
@@ -56,7 +58,7 @@ def read_detector(cfg: Source) -> DetectorConfig:
 
 
 def _read(data: Mapping[str, Any], network: HRNetConfig) -> DetectorConfig:
-    model = Section(data["model"] if "model" in data else data)
+    model = Section(data.get("model", data))
     train, test = (
         Section(model.values.get(key) or data.get(key) or {}, key) for key in ("train_cfg", "test_cfg")
     )  # early files of 2.x have both beside the model
@@ -152,11 +154,9 @@ def _read_fcos(head: Section, test: Section, network: HRNetConfig) -> FCOSConfig
         coder.close()
     head.no_effect("bbox_coder")
     strides = tuple(head.get("strides", (4, 8, 16, 32, 64)))
-    ranges = [
-        tuple(one) for one in head.get("regress_ranges", ((-1, 64), (64, 128), (128, 256), (256, 512), (512, 1e8)))
-    ]
+    ranges = [tuple(one) for one in head.get("regress_ranges", _RANGES)]
     ends = [-1, *(high for _, high in ranges[:-1]), _INFINITE]
-    if ranges != list(zip(ends[:-1], ends[1:], strict=True)):
+    if ranges != list(itertools.pairwise(ends)):
         raise ConfigError(
             f"from_config: {head.name('regress_ranges')} is {ranges}; accepted are ranges that follow each other from "
             "-1 to 1e8."
