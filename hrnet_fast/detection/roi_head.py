@@ -127,7 +127,8 @@ class RoIHead(nn.Module):
                 boxes = head.refine(boxes, logits, deltas, sizes, None)
         assert total is not None
         scores = softmax(total / len(self.box_heads), dim=1)
-        boxes = decode(boxes[:, None], deltas.view(len(boxes), -1, 4), head.config.stds, sizes[:, None])
+        deltas = deltas.unflatten(1, (deltas.shape[1] // 4, 4))
+        boxes = decode(boxes[:, None], deltas, head.config.stds, sizes[:, None])
         if rescale:
             boxes = boxes / scales_of(metas, boxes)[image][:, None]
         return select_detections(boxes, scores, image, self.config)
