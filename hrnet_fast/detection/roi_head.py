@@ -127,7 +127,7 @@ class RoIHead(nn.Module):
                 boxes = head.refine(boxes, logits, deltas, sizes, None)
         assert total is not None
         scores = softmax(total / len(self.box_heads), dim=1)
-        deltas = deltas.unflatten(1, (deltas.shape[1] // 4, 4))
+        deltas = deltas.view(len(boxes), deltas.shape[1] // 4, 4)
         boxes = decode(boxes[:, None], deltas, head.config.stds, sizes[:, None])
         if rescale:
             boxes = boxes / scales_of(metas, boxes)[image][:, None]

@@ -193,7 +193,7 @@ def test_masks_beyond_the_picture() -> None:
     masks = paste_masks(whole, boxes, (20, 30), 0.5)
     assert masks.shape == (3, 20, 30)
     assert masks[0].nonzero().max(dim=0).values.tolist() == [5, 4]
-    assert masks[0].sum() == 30
+    assert masks[0].sum() == 29  # the corner is rounded
     assert not masks[1:].any()
 
 
