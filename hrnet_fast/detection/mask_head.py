@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, grid_sample, relu
+from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
 from hrnet_fast.detection.assignment import Sample
 from hrnet_fast.detection.config import MaskConfig
@@ -14,7 +14,7 @@ from hrnet_fast.detection.layers import ConvReLU, conv_tower, draw_kaiming
 from hrnet_fast.detection.operators import torchvision_operators
 from hrnet_fast.detection.results import Target
 
-# Pixels of masks that are pasted at once: 256 MiB in float32, with as much again for each coordinate.
+# Pixels of masks that are pasted at once: 256 MiB in float32.
 PASTED_AT_ONCE = 2**26
 
 
@@ -84,7 +84,7 @@ def mask_loss(logits: Tensor, samples: Sequence[Sample], targets: Sequence[Targe
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
     """Return masks in a picture's pixels, boolean [K, height, width].
 
-    A mask is sampled bilinearly at the centres of pixels. A box without area has an empty mask.
+    A mask is sampled bilinearly at the centres of pixels, and is 0 around. A box without area has an empty mask.
 
     Args:
         masks: probabilities in each box, [K, S, S].
@@ -93,14 +93,26 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: 
         threshold: least probability of a pixel of the mask.
     """
     height, width = size
-    rows, columns = (torch.arange(n, device=boxes.device).to(boxes) + 0.5 for n in (height, width))
     pasted = []
     step = max(1, PASTED_AT_ONCE // max(height * width, 1))
-    for part, box in zip(torch.split(masks, step), torch.split(boxes, step), strict=True):
-        x1, y1, x2, y2 = box[:, :, None].unbind(dim=1)
-        solid = (x2 > x1) & (y2 > y1)
-        x = ((columns - x1) / torch.where(solid, x2 - x1, 1) * 2 - 1)[:, None, :].expand(-1, height, -1)
-        y = ((rows - y1) / torch.where(solid, y2 - y1, 1) * 2 - 1)[:, :, None].expand(-1, -1, width)
-        values = grid_sample(part[:, None].to(boxes), torch.stack([x, y], dim=-1), align_corners=False)[:, 0]
-        pasted.append((values >= threshold) & solid[:, :, None])
-    return torch.cat(pasted) if pasted else torch.zeros(0, height, width, dtype=torch.bool, device=boxes.device)
+    with torch.autocast(boxes.device.type, enabled=False):
+        for part, box in zip(torch.split(masks.to(boxes), step), torch.split(boxes, step), strict=True):
+            x1, y1, x2, y2 = box.unbind(dim=1)
+            down, across = _taps(y1, y2, height, part.shape[1]), _taps(x1, x2, width, part.shape[2])
+            solid = ((x2 > x1) & (y2 > y1))[:, None, None]
+            pasted.append((down @ part @ across.mT >= threshold) & solid)
+    return torch.cat(pasted)
+
+
+def _taps(start: Tensor, end: Tensor, pixels: int, cells: int) -> Tensor:
+    """Return the bilinear weights [K, pixels, cells] of a mask's cells at the centres of a picture's pixels.
+
+    Args:
+        start, end: of each box [K] in pixels.
+        pixels: of the picture along this direction.
+        cells: of the mask.
+    """
+    centres = torch.arange(pixels, device=start.device).to(start) + 0.5
+    sides = torch.where(end > start, end - start, 1)
+    position = (centres - start[:, None]) / sides[:, None] * cells - 0.5
+    return (1 - (position[..., None] - torch.arange(cells, device=start.device)).abs()).clamp(min=0)
