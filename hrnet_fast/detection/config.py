@@ -446,6 +446,11 @@ class DetectorConfig:
                 raise ConfigError(f"DetectorConfig: roi.semantic.level must be below {levels}, the pyramid's levels.")
 
     @property
+    def in_channels(self) -> int:
+        """Channels of the network's input."""
+        return self.network.in_channels
+
+    @property
     def kind(self) -> str:
         """The detector's name: ``"fcos"``, ``"faster_rcnn"``, ``"mask_rcnn"``, ``"cascade_rcnn"``, ..., ``"htc"``."""
         if self.roi is None:

@@ -69,6 +69,7 @@ class Detector(nn.Module):
             self.rpn_head = RPNHead(width, config.rpn)
             self.roi_head = RoIHead(width, levels, classes, config.roi)
         self.impl = impl
+        self.keypoints: str | None = None  # as in HRNet: a detector has no heatmaps
         self.family: str | None = None
         self.notes: tuple[str, ...] = ()
         self.assumptions: tuple[str, ...] = ()
@@ -119,10 +120,18 @@ class Detector(nn.Module):
         if targets is not None:
             return self.losses(images, targets, metas)
         if isinstance(images, (list, tuple)) and metas is None:
-            from hrnet_fast.detection.pictures import prepare  # reading pictures needs Pillow, a model does not
-
-            images, metas = prepare(images, self.config.picture, next(self.parameters()))
+            images, metas = self.prepare(images)
         return self.predict(images, metas)
+
+    def prepare(self, pictures: Sequence[Any]) -> tuple[Tensor, list[ImageMeta]]:
+        """Return the normalised batch of pictures and their sizes, which :meth:`predict` takes.
+
+        Raises:
+            InputError: a picture is no path, Pillow image or RGB bytes [H, W, 3].
+        """
+        from hrnet_fast.detection.pictures import prepare  # reading pictures needs Pillow, a model does not
+
+        return prepare(pictures, self.config.picture, next(self.parameters()))
 
     def levels(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the pyramid of a batch [N, C, H, W], the largest level first."""
