@@ -130,7 +130,8 @@ def _trained(task: str, checkpoint: Path) -> HRNet:
     # The demo measures backbone and pyramid: of a detector's file these alone are loaded.
     family = "mmdet" if parse_checkpoint(checkpoint).detector is not None else "auto"
     model: HRNet = load_checkpoint(checkpoint, family=family)
-    heads = TASKS[task].heads if task in TASKS else (get_config(DEMO_TASKS[task].model).head.kind,)
+    own = get_config(DEMO_TASKS[task].model).head.kind
+    heads = TASKS[task].heads if own in TASKS[task].heads else (own,)
     check_head(model, heads, task, checkpoint)
     return model
 
