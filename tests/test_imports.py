@@ -55,6 +55,10 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     ),
     "inference/planning": ("hrnet_fast.inference.execution", "hrnet_fast.inference.engine", "hrnet_fast.ops"),
     "checkpoints": ABOVE,
+    # Pictures are read as the tasks read them.
+    "detection": (
+        "hrnet_fast.cli", "hrnet_fast.demo", "hrnet_fast.integrations", "hrnet_fast.checkpoints", "hrnet_fast.inference",
+    ),
     # Whoever imports a plug-in needs its package: nothing but the command that runs scripts does.
     "tasks": ("hrnet_fast.cli", "hrnet_fast.demo", "hrnet_fast.integrations"),
     "demo": ("hrnet_fast.cli", "hrnet_fast.integrations"),

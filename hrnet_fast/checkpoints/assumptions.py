@@ -7,7 +7,7 @@ from typing import Any
 
 from hrnet_fast.checkpoints.family import ANY_TRUNK, Family
 from hrnet_fast.config import HRNetConfig
-from hrnet_fast.detection.config import DetectorConfig
+from hrnet_fast.detection.detector_config import DetectorConfig
 
 # Settings of a detector's selection; others are of its training alone.
 _SELECTION = ("score_threshold", "nms_iou", "per_image", "mask_threshold", "before_nms", "groups")

@@ -17,6 +17,7 @@ from hrnet_fast.checkpoints.comparison import check_state, expected_shapes, susp
 from hrnet_fast.checkpoints.family import Family, is_trunk
 from hrnet_fast.checkpoints.files import read_file
 from hrnet_fast.checkpoints.infer import infer_config
+from hrnet_fast.checkpoints.infer_detector import detector_shapes, infer_detector
 from hrnet_fast.checkpoints.openseg import uses_inplace_abn
 from hrnet_fast.checkpoints.partial_head import fit_head
 from hrnet_fast.checkpoints.recognition import as_backbone, recognise, recognise_trunk
@@ -24,8 +25,7 @@ from hrnet_fast.checkpoints.trunk import WHOLE
 from hrnet_fast.checkpoints.wrappers import absolute_scales, unwrap
 from hrnet_fast.checks import check_bool, check_text
 from hrnet_fast.config import READ_BY, HeadConfig, HRNetConfig
-from hrnet_fast.detection.config import DetectorConfig
-from hrnet_fast.detection.state_shapes import detector_shapes, infer_detector
+from hrnet_fast.detection.detector_config import DetectorConfig
 from hrnet_fast.errors import CheckpointError, ConfigError, InputError
 from hrnet_fast.keypoints.methods import METHOD_OF_HEAD, check_method
 

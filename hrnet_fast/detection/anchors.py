@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hrnet_fast.detection.config import AnchorConfig
+from hrnet_fast.detection.config_parts import AnchorConfig
 
 Sizes = tuple[tuple[int, int], ...]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.detection.boxes import box_iou, covered_share
-from hrnet_fast.detection.config import AssignConfig, SampleConfig
+from hrnet_fast.detection.config_parts import AssignConfig, SampleConfig
 from hrnet_fast.detection.results import Target
 
 BACKGROUND, LEFT_OUT = -1, -2

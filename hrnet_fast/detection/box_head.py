@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, relu
 
 from hrnet_fast.detection.assignment import Sample
 from hrnet_fast.detection.boxes import decode, encode
-from hrnet_fast.detection.config import BoxStageConfig, RoIConfig
+from hrnet_fast.detection.head_configs import BoxStageConfig, RoIConfig
 from hrnet_fast.detection.loss_terms import SPACING, accuracy, box_delta_loss
 from hrnet_fast.detection.operators import suppress
 from hrnet_fast.detection.results import Regions

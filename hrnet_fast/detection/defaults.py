@@ -6,19 +6,9 @@ from typing import Any
 
 from hrnet_fast.config import HRNetConfig
 from hrnet_fast.config.fields import check_one_of
-from hrnet_fast.detection.config import (
-    AssignConfig,
-    BoxLossConfig,
-    BoxStageConfig,
-    DetectorConfig,
-    FCOSConfig,
-    MaskConfig,
-    PictureConfig,
-    ProposalConfig,
-    RoIConfig,
-    RPNConfig,
-    SemanticConfig,
-)
+from hrnet_fast.detection.config_parts import AssignConfig, BoxLossConfig, ProposalConfig, RPNConfig
+from hrnet_fast.detection.detector_config import DetectorConfig, PictureConfig
+from hrnet_fast.detection.head_configs import BoxStageConfig, FCOSConfig, MaskConfig, RoIConfig, SemanticConfig
 
 KINDS = ("faster_rcnn", "mask_rcnn", "cascade_rcnn", "cascade_mask_rcnn", "htc", "fcos")
 # Deltas' divisors and IoU threshold of each stage of a cascade (arXiv 1712.00726), and the factor of its losses.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hrnet_fast.config import HeadConfig, HRNetConfig
-from hrnet_fast.detection.config import DetectorConfig
+from hrnet_fast.detection.detector_config import DetectorConfig
 from hrnet_fast.detection.fcos import FCOSHead
 from hrnet_fast.detection.operators import torchvision_operators
 from hrnet_fast.detection.results import Detections, ImageMeta, Target, check_metas, check_targets

@@ -11,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from hrnet_fast.detection.anchors import grid_points
 from hrnet_fast.detection.boxes import areas, clip
-from hrnet_fast.detection.config import FCOSConfig
+from hrnet_fast.detection.head_configs import FCOSConfig
 from hrnet_fast.detection.layers import conv_tower, draw_normal
 from hrnet_fast.detection.loss_terms import SPACING, focal_loss, iou_loss, mean_over_processes
 from hrnet_fast.detection.operators import best_of_levels, suppress

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
 from hrnet_fast.detection.boxes import paired_iou
-from hrnet_fast.detection.config import BoxLossConfig
+from hrnet_fast.detection.config_parts import BoxLossConfig
 
 # mmdetection adds float32's spacing to a divisor that it is given (``weight_reduce_loss``), in every dtype.
 SPACING = torch.finfo(torch.float32).eps

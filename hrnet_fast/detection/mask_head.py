@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
 from hrnet_fast.detection.assignment import Sample
-from hrnet_fast.detection.config import MaskConfig
+from hrnet_fast.detection.head_configs import MaskConfig
 from hrnet_fast.detection.layers import ConvReLU, conv_tower, draw_kaiming
 from hrnet_fast.detection.operators import torchvision_operators
 from hrnet_fast.detection.results import Target

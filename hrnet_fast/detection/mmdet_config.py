@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from hrnet_fast.config import HRNetConfig
-from hrnet_fast.detection.config import AnchorConfig, DetectorConfig, FCOSConfig, PictureConfig, RPNConfig
+from hrnet_fast.detection.config_parts import AnchorConfig, RPNConfig
 from hrnet_fast.detection.defaults import default_heads
+from hrnet_fast.detection.detector_config import DetectorConfig, PictureConfig
+from hrnet_fast.detection.head_configs import FCOSConfig
 from hrnet_fast.detection.mmdet_parts import (
     accept_layers,
     read_assign,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hrnet_fast.detection.config import AssignConfig, BoxLossConfig, ProposalConfig, SampleConfig
+from hrnet_fast.detection.config_parts import AssignConfig, BoxLossConfig, ProposalConfig, SampleConfig
 from hrnet_fast.models.upstream.openmmlab_parts import check_head_channels, registered_name
 from hrnet_fast.models.upstream.section import Section
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hrnet_fast.config import HRNetConfig
-from hrnet_fast.detection.config import BoxStageConfig, MaskConfig, RoIConfig, SemanticConfig
+from hrnet_fast.detection.head_configs import BoxStageConfig, MaskConfig, RoIConfig, SemanticConfig
 from hrnet_fast.detection.mmdet_parts import (
     accept_layers,
     read_assign,

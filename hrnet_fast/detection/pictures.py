@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from hrnet_fast.detection.config import PictureConfig
+from hrnet_fast.detection.detector_config import PictureConfig
 from hrnet_fast.detection.results import ImageMeta
 from hrnet_fast.errors import InputError, shown
 from hrnet_fast.tasks.images import read_image

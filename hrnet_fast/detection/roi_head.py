@@ -15,7 +15,7 @@ from torch.nn.functional import adaptive_avg_pool2d, softmax
 from hrnet_fast.detection.assignment import Sample, sample_regions
 from hrnet_fast.detection.box_head import BoxHead, select_detections
 from hrnet_fast.detection.boxes import decode
-from hrnet_fast.detection.config import RoIConfig
+from hrnet_fast.detection.head_configs import RoIConfig
 from hrnet_fast.detection.mask_head import MaskHead, mask_loss, of_class, paste_masks
 from hrnet_fast.detection.operators import pool_regions
 from hrnet_fast.detection.results import Detections, ImageMeta, Regions, Target, scales_of, sizes_of

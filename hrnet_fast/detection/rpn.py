@@ -11,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, relu
 from hrnet_fast.detection.anchors import Sizes, grid_anchors, usable_anchors
 from hrnet_fast.detection.assignment import assign, sample
 from hrnet_fast.detection.boxes import decode, encode
-from hrnet_fast.detection.config import ProposalConfig, RPNConfig
+from hrnet_fast.detection.config_parts import ProposalConfig, RPNConfig
 from hrnet_fast.detection.layers import draw_normal
 from hrnet_fast.detection.loss_terms import SPACING, box_delta_loss
 from hrnet_fast.detection.operators import best_of_levels, suppress

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
-from hrnet_fast.detection.config import SemanticConfig
+from hrnet_fast.detection.head_configs import SemanticConfig
 from hrnet_fast.detection.layers import ConvReLU, conv_tower, draw_kaiming
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from hrnet_fast.detection.config import DetectorConfig
+from hrnet_fast.detection.detector_config import DetectorConfig
 from hrnet_fast.errors import InputError
 from hrnet_fast.keypoints import Box
 from hrnet_fast.tasks.pixels import STATISTICS, check_channels

@@ -19,7 +19,7 @@ import hrnet_fast as hf
 from hrnet_fast.detection import KINDS, Detector, DetectorConfig, ImageMeta, Target, total_loss
 from hrnet_fast.detection.assignment import BACKGROUND, LEFT_OUT, assign, choose, sample
 from hrnet_fast.detection.boxes import decode, encode
-from hrnet_fast.detection.config import AssignConfig, SampleConfig
+from hrnet_fast.detection.config_parts import AssignConfig, SampleConfig
 from hrnet_fast.detection.mask_head import paste_masks
 from hrnet_fast.detection.operators import best_of_levels, suppress
 from hrnet_fast.errors import ConfigError, InputError, MissingPackageError

@@ -11,9 +11,10 @@ from typing import Any
 
 from hrnet_fast.checkpoints.infer import StateShapes
 from hrnet_fast.config import HRNetConfig
-from hrnet_fast.detection.config import DetectorConfig, FCOSConfig, RoIConfig
 from hrnet_fast.detection.defaults import default_heads
 from hrnet_fast.detection.detector import Detector
+from hrnet_fast.detection.detector_config import DetectorConfig
+from hrnet_fast.detection.head_configs import FCOSConfig, RoIConfig
 from hrnet_fast.errors import CheckpointError
 from hrnet_fast.skip_init import meta_device
 
