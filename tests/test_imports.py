@@ -57,7 +57,8 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "checkpoints": ABOVE,
     # Pictures are read as the tasks read them.
     "detection": (
-        "hrnet_fast.cli", "hrnet_fast.demo", "hrnet_fast.integrations", "hrnet_fast.checkpoints", "hrnet_fast.inference",
+        "hrnet_fast.cli", "hrnet_fast.demo", "hrnet_fast.integrations", "hrnet_fast.checkpoints",
+        "hrnet_fast.inference",
     ),
     # Whoever imports a plug-in needs its package: nothing but the command that runs scripts does.
     "tasks": ("hrnet_fast.cli", "hrnet_fast.demo", "hrnet_fast.integrations"),
