@@ -13,6 +13,11 @@ MOST_GROWTH = abs(math.log(16 / 1000))
 LEAST_AREA = 1e-6
 
 
+def wide(values: Tensor) -> Tensor:
+    """Return values in float32 if they have 16 bits: these do not tell neighbouring pixels of a picture apart."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 def areas(boxes: Tensor) -> Tensor:
     """Return the areas of boxes [..., 4]."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from hrnet_fast.detection.anchors import grid_points
-from hrnet_fast.detection.boxes import areas, clip
+from hrnet_fast.detection.boxes import areas, clip, wide
 from hrnet_fast.detection.head_configs import FCOSConfig
 from hrnet_fast.detection.layers import conv_tower, draw_normal
 from hrnet_fast.detection.loss_terms import SPACING, focal_loss, iou_loss, mean_over_processes
@@ -67,7 +67,7 @@ class FCOSHead(nn.Module):
                 box_features = conv(box_features)
             logits.append(self.conv_cls(features))
             centers.append(self.conv_centerness(features))
-            distances.append(scale(self.conv_reg(box_features)).exp())
+            distances.append(wide(scale(self.conv_reg(box_features))).exp())
         return logits, distances, centers
 
     @torch.no_grad()
@@ -102,7 +102,7 @@ class FCOSHead(nn.Module):
         """Return ``loss_cls``, ``loss_bbox`` and ``loss_centerness``."""
         logits, distances, centers = outputs
         config = self.config
-        points, level = grid_points(config.strides, map_sizes(logits), logits[0].dtype, logits[0].device)
+        points, level = grid_points(config.strides, map_sizes(logits), distances[0].dtype, logits[0].device)
         found = [self._targets(points, level, target) for target in targets]
         labels, goals = torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
         positives = (labels < self.num_classes).nonzero()[:, 0]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from hrnet_fast.detection.boxes import areas
+from hrnet_fast.detection.boxes import areas, wide
 from hrnet_fast.errors import MissingPackageError
 
 
@@ -92,15 +92,16 @@ def pool_regions(
         size: cells of a region in each direction.
         finest_size: see :func:`region_levels`.
     """
-    align = torchvision_operators().roi_align
+    align, dtype = torchvision_operators().roi_align, maps[0].dtype
+    maps = [wide(one) for one in maps]  # regions have the dtype of maps
     regions = torch.cat([image[:, None].to(boxes), boxes], dim=1).to(maps[0].dtype)
     if len(maps) == 1:
         pooled: Tensor = align(maps[0], regions, size, 1 / strides[0], -1, True)
-        return pooled
+        return pooled.to(dtype)
     level, order = region_levels(boxes, finest_size, len(maps)).sort(stable=True)
     counts = (level[None] == torch.arange(len(maps), device=level.device)[:, None]).sum(dim=1).tolist()
     parts = [
         align(level_map, part, size, 1 / stride, -1, True)
         for level_map, stride, part in zip(maps, strides, torch.split(regions[order], counts), strict=True)
     ]
-    return torch.cat(parts)[order.argsort()]
+    return torch.cat(parts).to(dtype)[order.argsort()]

@@ -63,7 +63,7 @@ def _rgb(picture: Any, index: int) -> Any:
         return np.array(as_channels(picture, 3), dtype=np.uint8)
     kind = getattr(picture, "dtype", None)
     if kind in (np.uint8, torch.uint8) and picture.ndim == 3 and picture.shape[2] == 3 and min(picture.shape) > 0:
-        return picture
+        return np.array(picture, order="C") if isinstance(picture, np.ndarray) else picture  # torch takes no other view
     raise InputError(
         f"Detector: picture {index} is {shown(picture)}; accepted are a path, a Pillow image, and RGB bytes [H, W, 3]. "
         "A normalised batch is one tensor [N, 3, H, W]."

@@ -142,7 +142,8 @@ def check_targets(images: Tensor, targets: Sequence[Target], classes: int, masks
 
 def _checked_target(images: Tensor, index: int, target: Target, classes: int, masks: bool, semantic: bool) -> Target:
     where = f"Detector: targets[{index}]"
-    boxes, labels = target.boxes.to(images), target.labels.to(images.device)
+    dtype = torch.promote_types(images.dtype, torch.float32)  # pixels need more than 16 bits
+    boxes, labels = target.boxes.to(images.device, dtype), target.labels.to(images.device)
     count = len(labels)
     if labels.dim() != 1 or labels.is_floating_point() or boxes.shape != (count, 4):
         raise InputError(
@@ -163,6 +164,6 @@ def _checked_target(images: Tensor, index: int, target: Target, classes: int, ma
         boxes[kept],
         labels.long()[kept],
         target.masks.to(images.device)[kept] if masks and target.masks is not None else None,
-        None if target.ignored is None else target.ignored.to(images).reshape(-1, 4),
+        None if target.ignored is None else target.ignored.to(boxes).reshape(-1, 4),
         target.semantic.to(images.device) if semantic and target.semantic is not None else None,
     )

@@ -14,7 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d, softmax
 
 from hrnet_fast.detection.assignment import Sample, sample_regions
 from hrnet_fast.detection.box_head import BoxHead, select_detections
-from hrnet_fast.detection.boxes import decode
+from hrnet_fast.detection.boxes import decode, wide
 from hrnet_fast.detection.head_configs import RoIConfig
 from hrnet_fast.detection.mask_head import MaskHead, mask_loss, of_class, paste_masks
 from hrnet_fast.detection.operators import pool_regions
@@ -58,10 +58,10 @@ class RoIHead(nn.Module):
     def box_outputs(
         self, stage: int, levels: Sequence[Tensor], regions: Regions, semantic: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return the class logits and box deltas of a stage for the regions' boxes."""
+        """Return the class logits and box deltas of a stage for the regions' boxes, in float32 at least."""
         pooled = self._pool(levels, regions, self.config.pool_size, semantic)
         logits, deltas = self.box_heads[stage](pooled)
-        return logits, deltas
+        return wide(logits), wide(deltas)
 
     def mask_outputs(self, levels: Sequence[Tensor], regions: Regions, semantic: Tensor | None) -> list[Tensor]:
         """Return the mask logits of each stage for the regions' boxes, which are pooled once."""
@@ -72,7 +72,7 @@ class RoIHead(nn.Module):
         for head in self.mask_heads:
             logits, features = head(pooled, before)
             before = features if config.information_flow else None
-            found.append(logits)
+            found.append(wide(logits))
         return found
 
     def _pool(self, levels: Sequence[Tensor], regions: Regions, size: int, semantic: Tensor | None) -> Tensor:
@@ -209,8 +209,7 @@ class RoIHead(nn.Module):
         before = None
         for head in self.mask_heads[:stage] if config.information_flow else ():
             before = head.features(pooled, before)
-        logits: Tensor = self.mask_heads[stage](pooled, before)[0]
-        return logits
+        return wide(self.mask_heads[stage](pooled, before)[0])
 
     def _refined(
         self,

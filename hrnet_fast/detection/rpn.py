@@ -10,7 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, relu
 
 from hrnet_fast.detection.anchors import Sizes, grid_anchors, usable_anchors
 from hrnet_fast.detection.assignment import assign, sample
-from hrnet_fast.detection.boxes import decode, encode
+from hrnet_fast.detection.boxes import decode, encode, wide
 from hrnet_fast.detection.config_parts import ProposalConfig, RPNConfig
 from hrnet_fast.detection.layers import draw_normal
 from hrnet_fast.detection.loss_terms import SPACING, box_delta_loss
@@ -27,8 +27,11 @@ def map_sizes(maps: Sequence[Tensor]) -> Sizes:
 
 
 def rows(maps: Sequence[Tensor], width: int) -> Tensor:
-    """Return maps [N, A * width, H, W] of all levels as [N, T, width], over levels, rows, columns and A."""
-    return torch.cat([m.permute(0, 2, 3, 1).reshape(len(m), -1, width) for m in maps], dim=1)
+    """Return maps [N, A * width, H, W] of all levels as [N, T, width], over levels, rows, columns and A.
+
+    The result has float32 at least.
+    """
+    return wide(torch.cat([m.permute(0, 2, 3, 1).reshape(len(m), -1, width) for m in maps], dim=1))
 
 
 class RPNHead(nn.Module):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
+from hrnet_fast.detection.boxes import wide
 from hrnet_fast.detection.head_configs import SemanticConfig
 from hrnet_fast.detection.layers import ConvReLU, conv_tower, draw_kaiming
 
@@ -46,5 +47,5 @@ class SemanticHead(nn.Module):
             labels: class of each pixel of the batch [N, height, width].
         """
         goals = interpolate(labels[:, None].float(), logits.shape[-2:], mode="nearest")[:, 0].long()
-        each = cross_entropy(logits, goals, reduction="none", ignore_index=self.config.ignore_index)
+        each = cross_entropy(wide(logits), goals, reduction="none", ignore_index=self.config.ignore_index)
         return self.config.weight * each.mean()

@@ -216,6 +216,25 @@ def test_accelerated_and_by_engines() -> None:
     assert torch.equal(found.labels, expected.labels)
 
 
+@pytest.mark.parametrize("kind", ["fcos", "htc"])
+@pytest.mark.parametrize("how", ["autocast", "bfloat16"])
+def test_sixteen_bits(kind: str, how: str) -> None:
+    """Boxes and losses stay in float32, where pixels can be told apart."""
+    model, x = tiny_detector(kind, score_threshold=0.0), image(96, 128)
+    objects = [target(OBJECTS)]
+    seed = torch.Generator()
+    exact = total_loss(model.train().losses(x, objects, generator=seed.manual_seed(0)))
+    if how == "bfloat16":
+        model, x = model.bfloat16(), x.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        total = total_loss(model.losses(x, objects, generator=seed.manual_seed(0)))
+        (found,) = model.eval()(x)
+    assert total.dtype == found.boxes.dtype == found.scores.dtype == torch.float32
+    torch.testing.assert_close(total, exact, rtol=0.1, atol=0)
+    assert bool((found.boxes != found.boxes.bfloat16()).any())
+    total.backward()
+
+
 BAD: dict[str, tuple[str, Any]] = {
     "an array": ("accepted is a normalised batch", lambda m: m(np.zeros((3, 8, 8)))),
     "no picture": ("no picture", lambda m: m([])),
