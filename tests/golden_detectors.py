@@ -38,7 +38,6 @@ def shapes(kind: str) -> dict[str, Shape]:
     return {line.split(" ")[0]: tuple(map(int, line.split(" ")[1:] if line[-1] != " " else ())) for line in lines}
 
 
-@functools.lru_cache(maxsize=1200)
 def _weight(key: str, shape: Shape, rule: str) -> Tensor:
     value = fill(key, shape).numpy()
     if rule:
@@ -47,20 +46,23 @@ def _weight(key: str, shape: Shape, rule: str) -> Tensor:
     return torch.from_numpy(np.asarray(value))
 
 
-def state(kind: str) -> dict[str, Tensor]:
-    """Return the weights of a detector: those of :func:`golden_data.fill`, some of the heads' scaled or shifted."""
+def state(kind: str, *, heads: bool) -> dict[str, Tensor]:
+    """Return the weights of a detector, or of its heads alone: :func:`golden_data.fill`, some scaled or shifted."""
     rules = _facts()[kind]["weight_rules"]
     found = {}
     for key, shape in shapes(kind).items():
+        if heads and key.startswith(("backbone.", "neck.")):
+            continue
         rule = next((json.dumps(rule) for rule in rules if re.fullmatch(rule[0], key)), "")
         found[key] = _weight(key, shape, rule)
     return found
 
 
-def detector(kind: str) -> Detector:
+def detector(kind: str, *, heads: bool = False) -> Detector:
+    """Return a detector in evaluation mode; with `heads`, its backbone and neck have no defined weights."""
     with skip_init():
         made = Detector(make_detector_config(kind, WIDTH, CLASSES), impl="reference")
-    made.load_state_dict(state(kind))
+    assert made.load_state_dict(state(kind, heads=heads), strict=not heads).unexpected_keys == []
     return made.double().eval()
 
 
