@@ -86,12 +86,15 @@ def check_two_stages(kind: str, model: Detector, levels: tuple[Tensor, ...]) -> 
         assert golden.distance(logits, expected[f"bbox_cls_{stage}"]) < CLOSE
         assert golden.distance(deltas, expected[f"bbox_reg_{stage}"]) < CLOSE
         boxes = head.refine(boxes, logits, deltas, sizes_of(metas, boxes.device)[image], None)
-    if model.roi_head.mask_heads:
+    if not model.roi_head.mask_heads:
+        return
+    if kind != "cascade_mask_rcnn":  # its three box stages run the code of Cascade R-CNN
         found = model.roi_head._boxes(levels, proposals, metas, semantic, False)
         assert golden.distance(found.boxes, expected["noscale_boxes"]) < CLOSE
         assert golden.distance(found.scores, expected["scores"]) < CLOSE
         assert np.array_equal(found.labels.numpy(), expected["labels"])
-        check_masks(kind, model, levels, Regions(found.boxes[:5], found.image[:5], labels=found.labels[:5]), semantic)
+    boxes, labels = (torch.from_numpy(expected[name][:5]) for name in ("noscale_boxes", "labels"))
+    check_masks(kind, model, levels, Regions(boxes, torch.zeros(5, dtype=torch.long), labels=labels), semantic)
 
 
 def check_masks(
