@@ -216,6 +216,27 @@ def test_accelerated_and_by_engines() -> None:
     assert torch.equal(found.labels, expected.labels)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fcos", "faster_rcnn"])
+def test_learns_two_pictures(kind: str) -> None:
+    """A step of the losses' gradients goes the right way, again and again."""
+    model = tiny_detector(kind).train()
+    x = image(96, 128, batch=2) * 0.3
+    x[0, 0, 8:50, 8:60] += 3
+    x[1, 1, 30:90, 40:120] += 3
+    objects = [target([OBJECTS[0]]), target([OBJECTS[1]])]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    history = []
+    for _ in range(20):
+        total = total_loss(model(x, objects))
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        history.append(float(total.detach()))
+    assert history[-1] < 0.7 * history[0]
+
+
 @pytest.mark.parametrize("kind", ["fcos", "htc"])
 @pytest.mark.parametrize("how", ["autocast", "bfloat16"])
 def test_sixteen_bits(kind: str, how: str) -> None:
