@@ -209,3 +209,26 @@ def test_shipped_configurations() -> None:
     for path in files:
         kind, width = re.match(r"(.*)_hrnetv2p-w(\d+)", path.name).groups()
         assert read_detector(path) == make_detector_config(kind.replace("-", "_"), int(width)), path.name
+
+
+REFUSED: dict[str, Any] = {
+    "rpn_head.anchor_generator.octave_base_scale": 4,
+    "rpn_head.num_convs": 2,
+    "roi_head.bbox_head.type": "DoubleConvFCBBoxHead",
+    "roi_head.bbox_head.loss_bbox.type": "GIoULoss",
+    "roi_head.bbox_roi_extractor.roi_layer.sampling_ratio": 2,
+    "roi_head.mask_head.upsample_cfg": {"type": "carafe", "scale_factor": 2},
+    "train_cfg.rcnn.sampler.type": "OHEMSampler",
+    "test_cfg.rcnn.nms.type": "soft_nms",
+    "test_cfg.rpn.min_bbox_size": -1,
+    "roi_head.mask_head.num_classes": 9,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("key", REFUSED)
+def test_settings_that_cannot_be_built(key: str) -> None:
+    config = small("mask_rcnn")
+    config.merge_from_dict({f"model.{key}": REFUSED[key]})
+    with pytest.raises(hf.ConfigError):
+        Detector.from_config(config)
