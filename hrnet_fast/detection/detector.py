@@ -55,7 +55,8 @@ class Detector(nn.Module):
         super().__init__()
         if not isinstance(config, DetectorConfig):
             raise ConfigError(f"Detector: config is {shown(config)}; accepted is a DetectorConfig.")
-        torchvision_operators()
+        if torch.get_default_device().type != "meta":  # for keys and shapes alone nothing is computed
+            torchvision_operators()
         self.config = config
         network, classes = config.network, config.num_classes
         self.backbone = HRNet(network.override(head=HeadConfig("features")), impl=impl)

@@ -292,9 +292,11 @@ def test_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(name, *args, **options)
 
     config = tiny_detector_config("fcos")
+    state = tiny_detector("fcos").state_dict()
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingPackageError, match=r"pip install 'hrnet-fast\[detection\]'"):
         Detector(config)
+    assert "neck.reduction_conv.conv.weight" in hf.convert_checkpoint(state, to="mmdet")  # which computes nothing
 
 
 @pytest.mark.parametrize("kind", KINDS)
