@@ -332,8 +332,7 @@ std::variant<std::vector<at::Tensor>, std::string> run_chains(const std::shared_
       if (!call->computes_in(x.scalar_type())) return "weights and input differ in dtype";
   std::vector<bool> blocks;
   for (size_t k = 0; k < xs.size(); ++k)
-    blocks.push_back(!dtype && call->normalises_batches(k) && xs[k].scalar_type() == at::kFloat &&
-                     is_converted(xs[k]) && has_avx512());
+    blocks.push_back(!dtype && call->normalises_batches(k) && sums_by_channel_blocks(xs[k]));
   const variable_list tensors = inputs_of_node(xs, call->parameters());
   if (any_requires_grad(tensors)) {
     const auto state = c10::make_intrusive<ChainsState>();
