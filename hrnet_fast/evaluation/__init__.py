@@ -1,0 +1,1 @@
+"""Evaluation of networks by the authors' protocols: crops, test-time augmentation, decoding and metrics."""
