@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ class KeypointDataset(AnnotatedImages[KeypointSample]):
         bones: pairs of keypoints to connect in a drawing.
         flip_pairs: pairs of keypoints that mirroring swaps, or None where the list does not say.
         upper_body: keypoints of the upper body, for half-body crops.
+        annotations: the file of the annotations, "" where the reader names none; a detector's boxes are of another.
+        category_id: COCO's id of the category.
         skipped: what was left out.
     """
 
@@ -52,10 +55,13 @@ class KeypointDataset(AnnotatedImages[KeypointSample]):
         bones: Sequence[tuple[int, int]] = (),
         flip_pairs: Sequence[tuple[int, int]] | None = None,
         upper_body: Sequence[int] = (),
+        annotations: str | os.PathLike[str] = "",
+        category_id: int = 1,
         skip_broken: bool = False,
     ) -> None:
         super().__init__(skip_broken)
         self.names = tuple(names)
+        self.annotations, self.category_id = os.fspath(annotations), category_id
         self.bones = tuple((int(a), int(b)) for a, b in bones)
         order = [] if flip_pairs is None else mirror_order(flip_pairs, len(self.names))
         self.flip_pairs = None if flip_pairs is None else tuple((i, j) for i, j in enumerate(order) if i < j)

@@ -134,9 +134,18 @@ class EvaluationRecipe:
         shift: move flipped-back heatmaps by one pixel; None as the network's method asks (keypoints).
         decode: method of decoding heatmaps (keypoints).
         scales: of the multi-scale test (segmentation).
-        window: (H, W) of a sliding window for pictures larger than it, or None: whole pictures (segmentation).
+        longer_side: length in pixels of a picture's longer side at scale 1 (the authors' ``TEST.BASE_SIZE``); None
+            leaves pictures as large as they are (segmentation).
+        window: (H, W) of a sliding window for scaled pictures larger than it, or None: whole pictures (segmentation).
+        window_step: distance of the windows as a share of theirs: 1 in the authors' Cityscapes, 2/3 in their
+            PASCAL-Context (segmentation).
+        pad_windows: smaller pictures and the last windows are padded with black to the window, as in the authors'
+            PASCAL-Context; otherwise such pictures run whole and the last windows overlap more, as in their Cityscapes
+            (segmentation).
         average: what is averaged over scales and mirror images: ``"logits"`` or ``"exp"``, the authors' (segmentation).
         size: (H, W) that pictures are resized to before the network, or None (segmentation).
+        whole_pixels: points in the picture are cut to whole pixels and counted from 1, as in the authors' face code
+            (keypoints).
         detections: a file of a detector's boxes, relative to the data folder; None takes annotated boxes (COCO).
         metric: ``"coco"``, ``"pckh"``, ``"pck"``, ``"nme"``, ``"miou"`` or ``"top_k"``.
         metric_options: arguments of the metric in :mod:`hrnet_fast.metrics`.
@@ -149,9 +158,13 @@ class EvaluationRecipe:
     shift: bool | None = None
     decode: str | None = None
     scales: tuple[float, ...] = (1.0,)
+    longer_side: int | None = None
     window: tuple[int, int] | None = None
+    window_step: float = 1.0
+    pad_windows: bool = False
     average: str = "logits"
     size: tuple[int, int] | None = None
+    whole_pixels: bool = False
     detections: str | None = None
     metric_options: Mapping[str, Any] = field(default_factory=dict)
     best: str = ""
