@@ -84,7 +84,9 @@ def evaluate_classification(
             metric.update(logits, labels)
             shares = logits.float().softmax(1)
             best, first = shares.max(1)
-            columns.append((labels, first, best, shares.gather(1, labels[:, None])[:, 0]))
+            known = (labels >= 0) & (labels < classes)
+            own = shares.gather(1, labels.clamp(0, classes - 1)[:, None])[:, 0]
+            columns.append((labels, first, best, torch.where(known, own, 0)))
             names += zip(batch.paths, batch.rows, strict=True)
     count, skipped = total_of(len(names), loader.skipped)
     if not count:
