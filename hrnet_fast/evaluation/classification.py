@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from hrnet_fast.datasets import ClassificationCrops, ClassificationDataset, collate_classification
 from hrnet_fast.errors import InputError, shown
 from hrnet_fast.evaluation.batches import (
     EvaluationBatches,
@@ -28,13 +25,11 @@ WHAT = "evaluate_classification"
 
 def evaluate_classification(
     network: Network,
-    dataset: Dataset[Any],
-    inputs: Callable[[Any], tuple[Tensor, Tensor]],
+    dataset: ClassificationDataset,
+    crops: ClassificationCrops,
     evaluation: EvaluationRecipe,
     device: torch.device | str,
     *,
-    classes: int,
-    collate: Callable[[Sequence[Any]], Any],
     workers: int = 0,
     batch_size: int = 32,
     progress: Progress | None = None,
@@ -48,12 +43,10 @@ def evaluate_classification(
 
     Args:
         network: model, accelerated model or engine in evaluation mode: [N, 3, H, W] to logits [N, classes].
-        dataset: the samples.
-        inputs: a batch on its device to images [N, 3, H, W], normalised, and integer classes [N].
+        dataset: the samples; its transform is that of evaluation.
+        crops: makes the inputs of a batch; random colours are left out.
         evaluation: the fields for classification; `flip` takes the mean with the mirrored picture's logits.
         device: of the network.
-        classes: their number.
-        collate: samples to a batch with ``to``, ``len``, ``paths``, ``rows`` and ``skipped``.
         workers: processes that decode pictures; 0 decodes in this one.
         batch_size: pictures for each call.
         progress: called with the samples done and their number, of this process's part.
@@ -66,15 +59,16 @@ def evaluate_classification(
     if evaluation.metric != "top_k":
         raise InputError(f"{WHAT}: metric={shown(evaluation.metric)}; accepted is 'top_k'.")
     loader = EvaluationBatches(
-        dataset, collate, device, workers=workers, batch_size=batch_size, progress=progress
+        dataset, collate_classification, device, workers=workers, batch_size=batch_size, progress=progress
     )  # fmt: skip
+    classes, made = dataset.num_classes, crops.evaluating()
     ks = (1, 5) if classes >= 5 else (1,)
     metric = make_metric(TopKAccuracy, options={"ks": ks, **evaluation.metric_options})
     columns: list[tuple[Tensor, ...]] = []
     names: list[tuple[str, str]] = []
     with torch.no_grad():
         for _, batch in loader:
-            images, labels = inputs(batch)
+            images, labels = made(batch), batch.labels
             logits = last_output(WHAT, network(images), 2)
             if evaluation.flip:
                 logits = (logits + last_output(WHAT, network(images.flip(3)), 2)) / 2

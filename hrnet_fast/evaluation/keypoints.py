@@ -76,8 +76,9 @@ def evaluate_keypoints(
 
     ``metric`` takes ``metric_options`` beside the arguments of the metric's class:
 
-    - ``"coco"``: :class:`~hrnet_fast.metrics.COCOKeypointAP`, by the annotations of the data set;
-    - ``"pckh"``: :class:`~hrnet_fast.metrics.PCKh`, by ``annot/gt_<split>.mat`` beside the annotations;
+    - ``"coco"``: :class:`~hrnet_fast.metrics.COCOKeypointAP`, by the file ``annotations`` or the data set's;
+    - ``"pckh"``: :class:`~hrnet_fast.metrics.PCKh`, by the file ``head_boxes`` or ``gt_<split>.mat`` beside the
+      annotations;
     - ``"pck"``: :class:`~hrnet_fast.metrics.PCK` and :class:`~hrnet_fast.metrics.PixelError`; with ``size="box"``, the
       default, thresholds are shares of the longer side of the sample's box, with ``"pixels"`` they are picture pixels;
     - ``"nme"``: :class:`~hrnet_fast.metrics.NME`.
@@ -208,12 +209,13 @@ def _distances(found: KeypointPredictions) -> Tensor:
 def _coco(
     found: KeypointPredictions, dataset: KeypointDataset, evaluation: EvaluationRecipe
 ) -> tuple[dict[str, float], Tensor]:
-    if not dataset.annotations:
+    options = {"category_id": dataset.category_id, **evaluation.metric_options}
+    annotations = options.pop("annotations", dataset.annotations)
+    if not annotations:
         raise InputError(
             f"{WHAT}: metric='coco' needs annotations in COCO's format, and this data set has none; take 'pck'."
         )
-    options = {"category_id": dataset.category_id, **evaluation.metric_options}
-    metric = make_metric(COCOKeypointAP, dataset.annotations, options=options)
+    metric = make_metric(COCOKeypointAP, annotations, options=options)
     if len(found.paths):
         metric.update(found.points, found.scores, found.image_ids, found.areas, found.box_scores)
     return metric.gather().compute(), _distances(found)
@@ -222,25 +224,27 @@ def _coco(
 def _pckh(
     found: KeypointPredictions, dataset: KeypointDataset, evaluation: EvaluationRecipe
 ) -> tuple[dict[str, float], Tensor]:
-    metric = make_metric(PCKh, options=evaluation.metric_options)
-    targets, counted, heads = _mpii_truth(Path(dataset.annotations))
+    options = dict(evaluation.metric_options)
+    annotations = Path(dataset.annotations)
+    file = Path(options.pop("head_boxes", annotations.with_name(f"gt_{annotations.stem}.mat")))
+    metric = make_metric(PCKh, options=options)
+    targets, counted, heads = _mpii_truth(file)
     rows = [int(row.removeprefix("row ")) for row in found.rows]
     if rows and max(rows) >= len(targets):
-        raise InputError(f"{WHAT}: row {max(rows)} of {dataset.annotations} has no head box; give both of one split.")
+        raise InputError(f"{WHAT}: {file} has {len(targets)} persons, none for row {max(rows)}; give the split's.")
     if rows:
         metric.update(found.points + 1, targets[rows], counted[rows], heads[rows])  # its points count from 1
     return metric.gather().compute(), _distances(found)
 
 
-def _mpii_truth(annotations: Path) -> tuple[Tensor, Tensor, Tensor]:
+def _mpii_truth(path: Path) -> tuple[Tensor, Tensor, Tensor]:
     """Return points [N, 16, 2] counted from 1, which of them count [N, 16], and head boxes [N, 4] of MPII.
 
-    The authors' ``annot/gt_valid.mat`` (``lib/dataset/mpii.py::evaluate``) beside ``annot/valid.json``.
+    The authors' ``annot/gt_valid.mat`` (``lib/dataset/mpii.py::evaluate``).
 
     Raises:
         InputError: the file or scipy is missing, or it has other content.
     """
-    path = annotations.with_name(f"gt_{annotations.stem}.mat")
     try:
         from scipy.io import loadmat
     except ImportError as error:

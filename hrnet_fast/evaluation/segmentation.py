@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -62,25 +63,9 @@ def evaluate_segmentation(
         raise InputError(f"{WHAT}: metric={shown(evaluation.metric)}; accepted is 'miou'.")
     options = {"names": dataset.names or None, **evaluation.metric_options}
     metric = make_metric(ConfusionMatrix, dataset.num_classes, dataset.ignore_label, options=options)
-    if align_corners is None:
-        align_corners = bool(getattr(getattr(network, "config", None), "align_corners", True))
-    passes = SegmentationPasses(
-        scales=tuple(evaluation.scales),
-        flip=evaluation.flip,
-        longer_side=evaluation.longer_side,
-        window=evaluation.window,
-        window_step=evaluation.window_step,
-        pad_windows=evaluation.pad_windows,
-        average=evaluation.average,
-        swapped=tuple(dataset.swapped_classes),
-        black=tuple(-mean / std for mean, std in zip(crops.mean, crops.std, strict=True)),
-        align_corners=align_corners,
-        batch_size=batch_size,
-    )
+    scored = _ScoredBatches(network, dataset, crops, evaluation, batch_size, align_corners)
     collate = CollateSegmentation(dataset.ignore_label)
-    loader = EvaluationBatches(
-        dataset, collate, device, workers=workers, batch_size=batch_size, progress=progress
-    )  # fmt: skip
+    loader = EvaluationBatches(dataset, collate, device, workers=workers, batch_size=batch_size, progress=progress)
     names: list[tuple[str, str]] = []
     correct: list[Tensor] = []
     with torch.no_grad():
@@ -88,15 +73,7 @@ def evaluate_segmentation(
             if batch.labels is None:
                 raise InputError(f"{WHAT}: {batch.paths[0]} has no mask; evaluation needs masks.")
             found: dict[int, Tensor] = {}
-            resized = None if evaluation.size is None else _resized(batch.images, evaluation.size)
-            if resized is not None:
-                resized = passes(network, normalize(resized, crops.mean, crops.std))
-            for size, members in _by_size(there).items():
-                if resized is None:
-                    images = _stacked(batch.images, there.images, members, size)
-                    scores = passes(network, normalize(images, crops.mean, crops.std))
-                else:
-                    scores = passes.to_size(torch.stack([resized[i] for i in members]), size)
+            for size, members, scores in scored(there, batch):
                 labels = _stacked(batch.labels, there.labels, members, size)[:, 0]
                 metric.update(scores, labels)
                 counted = labels != dataset.ignore_label
@@ -113,6 +90,76 @@ def evaluate_segmentation(
     own = torch.stack(correct).tolist() if correct else []
     samples = tuple(SampleResult(path, row, share, {}) for (path, row), share in zip(names, own, strict=True))
     return EvaluationResult(figures, samples, count, skipped)
+
+
+def predict_classes(
+    network: Network,
+    dataset: SegmentationDataset,
+    index: int,
+    crops: SegmentationCrops,
+    evaluation: EvaluationRecipe,
+    device: torch.device | str,
+    *,
+    align_corners: bool | None = None,
+) -> Tensor:
+    """Return the class of each pixel of one sample, int64 [H, W] on the host, as :func:`evaluate_segmentation` has it.
+
+    Raises:
+        DatasetError: the picture or its mask is broken.
+    """
+    check_network(WHAT, network)
+    scored = _ScoredBatches(network, dataset, crops, evaluation, 1, align_corners)
+    there = CollateSegmentation(dataset.ignore_label)([dataset.read(index)])
+    with torch.no_grad():
+        (_, _, scores), *_ = scored(there, there.to(device))
+    return scores[0].max(0).indices.cpu()
+
+
+class _ScoredBatches:
+    """Class scores of the pictures of a batch, by size."""
+
+    def __init__(
+        self,
+        network: Network,
+        dataset: SegmentationDataset,
+        crops: SegmentationCrops,
+        evaluation: EvaluationRecipe,
+        batch_size: int,
+        align_corners: bool | None,
+    ) -> None:
+        if align_corners is None:
+            align_corners = bool(getattr(getattr(network, "config", None), "align_corners", True))
+        self._network, self._crops, self._size = network, crops, evaluation.size
+        self._passes = SegmentationPasses(
+            scales=tuple(evaluation.scales),
+            flip=evaluation.flip,
+            base_size=evaluation.base_size,
+            window=evaluation.window,
+            stride=evaluation.stride,
+            pad_windows=evaluation.pad_windows,
+            average=evaluation.average,
+            swapped=tuple(dataset.swapped_classes),
+            black=tuple(-mean / std for mean, std in zip(crops.mean, crops.std, strict=True)),
+            align_corners=align_corners,
+            batch_size=batch_size,
+        )
+
+    def __call__(
+        self, there: SegmentationBatch, batch: SegmentationBatch
+    ) -> Iterator[tuple[tuple[int, int], list[int], Tensor]]:
+        """Yield, for each size (H, W), the pictures of that size and their scores [N, classes, H, W].
+
+        `there` is `batch` on the host.
+        """
+        resized = None if self._size is None else self._scores(_resized(batch.images, self._size))
+        for size, members in _by_size(there).items():
+            if resized is None:
+                yield size, members, self._scores(_stacked(batch.images, there.images, members, size))
+            else:
+                yield size, members, self._passes.to_size(torch.stack([resized[i] for i in members]), size)
+
+    def _scores(self, images: Tensor) -> Tensor:
+        return self._passes(self._network, normalize(images, self._crops.mean, self._crops.std))
 
 
 def _by_size(batch: SegmentationBatch) -> dict[tuple[int, int], list[int]]:

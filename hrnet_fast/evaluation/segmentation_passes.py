@@ -25,7 +25,7 @@ class SegmentationPasses:
     result is resized to the picture and added up over scales.
 
     Attributes:
-        scales, flip, longer_side, window, window_step, pad_windows, average: see
+        scales, flip, base_size, window, stride, pad_windows, average: see
             :class:`~hrnet_fast.recipes.recipe.EvaluationRecipe`.
         swapped: pairs of classes that mirroring swaps.
         black: the normalised value of a black pixel in each channel, for padding.
@@ -35,9 +35,9 @@ class SegmentationPasses:
 
     scales: tuple[float, ...]
     flip: bool
-    longer_side: int | None
+    base_size: int | None
     window: tuple[int, int] | None
-    window_step: float
+    stride: float
     pad_windows: bool
     average: str
     swapped: Pairs
@@ -61,7 +61,7 @@ class SegmentationPasses:
 
     def _scaled(self, height: int, width: int, scale: float) -> tuple[int, int]:
         longer = max(height, width)
-        side = int((self.longer_side or longer) * scale + 0.5)
+        side = int((self.base_size or longer) * scale + 0.5)
         if height > width:
             return max(side, 1), max(int(width * side / longer + 0.5), 1)
         return max(int(height * side / longer + 0.5), 1), max(side, 1)
@@ -96,7 +96,7 @@ class SegmentationPasses:
 
     def _starts(self, length: int, window: int) -> list[int]:
         """Return the first rows, or columns, of the windows along one side of a picture."""
-        step = int(window * self.window_step)
+        step = int(window * self.stride)
         starts = [i * step for i in range(max(0, math.ceil((length - window) / step)) + 1)]
         return starts if self.pad_windows else [max(0, min(start, length - window)) for start in starts]
 

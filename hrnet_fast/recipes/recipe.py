@@ -134,11 +134,9 @@ class EvaluationRecipe:
         shift: move flipped-back heatmaps by one pixel; None as the network's method asks (keypoints).
         decode: method of decoding heatmaps (keypoints).
         scales: of the multi-scale test (segmentation).
-        longer_side: length in pixels of a picture's longer side at scale 1 (the authors' ``TEST.BASE_SIZE``); None
-            leaves pictures as large as they are (segmentation).
-        window: (H, W) of a sliding window for scaled pictures larger than it, or None: whole pictures (segmentation).
-        window_step: distance of the windows as a share of theirs: 1 in the authors' Cityscapes, 2/3 in their
-            PASCAL-Context (segmentation).
+        base_size: longer side in pixels at scale 1; None takes the picture's own (segmentation).
+        window: (H, W) of a sliding window for pictures larger than it, or None: whole pictures (segmentation).
+        stride: share of the window by which it moves (segmentation): 1 on the authors' Cityscapes, 2/3 on their others.
         pad_windows: smaller pictures and the last windows are padded with black to the window, as in the authors'
             PASCAL-Context; otherwise such pictures run whole and the last windows overlap more, as in their Cityscapes
             (segmentation).
@@ -158,9 +156,9 @@ class EvaluationRecipe:
     shift: bool | None = None
     decode: str | None = None
     scales: tuple[float, ...] = (1.0,)
-    longer_side: int | None = None
+    base_size: int | None = None
     window: tuple[int, int] | None = None
-    window_step: float = 1.0
+    stride: float = 1.0
     pad_windows: bool = False
     average: str = "logits"
     size: tuple[int, int] | None = None

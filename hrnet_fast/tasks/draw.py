@@ -45,6 +45,16 @@ def keypoints(
     return picture
 
 
+def rings(image: Image.Image, points: Sequence[Sequence[float]]) -> Image.Image:
+    """Draw annotated points as rings, so that a predicted point in the middle stays visible."""
+    picture = image.copy()
+    pen = ImageDraw.Draw(picture)
+    radius = max(4, round(min(image.size) / 80))
+    for x, y in points:
+        pen.ellipse([x - radius, y - radius, x + radius, y + radius], outline=(40, 220, 60), width=max(2, radius // 3))
+    return picture
+
+
 def overlay(image: Image.Image, labels: NDArray[np.integer], classes: int, opacity: float = 0.55) -> Image.Image:
     """Blend the colours of a label map [H, W] over the image."""
     colours = np.array(palette(classes), dtype=np.uint8)[labels]

@@ -34,7 +34,7 @@ def lopsided(x: Tensor) -> Tensor:
 
 def passes(**changes: Any) -> SegmentationPasses:
     settings: dict[str, Any] = {
-        "scales": (1.0,), "flip": False, "longer_side": None, "window": None, "window_step": 1.0, "pad_windows": False,
+        "scales": (1.0,), "flip": False, "base_size": None, "window": None, "stride": 1.0, "pad_windows": False,
         "average": "exp", "swapped": PAIRS, "black": BLACK, "align_corners": True, "batch_size": 3,
     }  # fmt: skip
     return SegmentationPasses(**settings | changes)
@@ -131,7 +131,7 @@ def test_cityscapes_passes(flip: bool, batch_size: int) -> None:
 def test_pascal_context_passes(height: int, width: int, align: bool) -> None:
     x, scales = images(height, width), (0.5, 0.75, 1.0, 2.0)
     made = passes(
-        scales=scales, flip=True, window=(24, 24), window_step=0.66667, pad_windows=True, longer_side=28,
+        scales=scales, flip=True, window=(24, 24), stride=0.66667, pad_windows=True, base_size=28,
         align_corners=align,
     )  # fmt: skip
     expected = authors_base(x, scales, True, (24, 24), 28, align)
