@@ -57,7 +57,7 @@ class SeededSamples(Dataset[Any]):
     def __getitem__(self, key: SampleKey) -> list[Any] | ReadingFailure:
         with kept_host_random_states() if get_worker_info() is None else nullcontext():
             seed_host_generators(key.seed)
-            return self._read(key.index)
+            return self._read(key.sample)
 
     def _read(self, index: int) -> list[Any] | ReadingFailure:
         found: list[Any] = []
@@ -154,7 +154,9 @@ class TrainingBatches:
         )
         self._iterator: Iterator[Any] | None = iter(loader)
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream: Any = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._ahead: Any = None
         self._current: Any = None  # its memory may not be reused before the step behind it is launched
         self._copied: Any = None

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from hrnet_fast.random_states import host_random_states, restore_host_random_states
+from hrnet_fast.random_states import host_random_states, restore_host_random_states, seed_host_generators
+from hrnet_fast.trainer.sampler import derived_seed
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
@@ -32,3 +33,11 @@ def restore_random_state(states: dict[str, Any], device: torch.device) -> None:
     restore_host_random_states(found)
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def seed_steps(seed: int, rank: int, device: torch.device) -> None:
+    """Seed what steps draw from, dropout for instance; each process otherwise."""
+    own = derived_seed(seed, "steps", rank)
+    seed_host_generators(own)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(own)

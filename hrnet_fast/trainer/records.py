@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -9,7 +10,7 @@ import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -35,10 +36,19 @@ class RunLog:
     Args:
         path: the file.
         size: bytes of it to keep; what is behind was written after the checkpoint that the run goes on from.
+
+    Raises:
+        InputError: another process writes it, or it cannot be opened.
     """
 
     def __init__(self, path: Path, size: int) -> None:
-        self._file = path.open("ab")
+        try:
+            self._file = path.open("ab")
+            _lock(self._file)
+        except BlockingIOError as error:
+            raise InputError(f"train: another process trains in {path.parent}; wait for it or stop it.") from error
+        except OSError as error:
+            raise InputError(f"train: {path} cannot be written ({error.strerror}).") from error
         if self._file.tell() > size:
             self._file.truncate(size)
 
@@ -55,6 +65,23 @@ class RunLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Lock a file for this process, where the system has such locks; forked workers do not hold it on.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise BlockingIOError(*error.args) from error
 
 
 def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from hrnet_fast.recipes.recipe import Recipe
 from hrnet_fast.whole_files import remove_unfinished, written_whole
 
 RECIPE, ENVIRONMENT, LOG, LAST = "recipe.yaml", "environment.json", "log.jsonl", "last.pt"
+WEIGHTS = ("best.pth", "best_ema.pth", "final.pth", "final_ema.pth")
 FORMAT = 1  # of last.pt
 MAY_DIFFER = ("data.workers",)  # fields that a resumed run may have otherwise: they change no number
 
@@ -46,16 +47,32 @@ class RunFolder:
         if resume and not present:
             raise InputError(f"train: {path} has no run to resume; start one without resume, or give its folder.")
 
-    def prepare(self, recipe: Recipe, environment: Mapping[str, Any]) -> None:
-        """Make the folder, with the recipe and the environment."""
+    def prepare(self) -> None:
+        """Make the folder.
+
+        Raises:
+            InputError: it cannot be made.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"train: the folder {self.path} cannot be made ({error.strerror}).") from error
-        for name in (RECIPE, ENVIRONMENT, LAST):
+
+    def describe(self, recipe: Recipe, environment: Mapping[str, Any]) -> None:
+        """Write the recipe and the environment; remove what an ended process left of unfinished files.
+
+        Raises:
+            InputError: they cannot be written.
+        """
+        for name in (RECIPE, ENVIRONMENT, LAST, *WEIGHTS):
             remove_unfinished(self.path / name)
-        self._write(RECIPE, recipe_text(recipe))
-        self._write(ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
+        texts = {RECIPE: recipe_text(recipe), ENVIRONMENT: json.dumps(environment, indent=2) + "\n"}
+        for name, text in texts.items():
+            try:
+                with written_whole(self.path / name) as handle:
+                    handle.write(text.encode())
+            except OSError as error:
+                raise InputError(f"train: {self.path / name} cannot be written ({error.strerror}).") from error
 
     def load(self) -> dict[str, Any] | None:
         """Return the content of ``last.pt`` with tensors on the CPU, or None where a run ended before its first one.
@@ -101,17 +118,6 @@ class RunFolder:
         plain = {key: value.detach().cpu() for key, value in state.items()}
         save_checkpoint(upstream_names(network, plain), self.path / name, overwrite=True)
 
-    def _write(self, name: str, text: str) -> None:
-        try:
-            with written_whole(self.path / name) as handle:
-                _write_text(handle, text)
-        except OSError as error:
-            raise InputError(f"train: {self.path / name} cannot be written ({error.strerror}).") from error
-
-
-def _write_text(handle: IO[bytes], text: str) -> None:
-    handle.write(text.encode())
-
 
 def upstream_names(network: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return `state` under the names of the family that the network's weights came from, where that can hold it."""
@@ -144,19 +150,25 @@ def recipe_text(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe_data(recipe), sort_keys=False)
 
 
-def check_same_recipe(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Compare the recipe of a run with the one that is to go on with it.
+def check_same_run(path: Path, state: Mapping[str, Any], recipe: Recipe, samples: int) -> None:
+    """Compare the run in a folder with the recipe and the number of samples that are to go on with it.
 
     Raises:
-        ConfigError: fields differ, other than those that change no number; the message names them.
+        ConfigError: fields of the recipe differ, other than those that change no number, or the number of samples does;
+            the message names them.
     """
-    before, after = dict(_fields(then)), dict(_fields(now))
-    names = [k for k in {**before, **after} if before.get(k) != after.get(k) and k not in MAY_DIFFER]
+    then, now = dict(_fields(state["recipe"])), dict(_fields(recipe_data(recipe)))
+    names = [k for k in {**then, **now} if then.get(k) != now.get(k) and k not in MAY_DIFFER]
     if names:
-        told = "; ".join(f"{k} was {shown(before.get(k))}, is {shown(after.get(k))}" for k in names)
+        told = "; ".join(f"{k} was {shown(then.get(k))}, is {shown(now.get(k))}" for k in names)
         raise ConfigError(
             f"train: the run in {path} has another recipe: {told}. Resume it with its own recipe, or start a run in "
             "another folder."
+        )
+    if state["samples"] != samples:
+        raise ConfigError(
+            f"train: the run in {path} has {state['samples']} training samples, the data here has {samples}; resume it "
+            "with its own data."
         )
 
 

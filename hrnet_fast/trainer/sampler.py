@@ -14,9 +14,9 @@ from hrnet_fast.recipes.recipe import LoopRecipe
 
 
 class SampleKey(NamedTuple):
-    """A sample's index, and the seed of what is random in reading it."""
+    """A sample's index in the data set, and the seed of what is random in reading it."""
 
-    index: int
+    sample: int
     seed: int
 
 

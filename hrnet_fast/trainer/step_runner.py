@@ -45,7 +45,9 @@ class StepRunner:
         model = task.make_model()
         self.choices: StepChoices = choose(loop, model, device, processes.count)
         self.model = prepare_model(model, self.choices, loop, device)
-        stream = torch.cuda.Stream(device) if self.choices.graph and processes.count > 1 else None
+        stream: Any = None
+        if self.choices.graph and processes.count > 1:
+            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         trained = self._distributed(processes, loop.sync_bn, stream)
         dtype = autocast_dtype(loop.dtype)
         self.optimizer = make_optimizer(recipe.optimizer, task.parameter_groups(self.model), device, self.choices.graph)
@@ -53,7 +55,8 @@ class StepRunner:
         self.scaler = torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
         self.ema: AveragedModel | None = None
         if loop.ema is not None:
-            self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(loop.ema), use_buffers=True)
+            average = get_ema_multi_avg_fn(loop.ema)  # type: ignore[no-untyped-call]
+            self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         loss = task.make_loss()
         self.graphed: GraphedStep | None = None
         self._accumulate = loop.accumulate
@@ -90,6 +93,10 @@ class StepRunner:
         if self.choices.accelerate:
             found["accelerate"]["report"] = str(explain(self.model))
         return found
+
+    def network(self, weights: str) -> nn.Module:
+        """Return the network with its weights as trained (``"raw"``) or averaged (``"ema"``)."""
+        return self.model if weights == "raw" or self.ema is None else self.ema.module
 
     def state(self) -> dict[str, Any]:
         """Return the state to resume from: tensors and plain values."""
