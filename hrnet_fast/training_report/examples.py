@@ -92,7 +92,7 @@ def _told(sample: SampleResult, names: tuple[str, ...]) -> str:
 def _places(dataset: Any, samples: list[SampleResult]) -> dict[tuple[str, str], int]:
     """Return the index of each sample in its data set, by file and row."""
     wanted = {(sample.path, sample.row) for sample in samples}
-    rows = {path: row for path, row in wanted}
+    rows = dict(wanted)
     found: dict[tuple[str, str], int] = {}
     for i in range(len(dataset)):
         path = dataset.picture(i)
