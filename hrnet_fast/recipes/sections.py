@@ -225,8 +225,13 @@ class EvaluationRecipe:
         base_size: longer side in pixels at scale 1; None takes the picture's own (segmentation).
         window: (H, W) of a sliding window for pictures larger than it, or None: whole pictures (segmentation).
         stride: share of the window by which it moves (segmentation): 1 on the authors' Cityscapes, 2/3 on their others.
+        pad_windows: smaller pictures and the last windows are padded with black to the window, as in the authors'
+            PASCAL-Context; otherwise such pictures run whole and the last windows overlap more, as in their Cityscapes
+            (segmentation).
         average: what is averaged over scales and mirror images: ``"logits"`` or ``"exp"``, the authors' (segmentation).
         size: (H, W) that pictures are resized to before the network, or None (segmentation).
+        whole_pixels: points in the picture are cut to whole pixels and counted from 1, as in the authors' face code
+            (keypoints).
         detections: a file of a detector's boxes, relative to the data folder; None takes annotated boxes (COCO).
         metric: ``"coco"``, ``"pckh"``, ``"pck"``, ``"nme"``, ``"miou"`` or ``"top_k"``.
         metric_options: arguments of the metric in :mod:`hrnet_fast.metrics`.
@@ -242,8 +247,10 @@ class EvaluationRecipe:
     base_size: int | None = None
     window: tuple[int, int] | None = None
     stride: float = 1.0
+    pad_windows: bool = False
     average: str = "logits"
     size: tuple[int, int] | None = None
+    whole_pixels: bool = False
     detections: str | None = None
     metric_options: Mapping[str, Any] = field(default_factory=dict)
     best: str = ""

@@ -25,8 +25,8 @@ LOSSES_OF_TASK = {
     "classification": ("cross_entropy",),
 }
 _OF_ALL = ("metric", "metric_options", "best", "batch_size", "flip")
-_OF_KEYPOINTS = (*_OF_ALL, "shift", "decode", "detections")
-_OF_PIXELS = (*_OF_ALL, "scales", "base_size", "window", "stride", "average", "size")
+_OF_KEYPOINTS = (*_OF_ALL, "shift", "decode", "whole_pixels", "detections")
+_OF_PIXELS = (*_OF_ALL, "scales", "base_size", "window", "stride", "pad_windows", "average", "size")
 _USED = {"pose": _OF_KEYPOINTS, "landmarks": _OF_KEYPOINTS, "segmentation": _OF_PIXELS, "classification": _OF_ALL}
 
 
