@@ -45,11 +45,10 @@ class ClassificationDataset(AnnotatedImages[ClassSample]):
         files: (picture, class) of each sample.
         names: names of the classes.
         transform: uint8 [3, H, W] to uint8 [3, h, w], in the workers; None leaves pictures as they are.
-        seed: of the transform's random numbers after :meth:`set_epoch`.
         skip_broken: see :class:`~hrnet_fast.datasets.AnnotatedImages`.
 
     Attributes:
-        names, num_classes, transform, seed, skipped: as above.
+        names, num_classes, transform, skipped: as above.
     """
 
     def __init__(
@@ -58,27 +57,11 @@ class ClassificationDataset(AnnotatedImages[ClassSample]):
         names: Sequence[str],
         *,
         transform: Callable[[Tensor], Tensor] | None = None,
-        seed: int = 0,
         skip_broken: bool = False,
     ) -> None:
         super().__init__(skip_broken)
-        check_integer("ClassificationDataset", "seed", seed, least=0)
         self.files, self.names, self.num_classes = list(files), tuple(names), len(names)
-        self.transform, self.seed = transform, seed
-        self._first: int | None = None
-
-    def set_epoch(self, epoch: int) -> None:
-        """Make the transform's random numbers depend on the seed, `epoch` and the sample's index alone.
-
-        They are then the same whichever worker decodes a sample, and after resuming. Call it before the loader's
-        iterator is made: its workers have copies of this object. Without a call they are torch's, of the worker.
-
-        Raises:
-            InputError: `epoch` is no integer of at least 0.
-        """
-        check_integer("ClassificationDataset.set_epoch", "epoch", epoch, least=0)
-        generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
-        self._first = int(torch.randint(1 << 40, (), generator=generator))
+        self.transform = transform
 
     def picture(self, index: int) -> str:
         """Return the path of a sample's picture."""
@@ -101,12 +84,7 @@ class ClassificationDataset(AnnotatedImages[ClassSample]):
         """
         path, label = self.files[index]
         pixels = read_pixels(path).permute(2, 0, 1).contiguous()
-        if self.transform is None:
-            return ClassSample(pixels, label, path)
-        with torch.random.fork_rng(devices=[], enabled=self._first is not None):
-            if self._first is not None:
-                torch.manual_seed(self._first + index)
-            return ClassSample(self.transform(pixels), label, path)
+        return ClassSample(pixels if self.transform is None else self.transform(pixels), label, path)
 
 
 def image_folder(

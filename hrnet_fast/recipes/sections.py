@@ -226,8 +226,8 @@ class EvaluationRecipe:
         window: (H, W) of a sliding window for pictures larger than it, or None: whole pictures (segmentation).
         stride: share of the window by which it moves (segmentation): 1 on the authors' Cityscapes, 2/3 on their others.
         pad_windows: smaller pictures and the last windows are padded with black to the window, as in the authors'
-            PASCAL-Context and LIP; otherwise such pictures run whole and the last windows overlap more, as in their
-            Cityscapes (segmentation).
+            PASCAL-Context; otherwise such pictures run whole and the last windows overlap more, as in their Cityscapes
+            (segmentation).
         average: what is averaged over scales and mirror images: ``"logits"`` or ``"exp"``, the authors' (segmentation).
         size: (H, W) that pictures are resized to before the network, or None (segmentation).
         whole_pixels: points in the picture are cut to whole pixels and counted from 1, as in the authors' face code

@@ -30,7 +30,6 @@ class ClassificationTask(RecipeTask):
         self.collate = collate_classification
         self.crops: ClassificationCrops = make_inputs(self.recipe.task, self.recipe.inputs)
         self.train.transform = self.crops.transform(training=True)
-        self.train.seed = self.recipe.loop.seed
         if self.val is not None:
             self.val.transform = self.crops.transform(training=False)
 

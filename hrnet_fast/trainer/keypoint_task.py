@@ -81,16 +81,13 @@ class KeypointTask(RecipeTask):
         return made.images, (made.targets, made.weights)
 
     def evaluation(self) -> EvaluationRecipe:
-        """Return the recipe's evaluation, with the paths of the metric's files and the decoding method."""
+        """Return the recipe's evaluation, with files of the metric below the data folder."""
         evaluation = self.recipe.evaluation
         options = dict(evaluation.metric_options)
-        if evaluation.metric == "coco":
-            annotations = options.get("annotations", (self.recipe.data.val or {}).get("annotations"))
-            options["annotations"] = str(self.folder / str(annotations))
-        if evaluation.metric == "pckh":
-            options["head_boxes"] = str(self.folder / options.get("head_boxes", "annot/gt_valid.mat"))
-        decode = evaluation.decode or self.crops.method
-        return dataclasses.replace(evaluation, metric_options=options, decode=decode)
+        for name in ("annotations", "head_boxes"):
+            if name in options:
+                options[name] = str(self.folder / str(options[name]))
+        return dataclasses.replace(evaluation, metric_options=options)
 
     def _make_crops(self) -> KeypointCrops:
         given, data = self.recipe.inputs, self.train
@@ -106,6 +103,8 @@ class KeypointTask(RecipeTask):
     def _read_data(self) -> tuple[KeypointDataset, KeypointDataset | None]:
         train, val = super()._read_data()
         data, detections = self.recipe.data, self.recipe.evaluation.detections
+        if data.hold_out and self.recipe.evaluation.metric == "coco":
+            raise ConfigError("data.hold_out with evaluation.metric: coco, which counts all annotations; take pck.")
         if detections is not None:
             if data.layout != "coco_keypoints" or data.val is None:
                 raise ConfigError("evaluation.detections is for data.layout: coco_keypoints with data.val.")

@@ -102,6 +102,10 @@ class RecipeTask(ABC):
         """Return the recipe's evaluation, completed from the data."""
         return self.recipe.evaluation
 
+    def evaluator_options(self) -> dict[str, Any]:
+        """Return further arguments of the evaluator."""
+        return {}
+
     def evaluate(
         self,
         network: Callable[[Tensor], Any],
@@ -125,7 +129,7 @@ class RecipeTask(ABC):
             raise ConfigError("evaluate: the recipe has no data for evaluation; give data.val or data.hold_out.")
         recipe, crops = self.recipe, self.crops
         size = recipe.evaluation.batch_size or max(1, recipe.loop.batch_size // recipe.loop.accumulate)
-        options = {"workers": recipe.data.workers, "batch_size": size, "progress": progress}
+        options = {"workers": recipe.data.workers, "batch_size": size, "progress": progress, **self.evaluator_options()}
         result = getattr(evaluation, self.evaluator)(network, self.val, crops, self.evaluation(), device, **options)
         assert isinstance(result, EvaluationResult)
         return result

@@ -76,6 +76,9 @@ class SegmentationTask(RecipeTask):
         made = self.crops(batch, generator)
         return made.images, made.labels
 
+    def evaluator_options(self) -> dict[str, Any]:
+        return {"align_corners": self.config.align_corners}
+
     def _read_data(self) -> tuple[SegmentationDataset, SegmentationDataset | None]:
         train, val = super()._read_data()
         if val is not None and val.num_classes != train.num_classes:
