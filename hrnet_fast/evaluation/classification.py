@@ -18,7 +18,7 @@ from hrnet_fast.evaluation.batches import (
 )
 from hrnet_fast.evaluation.result import EvaluationResult, SampleResult
 from hrnet_fast.metrics import TopKAccuracy
-from hrnet_fast.recipes import EvaluationRecipe
+from hrnet_fast.recipes.sections import EvaluationRecipe
 
 WHAT = "evaluate_classification"
 

@@ -25,7 +25,7 @@ from hrnet_fast.inference import flip_test
 from hrnet_fast.keypoints import METHODS, decode_keypoints, keypoint_set_of, needs_shift, to_image
 from hrnet_fast.keypoints.methods import check_method, named_method
 from hrnet_fast.metrics import NME, PCK, COCOKeypointAP, PCKh, PixelError
-from hrnet_fast.recipes import EvaluationRecipe
+from hrnet_fast.recipes.sections import EvaluationRecipe
 
 WHAT = "evaluate_keypoints"
 

@@ -16,7 +16,7 @@ from hrnet_fast.evaluation.batches import EvaluationBatches, Network, Progress, 
 from hrnet_fast.evaluation.result import EvaluationResult, SampleResult
 from hrnet_fast.evaluation.segmentation_passes import WHAT, SegmentationPasses
 from hrnet_fast.metrics import ConfusionMatrix
-from hrnet_fast.recipes import EvaluationRecipe
+from hrnet_fast.recipes.sections import EvaluationRecipe
 
 
 def evaluate_segmentation(

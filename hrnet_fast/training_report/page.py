@@ -19,7 +19,9 @@ from hrnet_fast.whole_files import written_whole
 _CLASS_FIGURE = "/"  # in the names of figures of single classes, such as iou/road
 
 
-def write_training_report(folder: str | os.PathLike[str], examples: Sequence[Example] = (), note: str = "") -> list[Path]:
+def write_training_report(
+    folder: str | os.PathLike[str], examples: Sequence[Example] = (), note: str = ""
+) -> list[Path]:
     """Write the curves and the page of a run; return their paths.
 
     The page contains its pictures. It shows how the run ended, the curves, figures by epoch, the best and worst
@@ -44,7 +46,7 @@ def write_training_report(folder: str | os.PathLike[str], examples: Sequence[Exa
     title = describe(recipe) or path.name
     curves = draw_curves(records, title)
     template = resources.files("hrnet_fast").joinpath("data/training_report.html").read_text(encoding="utf-8")
-    start = next((r for r in reversed(records) if r["kind"] == "start"), {})
+    start: Mapping[str, Any] = next((r for r in reversed(records) if r["kind"] == "start"), {})
     columns, rows = figure_table(records)
     page = render_html(
         template,
@@ -109,7 +111,7 @@ def figure_table(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[
 
 def class_figures(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Return the figures of single classes of the last evaluation."""
-    last = next((r for r in reversed(records) if r["kind"] == "evaluation"), {"figures": {}})
+    last: Mapping[str, Any] = next((r for r in reversed(records) if r["kind"] == "evaluation"), {"figures": {}})
     return [(name, shown_number(value)) for name, value in last["figures"].items() if _CLASS_FIGURE in name]
 
 

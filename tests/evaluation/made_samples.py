@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hrnet_fast import datasets
 from hrnet_fast.datasets.keypoint_dataset import KeypointRow
-from hrnet_fast.recipes import EvaluationRecipe
+from hrnet_fast.recipes.sections import EvaluationRecipe
 
 
 def picture(path: Path, height: int, width: int, seed: int = 0) -> Path:
