@@ -22,7 +22,6 @@ from hrnet_fast.cli.console import (
 )
 from hrnet_fast.cli.option_values import parse_box, parse_size
 from hrnet_fast.errors import InputError
-from hrnet_fast.implementations import ENV_VAR
 
 if TYPE_CHECKING:
     from hrnet_fast.models import HRNet
@@ -178,6 +177,7 @@ def make_network(model: HRNet, engine: str, dtype: str | None, impl: str, *, man
     """Return the model, or an engine if it was requested or saves time: `many` images of one size are to come."""
     import torch
 
+    from hrnet_fast.implementations import ENV_VAR
     from hrnet_fast.tasks.engine_runner import EngineRunner
 
     if engine == "off" and dtype is not None:

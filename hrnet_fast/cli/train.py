@@ -95,15 +95,16 @@ def own_device(name: str) -> str:
 
 def _write_report(outcome: TrainingOutcome, task: RecipeTask, device: str) -> list[Path]:
     """Write curves and page. What they lack is told, and the run is complete without them."""
-    from hrnet_fast.training_report import draw_examples, write_training_report
+    from hrnet_fast.training_report import draw_examples, legend, write_training_report
 
     note = ""
     try:
         result, network = _last_evaluation(outcome, task, device)
         examples = []
         if result is not None:
-            parts = len(result.samples) < result.count
-            note = f"Of the {len(result.samples)} samples that the first process evaluated." if parts else ""
+            note = legend(task.val)
+            if len(result.samples) < result.count:
+                note += f" They are of the {len(result.samples)} samples that the first process evaluated."
             examples = draw_examples(result, task.val, **task_drawing(task, network, device))
         return write_training_report(outcome.folder, examples, note)
     except HRNetFastError as error:

@@ -45,13 +45,15 @@ def keypoints(
     return picture
 
 
-def rings(image: Image.Image, points: Sequence[Sequence[float]]) -> Image.Image:
-    """Draw annotated points as rings, so that a predicted point in the middle stays visible."""
+def errors(image: Image.Image, points: Sequence[Sequence[float]], targets: Sequence[Sequence[float]]) -> Image.Image:
+    """Draw targets as rings, each with a line to the predicted point."""
     picture = image.copy()
     pen = ImageDraw.Draw(picture)
     radius = max(4, round(min(image.size) / 80))
-    for x, y in points:
-        pen.ellipse([x - radius, y - radius, x + radius, y + radius], outline=(40, 220, 60), width=max(2, radius // 3))
+    colour = (40, 220, 60)
+    for point, (x, y) in zip(points, targets, strict=True):
+        pen.line([tuple(point), (x, y)], fill=colour)
+        pen.ellipse([x - radius, y - radius, x + radius, y + radius], outline=colour, width=max(2, radius // 3))
     return picture
 
 

@@ -81,6 +81,18 @@ def draw_examples(
     return examples
 
 
+def legend(dataset: Any) -> str:
+    """Return what the pictures and their figures are."""
+    if isinstance(dataset, KeypointDataset):
+        return (
+            "Rings are annotated points, each with a line to the predicted one. The figure is the sample's error as a "
+            "share of its size."
+        )
+    if isinstance(dataset, SegmentationDataset):
+        return "The mask lies over the picture above, the prediction below. The figure is the share of correct pixels."
+    return "The picture's class with its predicted probability, and the predicted class where it is another one."
+
+
 def _told(sample: SampleResult, names: tuple[str, ...]) -> str:
     if "class" not in sample.answer:
         return f"{sample.figure:.3g}"
@@ -104,7 +116,7 @@ def _places(dataset: Any, samples: list[SampleResult]) -> dict[tuple[str, str], 
 
 
 def _draw_keypoints(dataset: KeypointDataset, index: int, sample: SampleResult) -> Image.Image:
-    """Draw the part of the picture around the box; filled points are predicted, rings annotated."""
+    """Draw the part of the picture around the box, with predicted and annotated points."""
     image = Image.open(sample.path).convert("RGB")
     left, top, width, height = sample.answer["box"]
     corner = np.array([max(0, left - _MARGIN * width), max(0, top - _MARGIN * height)]).astype(int)
@@ -117,8 +129,9 @@ def _draw_keypoints(dataset: KeypointDataset, index: int, sample: SampleResult) 
     annotation = dataset.annotation(index)
     targets = ((annotation.points.numpy() - corner) * scale).tolist()
     options = replace(Options(), threshold=-math.inf)
-    picture = draw.keypoints(image, [points], [sample.answer["scores"]], dataset.bones, options)
-    return draw.rings(picture, [p for p, seen in zip(targets, annotation.visible.tolist(), strict=True) if seen > 0])
+    seen = [i for i, visible in enumerate(annotation.visible.tolist()) if visible > 0]
+    picture = draw.errors(image, [points[i] for i in seen], [targets[i] for i in seen])
+    return draw.keypoints(picture, [points], [sample.answer["scores"]], dataset.bones, options)
 
 
 def _draw_classes(dataset: SegmentationDataset, index: int, classes: Callable[[int], Tensor] | None) -> Image.Image:
