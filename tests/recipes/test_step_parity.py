@@ -235,7 +235,7 @@ def test_classification_steps_are_the_authors(tmp_path: Path) -> None:
         Image.fromarray(generator.integers(0, 256, (48, 40, 3), dtype=np.uint8)).save(folder / f"{i}.png")
     data = {"layout": "image_folder", "train": {"split": "train"}, "val": None}
     recipe = changed(
-        "paper/cls_w18_imagenet", data, "c", {"input_size": [40, 40]}, schedule={"milestones": [1, 3], "before_epoch": True}
+        "paper/cls_w18_imagenet", data, "c", {"input_size": [64, 64]}, schedule={"milestones": [1, 3], "before_epoch": True}
     )
     torch.manual_seed(2)
     task = build_task(recipe, tmp_path, device="cpu")
