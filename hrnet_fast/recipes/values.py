@@ -144,6 +144,8 @@ def _scalar(value: Any, hint: Any, path: str) -> Any:
             raise ConfigError(f"{path}={shown(value)}; accepted is {_described(hint)}.") from None
     if hint is int and isinstance(value, float) and value.is_integer():
         value = int(value)
+    if hint is str and isinstance(value, bool):  # YAML 1.1 reads on and off as booleans
+        value = "on" if value else "off"
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is float and number and math.isfinite(value):
         return float(value)
