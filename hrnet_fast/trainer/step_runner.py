@@ -119,8 +119,8 @@ class StepRunner:
     def not_finite(self) -> list[str]:
         """Return names of weights and statistics that are not finite. This waits for the device."""
         named = {k: v for k, v in self.model.state_dict().items() if v.is_floating_point()}
-        finite = torch.stack([torch.isfinite(v).all() for v in named.values()]).tolist()
-        return [name for name, good in zip(named, finite, strict=True) if not good]
+        bad = torch.stack([(~torch.isfinite(v)).any() for v in named.values()])
+        return [name for name, one in zip(named, bad.tolist(), strict=True) if one] if bad.any() else []
 
     def _distributed(self, processes: Processes, sync_bn: bool, stream: Any) -> nn.Module:
         """Return the model, wrapped where there are several processes."""
