@@ -49,7 +49,12 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(
     """In the middle of an epoch, at its end and between evaluations; with other workers behind that."""
     before = signal.getsignal(signal.SIGTERM)
     outcome = train(task(), recipe(**OPTIONS), tmp_path, callbacks=[At(when, terminate)], **LOG)
-    assert (outcome.finished, outcome.iterations, outcome.stopped_by, outcome.exit_code) == (False, done, "SIGTERM", 143)
+    assert (outcome.finished, outcome.iterations, outcome.stopped_by, outcome.exit_code) == (
+        False,
+        done,
+        "SIGTERM",
+        143,
+    )
     assert signal.getsignal(signal.SIGTERM) is before
     assert read_log(tmp_path / "log.jsonl")[-1]["reason"] == "SIGTERM"
     torch.rand(7)  # the state of this process is not the run's
@@ -147,7 +152,9 @@ def test_a_folder_holds_one_run(uninterrupted: Path, tmp_path: Path) -> None:
 
 def test_a_run_that_another_process_writes_is_refused(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    program = "import fcntl, sys; f = open(sys.argv[1], 'ab'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    program = (
+        "import fcntl, sys; f = open(sys.argv[1], 'ab'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    )
     holder = subprocess.Popen([sys.executable, "-c", program, log], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout is not None
     holder.stdout.readline()
