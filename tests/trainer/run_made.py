@@ -1,7 +1,10 @@
 """A program that trains the made task in a folder: ``run_made.py OUT OPTIONS``, where options are JSON.
 
-Options: ``task`` and ``recipe`` (fields), ``train`` (arguments), ``die`` (``[signal, iteration]``: sent to the process
-group behind that update), ``die_in_save`` (the number of the save in which the process kills itself).
+A list of options is run one after the other, with a line of output for each: the exit code or the error.
+
+Options: ``out`` (another folder), ``environment`` (variables), ``task`` and ``recipe`` (fields), ``train`` (arguments),
+``die`` (``[signal, iteration]``: sent to the process group behind that update), ``die_in_save`` (the number of the save
+in which the process kills itself).
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ from typing import Any
 import torch
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-from made_task import At, MadeTask, Pictures, recipe
 
-from hrnet_fast import whole_files
-from hrnet_fast.trainer import train
+from made_task import At, MadeTask, Pictures, recipe  # noqa: E402
+
+from hrnet_fast import whole_files  # noqa: E402
+from hrnet_fast.errors import HRNetFastError  # noqa: E402
+from hrnet_fast.trainer import train  # noqa: E402
 
 
 def die_in_save(number: int) -> None:
@@ -38,21 +43,32 @@ def die_in_save(number: int) -> None:
 def made_task(options: dict[str, Any]) -> MadeTask:
     fields = dict(options.get("task", {}))
     dtype = getattr(torch, fields.pop("dtype", "float32"))
-    pictures = fields.pop("pictures", {})
+    pictures = dict(fields.pop("pictures", {}))
+    pictures["failing"] = dict.fromkeys(pictures.get("failing", ()), OSError)
     val = Pictures(4, dtype=dtype) if fields.pop("val", False) else None
     return MadeTask(Pictures(dtype=dtype, **pictures), val, **fields)
+
+
+def run(out: str, options: dict[str, Any]) -> int:
+    """Train once, and return the exit code."""
+    os.environ |= options.get("environment", {})
+    callbacks = []
+    if "die" in options:
+        number, iteration = options["die"]
+        callbacks.append(At(iteration, lambda: os.killpg(os.getpgid(0), number)))
+    if "die_in_save" in options:
+        die_in_save(options["die_in_save"])
+    made = recipe(**options.get("recipe", {}))
+    return train(made_task(options), made, out, callbacks=callbacks, **options.get("train", {})).exit_code
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     given = json.loads(sys.argv[2])
-    callbacks = []
-    if "die" in given:
-        number, iteration = given["die"]
-        callbacks.append(At(iteration, lambda: os.killpg(os.getpgid(0), number)))
-    if "die_in_save" in given:
-        die_in_save(given["die_in_save"])
-    outcome = train(
-        made_task(given), recipe(**given.get("recipe", {})), sys.argv[1], callbacks=callbacks, **given.get("train", {})
-    )
-    sys.exit(outcome.exit_code)
+    if isinstance(given, dict):
+        sys.exit(run(sys.argv[1], given))
+    for one in given:
+        try:
+            print(run(one.pop("out", sys.argv[1]), one))
+        except HRNetFastError as error:
+            print(f"{type(error).__name__}: {error}")

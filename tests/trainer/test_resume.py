@@ -77,7 +77,7 @@ def test_what_follows_the_last_checkpoint_is_computed_again(
 
     with pytest.raises(RuntimeError, match="power failure"):
         train(task(), recipe(**OPTIONS), tmp_path, callbacks=[At(8, fail)], save_iterations=5, **LOG)
-    assert state_of(tmp_path)["progress"]["iteration"] == 6  # behind the evaluation, as 5 was before
+    assert state_of(tmp_path)["iteration"] == 6  # behind the evaluation, as 5 was before
     (tmp_path / ".last.pt.abc").write_bytes(b"half")
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"kind": "st')
@@ -91,7 +91,7 @@ def test_checkpoints_are_written_by_time(tmp_path: Path, monkeypatch: pytest.Mon
     clock, saved = simulate_time(monkeypatch), []
 
     def step() -> None:
-        saved.append(state_of(tmp_path)["progress"]["iteration"])
+        saved.append(state_of(tmp_path)["iteration"])
         clock.sleep(40)
 
     callbacks = [At(k, step) for k in range(1, 9)]
@@ -103,7 +103,7 @@ def test_a_failed_write_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch:
     save = torch.save
 
     def full(content: Any, handle: Any) -> None:
-        if content["progress"]["iteration"] == 6:
+        if content["iteration"] == 6:
             handle.write(b"half of it")
             raise OSError(28, "No space left on device")
         save(content, handle)
@@ -111,7 +111,7 @@ def test_a_failed_write_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(hf.CheckpointError, match=r"last\.pt: cannot be written .*No space"):
         train(MadeTask(), recipe(), tmp_path, save_iterations=3)
-    assert state_of(tmp_path)["progress"]["iteration"] == 3
+    assert state_of(tmp_path)["iteration"] == 3
     assert not list(tmp_path.glob(".last*"))
 
 
@@ -129,7 +129,7 @@ def test_only_a_second_interrupt_stops_at_once(again: signal.Signals, tmp_path: 
     else:
         with pytest.raises(KeyboardInterrupt):
             run()
-        assert state_of(tmp_path)["progress"]["iteration"] == 1
+        assert state_of(tmp_path)["iteration"] == 1
     assert train(MadeTask(), recipe(), tmp_path, resume=True).finished
 
 
@@ -197,6 +197,6 @@ def test_an_ended_process_leaves_a_whole_checkpoint(case: str, uninterrupted: Pa
     returned, errors = started(folder, options)
     assert returned == code, errors[-3000:]
     assert errors == "" or code < 0
-    assert state_of(folder)["progress"]["iteration"] == (4 if code > 0 else 2)
+    assert state_of(folder)["iteration"] == (4 if code > 0 else 2)
     train(task(), recipe(**OPTIONS), folder, resume=True, **LOG)
     assert_same_run(folder, uninterrupted)
