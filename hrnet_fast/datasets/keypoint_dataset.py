@@ -100,6 +100,17 @@ class KeypointDataset(AnnotatedImages[KeypointSample]):
     def __len__(self) -> int:
         return len(self._file)
 
+    def picture(self, index: int) -> str:
+        """Return the path of a sample's picture."""
+        return str(self._paths[self._file[index]])
+
+    def subset(self, indices: Sequence[int]) -> KeypointDataset:
+        """Return the samples of these indices."""
+        part = self._copied()
+        for name in ("_file", "_rows", "points", "visible", "boxes", "_image_id", "_score", "_box_size"):
+            setattr(part, name, getattr(self, name)[list(indices)])
+        return part
+
     def annotation(self, index: int) -> KeypointSample:
         """Return a sample without its pixels; no file is read. A box of NaN is the whole picture."""
         return KeypointSample(
@@ -107,7 +118,7 @@ class KeypointDataset(AnnotatedImages[KeypointSample]):
             points=torch.from_numpy(self.points[index].copy()),
             visible=torch.from_numpy(self.visible[index].copy()),
             box=torch.from_numpy(self.boxes[index].copy()),
-            path=str(self._paths[self._file[index]]),
+            path=self.picture(index),
             row=str(self._rows[index]),
             image_id=int(self._image_id[index]),
             score=float(self._score[index]),

@@ -1,174 +1,55 @@
-"""The dataclass ``Recipe`` and its parts."""
+"""``Recipe``: all sections together, as mappings and YAML, with overrides of single fields."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from hrnet_fast.errors import ConfigError, HRNetFastError, shown
+from hrnet_fast.recipes.layouts import check_layout
+from hrnet_fast.recipes.model_options import check_model
+from hrnet_fast.recipes.sections import (
+    DataRecipe,
+    EvaluationRecipe,
+    LoopRecipe,
+    ModelRecipe,
+    OptimizerRecipe,
+    ScheduleRecipe,
+    convert_section,
+)
+from hrnet_fast.recipes.task_fields import METRICS_OF_TASK, check_unused, filled_inputs, filled_loss
+from hrnet_fast.recipes.values import build, check_choice, field_names, unknown_name
 
-@dataclass(frozen=True)
-class ModelRecipe:
-    """The network.
-
-    Attributes:
-        name: a name of :func:`hrnet_fast.list_models`.
-        options: overrides of its configuration, as :func:`hrnet_fast.create_model` takes them. ``num_outputs`` comes
-            from the data where it is not given.
-    """
-
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class DataRecipe:
-    """The pictures: a layout of :mod:`hrnet_fast.datasets` in the folder that ``--data`` names.
-
-    Attributes:
-        layout: a reader: ``"coco_keypoints"``, ``"mpii"``, ``"deeplabcut"``, ``"cityscapes"``, ``"camvid"``,
-            ``"mask_folders"``, ``"image_folder"`` and so on.
-        train, val: what the reader needs for each part, relative to the folder: a split's name or the reader's
-            arguments. Without `val` nothing is evaluated.
-        workers: processes that decode, for each device.
-        skip_broken: leave broken files out and count them, instead of raising.
-    """
-
-    layout: str
-    train: Mapping[str, Any]
-    val: Mapping[str, Any] | None = None
-    workers: int = 4
-    skip_broken: bool = False
-
-
-@dataclass(frozen=True)
-class OptimizerRecipe:
-    """The optimizer.
-
-    Attributes:
-        kind: ``"adam"``, ``"adamw"`` or ``"sgd"``.
-        lr: the learning rate for a whole global batch.
-        weight_decay: the authors' pose configurations name one that their code never gives to Adam: 0 here.
-        momentum, nesterov: of SGD.
-        betas: of Adam.
-        head_lr_factor: factor on the head's learning rate (segmentation's ``NONBACKBONE_MULT``).
-        decay_norms: whether normalisations and biases decay too, as in the authors' code.
-    """
-
-    kind: str
-    lr: float
-    weight_decay: float = 0.0
-    momentum: float = 0.9
-    nesterov: bool = False
-    betas: tuple[float, float] = (0.9, 0.999)
-    head_lr_factor: float = 1.0
-    decay_norms: bool = True
-
-
-@dataclass(frozen=True)
-class ScheduleRecipe:
-    """The learning rate over time: a factor on the optimizer's, after a linear warm-up.
-
-    Attributes:
-        kind: ``"step"`` (times `factor` at each of `milestones`, in epochs), ``"poly"`` ((1 - t / T)^power by
-            iteration), ``"cosine"`` (by iteration, to 0) or ``"constant"``.
-        milestones, factor: of ``"step"``.
-        power: of ``"poly"``.
-        warmup_iterations, warmup_factor: the factor grows linearly from `warmup_factor` to 1.
-    """
-
-    kind: str = "step"
-    milestones: tuple[int, ...] = ()
-    factor: float = 0.1
-    power: float = 0.9
-    warmup_iterations: int = 0
-    warmup_factor: float = 0.001
-
-
-@dataclass(frozen=True)
-class LoopRecipe:
-    """The loop.
-
-    Attributes:
-        epochs: passes over the training data.
-        batch_size: pictures for each update, over all devices and micro-batches.
-        accumulate: micro-batches for each update.
-        clip_norm: largest norm of all gradients together, or None.
-        dtype: of autocast: ``"float32"`` (none), ``"bfloat16"`` or ``"float16"``.
-        channels_last: memory format of the network; None takes what is quicker on the device.
-        ema: decay of an average of the weights, which is then evaluated and saved as well; None has none.
-        sync_bn: normalise over all devices.
-        accelerate: ``"auto"`` (where it pays), ``"on"`` or ``"off"``.
-        memory: of :func:`hrnet_fast.accelerate`.
-        graph: ``"auto"``, ``"on"`` or ``"off"``: the whole step as a CUDA graph
-            (:class:`hrnet_fast.training.GraphedStep`).
-        evaluate_every: epochs between evaluations; the last epoch is always evaluated.
-        keep_last_batch: whether an epoch's last, smaller batch is trained on; False drops it.
-        seed: of weights, order, augmentation and dropout.
-        deterministic: ask PyTorch for deterministic algorithms.
-    """
-
-    epochs: int
-    batch_size: int
-    accumulate: int = 1
-    clip_norm: float | None = None
-    dtype: str = "float32"
-    channels_last: bool | None = None
-    ema: float | None = None
-    sync_bn: bool = False
-    accelerate: str = "auto"
-    memory: str = "lean"
-    graph: str = "auto"
-    evaluate_every: int = 1
-    keep_last_batch: bool = True
-    seed: int = 0
-    deterministic: bool = False
-
-
-@dataclass(frozen=True)
-class EvaluationRecipe:
-    """How a network is evaluated; fields that a task does not use must keep their default.
-
-    Attributes:
-        flip: average with the mirrored picture.
-        shift: move flipped-back heatmaps by one pixel; None as the network's method asks (keypoints).
-        decode: method of decoding heatmaps (keypoints).
-        scales: of the multi-scale test (segmentation).
-        window: (H, W) of a sliding window for pictures larger than it, or None: whole pictures (segmentation).
-        average: what is averaged over scales and mirror images: ``"logits"`` or ``"exp"``, the authors' (segmentation).
-        size: (H, W) that pictures are resized to before the network, or None (segmentation).
-        detections: a file of a detector's boxes, relative to the data folder; None takes annotated boxes (COCO).
-        metric: ``"coco"``, ``"pckh"``, ``"pck"``, ``"nme"``, ``"miou"`` or ``"top_k"``.
-        metric_options: arguments of the metric in :mod:`hrnet_fast.metrics`.
-        best: the figure that chooses the best checkpoint; "" takes the metric's first.
-        batch_size: pictures for each call; None takes the loop's.
-    """
-
-    metric: str
-    flip: bool = False
-    shift: bool | None = None
-    decode: str | None = None
-    scales: tuple[float, ...] = (1.0,)
-    window: tuple[int, int] | None = None
-    average: str = "logits"
-    size: tuple[int, int] | None = None
-    detections: str | None = None
-    metric_options: Mapping[str, Any] = field(default_factory=dict)
-    best: str = ""
-    batch_size: int | None = None
+__all__ = [
+    "DataRecipe",
+    "EvaluationRecipe",
+    "LoopRecipe",
+    "ModelRecipe",
+    "OptimizerRecipe",
+    "Recipe",
+    "ScheduleRecipe",
+]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained and evaluated.
+    """How a network is trained and evaluated. Immutable; :meth:`override` returns a changed copy.
 
     Attributes:
         task: ``"pose"``, ``"landmarks"``, ``"segmentation"`` or ``"classification"``.
         description: one line, with the source.
         inputs: arguments of the task's input pipeline: fields of :class:`hrnet_fast.datasets.KeypointCrops`
             (``augmentation`` and ``colors`` as mappings of their fields), of
-            :class:`hrnet_fast.datasets.SegmentationCrops`, or of the classification pipeline.
-        loss: ``kind`` and the arguments of a loss in :mod:`hrnet_fast.training.losses`.
+            :class:`hrnet_fast.datasets.SegmentationCrops`, or of :class:`hrnet_fast.datasets.ClassificationCrops`.
+            Fields that are not given are filled in with their defaults.
+        loss: ``kind`` and the arguments of a loss in :mod:`hrnet_fast.training.losses`
+            (:data:`hrnet_fast.recipes.task_fields.LOSSES`), filled in likewise.
+
+    Raises:
+        ConfigError: a field is unknown, has another type, or is out of range; the message names it, its value and what
+            is accepted.
     """
 
     task: str
@@ -181,3 +62,120 @@ class Recipe:
     schedule: ScheduleRecipe
     loop: LoopRecipe
     evaluation: EvaluationRecipe
+
+    def __post_init__(self) -> None:
+        convert_section(self, "")
+        check_choice("task", self.task, METRICS_OF_TASK)
+        check_choice(f"evaluation.metric of task {self.task}", self.evaluation.metric, METRICS_OF_TASK[self.task])
+        check_unused(self.task, self.evaluation)
+        check_model(self.task, self.model)
+        check_layout(self.task, self.data)
+        object.__setattr__(self, "inputs", filled_inputs(self.task, self.inputs))
+        object.__setattr__(self, "loss", filled_loss(self.task, self.loss))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return dictionaries, lists and scalars for YAML, JSON and :meth:`from_dict`."""
+        plain = as_plain(dataclasses.asdict(self))
+        assert isinstance(plain, dict)
+        return plain
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        """Return the recipe of a mapping, as :meth:`to_dict` gives it.
+
+        Raises:
+            ConfigError: as the class.
+        """
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"Recipe.from_dict: {shown(data)} given; accepted is a mapping.")
+        return build(cls, data, "")
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML, with every field; :func:`get_recipe` reads a file of it."""
+        import yaml
+
+        class Dumper(yaml.SafeDumper):
+            """Writes lists of values on one line."""
+
+        def represent(dumper: Dumper, items: list[Any]) -> yaml.Node:
+            flow = not any(isinstance(item, dict) for item in items)
+            return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=flow)
+
+        Dumper.add_representer(list, represent)
+        text = yaml.dump(self.to_dict(), Dumper=Dumper, sort_keys=False, width=120, allow_unicode=True)
+        assert isinstance(text, str)
+        return text
+
+    def override(self, *settings: str) -> Recipe:
+        """Return a copy with fields changed: ``recipe.override("optimizer.lr=5e-4", "loop.epochs=3")``.
+
+        The value is YAML: a number, ``true``, ``null``, a list or a mapping. It replaces the field; fields of mappings
+        can be named (``inputs.augmentation.rotation=30``).
+
+        Raises:
+            ConfigError: a setting is no ``field=value``, a field does not exist (the message lists those that do), or
+                the value is not accepted.
+        """
+        data = self.to_dict()
+        for setting in settings:
+            name, value = _parse_setting(setting)
+            _set_field(data, name, value)
+        try:
+            return Recipe.from_dict(data)
+        except ConfigError:
+            raise
+        except HRNetFastError as error:
+            raise ConfigError(str(error)) from error
+
+
+def as_plain(value: Any) -> Any:
+    """Return dataclasses' values as dictionaries, lists and scalars."""
+    if isinstance(value, Mapping):
+        return {key: as_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_plain(item) for item in value]
+    return value
+
+
+def _parse_setting(setting: str) -> tuple[str, Any]:
+    import yaml
+
+    name, equals, text = setting.partition("=") if isinstance(setting, str) else ("", "", "")
+    if not equals or not name.strip():
+        raise ConfigError(f"override: {shown(setting)} given; accepted is field=value, such as optimizer.lr=5e-4.")
+    try:
+        return name.strip(), yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"override: {name.strip()}={text!r} is no YAML value ({str(error).splitlines()[0]})."
+        ) from error
+
+
+# Mappings whose keys are a reader's, a metric's or a network's arguments: absent ones can be added.
+_OPEN = ("model.options", "data.train", "data.val", "evaluation.metric_options")
+
+
+def _set_field(data: dict[str, Any], name: str, value: Any) -> None:
+    *parents, last = name.split(".")
+    place, path = data, ""
+    for part in parents:
+        _check_key(place, path, part)
+        path = f"{path}.{part}" if path else part
+        if not isinstance(place[part], dict):
+            if place[part] is not None:
+                raise ConfigError(f"{name}: {path} is {shown(place[part])} and has no fields; give {path}=value.")
+            place[part] = {}
+        place = place[part]
+    _check_key(place, path, last)
+    if path in ("loss", "") and last in ("kind", "loss") and isinstance(value, str):
+        # The arguments of another loss are other ones.
+        data["loss"] = {"kind": value}
+        return
+    place[last] = value
+
+
+def _check_key(place: dict[str, Any], path: str, key: str) -> None:
+    empty_optional = not place and path not in ("",)
+    if key not in place and path not in _OPEN and not empty_optional:
+        names = field_names(Recipe) if not path else tuple(map(str, place))
+        raise unknown_name(path, key, names)

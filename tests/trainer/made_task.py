@@ -179,10 +179,10 @@ def recipe(**changes: Any) -> Recipe:
     return Recipe(
         task="segmentation",
         description="made",
-        model=ModelRecipe("hrnet_w18"),
-        data=DataRecipe("mask_folders", {}, workers=workers),
+        model=ModelRecipe("hrnetv2_w18_seg"),
+        data=DataRecipe("mask_folders", {"images": "images", "masks": "masks", "num_classes": 3}, workers=workers),
         inputs={},
-        loss={"kind": "mse"},
+        loss={"kind": "pixel_cross_entropy"},
         optimizer=OptimizerRecipe(**optimizer),
         schedule=ScheduleRecipe(**schedule),
         loop=LoopRecipe(**({"epochs": 3, "batch_size": 4} | changes)),
