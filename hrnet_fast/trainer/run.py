@@ -23,7 +23,7 @@ from hrnet_fast.trainer.progress_state import RunProgress
 from hrnet_fast.trainer.random_state import random_state, restore_random_state, seed_steps
 from hrnet_fast.trainer.records import RunLog, environment
 from hrnet_fast.trainer.run_evaluation import RunEvaluation, StopRequestedError
-from hrnet_fast.trainer.run_folder import RunFolder, check_same_run, recipe_data
+from hrnet_fast.trainer.run_folder import RunFolder, check_same_run
 from hrnet_fast.trainer.run_reports import RunReports
 from hrnet_fast.trainer.sampler import TrainingOrder
 from hrnet_fast.trainer.schedule import Schedule
@@ -242,7 +242,7 @@ class TrainingRun:
         assert self._reports.log is not None
         self._folder.save(
             {
-                "recipe": recipe_data(self._recipe),
+                "recipe": self._recipe.to_dict(),
                 "samples": self._order.samples,
                 "iteration": iteration,
                 "processes": processes,

@@ -146,20 +146,14 @@ def test_the_best_figure_is_kept(tmp_path: Path) -> None:
     [
         ({"accelerate": "on"}, "accelerate='on': Sequential has no module of an HRNet"),
         ({"graph": "on"}, "graph='on': the device is cpu"),
-        ({"batch_size": 5, "accumulate": 2}, "multiples of 2"),
-        ({"dtype": "float8"}, "accepted are float32, bfloat16, float16"),
-        ({"optimizer": {"kind": "lion"}}, "accepted are adam, adamw and sgd"),
+        ({"batch_size": 16, "keep_last_batch": False}, "12 training samples are less than one batch"),
     ],
 )
 def test_what_cannot_be_had_is_refused_before_there_is_a_folder(
     options: dict[str, Any], named: str, tmp_path: Path
 ) -> None:
-    try:
-        made = recipe(**options)
-    except hf.ConfigError:
-        return  # the recipe itself refuses it
     with pytest.raises(hf.ConfigError, match=named):
-        train(MadeTask(), made, tmp_path / "run")
+        train(MadeTask(), recipe(**options), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -53,7 +53,7 @@ def test_an_epoch_has_each_sample_once_and_each_epoch_another_order() -> None:
     ("options", "named"),
     [
         ({"batch_size": 6, "processes": 4}, "multiples of 4"),
-        ({"batch_size": 6, "accumulate": 4}, "accumulate=4"),
+        ({"batch_size": 8, "accumulate": 4, "processes": 3}, "accumulate=4"),
         ({"batch_size": 16, "keep_last_batch": False}, "less than one batch"),
     ],
 )
