@@ -23,7 +23,7 @@ from hrnet_fast.trainer.progress_state import RunProgress
 from hrnet_fast.trainer.random_state import random_state, restore_random_state, seed_steps
 from hrnet_fast.trainer.records import RunLog, environment
 from hrnet_fast.trainer.run_evaluation import RunEvaluation, StopRequestedError
-from hrnet_fast.trainer.run_folder import RunFolder, check_same_run, recipe_data
+from hrnet_fast.trainer.run_folder import RunFolder, check_same_run
 from hrnet_fast.trainer.run_reports import RunReports
 from hrnet_fast.trainer.sampler import TrainingOrder
 from hrnet_fast.trainer.schedule import Schedule
@@ -67,9 +67,9 @@ class TrainingRun:
         state = self._folder.load() if resume else None
         if state is not None:
             check_same_run(out, state, recipe, samples)
-        self._progress = RunProgress() if state is None else RunProgress(**state["progress"])
+        own, self._note = (None, "") if state is None else self._own_state(state["processes"])
+        self._progress = RunProgress() if own is None else RunProgress(**own["progress"])
         self._reports = RunReports(order, processes, self._progress, callbacks, log_every)
-        self._note = ""
         if self._progress.finished:
             self._evaluation: RunEvaluation | None = None
             return
@@ -80,9 +80,10 @@ class TrainingRun:
             self._progress,
         )  # fmt: skip
         seed_steps(loop.seed, processes.rank, processes.device)
-        if state is not None:
+        if state is not None and own is not None:
             self._runner.load_state(state)
-            self._restore_random(state["random"])
+            if not self._note:
+                restore_random_state(own["random"], processes.device)
         self._environment = environment(processes.device, processes.count)
         processes.from_first(lambda: self._open_folder(0 if state is None else state["log_size"]))
         self._saved_at, self._saved_iteration = time.monotonic(), self._progress.iteration
@@ -226,11 +227,12 @@ class TrainingRun:
         """Write ``last.pt``, unless a loss or the weights are not finite."""
         self._read_losses(all_of_them=True)
         self._agree_on_losses()
-        random = self._processes.gathered(random_state(self._processes.device))
-        self._processes.from_first(lambda: self._write_state(random))
+        own = {"progress": self._progress.data(), "random": random_state(self._processes.device)}
+        all_of_them = self._processes.gathered(own)
+        self._processes.from_first(lambda: self._write_state(all_of_them))
         self._saved_at, self._saved_iteration = time.monotonic(), self._progress.iteration
 
-    def _write_state(self, random: list[dict[str, Any]]) -> None:
+    def _write_state(self, processes: list[dict[str, Any]]) -> None:
         bad, iteration = self._runner.not_finite(), self._progress.iteration
         if bad:
             raise TrainingError(
@@ -240,10 +242,10 @@ class TrainingRun:
         assert self._reports.log is not None
         self._folder.save(
             {
-                "recipe": recipe_data(self._recipe),
+                "recipe": self._recipe.to_dict(),
                 "samples": self._order.samples,
-                "progress": self._progress.data(),
-                "random": random,
+                "iteration": iteration,
+                "processes": processes,
                 "log_size": self._reports.log.size(),
                 **self._runner.state(),
             }
@@ -307,11 +309,12 @@ class TrainingRun:
         self._reports.log = RunLog(self._folder.log, log_size)
         self._folder.describe(self._recipe, self._environment)
 
-    def _restore_random(self, states: list[dict[str, Any]]) -> None:
-        if len(states) == self._processes.count:
-            restore_random_state(states[self._processes.rank], self._processes.device)
-        else:
-            self._note = (
-                f"the run had {len(states)} processes and goes on with {self._processes.count}: the random numbers of "
-                "dropout begin anew"
-            )
+    def _own_state(self, states: list[dict[str, Any]]) -> tuple[dict[str, Any], str]:
+        """Return this process's progress and random state, and a note if there were more or fewer processes."""
+        now = self._processes.count
+        if len(states) == now:
+            return states[self._processes.rank], ""
+        return states[0], (
+            f"the run had {len(states)} processes and goes on with {now}: random numbers of the steps begin anew, and "
+            "this epoch's mean loss counts the first process alone until here"
+        )

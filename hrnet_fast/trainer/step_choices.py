@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from hrnet_fast.recipes.recipe import LoopRecipe
 from hrnet_fast.training import accelerate, restore
 from hrnet_fast.training.accelerate import is_fusion
 
-DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}  # None: without it
 
 
 @dataclass(frozen=True)
@@ -121,15 +120,3 @@ def prepare_model(model: nn.Module, choices: StepChoices, loop: LoopRecipe, devi
 def in_format(images: torch.Tensor, choices: StepChoices) -> torch.Tensor:
     """Return images in the memory format of the weights."""
     return images.contiguous(memory_format=torch.channels_last) if choices.channels_last else images
-
-
-@functools.cache
-def autocast_dtype(name: str) -> torch.dtype | None:
-    """Return the dtype of autocast of a recipe's ``loop.dtype``, None for none.
-
-    Raises:
-        ConfigError: an unknown name.
-    """
-    if name not in DTYPES:
-        raise ConfigError(f"loop.dtype={name!r}; accepted are {', '.join(DTYPES)}.")
-    return DTYPES[name]
