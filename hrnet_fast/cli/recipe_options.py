@@ -50,14 +50,15 @@ def find_recipe(
         ConfigError: the recipe or a change is not valid.
     """
     from hrnet_fast import recipes
+    from hrnet_fast.recipes import upstream
 
     given = [source for source in (name, authors_yaml, openmmlab) if source is not None]
     if len(given) > 1:
         raise InputError("RECIPE, --authors-yaml and --openmmlab exclude each other; give one of them.")
     if authors_yaml is not None:
-        found = recipes.from_authors_config(authors_yaml)
+        found = upstream.from_authors_config(authors_yaml)
     elif openmmlab is not None:
-        found = recipes.from_openmmlab_config(openmmlab)
+        found = upstream.from_openmmlab_config(openmmlab)
     elif name is not None:
         found = recipes.get_recipe(name)
     elif run is not None and (run / "recipe.yaml").is_file():
