@@ -50,7 +50,9 @@ LAYOUTS: Mapping[str, Layout] = {
     )
 }
 # Values of `label_map` that stand for a table: {value of a mask: training class}.
-LABEL_MAPS = ("cityscapes", "pascal_context", "from_one")
+LABEL_MAPS = ("cityscapes", "pascal_context", "coco_stuff", "from_one")
+# COCO-Stuff's values without a class in its 10k edition (authors' ``lib/datasets/cocostuff.py``).
+_COCO_STUFF_UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
 
 
 def check_layout(task: str, data: DataRecipe) -> None:
@@ -129,4 +131,5 @@ def _label_map(arguments: Mapping[str, Any], name: str) -> Any:
     classes = arguments["num_classes"]
     if value == "pascal_context":
         return pascal_context_label_map(classes, ignored)
-    return {0: ignored} | {k: k - 1 for k in range(1, classes + 1)}
+    used = [k for k in range(1, 183) if k not in _COCO_STUFF_UNUSED] if value == "coco_stuff" else range(1, classes + 1)
+    return {0: ignored} | {k: label for label, k in enumerate(used)}

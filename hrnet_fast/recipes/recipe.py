@@ -46,6 +46,7 @@ class Recipe:
             Fields that are not given are filled in with their defaults.
         loss: ``kind`` and the arguments of a loss in :mod:`hrnet_fast.training.losses`
             (:data:`hrnet_fast.recipes.task_fields.LOSSES`), filled in likewise.
+        notes: what the conversion of another code base's configuration assumed or left out.
 
     Raises:
         ConfigError: a field is unknown, has another type, or is out of range; the message names it, its value and what
@@ -62,6 +63,7 @@ class Recipe:
     schedule: ScheduleRecipe
     loop: LoopRecipe
     evaluation: EvaluationRecipe
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         convert_section(self, "")

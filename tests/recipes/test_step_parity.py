@@ -153,12 +153,14 @@ def write_pictures(folder: Path, classes: int) -> None:
 def test_segmentation_steps_are_the_authors(name: str, tmp_path: Path) -> None:
     write_pictures(tmp_path, 19)
     ocr, hard = name.endswith("ocr"), name.endswith("ohem")
-    folders = {"layout": "mask_folders", "train": {"images": "images", "masks": "masks", "num_classes": 19}, "val": None}
+    folders = {
+        "layout": "mask_folders",
+        "train": {"images": "images", "masks": "masks", "num_classes": 19},
+        "val": None,
+    }
     inputs = {"crop_size": [64, 96], "base_size": 96}
     few = {"loss": {"min_kept": 300}} if hard else {}
-    task = build_task(
-        changed(f"paper/{name}", folders, "ocr" if ocr else "v2", inputs, **few), tmp_path, device="cpu"
-    )
+    task = build_task(changed(f"paper/{name}", folders, "ocr" if ocr else "v2", inputs, **few), tmp_path, device="cpu")
     weights = torch.tensor(
         [0.8373, 0.918, 0.866, 1.0345, 1.0166, 0.9969, 0.9754, 1.0489, 0.8786, 1.0023, 0.9539, 0.9843, 1.1116, 0.9037,
          1.0865, 1.0955, 1.0865, 1.1529, 1.0507]
@@ -191,7 +193,11 @@ def test_segmentation_steps_are_the_authors(name: str, tmp_path: Path) -> None:
 def test_the_head_of_the_ocr_branch_learns_ten_times_as_fast(tmp_path: Path) -> None:
     """PASCAL-Context: the keywords ``cls``, ``aux`` and ``ocr`` in a parameter's name."""
     write_pictures(tmp_path, 59)
-    folders = {"layout": "mask_folders", "train": {"images": "images", "masks": "masks", "num_classes": 59}, "val": None}
+    folders = {
+        "layout": "mask_folders",
+        "train": {"images": "images", "masks": "masks", "num_classes": 59},
+        "val": None,
+    }
     inputs = {"crop_size": [64, 96], "base_size": 96}
     recipe = changed("paper/seg_w48_pascal_context_ocr", folders, "ocr", inputs)
     task = build_task(recipe, tmp_path, device="cpu")
@@ -235,7 +241,11 @@ def test_classification_steps_are_the_authors(tmp_path: Path) -> None:
         Image.fromarray(generator.integers(0, 256, (48, 40, 3), dtype=np.uint8)).save(folder / f"{i}.png")
     data = {"layout": "image_folder", "train": {"split": "train"}, "val": None}
     recipe = changed(
-        "paper/cls_w18_imagenet", data, "c", {"input_size": [40, 40]}, schedule={"milestones": [1, 3], "before_epoch": True}
+        "paper/cls_w18_imagenet",
+        data,
+        "c",
+        {"input_size": [64, 64]},
+        schedule={"milestones": [1, 3], "before_epoch": True},
     )
     torch.manual_seed(2)
     task = build_task(recipe, tmp_path, device="cpu")

@@ -1,0 +1,5 @@
+"""Conversion of the upstream code bases' training configurations to recipes."""
+
+from hrnet_fast.recipes.upstream.authors_files import from_authors_config
+
+__all__ = ["from_authors_config"]
