@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +14,9 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "trainer"))
-from made_task import MadeTask, Pictures, recipe  # noqa: E402
+from made_task import At, MadeTask, Pictures, recipe
 
-from hrnet_fast.trainer import Callback, read_log, train  # noqa: E402
+from hrnet_fast.trainer import Callback, read_log, train
 
 pytestmark = pytest.mark.nulldevice
 
@@ -61,3 +63,12 @@ def test_a_warm_step_does_not_wait(case: str, tmp_path: Path) -> None:
     assert all(f"of {min(accumulate, 3)} captured graphs" in text for text in notes)
     assert torch.load(tmp_path / "last.pt", map_location="cpu", weights_only=True)["iteration"] == 16
     assert train(task, made, tmp_path, device="cuda", resume=True).finished
+
+
+def test_a_run_goes_on_on_another_device(tmp_path: Path) -> None:
+    """What belongs to the device in the optimizer's state is not taken over."""
+    made = recipe(optimizer={"kind": "adamw"}, schedule={"kind": "constant", "warmup_iterations": 0})
+    stop = At(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    outcome = train(MadeTask(), made, tmp_path, device="cuda", callbacks=[stop])
+    assert (outcome.iterations, outcome.exit_code) == (4, 143)
+    assert train(MadeTask(), made, tmp_path, device="cpu", resume=True).finished
