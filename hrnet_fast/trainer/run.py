@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from hrnet_fast.datasets import AnnotatedImages
 from hrnet_fast.errors import HRNetFastError, TrainingError, some_of
 from hrnet_fast.random_states import seed_host_generators
 from hrnet_fast.recipes.recipe import Recipe
@@ -155,6 +156,8 @@ class TrainingRun:
         except HRNetFastError as error:
             return None, error
         self._progress.add_skipped(batch.skipped)
+        if batch.skipped and isinstance(self._task.train, AnnotatedImages):
+            self._task.train.add_skipped(batch.skipped)  # a worker has counted in a copy of its own
         return batch, None
 
     def _agree(self, error: HRNetFastError | None, first: bool) -> tuple[bool, bool]:

@@ -18,6 +18,8 @@ from hrnet_fast.training import GraphedStep, explain
 from hrnet_fast.training.training_iteration import MicroBatch, TrainingIteration, loss_of
 from hrnet_fast.training.weight_average import WeightAverage
 
+_OF_DEVICE = ("capturable", "foreach", "fused")  # options of an optimizer that follow from the device
+
 
 class StepRunner:
     """What a step computes. The same code runs each micro-batch eagerly and in a graph.
@@ -107,9 +109,14 @@ class StepRunner:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take the state that :meth:`state` returned."""
+        """Take the state that :meth:`state` returned, on this device or another."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        given, own = state["optimizer"], self.optimizer.state_dict()["param_groups"]
+        groups = [
+            {**then, **{name: now[name] for name in _OF_DEVICE if name in now}}
+            for then, now in zip(given["param_groups"], own, strict=True)
+        ]
+        self.optimizer.load_state_dict({**given, "param_groups": groups})
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         if self.scaler is not None:
