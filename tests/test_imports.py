@@ -63,6 +63,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "recipes": ("hrnet_fast.cli", "hrnet_fast.trainer", "hrnet_fast.evaluation", "hrnet_fast.training"),
     "evaluation": ("hrnet_fast.cli", "hrnet_fast.trainer", "hrnet_fast.training"),
     "trainer": ("hrnet_fast.cli", "hrnet_fast.demo", "hrnet_fast.integrations", "hrnet_fast.tasks"),
+    "training_report": ("hrnet_fast.cli", "hrnet_fast.demo", "hrnet_fast.integrations", "hrnet_fast.training"),
     # Whoever imports a plug-in needs its package: nothing but the command that runs scripts does.
     "tasks": ("hrnet_fast.cli", "hrnet_fast.demo", "hrnet_fast.integrations"),
     "demo": ("hrnet_fast.cli", "hrnet_fast.integrations"),
