@@ -147,7 +147,7 @@ def _predict(
     columns: list[tuple[Tensor, ...]] = []
     names: list[tuple[str, str]] = []
     with torch.no_grad():
-        for _, batch in loader:
+        for there, batch in loader:
             inputs = made(batch)
             if evaluation.flip:
                 maps = flip_test(heatmaps, inputs.images, pairs or (), shift=shift)
@@ -161,10 +161,8 @@ def _predict(
             if evaluation.whole_pixels:
                 points = points.trunc() + 1
             areas = inputs.boxes[:, 2].to(scores) * inputs.boxes[:, 3].to(scores)
-            columns.append((
-                points, scores, batch.points, batch.visible, batch.boxes, areas, batch.image_ids, batch.scores,
-                batch.box_sizes,
-            ))  # fmt: skip
+            annotated = (there.points, there.visible, there.boxes)
+            columns.append((points, scores, *annotated, areas, there.image_ids, there.scores, there.box_sizes))
             names += zip(batch.paths, batch.rows, strict=True)
     tensors = [torch.cat(column).cpu() for column in zip(*columns, strict=True)] or _no_poses(len(dataset.names))
     named = dict(zip((f.name for f in fields(KeypointPredictions)), tensors, strict=False))
