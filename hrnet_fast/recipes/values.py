@@ -158,7 +158,7 @@ def _scalar(value: Any, hint: Any, path: str) -> Any:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is float and number and math.isfinite(value):
         return float(value)
-    if type(value) is not hint:
+    if type(value) is not hint or hint is float:  # infinite or not a number
         raise ConfigError(f"{path}={shown(value)}; accepted is {_described(hint)}.")
     return value
 
