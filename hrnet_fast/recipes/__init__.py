@@ -10,6 +10,7 @@ from hrnet_fast.recipes.recipe import (
     Recipe,
     ScheduleRecipe,
 )
+from hrnet_fast.recipes.upstream import from_authors_config, from_openmmlab_config
 
 __all__ = [
     "DataRecipe",
@@ -19,6 +20,8 @@ __all__ = [
     "OptimizerRecipe",
     "Recipe",
     "ScheduleRecipe",
+    "from_authors_config",
+    "from_openmmlab_config",
     "get_recipe",
     "list_recipes",
     "recipe_description",

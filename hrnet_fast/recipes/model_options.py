@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hrnet_fast.errors import ConfigError
 from hrnet_fast.recipes.sections import ModelRecipe
+from hrnet_fast.recipes.values import as_plain
 
 if TYPE_CHECKING:
     from hrnet_fast.config import HRNetConfig
@@ -95,8 +96,6 @@ def describe_network(config: HRNetConfig) -> ModelRecipe:
 
 def _options(config: HRNetConfig) -> dict[str, Any]:
     """Return a configuration as options of HRNetConfig.override, without its outputs."""
-    from hrnet_fast.recipes.recipe import as_plain
-
     data: dict[str, Any] = as_plain(config.to_dict())
     head, norm = data.pop("head"), data.pop("norm")
     for name in ("kind", "num_outputs"):

@@ -20,7 +20,7 @@ from hrnet_fast.recipes.sections import (
     convert_section,
 )
 from hrnet_fast.recipes.task_fields import METRICS_OF_TASK, check_unused, filled_inputs, filled_loss
-from hrnet_fast.recipes.values import build, check_choice, field_names, unknown_name
+from hrnet_fast.recipes.values import as_plain, build, check_choice, field_names, unknown_name
 
 __all__ = [
     "DataRecipe",
@@ -128,15 +128,6 @@ class Recipe:
             raise
         except HRNetFastError as error:
             raise ConfigError(str(error)) from error
-
-
-def as_plain(value: Any) -> Any:
-    """Return dataclasses' values as dictionaries, lists and scalars."""
-    if isinstance(value, Mapping):
-        return {key: as_plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [as_plain(item) for item in value]
-    return value
 
 
 def _parse_setting(setting: str) -> tuple[str, Any]:

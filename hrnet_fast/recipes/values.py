@@ -103,10 +103,19 @@ def converted(value: Any, hint: Any, path: str) -> Any:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{path}={shown(value)}; accepted is a mapping.")
-        return dict(value)
+        return as_plain(value)
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return _sequence(value, arguments, path)
     return _scalar(value, hint, path)
+
+
+def as_plain(value: Any) -> Any:
+    """Return nested mappings and sequences as dictionaries, lists and scalars, as YAML has them."""
+    if isinstance(value, Mapping):
+        return {key: as_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_plain(item) for item in value]
+    return value
 
 
 def _one_of(value: Any, hints: tuple[Any, ...], path: str) -> Any:
@@ -149,7 +158,7 @@ def _scalar(value: Any, hint: Any, path: str) -> Any:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is float and number and math.isfinite(value):
         return float(value)
-    if type(value) is not hint:
+    if type(value) is not hint or hint is float:  # infinite or not a number
         raise ConfigError(f"{path}={shown(value)}; accepted is {_described(hint)}.")
     return value
 
