@@ -24,6 +24,7 @@ LOSSES_OF_TASK = {
     "segmentation": ("pixel_cross_entropy", "ohem_cross_entropy"),
     "classification": ("cross_entropy",),
 }
+DIVISORS = ("weights", "pixels")
 _OF_ALL = ("metric", "metric_options", "best", "batch_size", "flip")
 _OF_KEYPOINTS = (*_OF_ALL, "shift", "decode", "whole_pixels", "detections")
 _OF_PIXELS = (*_OF_ALL, "scales", "base_size", "window", "stride", "pad_windows", "average", "size")
@@ -36,9 +37,11 @@ class KeypointLoss:
 
     Attributes:
         weighted: multiply heatmaps and targets by the keypoints' weights (the authors' ``USE_TARGET_WEIGHT``).
+        factor: on the loss. mmpose's has no 0.5 in its mean: 2.
     """
 
     weighted: bool = True
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class LandmarkLoss:
 
 @dataclass(frozen=True)
 class PixelLoss:
-    """Arguments of ``pixel_cross_entropy``.
+    """Arguments of both losses of pixels.
 
     Attributes:
         class_weights: factor of each class. The authors' Cityscapes code has 19, in plain cross entropy as well.
@@ -68,6 +71,18 @@ class PixelLoss:
 
     class_weights: tuple[float, ...] | None = None
     output_weights: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class PlainPixelLoss(PixelLoss):
+    """Arguments of ``pixel_cross_entropy``.
+
+    Attributes:
+        divide_by: divisor of the sum: ``"weights"`` of the pixels that are not ignored, or their number; ``"pixels"``,
+            the number of all, as in mmsegmentation.
+    """
+
+    divide_by: str = "weights"
 
 
 @dataclass(frozen=True)
@@ -101,7 +116,7 @@ LOSSES: Mapping[str, type] = {
     "keypoint_mse": KeypointLoss,
     "keypoint_ohkm": HardKeypointLoss,
     "landmark_mse": LandmarkLoss,
-    "pixel_cross_entropy": PixelLoss,
+    "pixel_cross_entropy": PlainPixelLoss,
     "ohem_cross_entropy": HardPixelLoss,
     "cross_entropy": ClassLoss,
 }
@@ -117,12 +132,16 @@ def filled_loss(task: str, loss: Mapping[str, Any]) -> dict[str, Any]:
     kind = arguments.pop("kind", None)
     check_choice(f"loss.kind of task {task}", kind, LOSSES_OF_TASK[task])
     made = LOSSES[kind](**converted_fields(LOSSES[kind], arguments, "loss"))
+    if isinstance(made, KeypointLoss):
+        check_positive("loss.factor", made.factor)
     if isinstance(made, HardKeypointLoss):
         check_range("loss.top_k", made.top_k, 1)
     if isinstance(made, HardPixelLoss):
         check_positive("loss.threshold", made.threshold)
         check_range("loss.min_kept", made.min_kept, 1)
-        check_choice("loss.auxiliary_divide_by", made.auxiliary_divide_by, ("pixels", "weights"))
+        check_choice("loss.auxiliary_divide_by", made.auxiliary_divide_by, DIVISORS)
+    if isinstance(made, PlainPixelLoss):
+        check_choice("loss.divide_by", made.divide_by, DIVISORS)
     if isinstance(made, ClassLoss):
         check_range("loss.label_smoothing", made.label_smoothing, 0, 1, open_end=True)
     return {"kind": kind, **dataclasses.asdict(made)}

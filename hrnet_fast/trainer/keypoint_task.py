@@ -24,12 +24,13 @@ class HeatmapLoss(nn.Module):
     Args:
         kind: ``"keypoint_mse"``, ``"keypoint_ohkm"`` or ``"landmark_mse"``.
         weighted: multiply by the weights; ``"landmark_mse"`` never does.
+        factor: on the loss of both others.
         top_k: of ``"keypoint_ohkm"``.
     """
 
-    def __init__(self, kind: str, weighted: bool = True, top_k: int = 8) -> None:
+    def __init__(self, kind: str, weighted: bool = True, factor: float = 1.0, top_k: int = 8) -> None:
         super().__init__()
-        self.kind, self.weighted, self.top_k = kind, weighted, top_k
+        self.kind, self.weighted, self.factor, self.top_k = kind, weighted, factor, top_k
 
     def forward(self, heatmaps: Tensor, targets: tuple[Tensor, Tensor]) -> Tensor:
         maps, weights = targets
@@ -37,8 +38,8 @@ class HeatmapLoss(nn.Module):
             return landmark_mse(heatmaps, maps)
         used = weights if self.weighted else None
         if self.kind == "keypoint_ohkm":
-            return keypoint_ohkm(heatmaps, maps, used, top_k=self.top_k)
-        return keypoint_mse(heatmaps, maps, used)
+            return self.factor * keypoint_ohkm(heatmaps, maps, used, top_k=self.top_k)
+        return self.factor * keypoint_mse(heatmaps, maps, used)
 
 
 class KeypointTask(RecipeTask):

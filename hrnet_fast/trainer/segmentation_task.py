@@ -65,7 +65,7 @@ class SegmentationTask(RecipeTask):
             )
         divide_by = options.pop("auxiliary_divide_by", "weights")
         hard = kind == "ohem_cross_entropy"
-        loss: nn.Module = OHEMCrossEntropyLoss(**common, **options) if hard else PixelCrossEntropyLoss(**common)
+        loss: nn.Module = (OHEMCrossEntropyLoss if hard else PixelCrossEntropyLoss)(**common, **options)
         if outputs is not None:
             auxiliary = PixelCrossEntropyLoss(**common, divide_by=divide_by) if hard else None
             loss = AuxiliaryLoss(loss, auxiliary, outputs)

@@ -35,7 +35,7 @@ def read_segmentation(cfg: Section, notes: list[str]) -> dict[str, Any]:
         "flip_probability": 0.5 if train.get("FLIP", True) else 0.0,
     }
     if kind == "lip":
-        inputs |= {"stretch": True, "flip_first": True, "swapped_classes": _LIP_PAIRS}
+        inputs |= {"stretch": True, "flip_first": True}
     shift = train.get("RANDOM_BRIGHTNESS_SHIFT_VALUE", 10)
     if train.get("RANDOM_BRIGHTNESS", False):
         inputs["colors"] = {"brightness_shift": shift}
@@ -51,8 +51,8 @@ def read_segmentation(cfg: Section, notes: list[str]) -> dict[str, Any]:
     batch = train.get("BATCH_SIZE_PER_GPU", _DEFAULTS.batch_size) * count_gpus(cfg, _DEFAULTS.gpus)
     if train.get("EXTRA_EPOCH", 0):
         notes.append(
-            f"the second phase of {train.get('EXTRA_EPOCH')} epochs on DATASET.EXTRA_TRAIN_SET is left out; train it as "
-            f"a recipe of its own, with --init and optimizer.lr={train.get('EXTRA_LR', 1e-3)}"
+            f"the second phase of {train.get('EXTRA_EPOCH')} epochs on DATASET.EXTRA_TRAIN_SET is left out; train it "
+            f"as a recipe of its own, with --init and optimizer.lr={train.get('EXTRA_LR', 1e-3)}"
         )
     train.no_effect("EXTRA_EPOCH", "EXTRA_LR")
     dataset.no_effect("EXTRA_TRAIN_SET")
@@ -101,13 +101,11 @@ def _data(kind: str, newer: bool, dataset: Section, train: Section, notes: list[
         "val": dataset.get("TEST_SET", "list/cityscapes/val.lst"),
     }
     if kind == "pascal_ctx" and not newer:
-        notes.append(
-            "trainval_merged.json is not read: masks are expected in SegmentationClassContext, as pascal_context has"
-        )
+        notes.append("trainval_merged.json is not read: masks are expected as the reader pascal_context has them")
         root = "pascal_ctx/VOCdevkit/VOC2010"
         part = {"root": root, "num_classes": classes, "ignore_label": ignored}
         return {"layout": "pascal_context", **{k: {"split": v, **part} for k, v in lists.items()}}
-    folders = {"images": "."}
+    folders: dict[str, Any] = {"images": "."}
     if not newer:
         folders = {"images": "cityscapes"}
         if kind == "lip":
@@ -116,6 +114,8 @@ def _data(kind: str, newer: bool, dataset: Section, train: Section, notes: list[
     tables = {"cityscapes": "cityscapes", "ade20k": "from_one", "cocostuff": "coco_stuff"}
     if kind == "pascal_ctx" and classes == 59:
         tables["pascal_ctx"] = "from_one"
+    if kind == "lip":
+        part["swapped_classes"] = _LIP_PAIRS
     if kind in tables:
         part["label_map"] = tables[kind]
     return {"layout": "segmentation_list", **{k: {"list_file": v, **part} for k, v in lists.items()}}
