@@ -15,7 +15,7 @@ from hrnet_fast.datasets import AnnotatedImages
 from hrnet_fast.errors import HRNetFastError, TrainingError, some_of
 from hrnet_fast.random_states import seed_host_generators
 from hrnet_fast.recipes.recipe import Recipe
-from hrnet_fast.trainer.batches import TrainingBatches
+from hrnet_fast.trainer.batches import TrainingBatches, worker_failure
 from hrnet_fast.trainer.callbacks import Callback
 from hrnet_fast.trainer.loop import TrainingOutcome
 from hrnet_fast.trainer.pending_losses import PendingLosses, UpdateLoss
@@ -103,7 +103,10 @@ class TrainingRun:
                 stopped = self._update() or self._evaluate(evaluation)
             return self._stop() if stopped else self._finish(evaluation)
         except (Exception, KeyboardInterrupt) as error:
-            self._reports.stop(f"{type(error).__name__}: {error}")
+            died = worker_failure(error) if isinstance(error, RuntimeError) else None
+            self._reports.stop(f"{type(died or error).__name__}: {died or error}")
+            if died is not None:
+                raise died from error
             raise
 
     def close(self) -> None:

@@ -66,17 +66,21 @@ def _accelerate(loop: LoopRecipe, model: nn.Module, device: torch.device) -> tup
     if not any(map(is_fusion, model.modules())):
         reason = f"{type(model).__name__} has no module of an HRNet"
     else:
-        asked = request("auto").name
-        found = select_implementation("bn_act", "auto", torch.empty(0, device=device)) if asked == "auto" else asked
+        asked = request("auto")
+        found = asked.name if asked.from_environment else select_implementation("bn_act", "auto", _empty(device))
         if loop.accelerate == "on":
             return True, f"the recipe says so; the implementation is {found}"
         if found != "reference":
             return True, f"the implementation for {device.type} is {found}"
         names = " or ".join(BY_DEVICE.get(device.type, ())) or "no implementation"
-        reason = f"there are no kernels for {device.type} here ({names} is needed)"
+        reason = str(asked) if asked.from_environment else f"{device.type} has no kernels here ({names} is needed)"
     if loop.accelerate == "on":
         raise ConfigError(f"loop.accelerate='on': {reason}; accepted are 'auto' and 'off' here.")
     return False, reason
+
+
+def _empty(device: torch.device) -> torch.Tensor:
+    return torch.empty(0, device=device)
 
 
 def _graph(loop: LoopRecipe, device: torch.device, processes: int) -> tuple[bool, str]:

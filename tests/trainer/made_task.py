@@ -60,6 +60,7 @@ class Pictures(Dataset[Any]):
     ) -> None:
         self.count, self.size, self.dtype, self.noise = count, size, dtype, noise
         self.broken, self.failing, self.dead, self.nan = broken, failing or {}, dead, nan
+        self.samples = [(f"picture_{k}.png", 0) for k in range(count)]  # as torchvision's data sets have them
 
     def __len__(self) -> int:
         return self.count

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import os
 import signal
-import warnings
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,11 +18,12 @@ from run_states import differences, state_of
 from torch import Tensor, nn
 
 import hrnet_fast as hf
-from hrnet_fast.errors import DatasetError
+from hrnet_fast.errors import DatasetError, MissingPackageError
 from hrnet_fast.evaluation.result import EvaluationResult
 from hrnet_fast.implementations import select_implementation
 from hrnet_fast.trainer import Callback, TensorBoard, read_log, train
 from hrnet_fast.trainer.sampler import TrainingOrder
+from hrnet_fast.trainer.step_choices import choose
 
 
 class Plain(MadeTask):
@@ -98,7 +99,7 @@ def test_autocast_and_the_scaler(dtype: str, tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.2)
 
 
-def test_a_network_is_accelerated_and_said_to_be(tmp_path: Path) -> None:
+def test_a_network_is_accelerated_and_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = train(MadeTask(network="hrnet"), recipe(), tmp_path / "auto")
     start = records(tmp_path / "auto", "start")[0]["choices"]
     fused = select_implementation("bn_act", "auto", torch.empty(0))
@@ -109,8 +110,11 @@ def test_a_network_is_accelerated_and_said_to_be(tmp_path: Path) -> None:
     assert start["graph"] == {"chosen": False, "reason": "the device is cpu"}
     assert start["channels_last"]["chosen"] is True
     train(MadeTask(network="hrnet"), recipe(accelerate="off", channels_last=False), tmp_path / "off")
-    choices = records(tmp_path / "off", "start")[0]["choices"]
-    assert choices["accelerate"] == choices["channels_last"] == {"chosen": False, "reason": "the recipe says so"}
+    monkeypatch.setenv("HRNET_FAST_IMPL", "reference")
+    choices = choose(recipe().loop, MadeTask(network="hrnet").make_model(), torch.device("cpu"), 1)
+    assert (choices.accelerate, choices.reasons["accelerate"]) == (False, "HRNET_FAST_IMPL=reference")
+    off = records(tmp_path / "off", "start")[0]["choices"]
+    assert off["accelerate"] == off["channels_last"] == {"chosen": False, "reason": "the recipe says so"}
     losses = [records(tmp_path / name, "epoch")[-1]["loss"] for name in ("auto", "off")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert outcome.finished
@@ -139,6 +143,23 @@ def test_the_best_figure_is_kept(tmp_path: Path) -> None:
     assert outcome.evaluations["raw"].figures == {"score": 0.7}
     environment = json.loads((tmp_path / "high" / "environment.json").read_text())
     assert environment["packages"]["torch"] == torch.__version__.partition("+")[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "processes", "graph", "why"),
+    [
+        ({}, 1, True, "a CUDA device"),
+        ({}, 2, False, "there are 2 processes"),
+        ({"graph": "on"}, 2, True, "the recipe says so"),
+        ({"deterministic": True}, 1, False, "deterministic"),
+    ],
+)
+def test_steps_are_captured_on_cuda_devices(options: dict[str, Any], processes: int, graph: bool, why: str) -> None:
+    made = recipe(**options, accelerate="off", dtype="bfloat16").loop
+    choices = choose(made, nn.Sequential(), torch.device("cuda"), processes)
+    assert (choices.graph, choices.channels_last) == (graph, True)
+    assert why in choices.reasons["graph"]
+    assert not choose(recipe(accelerate="off").loop, nn.Sequential(), torch.device("cuda"), 1).channels_last
 
 
 @pytest.mark.parametrize(
@@ -183,28 +204,44 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     assert state_of(tmp_path)["iteration"] == 0
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.processes])])
 @pytest.mark.parametrize(
-    ("pictures", "error", "named"),
+    ("error", "named"),
     [
-        ({"failing": {5: DatasetError}}, DatasetError, r"^picture_5\.png: is broken$"),
-        ({"failing": {5: OSError}}, DatasetError, "sample 5 cannot be read: OSError: no such pixels"),
-        ({"dead": [5]}, hf.TrainingError, "data loader failed"),
+        (DatasetError, r"^picture_5\.png: is broken$"),
+        (OSError, r"^sample 5 \(picture_5\.png\) cannot be read: OSError: no such pixels$"),
     ],
-    ids=["data", "other", "dead"],
 )
-@pytest.mark.slow
-@pytest.mark.processes
-def test_a_failing_worker_ends_the_run(pictures: Any, error: Any, named: str, tmp_path: Path) -> None:
-    with pytest.raises(error, match=named) as caught:
-        train(MadeTask(Pictures(**pictures)), recipe(workers=1), tmp_path, save_iterations=1)
-    if "failing" in pictures and error is DatasetError and pictures["failing"][5] is OSError:
+def test_a_sample_that_cannot_be_read_is_named(
+    error: type[Exception], named: str, workers: int, tmp_path: Path
+) -> None:
+    task = MadeTask(Pictures(failing={5: error}))
+    with pytest.raises(DatasetError, match=named) as caught:
+        train(task, recipe(workers=workers), tmp_path, save_iterations=1)
+    if error is OSError:
         assert "Traceback" in str(caught.value.__cause__)
-    state = state_of(tmp_path)
     batches = list(TrainingOrder(12, recipe().loop).micro_batches(0))
     reached = next(k for k, keys in enumerate(batches) if any(key.sample == 5 for key in keys))
-    assert state["iteration"] <= reached
-    assert records(tmp_path, "stop")
+    assert state_of(tmp_path)["iteration"] in (reached, reached - 1)
+    assert records(tmp_path, "stop")[0]["reason"].startswith("DatasetError: ")
     assert train(MadeTask(), recipe(), tmp_path, resume=True).finished  # the picture was repaired
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_a_worker_that_dies_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(hf.TrainingError, match=r"DataLoader worker .* it was killed"):
+        train(MadeTask(Pictures(dead=[5])), recipe(workers=1), tmp_path)
+    assert state_of(tmp_path)["iteration"] == 0
+    assert train(MadeTask(), recipe(), tmp_path, resume=True).finished
+
+
+def test_samples_that_make_no_batch_are_named(tmp_path: Path) -> None:
+    def collate(samples: Any) -> Any:
+        raise RuntimeError("sizes differ")
+
+    with pytest.raises(DatasetError, match=r"no batch: RuntimeError: sizes differ \(files: picture_\d+\.png, "):
+        train(MadeTask(collate=collate), recipe(), tmp_path)
 
 
 def test_broken_samples_are_counted_and_others_stand_in(tmp_path: Path) -> None:
@@ -265,16 +302,26 @@ def test_flags_and_random_states_of_the_process_stay(tmp_path: Path) -> None:
     assert differences(state_of(tmp_path / "a"), state_of(tmp_path / "c"))
 
 
-def test_tensorboard_is_optional(tmp_path: Path) -> None:
-    if importlib.util.find_spec("tensorboard") is None:
-        with pytest.raises(hf.HRNetFastError, match="pip install tensorboard"):
-            TensorBoard(tmp_path / "events")
-        return
-    sink = TensorBoard(tmp_path / "events")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        train(MadeTask(val=Pictures(2)), recipe(), tmp_path / "run", callbacks=[sink])
-    assert list((tmp_path / "events").iterdir())
+def test_tensorboard_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingPackageError, match="pip install tensorboard"):
+        TensorBoard(tmp_path)
+    written: list[Any] = []
+
+    class Writer:
+        def __init__(self, folder: str) -> None:
+            written.append(folder)
+
+        def add_scalar(self, tag: str, value: float, step: int) -> None:
+            written.append((tag, step))
+
+        def close(self) -> None:
+            written.append("closed")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    train(MadeTask(val=Pictures(2)), recipe(epochs=1), tmp_path / "run", callbacks=[TensorBoard(tmp_path)])
+    steps = [(name, 3) for name in ("loss", "lr", "images_per_second", "wait_share")]
+    assert written == [str(tmp_path), *steps, ("raw/score", 1), "closed"]
 
 
 def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
@@ -284,3 +331,11 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
         train(MadeTask(), recipe(), tmp_path, callbacks=[print])  # type: ignore[list-item]
     with pytest.raises(hf.InputError, match="device 'warp' cannot be used"):
         train(MadeTask(), recipe(), tmp_path, device="warp")
+    (tmp_path / "file").touch()
+    with pytest.raises(hf.InputError, match="file/run cannot be made"):
+        train(MadeTask(), recipe(), tmp_path / "file" / "run")
+    with pytest.raises(hf.InputError, match="absent: cannot be read"):
+        read_log(tmp_path / "absent")
+    (tmp_path / "file").write_text("{}\nno\n")
+    with pytest.raises(hf.InputError, match="line 2: is no JSON object"):
+        read_log(tmp_path / "file")

@@ -87,7 +87,7 @@ def test_two_processes_train_as_one_would(tmp_path: Path) -> None:
     said = in_two_processes(two, [{**OPTIONS, "die": [15, 4]}, resuming, {**failing, "out": str(failed)}])
     assert [[line.split()[0] for line in lines[:2]] for lines in said] == [["143", "0"]] * 2
     data, other = sorted(lines[2] for lines in said)
-    assert data.startswith("DatasetError: sample 5 cannot be read")
+    assert data.startswith("DatasetError: sample 5 (picture_5.png) cannot be read")
     assert other.startswith("TrainingError: Another process")
     assert state_of(failed)["iteration"] < 6
 
