@@ -47,9 +47,8 @@ def seed_host_generators(seed: int) -> None:
     Args:
         seed: from 0 to 2**63 - 1; NumPy takes the lower 32 bits.
     """
+    import numpy as np
+
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
-    if "numpy.random" in sys.modules:
-        import numpy as np
-
-        np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)

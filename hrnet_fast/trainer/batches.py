@@ -107,7 +107,7 @@ class CollateSamples:
             return self.collate(samples)
         except Exception as error:
             paths = ", ".join(str(getattr(one, "path", "?")) for one in samples)
-            message = f"samples cannot be made into a batch: {type(error).__name__}: {error} (files: {paths})"
+            message = f"samples make no batch: {type(error).__name__}: {error} (files: {paths})"
             return ReadingFailure(message, details=traceback.format_exc())
 
 
@@ -115,6 +115,18 @@ def leave_signals_to_the_parent(worker: int) -> None:
     """Let a worker outlive Ctrl-C and SIGTERM to the whole group: the parent finishes its step, and ends the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def worker_failure(error: RuntimeError) -> TrainingError | None:
+    """Return an error for the death of a worker, or None for another error.
+
+    PyTorch raises it when it asks the worker, or from a signal's handler, wherever the program is.
+    """
+    if not str(error).startswith("DataLoader worker"):
+        return None
+    failure = TrainingError(f"{str(error).rstrip('. ')}: it was killed, or crashed in a library that decodes.")
+    failure.__cause__ = error
+    return failure
 
 
 class TrainingBatches:
@@ -205,8 +217,11 @@ class TrainingBatches:
             found = next(self._iterator)
         except StopIteration:
             return None
-        except RuntimeError as error:  # PyTorch says how a worker ended
-            return TrainingError(f"The data loader failed: {error}").with_traceback(error.__traceback__)
+        except RuntimeError as error:
+            failure = worker_failure(error)
+            if failure is None:
+                raise
+            return failure
         finally:
             self.waited += time.perf_counter() - begin
         if isinstance(found, ReadingFailure):

@@ -105,7 +105,7 @@ def train(
     check_integer("train", "save_iterations", save_iterations, least=0)
     check_number("train", "save_seconds", save_seconds)
     with contextlib.ExitStack() as stack:
-        processes = stack.enter_context(joined_processes(device))
+        processes = stack.enter_context(joined_processes(device, recipe.loop.graph == "on"))
         stack.enter_context(kept_host_random_states())
         stack.enter_context(_process_settings(recipe.loop, processes.device))
         requests = stack.enter_context(StopRequests())

@@ -77,11 +77,15 @@ class Processes:
 
 
 @contextlib.contextmanager
-def joined_processes(device: str | torch.device) -> Iterator[Processes]:
+def joined_processes(device: str | torch.device, captured: bool = False) -> Iterator[Processes]:
     """Yield the processes of this run: those of ``torchrun``'s environment, of an initialised group, or one.
 
     A group that is initialised here is destroyed behind the context. On CUDA devices, the process with local rank k
     takes the k-th.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"`` or, for one process, a device's name.
+        captured: whether steps are captured as CUDA graphs.
 
     Raises:
         InputError: the device cannot be used.
@@ -90,6 +94,8 @@ def joined_processes(device: str | torch.device) -> Iterator[Processes]:
     mine = available and not distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
     if mine:
         found = _device_of(device)
+        if captured:  # as PyTorch documents for captures with NCCL
+            os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         distributed.init_process_group("cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo")
     try:
         if not available or not distributed.is_initialized() or distributed.get_world_size() == 1:

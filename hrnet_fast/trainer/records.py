@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import torch
 
-from hrnet_fast.errors import InputError
+from hrnet_fast.errors import InputError, TrainingError
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "triton", "faster-coco-eval", "pycocotools")
 
@@ -53,9 +53,16 @@ class RunLog:
             self._file.truncate(size)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append a record."""
-        self._file.write((json.dumps(as_json(record)) + "\n").encode())
-        self._file.flush()
+        """Append a record.
+
+        Raises:
+            TrainingError: the disk is full, or the file cannot be written for another reason.
+        """
+        try:
+            self._file.write((json.dumps(as_json(record)) + "\n").encode())
+            self._file.flush()
+        except OSError as error:
+            raise TrainingError(f"{self._file.name}: cannot be written ({error.strerror}).") from error
 
     def size(self) -> int:
         """Return the bytes so far, which are on the disk then."""

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from hrnet_fast.datasets import AnnotatedImages
 from hrnet_fast.errors import HRNetFastError, TrainingError, some_of
 from hrnet_fast.random_states import seed_host_generators
 from hrnet_fast.recipes.recipe import Recipe
-from hrnet_fast.trainer.batches import TrainingBatches
+from hrnet_fast.trainer.batches import TrainingBatches, worker_failure
 from hrnet_fast.trainer.callbacks import Callback
 from hrnet_fast.trainer.loop import TrainingOutcome
 from hrnet_fast.trainer.pending_losses import PendingLosses, UpdateLoss
@@ -23,7 +24,7 @@ from hrnet_fast.trainer.progress_state import RunProgress
 from hrnet_fast.trainer.random_state import random_state, restore_random_state, seed_steps
 from hrnet_fast.trainer.records import RunLog, environment
 from hrnet_fast.trainer.run_evaluation import RunEvaluation, StopRequestedError
-from hrnet_fast.trainer.run_folder import RunFolder, check_same_run, recipe_data
+from hrnet_fast.trainer.run_folder import RunFolder, check_same_run
 from hrnet_fast.trainer.run_reports import RunReports
 from hrnet_fast.trainer.sampler import TrainingOrder
 from hrnet_fast.trainer.schedule import Schedule
@@ -67,9 +68,9 @@ class TrainingRun:
         state = self._folder.load() if resume else None
         if state is not None:
             check_same_run(out, state, recipe, samples)
-        self._progress = RunProgress() if state is None else RunProgress(**state["progress"])
+        own, self._note = (None, "") if state is None else self._own_state(state["processes"])
+        self._progress = RunProgress() if own is None else RunProgress(**own["progress"])
         self._reports = RunReports(order, processes, self._progress, callbacks, log_every)
-        self._note = ""
         if self._progress.finished:
             self._evaluation: RunEvaluation | None = None
             return
@@ -80,9 +81,10 @@ class TrainingRun:
             self._progress,
         )  # fmt: skip
         seed_steps(loop.seed, processes.rank, processes.device)
-        if state is not None:
+        if state is not None and own is not None:
             self._runner.load_state(state)
-            self._restore_random(state["random"])
+            if not self._note:
+                restore_random_state(own["random"], processes.device)
         self._environment = environment(processes.device, processes.count)
         processes.from_first(lambda: self._open_folder(0 if state is None else state["log_size"]))
         self._saved_at, self._saved_iteration = time.monotonic(), self._progress.iteration
@@ -101,7 +103,10 @@ class TrainingRun:
                 stopped = self._update() or self._evaluate(evaluation)
             return self._stop() if stopped else self._finish(evaluation)
         except (Exception, KeyboardInterrupt) as error:
-            self._reports.stop(f"{type(error).__name__}: {error}")
+            died = worker_failure(error) if isinstance(error, RuntimeError) else None
+            self._reports.stop(f"{type(died or error).__name__}: {died or error}")
+            if died is not None:
+                raise died from error
             raise
 
     def close(self) -> None:
@@ -154,6 +159,8 @@ class TrainingRun:
         except HRNetFastError as error:
             return None, error
         self._progress.add_skipped(batch.skipped)
+        if batch.skipped and isinstance(self._task.train, AnnotatedImages):
+            self._task.train.add_skipped(batch.skipped)  # a worker has counted in a copy of its own
         return batch, None
 
     def _agree(self, error: HRNetFastError | None, first: bool) -> tuple[bool, bool]:
@@ -226,11 +233,12 @@ class TrainingRun:
         """Write ``last.pt``, unless a loss or the weights are not finite."""
         self._read_losses(all_of_them=True)
         self._agree_on_losses()
-        random = self._processes.gathered(random_state(self._processes.device))
-        self._processes.from_first(lambda: self._write_state(random))
+        own = {"progress": self._progress.data(), "random": random_state(self._processes.device)}
+        all_of_them = self._processes.gathered(own)
+        self._processes.from_first(lambda: self._write_state(all_of_them))
         self._saved_at, self._saved_iteration = time.monotonic(), self._progress.iteration
 
-    def _write_state(self, random: list[dict[str, Any]]) -> None:
+    def _write_state(self, processes: list[dict[str, Any]]) -> None:
         bad, iteration = self._runner.not_finite(), self._progress.iteration
         if bad:
             raise TrainingError(
@@ -240,10 +248,10 @@ class TrainingRun:
         assert self._reports.log is not None
         self._folder.save(
             {
-                "recipe": recipe_data(self._recipe),
+                "recipe": self._recipe.to_dict(),
                 "samples": self._order.samples,
-                "progress": self._progress.data(),
-                "random": random,
+                "iteration": iteration,
+                "processes": processes,
                 "log_size": self._reports.log.size(),
                 **self._runner.state(),
             }
@@ -307,11 +315,12 @@ class TrainingRun:
         self._reports.log = RunLog(self._folder.log, log_size)
         self._folder.describe(self._recipe, self._environment)
 
-    def _restore_random(self, states: list[dict[str, Any]]) -> None:
-        if len(states) == self._processes.count:
-            restore_random_state(states[self._processes.rank], self._processes.device)
-        else:
-            self._note = (
-                f"the run had {len(states)} processes and goes on with {self._processes.count}: the random numbers of "
-                "dropout begin anew"
-            )
+    def _own_state(self, states: list[dict[str, Any]]) -> tuple[dict[str, Any], str]:
+        """Return this process's progress and random state, and a note if there were more or fewer processes."""
+        now = self._processes.count
+        if len(states) == now:
+            return states[self._processes.rank], ""
+        return states[0], (
+            f"the run had {len(states)} processes and goes on with {now}: random numbers of the steps begin anew, and "
+            "this epoch's mean loss counts the first process alone until here"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pickle
 from collections.abc import Mapping
@@ -66,7 +65,7 @@ class RunFolder:
         """
         for name in (RECIPE, ENVIRONMENT, LAST, *WEIGHTS):
             remove_unfinished(self.path / name)
-        texts = {RECIPE: recipe_text(recipe), ENVIRONMENT: json.dumps(environment, indent=2) + "\n"}
+        texts = {RECIPE: recipe.to_yaml(), ENVIRONMENT: json.dumps(environment, indent=2) + "\n"}
         for name, text in texts.items():
             try:
                 with written_whole(self.path / name) as handle:
@@ -132,24 +131,6 @@ def upstream_names(network: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return state
 
 
-def recipe_data(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe as nested dicts and lists of plain values."""
-    return _plain(dataclasses.asdict(recipe))  # type: ignore[no-any-return]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def recipe_text(recipe: Recipe) -> str:
-    """Return a recipe as YAML."""
-    import yaml
-
-    return yaml.safe_dump(recipe_data(recipe), sort_keys=False)
-
-
 def check_same_run(path: Path, state: Mapping[str, Any], recipe: Recipe, samples: int) -> None:
     """Compare the run in a folder with the recipe and the number of samples that are to go on with it.
 
@@ -157,7 +138,7 @@ def check_same_run(path: Path, state: Mapping[str, Any], recipe: Recipe, samples
         ConfigError: fields of the recipe differ, other than those that change no number, or the number of samples does;
             the message names them.
     """
-    then, now = dict(_fields(state["recipe"])), dict(_fields(recipe_data(recipe)))
+    then, now = dict(_fields(state["recipe"])), dict(_fields(recipe.to_dict()))
     names = [k for k in {**then, **now} if then.get(k) != now.get(k) and k not in MAY_DIFFER]
     if names:
         told = "; ".join(f"{k} was {shown(then.get(k))}, is {shown(now.get(k))}" for k in names)

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hrnet_fast.errors import TrainingError
 from hrnet_fast.trainer.callbacks import Callback
 from hrnet_fast.trainer.processes import Processes
 from hrnet_fast.trainer.progress_state import RunProgress
@@ -99,7 +100,7 @@ class RunReports:
         """Write why the run stops; the first reason only, as an error may follow from another."""
         if not self._stopped:
             self._stopped = True
-            with contextlib.suppress(OSError):  # the disk may be what the run stops for
+            with contextlib.suppress(TrainingError):  # the disk may be what the run stops for
                 self.write("stop", iteration=self._progress.iteration, reason=reason, **details)
 
     def evaluating(self, done: int, total: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from hrnet_fast.recipes.recipe import LoopRecipe
 from hrnet_fast.training import accelerate, restore
 from hrnet_fast.training.accelerate import is_fusion
 
-DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}  # None: without it
 
 
 @dataclass(frozen=True)
@@ -67,17 +66,21 @@ def _accelerate(loop: LoopRecipe, model: nn.Module, device: torch.device) -> tup
     if not any(map(is_fusion, model.modules())):
         reason = f"{type(model).__name__} has no module of an HRNet"
     else:
-        asked = request("auto").name
-        found = select_implementation("bn_act", "auto", torch.empty(0, device=device)) if asked == "auto" else asked
+        asked = request("auto")
+        found = asked.name if asked.from_environment else select_implementation("bn_act", "auto", _empty(device))
         if loop.accelerate == "on":
             return True, f"the recipe says so; the implementation is {found}"
         if found != "reference":
             return True, f"the implementation for {device.type} is {found}"
         names = " or ".join(BY_DEVICE.get(device.type, ())) or "no implementation"
-        reason = f"there are no kernels for {device.type} here ({names} is needed)"
+        reason = str(asked) if asked.from_environment else f"{device.type} has no kernels here ({names} is needed)"
     if loop.accelerate == "on":
         raise ConfigError(f"loop.accelerate='on': {reason}; accepted are 'auto' and 'off' here.")
     return False, reason
+
+
+def _empty(device: torch.device) -> torch.Tensor:
+    return torch.empty(0, device=device)
 
 
 def _graph(loop: LoopRecipe, device: torch.device, processes: int) -> tuple[bool, str]:
@@ -121,15 +124,3 @@ def prepare_model(model: nn.Module, choices: StepChoices, loop: LoopRecipe, devi
 def in_format(images: torch.Tensor, choices: StepChoices) -> torch.Tensor:
     """Return images in the memory format of the weights."""
     return images.contiguous(memory_format=torch.channels_last) if choices.channels_last else images
-
-
-@functools.cache
-def autocast_dtype(name: str) -> torch.dtype | None:
-    """Return the dtype of autocast of a recipe's ``loop.dtype``, None for none.
-
-    Raises:
-        ConfigError: an unknown name.
-    """
-    if name not in DTYPES:
-        raise ConfigError(f"loop.dtype={name!r}; accepted are {', '.join(DTYPES)}.")
-    return DTYPES[name]

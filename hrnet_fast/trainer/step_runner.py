@@ -10,14 +10,15 @@ from torch import Tensor, nn, optim
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hrnet_fast.errors import ConfigError
 from hrnet_fast.recipes.recipe import OptimizerRecipe, Recipe
 from hrnet_fast.trainer.processes import Processes
-from hrnet_fast.trainer.step_choices import StepChoices, autocast_dtype, choose, in_format, prepare_model
+from hrnet_fast.trainer.step_choices import AUTOCAST, StepChoices, choose, in_format, prepare_model
 from hrnet_fast.trainer.task import TrainingTask
 from hrnet_fast.training import GraphedStep, explain
 from hrnet_fast.training.training_iteration import MicroBatch, TrainingIteration, loss_of
 from hrnet_fast.training.weight_average import WeightAverage
+
+_OF_DEVICE = ("capturable", "foreach", "fused")  # options of an optimizer that follow from the device
 
 
 class StepRunner:
@@ -49,7 +50,7 @@ class StepRunner:
         if self.choices.graph and processes.count > 1:
             stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         trained = self._distributed(processes, loop.sync_bn, stream)
-        dtype = autocast_dtype(loop.dtype)
+        dtype = AUTOCAST[loop.dtype]
         self.optimizer = make_optimizer(recipe.optimizer, task.parameter_groups(self.model), device, self.choices.graph)
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
@@ -108,9 +109,14 @@ class StepRunner:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take the state that :meth:`state` returned."""
+        """Take the state that :meth:`state` returned, on this device or another."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        given, own = state["optimizer"], self.optimizer.state_dict()["param_groups"]
+        groups = [
+            {**then, **{name: now[name] for name in _OF_DEVICE if name in now}}
+            for then, now in zip(given["param_groups"], own, strict=True)
+        ]
+        self.optimizer.load_state_dict({**given, "param_groups": groups})
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         if self.scaler is not None:
@@ -119,8 +125,8 @@ class StepRunner:
     def not_finite(self) -> list[str]:
         """Return names of weights and statistics that are not finite. This waits for the device."""
         named = {k: v for k, v in self.model.state_dict().items() if v.is_floating_point()}
-        finite = torch.stack([torch.isfinite(v).all() for v in named.values()]).tolist()
-        return [name for name, good in zip(named, finite, strict=True) if not good]
+        bad = torch.stack([(~torch.isfinite(v)).any() for v in named.values()])
+        return [name for name, one in zip(named, bad.tolist(), strict=True) if one] if bad.any() else []
 
     def _distributed(self, processes: Processes, sync_bn: bool, stream: Any) -> nn.Module:
         """Return the model, wrapped where there are several processes."""
@@ -146,16 +152,11 @@ def make_optimizer(
         groups: ``params``, ``lr`` and ``weight_decay`` of each.
         device: of the parameters.
         graph: whether steps are captured.
-
-    Raises:
-        ConfigError: an unknown kind.
     """
     options: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
     if device.type == "cuda":
         options["fused"] = True
     if recipe.kind == "sgd":
         return optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.nesterov, **options)
-    kinds: dict[str, type[optim.Optimizer]] = {"adam": optim.Adam, "adamw": optim.AdamW}
-    if recipe.kind not in kinds:
-        raise ConfigError(f"optimizer.kind={recipe.kind!r}; accepted are adam, adamw and sgd.")
-    return kinds[recipe.kind](groups, betas=recipe.betas, capturable=graph, **options)  # type: ignore[call-arg]
+    adam = {"adam": optim.Adam, "adamw": optim.AdamW}[recipe.kind]
+    return adam(groups, betas=recipe.betas, capturable=graph, **options)  # type: ignore[no-any-return]

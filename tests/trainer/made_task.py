@@ -60,6 +60,7 @@ class Pictures(Dataset[Any]):
     ) -> None:
         self.count, self.size, self.dtype, self.noise = count, size, dtype, noise
         self.broken, self.failing, self.dead, self.nan = broken, failing or {}, dead, nan
+        self.samples = [(f"picture_{k}.png", 0) for k in range(count)]  # as torchvision's data sets have them
 
     def __len__(self) -> int:
         return self.count
@@ -108,13 +109,15 @@ class MadeTask:
 
     Attributes:
         augment: noise from the loop's generator on the inputs.
-        network: ``"hrnet"`` or ``"layers"``.
+        network: ``"layers"``, or ``"hrnet"`` of two stages, or a ``"whole"`` one.
+        family: of a checkpoint that the network would have begun from.
     """
 
     train: Pictures = field(default_factory=Pictures)
     val: Pictures | None = None
     augment: float = 0.0
     network: str = "layers"
+    family: str | None = None
     figures: list[float] = field(default_factory=list)
     best: str = "score"
     higher_is_better: bool = True
@@ -122,10 +125,12 @@ class MadeTask:
     evaluations: int = 0
 
     def make_model(self) -> nn.Module:
+        config = tiny_config("v1", num_outputs=1)
         if self.network == "hrnet":
-            config = tiny_config("v1", num_outputs=1)
-            model: nn.Module = hf.HRNet(config.override(stages=config.stages[:2]), impl="reference")
-        else:
+            config = config.override(stages=config.stages[:2])
+        model: nn.Module = hf.HRNet(config, impl="reference")
+        model.family = self.family
+        if self.network == "layers":
             model = nn.Sequential(
                 nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(4, 1, 1)
             )
@@ -140,7 +145,7 @@ class MadeTask:
             noise = torch.rand(images.shape, generator=generator, dtype=images.dtype)
             images = images + self.augment * noise.to(images.device, non_blocking=True)
         means = images.mean(1, keepdim=True)
-        size = 8 if self.network == "hrnet" else (images.shape[-1] - 3) // 4 + 1
+        size = (images.shape[-1] - 3) // 4 + 1 if self.network == "layers" else images.shape[-1] // 4
         return images, nn.functional.adaptive_avg_pool2d(means, size)
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
