@@ -99,7 +99,6 @@ class SegmentationCrops:
     Attributes:
         crop_size: (H, W).
         base_size: length in pixels of one of the picture's sides at scale 1.
-        base_side: ``"longer"`` or ``"shorter"`` (mmsegmentation's ADE20K).
         scales: the smallest and the largest scale.
         scale_step: distance of the scales; 0 means any number between the two.
         stretch: the picture is resized to `crop_size` before it is scaled, as the authors do with LIP. (What the branch
@@ -109,11 +108,11 @@ class SegmentationCrops:
         swapped_classes: pairs of classes that mirroring swaps.
         colors: random colours; None leaves them.
         mean, std: of the normalisation. Padding is 0 before it, the ignored label in the labels.
+        base_side: which side `base_size` is of: ``"longer"``, or ``"shorter"`` as in mmsegmentation's ADE20K.
     """
 
     crop_size: tuple[int, int] = (512, 1024)
     base_size: int = 2048
-    base_side: str = "longer"
     scales: tuple[float, float] = (0.5, 2.1)
     scale_step: float = 0.1
     stretch: bool = False
@@ -123,6 +122,7 @@ class SegmentationCrops:
     colors: ColorAugmentation | None = None
     mean: Sequence[float] = MEAN
     std: Sequence[float] = STD
+    base_side: str = "longer"
 
     def __post_init__(self) -> None:
         what = "SegmentationCrops"
