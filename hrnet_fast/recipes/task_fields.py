@@ -11,8 +11,8 @@ from typing import Any
 from hrnet_fast.errors import ConfigError, InputError, shown
 from hrnet_fast.recipes.sections import EvaluationRecipe
 from hrnet_fast.recipes.values import (
+    check_above_zero,
     check_choice,
-    check_positive,
     check_range,
     converted_fields,
     field_names,
@@ -152,11 +152,11 @@ def filled_loss(task: str, loss: Mapping[str, Any]) -> dict[str, Any]:
     check_choice(f"loss.kind of task {task}", kind, LOSSES_OF_TASK[task])
     made = LOSSES[kind](**converted_fields(LOSSES[kind], arguments, "loss"))
     if isinstance(made, KeypointLoss):
-        check_positive("loss.factor", made.factor)
+        check_above_zero("loss.factor", made.factor)
     if isinstance(made, HardKeypointLoss):
         check_range("loss.top_k", made.top_k, 1)
     if isinstance(made, HardPixelLoss):
-        check_positive("loss.threshold", made.threshold)
+        check_above_zero("loss.threshold", made.threshold)
         check_range("loss.min_kept", made.min_kept, 1)
         check_choice("loss.auxiliary_divide_by", made.auxiliary_divide_by, DIVISORS)
     if isinstance(made, PlainPixelLoss):

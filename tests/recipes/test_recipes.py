@@ -18,6 +18,7 @@ from hrnet_fast.recipes.model_options import describe_network, network_config
 NAMES = list_recipes()
 
 
+@pytest.mark.slow
 def test_every_recipe_of_the_catalogue_is_valid_and_survives_yaml(tmp_path: Path) -> None:
     assert {name.partition("/")[0] for name in NAMES} == {"paper", "modern", "small"}
     for name in NAMES:
