@@ -19,7 +19,13 @@ from hrnet_fast.recipes.sections import (
     ScheduleRecipe,
     convert_section,
 )
-from hrnet_fast.recipes.task_fields import METRICS_OF_TASK, check_unused, filled_inputs, filled_loss
+from hrnet_fast.recipes.task_fields import (
+    METRICS_OF_TASK,
+    check_metric_options,
+    check_unused,
+    filled_inputs,
+    filled_loss,
+)
 from hrnet_fast.recipes.values import as_plain, build, check_choice, field_names, unknown_name
 
 __all__ = [
@@ -70,6 +76,7 @@ class Recipe:
         check_choice("task", self.task, METRICS_OF_TASK)
         check_choice(f"evaluation.metric of task {self.task}", self.evaluation.metric, METRICS_OF_TASK[self.task])
         check_unused(self.task, self.evaluation)
+        check_metric_options(self.evaluation)
         check_model(self.task, self.model)
         check_layout(self.task, self.data)
         object.__setattr__(self, "inputs", filled_inputs(self.task, self.inputs))
@@ -164,6 +171,8 @@ def _set_field(data: dict[str, Any], name: str, value: Any) -> None:
         # The arguments of another loss are other ones.
         data["loss"] = {"kind": value}
         return
+    if (path, last) == ("evaluation", "metric") and value != place[last]:
+        place["metric_options"] = {}  # of the other metric
     place[last] = value
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hrnet_fast.errors import ConfigError
-from hrnet_fast.recipes.values import check_choice, check_positive, check_range, converted_fields, field_names
+from hrnet_fast.recipes.values import check_above_zero, check_choice, check_range, converted_fields, field_names
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("step", "poly", "cosine", "constant")
@@ -105,12 +105,12 @@ class OptimizerRecipe:
     def __post_init__(self) -> None:
         convert_section(self, "optimizer")
         check_choice("optimizer.kind", self.kind, OPTIMIZERS)
-        check_positive("optimizer.lr", self.lr)
+        check_above_zero("optimizer.lr", self.lr)
         check_range("optimizer.weight_decay", self.weight_decay, 0)
         check_range("optimizer.momentum", self.momentum, 0, 1, open_end=True)
         for beta in self.betas:
             check_range("optimizer.betas", beta, 0, 1, open_end=True)
-        check_positive("optimizer.head_lr_factor", self.head_lr_factor)
+        check_above_zero("optimizer.head_lr_factor", self.head_lr_factor)
         if self.nesterov and (self.kind != "sgd" or not self.momentum):
             raise ConfigError("optimizer.nesterov=true; accepted is true with kind: sgd and a momentum above 0 alone.")
 
@@ -148,8 +148,8 @@ class ScheduleRecipe:
         check_choice("schedule.kind", self.kind, SCHEDULES)
         if any(m < 0 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
             raise ConfigError(f"schedule.milestones={list(self.milestones)}; accepted are ascending epochs from 0.")
-        check_positive("schedule.factor", self.factor)
-        check_positive("schedule.power", self.power)
+        check_above_zero("schedule.factor", self.factor)
+        check_above_zero("schedule.power", self.power)
         check_range("schedule.delay", self.delay, 0)
         check_range("schedule.least", self.least, 0, 1)
         check_range("schedule.warmup_iterations", self.warmup_iterations, 0)
@@ -204,7 +204,7 @@ class LoopRecipe:
                 f"loop.batch_size={self.batch_size} is no multiple of loop.accumulate={self.accumulate}; a batch is "
                 "cut into micro-batches of one size."
             )
-        check_positive("loop.clip_norm", self.clip_norm)
+        check_above_zero("loop.clip_norm", self.clip_norm)
         check_range("loop.ema", self.ema, 0, 1, open_end=True)
         check_range("loop.seed", self.seed, 0)
         check_choice("loop.dtype", self.dtype, DTYPES)
@@ -263,8 +263,8 @@ class EvaluationRecipe:
         if not self.scales:
             raise ConfigError("evaluation.scales=[]; accepted are one or more factors.")
         for scale in self.scales:
-            check_positive("evaluation.scales", scale)
-        check_positive("evaluation.stride", self.stride)
+            check_above_zero("evaluation.scales", scale)
+        check_above_zero("evaluation.stride", self.stride)
         check_range("evaluation.stride", self.stride, 0, 1)
         for name in ("base_size", "batch_size"):
             check_range(f"evaluation.{name}", getattr(self, name), 1)

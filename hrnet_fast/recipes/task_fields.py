@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hrnet_fast.errors import ConfigError, InputError, shown
 from hrnet_fast.recipes.sections import EvaluationRecipe
-from hrnet_fast.recipes.values import check_choice, check_positive, check_range, converted_fields, field_names, join
+from hrnet_fast.recipes.values import (
+    check_above_zero,
+    check_choice,
+    check_range,
+    converted_fields,
+    field_names,
+    join,
+    unknown_name,
+)
 
 METRICS_OF_TASK = {
     "pose": ("coco", "pckh", "pck", "nme"),
@@ -17,6 +26,16 @@ METRICS_OF_TASK = {
     "segmentation": ("miou",),
     "classification": ("top_k",),
 }
+# The metrics' classes, and what the evaluation itself takes beside their arguments.
+_METRIC_CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "coco": ("COCOKeypointAP", ("annotations",)),
+    "pckh": ("PCKh", ("head_boxes",)),
+    "pck": ("PCK", ("size",)),
+    "nme": ("NME", ()),
+    "miou": ("ConfusionMatrix", ()),
+    "top_k": ("TopKAccuracy", ()),
+}
+_OF_DATA = ("annotations", "classes", "ignore_label")
 _KEYPOINT_LOSSES = ("keypoint_mse", "keypoint_ohkm", "landmark_mse")
 LOSSES_OF_TASK = {
     "pose": _KEYPOINT_LOSSES,
@@ -133,11 +152,11 @@ def filled_loss(task: str, loss: Mapping[str, Any]) -> dict[str, Any]:
     check_choice(f"loss.kind of task {task}", kind, LOSSES_OF_TASK[task])
     made = LOSSES[kind](**converted_fields(LOSSES[kind], arguments, "loss"))
     if isinstance(made, KeypointLoss):
-        check_positive("loss.factor", made.factor)
+        check_above_zero("loss.factor", made.factor)
     if isinstance(made, HardKeypointLoss):
         check_range("loss.top_k", made.top_k, 1)
     if isinstance(made, HardPixelLoss):
-        check_positive("loss.threshold", made.threshold)
+        check_above_zero("loss.threshold", made.threshold)
         check_range("loss.min_kept", made.min_kept, 1)
         check_choice("loss.auxiliary_divide_by", made.auxiliary_divide_by, DIVISORS)
     if isinstance(made, PlainPixelLoss):
@@ -176,6 +195,18 @@ def filled_inputs(task: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
     pairs = {} if task in ("segmentation", "classification") or inputs.get("flip_pairs") else {"flip_pairs": ()}
     fields: dict[str, Any] = dataclasses.asdict(make_inputs(task, inputs, **pairs))
     return fields | dict.fromkeys(pairs, inputs.get("flip_pairs"))
+
+
+def check_metric_options(evaluation: EvaluationRecipe) -> None:
+    """Raise ConfigError unless the metric takes the options: its class's arguments, and a few of the evaluation's."""
+    from hrnet_fast import metrics
+
+    name, others = _METRIC_CLASSES[evaluation.metric]
+    parameters = list(inspect.signature(getattr(metrics, name)).parameters)
+    accepted = [*(p for p in parameters if p not in _OF_DATA), *others]
+    for key in evaluation.metric_options:
+        if key not in accepted:
+            raise unknown_name("evaluation.metric_options", key, accepted)
 
 
 def check_unused(task: str, evaluation: EvaluationRecipe) -> None:

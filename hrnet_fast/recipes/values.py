@@ -81,7 +81,7 @@ def check_range(
     raise ConfigError(f"{path}={value}; accepted are {text}.")
 
 
-def check_positive(path: str, value: float | None) -> None:
+def check_above_zero(path: str, value: float | None) -> None:
     """Raise ConfigError unless `value` is None or above 0."""
     if value is not None and not value > 0:
         raise ConfigError(f"{path}={value}; accepted are numbers above 0.")

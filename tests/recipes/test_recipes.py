@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+import hrnet_fast as hf
 from hrnet_fast import ConfigError
-from hrnet_fast.recipes import Recipe, get_recipe, list_recipes, recipe_description
+from hrnet_fast.recipes import ModelRecipe, Recipe, get_recipe, list_recipes, recipe_description
+from hrnet_fast.recipes.model_options import describe_network, network_config
 
 NAMES = list_recipes()
 
 
+@pytest.mark.slow
 def test_every_recipe_of_the_catalogue_is_valid_and_survives_yaml(tmp_path: Path) -> None:
     assert {name.partition("/")[0] for name in NAMES} == {"paper", "modern", "small"}
     for name in NAMES:
@@ -60,6 +66,7 @@ def test_quirks_of_the_authors_are_named_fields() -> None:
         ("inputs.colors.brightness=0.2", ("inputs", "colors", "brightness"), 0.2),
         ("inputs.augmentation=null", ("inputs", "augmentation"), None),
         ("loss=keypoint_ohkm", ("loss", "top_k"), 8),
+        ("evaluation.metric=pck", ("evaluation", "metric_options"), {}),
         ("data.train.category=person", ("data", "train", "category"), "person"),
         ("model.options.bn_momentum=0.05", ("model", "options", "bn_momentum"), 0.05),
     ],
@@ -106,6 +113,7 @@ def test_overrides(setting: str, path: tuple[str, ...], value: object) -> None:
         ("model.name=hrnet_w18_c", "has the head 'c'; the task pose trains v1"),
         ("model.options.widht=3", "unknown option"),
         ("evaluation.window=[3, 3]", "the task pose does not use it"),
+        ("evaluation.metric_options.oks_treshold=1", r"Did you mean evaluation.metric_options.oks_threshold\?"),
         ("evaluation.metric=miou", "evaluation.metric of task pose='miou'"),
         ("task=depth", "task='depth'; accepted are 'pose'"),
     ],
@@ -153,6 +161,25 @@ def test_the_table_of_the_documents_is_the_catalogue() -> None:
         line.split("|")[1:3] for line in page.splitlines() if line.startswith(("| `paper/", "| `modern/", "| `small/"))
     ]
     assert {name.strip(" `"): text.strip() for name, text in rows} == {n: recipe_description(n) for n in NAMES}
+
+
+def test_names_and_descriptions_need_no_torch() -> None:
+    code = "import sys, hrnet_fast.recipes as r; r.recipe_description('small/mouse'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_network_has_a_section() -> None:
+    others = {
+        "v1": hf.HRNetConfig.make(20, "v1", 9, num_modules=(1, 2, 3), bn_momentum=0.05),
+        "ocr": hf.get_config("hrnetv2_w48_seg_ocr").override(channels=256, dropout=0.1, ocr_outputs="both"),
+        "face": hf.HRNetConfig.make(18, "face", 5, block="bottleneck", norm_kind="gn"),
+    }
+    named = {n: hf.get_config(n) for n in hf.list_models() if not n.startswith("higher")}
+    for name, config in (named | others).items():
+        section = describe_network(config)
+        plain = ModelRecipe(**yaml.safe_load(yaml.safe_dump(dataclasses.asdict(section))))
+        assert network_config(plain, config.head.num_outputs) == config, name
+        assert (section.options == {}) == (name in named), name
 
 
 def test_yaml_of_a_recipe_is_plain() -> None:

@@ -22,6 +22,7 @@ from hrnet_fast.trainer.processes import joined_processes
 from hrnet_fast.trainer.schedule import Schedule
 from hrnet_fast.trainer.step_runner import StepRunner
 
+pytestmark = pytest.mark.slow
 MOUSE = Path(__file__).parents[1] / "data" / "mouse"
 STEPS, PER_EPOCH = 10, 2
 # One learning rate at each step, loss of outputs and targets, and the optimizer that the authors make.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 
 import hrnet_fast as hf
 from hrnet_fast import ConfigError, DatasetError, evaluation
+from hrnet_fast.errors import MissingPackageError
 from hrnet_fast.evaluation.result import EvaluationResult
 from hrnet_fast.recipes import Recipe, get_recipe
 from hrnet_fast.trainer.build_task import build_task
@@ -143,6 +145,7 @@ def test_parameter_groups(streets: Path) -> None:
         task.parameter_groups(model)
 
 
+@pytest.mark.slow
 def test_first_weights_of_a_checkpoint(tmp_path: Path, streets: Path) -> None:
     trunk = tiny("c", 5)
     torch.save(trunk.state_dict(), tmp_path / "imagenet.pth")
@@ -237,6 +240,16 @@ def test_broken_pictures_of_classes(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "val" / "c" / "x.png")
     with pytest.raises(ConfigError, match="3 classes and data"):
         build_task(cells(), tmp_path, device="cpu")
+
+
+def test_classification_names_the_package_that_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    classes(tmp_path)
+    for name in ("torchvision", "torchvision.datasets", "torchvision.transforms"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingPackageError, match="pip install torchvision"):
+        build_task(cells(), tmp_path, device="cpu")
+    with pytest.raises(MissingPackageError, match="pip install torchvision"):
+        hf.datasets.ClassificationCrops().transform(training=True)
 
 
 @pytest.mark.parametrize("kind", ["keypoints", "segmentation", "classification"])

@@ -10,8 +10,8 @@ from typing import Any
 
 from hrnet_fast.errors import ConfigError
 from hrnet_fast.recipes.recipe import Recipe
-from hrnet_fast.recipes.upstream.openmmlab_training import MM_CALLER, name_of
 
+MM_CALLER = "from_openmmlab_config"
 logger = logging.getLogger("hrnet_fast.recipes")
 # Sections of a file; other names in it are variables that were used to write them.
 _SECTIONS = (
@@ -77,6 +77,12 @@ def from_openmmlab_config(
         f"{file or name_of(data['model'])}, from {'mmsegmentation' if 'decode_head' in data['model'] else 'mmpose'}"
     )
     return Recipe.from_dict({"description": description, **recipe, "notes": notes})
+
+
+def name_of(part: Any) -> str:
+    """Return a registered name without its scope."""
+    given = part.get("type", "") if isinstance(part, Mapping) else part
+    return str(getattr(given, "__name__", given)).rpartition(".")[2]
 
 
 def _batch_size(data: Mapping[str, Any], file: str, gpus: int | None, notes: list[str]) -> int:

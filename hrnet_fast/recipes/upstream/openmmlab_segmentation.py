@@ -7,9 +7,8 @@ from typing import Any
 
 from hrnet_fast.errors import ConfigError
 from hrnet_fast.models.upstream.section import Section
+from hrnet_fast.recipes.upstream.openmmlab_files import MM_CALLER, name_of
 from hrnet_fast.recipes.upstream.openmmlab_training import (
-    MM_CALLER,
-    name_of,
     nothing,
     read_optimizer,
     read_pipeline,

@@ -7,15 +7,9 @@ from typing import Any
 
 from hrnet_fast.errors import ConfigError
 from hrnet_fast.models.upstream.section import Section
+from hrnet_fast.recipes.upstream.openmmlab_files import MM_CALLER, name_of
 
-MM_CALLER = "from_openmmlab_config"
 Reader = Callable[[Section, dict[str, Any], list[str]], None]
-
-
-def name_of(part: Any) -> str:
-    """Return a registered name without its scope."""
-    given = part.get("type", "") if isinstance(part, Mapping) else part
-    return str(getattr(given, "__name__", given)).rpartition(".")[2]
 
 
 def unsupported(what: str, name: str, accepted: Sequence[str]) -> ConfigError:
