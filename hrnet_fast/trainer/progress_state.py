@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hrnet_fast.datasets.samples import SkippedSample
+from hrnet_fast.trainer.processes import Processes
 
 
 @dataclass
@@ -60,3 +61,13 @@ class RunProgress:
     def data(self) -> dict[str, Any]:
         """Return all of it as plain data."""
         return dataclasses.asdict(self)
+
+
+def state_of_process(states: list[dict[str, Any]], processes: Processes) -> tuple[dict[str, Any], str]:
+    """Return a process's own of the states in a checkpoint, and a note if there were more or fewer processes."""
+    if len(states) == processes.count:
+        return states[processes.rank], ""
+    return states[0], (
+        f"the run had {len(states)} processes and goes on with {processes.count}: random numbers of the steps begin "
+        "anew, and this epoch's mean loss counts the first process alone until here"
+    )

@@ -20,7 +20,7 @@ from hrnet_fast.trainer.callbacks import Callback
 from hrnet_fast.trainer.loop import TrainingOutcome
 from hrnet_fast.trainer.pending_losses import PendingLosses, UpdateLoss
 from hrnet_fast.trainer.processes import Processes
-from hrnet_fast.trainer.progress_state import RunProgress
+from hrnet_fast.trainer.progress_state import RunProgress, state_of_process
 from hrnet_fast.trainer.random_state import random_state, restore_random_state, seed_steps
 from hrnet_fast.trainer.records import RunLog, environment
 from hrnet_fast.trainer.run_evaluation import RunEvaluation, StopRequestedError
@@ -68,7 +68,7 @@ class TrainingRun:
         state = self._folder.load() if resume else None
         if state is not None:
             check_same_run(out, state, recipe, samples)
-        own, self._note = (None, "") if state is None else self._own_state(state["processes"])
+        own, self._note = (None, "") if state is None else state_of_process(state["processes"], processes)
         self._progress = RunProgress() if own is None else RunProgress(**own["progress"])
         self._reports = RunReports(order, processes, self._progress, callbacks, log_every)
         if self._progress.finished:
@@ -95,7 +95,7 @@ class TrainingRun:
         if evaluation is None:
             return self._outcome()
         try:
-            self._reports.write("start", **self._start())
+            self._reports.start(self._runner, self._environment, resumed=self._resumed, note=self._note)
             if not progress.iteration:
                 self._save()  # so that a disk that cannot be written is noticed at once
             stopped = self._evaluate(evaluation)
@@ -293,34 +293,7 @@ class TrainingRun:
             skipped=len(progress.skipped),
         )
 
-    def _start(self) -> dict[str, Any]:
-        """Return what the record of the beginning says."""
-        order = self._order
-        return {
-            "iteration": self._progress.iteration,
-            "iterations": order.iterations,
-            "iterations_per_epoch": order.iterations_per_epoch,
-            "epochs": self._recipe.loop.epochs,
-            "samples": order.samples,
-            "left_out": order.left_out,
-            "resumed": self._resumed,
-            "note": self._note,
-            "parameters": sum(p.numel() for p in self._runner.model.parameters()),
-            "choices": self._runner.explain(),
-            "environment": self._environment,
-        }
-
     def _open_folder(self, log_size: int) -> None:
         self._folder.prepare()
         self._reports.log = RunLog(self._folder.log, log_size)
         self._folder.describe(self._recipe, self._environment)
-
-    def _own_state(self, states: list[dict[str, Any]]) -> tuple[dict[str, Any], str]:
-        """Return this process's progress and random state, and a note if there were more or fewer processes."""
-        now = self._processes.count
-        if len(states) == now:
-            return states[self._processes.rank], ""
-        return states[0], (
-            f"the run had {len(states)} processes and goes on with {now}: random numbers of the steps begin anew, and "
-            "this epoch's mean loss counts the first process alone until here"
-        )

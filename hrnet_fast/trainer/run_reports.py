@@ -12,6 +12,7 @@ from hrnet_fast.trainer.processes import Processes
 from hrnet_fast.trainer.progress_state import RunProgress
 from hrnet_fast.trainer.records import RunLog
 from hrnet_fast.trainer.sampler import TrainingOrder
+from hrnet_fast.trainer.step_runner import StepRunner
 
 
 class RunReports:
@@ -51,6 +52,17 @@ class RunReports:
         self.log.write(full)
         for one in self._callbacks:
             one.record(full)
+
+    def start(self, runner: StepRunner, environment: Mapping[str, Any], *, resumed: bool, note: str) -> None:
+        """Write how the run begins: its length, its fast paths and their reasons, its environment."""
+        order = self._order
+        self.write(
+            "start", iteration=self._progress.iteration, iterations=order.iterations,
+            iterations_per_epoch=order.iterations_per_epoch, epochs=order.loop.epochs, samples=order.samples,
+            left_out=order.left_out, resumed=resumed, note=note,
+            parameters=sum(p.numel() for p in runner.model.parameters()), choices=runner.explain(),
+            environment=environment,
+        )  # fmt: skip
 
     def updated(self, iteration: int, seconds: float, waited: float) -> None:
         """Count an update.

@@ -133,6 +133,16 @@ def test_only_a_second_interrupt_stops_at_once(again: signal.Signals, tmp_path: 
     assert train(MadeTask(), recipe(), tmp_path, resume=True).finished
 
 
+def test_a_run_goes_on_with_fewer_processes(tmp_path: Path) -> None:
+    train(task(), recipe(**OPTIONS), tmp_path, callbacks=[At(4, terminate)])
+    state = state_of(tmp_path)
+    torch.save({**state, "processes": state["processes"] * 2}, tmp_path / "last.pt")
+    assert train(task(), recipe(**OPTIONS), tmp_path, resume=True).finished
+    starts = [r["note"] for r in read_log(tmp_path / "log.jsonl") if r["kind"] == "start"]
+    assert starts[0] == ""
+    assert starts[1].startswith("the run had 2 processes and goes on with 1: random numbers of the steps begin anew")
+
+
 def test_a_folder_holds_one_run(uninterrupted: Path, tmp_path: Path) -> None:
     with pytest.raises(hf.InputError, match="has a run already"):
         train(task(), recipe(**OPTIONS), uninterrupted)
