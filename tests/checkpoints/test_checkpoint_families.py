@@ -18,7 +18,6 @@ ALL = [(family.name, head) for family in hf.FAMILIES.values() for head in family
 
 
 @pytest.mark.slow
-@pytest.mark.no_cover
 @pytest.mark.parametrize(("family", "head"), ALL)
 def test_loads_and_computes_what_its_network_does(family: str, head: str) -> None:
     model = network(family, head)

@@ -63,7 +63,6 @@ def test_opcheck(impl: str, channels_last: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.no_cover
 @pytest.mark.compile
 @pytest.mark.parametrize(
     ("residual", "training", "backend"),

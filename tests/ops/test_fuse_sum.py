@@ -166,7 +166,6 @@ def test_gradcheck_and_opcheck(impl: str, mode: str, align: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.no_cover
 @pytest.mark.compile
 @pytest.mark.parametrize("impl", IMPLS)
 def test_compiled_whole(impl: str) -> None:

@@ -23,6 +23,7 @@ from tiny_networks import assert_same, enliven, image, maps, relative_l2
 from torch import Tensor, fx, nn
 
 import hrnet_fast as hf
+from hrnet_fast.skip_init import meta_device
 from hrnet_fast.training import accelerate, explain
 
 X = {"dtype": torch.float64}
@@ -118,7 +119,7 @@ def test_odd_sizes_and_strided_views(layout: torch.memory_format) -> None:
 
 
 def test_meta_device() -> None:
-    with torch.device("meta"):
+    with meta_device():
         plain = up.Net()
     fast = accelerate(plain, impl="reference")
     out = fast.eval()(torch.empty(2, 3, 64, 64, device="meta"))
