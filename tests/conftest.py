@@ -36,15 +36,18 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(trylast=True)  # after -k and -m have chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Trace no slow test for coverage but those marked so; one skip per file for its cases that cannot run here.
+    """Trace one case of each slow test for coverage; one skip per file stands for its cases that cannot run here.
 
     ``--collect-only`` lists them all.
     """
     if config.option.collectonly:
         return
+    seen = set()
     for item in items:
-        if item.get_closest_marker("slow") and not item.get_closest_marker("traced"):
+        function = item.nodeid.partition("[")[0]
+        if item.get_closest_marker("slow") and function in seen:
             item.add_marker(pytest.mark.no_cover)
+        seen.add(function)
     lacking: dict[Path, list[tuple[pytest.Item, str]]] = {}
     for item in items:
         mark = item.get_closest_marker("unavailable")

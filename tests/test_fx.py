@@ -24,6 +24,7 @@ TRAINED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize(("head", "options"), TRAINED)
 def test_one_graph_for_all_sizes(head: str, options: dict[str, Any]) -> None:

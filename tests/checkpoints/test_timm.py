@@ -34,6 +34,7 @@ NAMED = {f"hrnet_w{w}": f"hrnet_w{w}_c" for w in (18, 30, 32, 40, 44, 48, 64)}
 NAMED |= {name: name for name in ("hrnet_w18_small", "hrnet_w18_small_v2", "hrnet_w18_ssld", "hrnet_w48_ssld")}
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize(("theirs", "ours"), NAMED.items())
 def test_named_networks_have_timms_layers(theirs: str, ours: str) -> None:
@@ -84,6 +85,7 @@ def assert_train_alike(ours: hf.HRNet, theirs: Any, channels: int = 3, idle: tup
             torch.testing.assert_close(value, state[key], rtol=1e-12, atol=1e-12, msg=key)
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options", "trained"), CLASSIFIERS)
 def test_classifier_loads_and_computes_the_same(name: str, options: dict[str, Any], trained: bool) -> None:
@@ -96,6 +98,7 @@ def test_classifier_loads_and_computes_the_same(name: str, options: dict[str, An
         assert_train_alike(ours, theirs, options.get("in_chans", 3))
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize("out_indices", OUT_INDICES)
 def test_features_load_and_compute_the_same(out_indices: tuple[int, ...]) -> None:

@@ -28,6 +28,7 @@ def answer(model: Any, x: Tensor) -> Any:
         return model(x)
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["v1", "v2p", "ocr", "higher", "c", "ci"])  # the others repeat these' layers
 def test_any_batch(head: str) -> None:
@@ -61,6 +62,7 @@ FACTORS: list[tuple[str, dict[str, Any], torch.dtype]] = [
 ]
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize(("head", "options", "dtype"), FACTORS)
 def test_multiples_where_maps_are_upsampled_by_factors(head: str, options: dict[str, Any], dtype: torch.dtype) -> None:
@@ -140,6 +142,7 @@ def test_axes_that_do_not_exist(dynamic: Any, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @needs_onnx
 @pytest.mark.parametrize(("head", "odd"), [("v1", False), ("ocr", True)])
@@ -178,6 +181,7 @@ def test_onnx_files_answer_any_batch(head: str, tmp_path: Path) -> None:
         assert close(found, answer(model, x))
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_four_branches_at_odd_sizes() -> None:
     model = tiny("v2")

@@ -58,6 +58,7 @@ def assert_answers(model: nn.Module, x: Tensor, dtype: torch.dtype = torch.float
     return engine
 
 
+@pytest.mark.no_cover
 @native
 # test_golden compares all golden networks' plans with their figures, and test_every_head has both dtypes; here, the
 # networks with the most different steps in their full widths.
@@ -78,6 +79,7 @@ def test_golden(name: str, dtype: torch.dtype) -> None:
     assert_as_good(engine(x), eager(model, x, dtype), case.expected_outputs, dtype)
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @native
 @CPU_DTYPES
@@ -267,6 +269,7 @@ def launched(engine: hf.Engine, x: Tensor) -> int:
     return sum(0 if isinstance(part, int) else part.program.steps for part in executor._segments)  # type: ignore[attr-defined]
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @native
 @pytest.mark.parametrize("head", ["v1", "v2", "c", "ocr"])

@@ -83,6 +83,7 @@ def test_the_shape_unused_for_longest_goes() -> None:
     assert str([2, 3, 32, 32]) in engine.explain()
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @DTYPES
 def test_threads_at_once(dtype: torch.dtype) -> None:
@@ -218,6 +219,7 @@ def test_inputs_negated_by_a_view(dtype: torch.dtype) -> None:
     assert torch.equal(engine(lazily), engine(x))
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @DTYPES
 def test_refresh_among_callers(dtype: torch.dtype) -> None:

@@ -70,6 +70,7 @@ def _overlap(a: object, b: object) -> bool:
     return a.offset < b.offset + b.channels and b.offset < a.offset + a.channels  # type: ignore[attr-defined, no-any-return]
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ALL_HEADS)
 @pytest.mark.parametrize("impl", ["reference", "auto"])

@@ -41,6 +41,7 @@ def assert_equals_evaluator(made: Any, case: tuple[Any, Any, Tensor]) -> None:
         assert relative_l2(actual, right) <= BOUNDS[plan.dtype]
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "dtype"),
@@ -56,6 +57,7 @@ def test_equals_the_evaluator(head: str, dtype: torch.dtype) -> None:
 
 
 # test_golden compares all golden networks' plans with their figures; here, two in their full widths.
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["official_pose_w32", "mmseg_w18"])
 def test_golden_networks(name: str) -> None:

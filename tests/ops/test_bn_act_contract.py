@@ -62,6 +62,7 @@ def test_opcheck(impl: str, channels_last: bool) -> None:
                 torch.library.opcheck(OPS.bn_act_backward.default, given, test_utils=FORMS)
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize(

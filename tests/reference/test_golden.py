@@ -77,6 +77,7 @@ def test_recognised(loaded: tuple[GoldenCase, hf.HRNet]) -> None:
 
 
 # In float32 the accelerated network has operators of its own; the plain one has PyTorch's in either dtype.
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "dtype", "tolerance"),
@@ -104,6 +105,7 @@ def test_evaluation(
 CALLS_OF_THEIR_OWN = ("cls", "timm", "seg_ocr", "higher_hrnet", "openseg_ocr")
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_plan(loaded: tuple[GoldenCase, hf.HRNet]) -> None:
     case, model = loaded[0], copy.deepcopy(loaded[1]).double()
@@ -121,6 +123,7 @@ def _direction(key: str, shape: tuple[int, ...]) -> Tensor:
     return fill(f"{key}#probe.bias", shape).double()
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_training(loaded: tuple[GoldenCase, hf.HRNet], network: hf.HRNet) -> None:
     case, model = loaded[0], network.double().train()

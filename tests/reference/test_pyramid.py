@@ -88,6 +88,7 @@ def test_groups_of_a_neck_cannot_be_inferred() -> None:
     assert any("32 groups" in note for note in loaded.notes)
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("norm", [None, *NORMS.values()])

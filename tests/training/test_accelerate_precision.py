@@ -94,6 +94,7 @@ def compare(plain: nn.Module, fast: nn.Module, layout: torch.memory_format, dtyp
         assert given_turn <= 4 * own_turn + ROUNDING[dtype] ** 2, (name, given_turn, own_turn)
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize(("impl", "dtype", "layout", "memory"), STEPS)
 def test_a_step_of_training(impl: str, dtype: torch.dtype, layout: torch.memory_format, memory: str) -> None:
