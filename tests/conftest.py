@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     seen = set()
     for item in items:
         function = item.nodeid.partition("[")[0]
-        if item.get_closest_marker("slow") and function in seen:
+        if function in seen and item.get_closest_marker("slow") and not item.get_closest_marker("traced"):
             item.add_marker(pytest.mark.no_cover)
         seen.add(function)
     lacking: dict[Path, list[tuple[pytest.Item, str]]] = {}

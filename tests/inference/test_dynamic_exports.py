@@ -124,6 +124,7 @@ class Flattened(nn.Module):
         return y.flatten(1)[:, : c * h * w // 2]
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "axis"), [("batch", "batch"), ("first", "batch"), ("size", "size")])
 def test_numbers_in_calls_are_refused(kind: str, axis: str) -> None:

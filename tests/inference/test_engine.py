@@ -214,6 +214,7 @@ def test_mappings(dtype: torch.dtype) -> None:
     assert_as_good(given["out"], eager(model.inner, x, dtype), exactly(model.inner, x), dtype)
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @native
 @CPU_DTYPES

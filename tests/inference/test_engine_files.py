@@ -190,6 +190,7 @@ def test_functions_of_files_read_no_files() -> None:
     assert not [name for name in names if name.rsplit(".")[-1].startswith(words)]
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @DTYPES
 @pytest.mark.parametrize("head", ["v1", "c"])

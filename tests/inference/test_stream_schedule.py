@@ -52,6 +52,7 @@ def unordered(plan: Plan, places: ArenaMaps, groups: list[LaunchGroup], made: Sc
     ]
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize("adopted", [False, True])
 @pytest.mark.parametrize("head", HEADS)

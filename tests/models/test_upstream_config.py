@@ -77,6 +77,7 @@ AUTHORS: dict[str, tuple[str, hf.HRNetConfig]] = {
 }  # fmt: skip
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize("name", AUTHORS)
 def test_authors_yaml(name: str, tmp_path: Path) -> None:
@@ -153,6 +154,7 @@ OPENMMLAB: dict[str, tuple[dict[str, Any], hf.HRNetConfig]] = {
 }  # fmt: skip
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPENMMLAB)
 def test_openmmlab_mapping(name: str) -> None:

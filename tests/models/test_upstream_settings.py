@@ -218,6 +218,7 @@ WHOSE: dict[str, tuple[Mapping, str | None]] = {
 ASSUMED = ("in_channels", "mmseg", "plain", "stages")
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WHOSE)
 def test_whose_backbone(name: str) -> None:

@@ -28,6 +28,7 @@ def fuzz(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return script.Fuzz(SEED, tmp_path_factory.mktemp("fuzz"))
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_damaged_files_load_right_or_raise(part: int, script: ModuleType, fuzz: Any) -> None:

@@ -62,6 +62,7 @@ def _shift_only(norm: nn.BatchNorm2d) -> None:
     norm.eps, norm.momentum = 1e-2, 0.7
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize("memory", ["lean", "min"])
 @pytest.mark.parametrize(
