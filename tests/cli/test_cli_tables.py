@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -16,8 +17,8 @@ def cells(out: str) -> list[str]:
 
 
 def test_complexity_beside_the_papers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    entry = next(e for e in complexity.complexity_entries() if e.get("exact"))  # has no note, which takes lines
-    row = complexity.complexity_row(entry)
+    entry = complexity.complexity_entries()[0]
+    row = dataclasses.replace(complexity.complexity_row(entry), note="short")  # of one line
     monkeypatch.setattr(complexity, "complexity_entries", lambda: [entry])
     monkeypatch.setattr(complexity, "complexity_row", lambda _: row)
     code, out, _ = call(capsys, "table", "complexity")
@@ -31,11 +32,12 @@ def test_complexity_beside_the_papers(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 def test_launches_of_networks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    row = launches.LaunchesRow("some", (256, 192), 900, 300, 150)
-    monkeypatch.setattr(launches, "NETWORKS", {"some": (256, 192)})
+    monkeypatch.setattr(launches, "NETWORKS", {"hrnet_w18_small": (64, 64)})
+    row = launches.launches_row("hrnet_w18_small")
+    assert row.grouped < row.steps < row.operator_calls
     monkeypatch.setattr(launches, "launches_row", lambda _: row)
     code, out, _ = call(capsys, "table", "launches")
     assert code == 0
-    assert cells(out) == ["some", "256x192", "900", "300", "150"]
+    assert cells(out) == [row.model, "64x64", str(row.operator_calls), str(row.steps), str(row.grouped)]
     (told,) = json.loads(call(capsys, "table", "launches", "--json")[1])
-    assert told["operator_calls"] == 900
+    assert told == json.loads(json.dumps(dataclasses.asdict(row)))

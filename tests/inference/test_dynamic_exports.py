@@ -41,6 +41,7 @@ def test_any_batch(head: str) -> None:
         program(image(64, 96))
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["v2", "ocr", "face"])
 def test_any_size_where_maps_come_to_each_others(head: str) -> None:
@@ -75,6 +76,7 @@ def test_multiples_where_maps_are_upsampled_by_factors(head: str, options: dict[
         program(image(77, 90))
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_one_side_alone_and_images_of_bytes() -> None:
     model = two_stages("v1")

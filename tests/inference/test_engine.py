@@ -235,6 +235,7 @@ def test_normalize(first: int, dtype: torch.dtype) -> None:
     assert torch.equal(engine(images[:, ::2, ::3]), engine(images[:, ::2, ::3].contiguous()))
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @native
 def test_callers_autocast_changes_nothing() -> None:
@@ -290,6 +291,7 @@ def test_the_executor_launches_what_the_plan_says(head: str) -> None:
     assert len(calls) + launched(engine, x) < operator_calls(lambda: eager(hf.restore(model), x, torch.float32))
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @native
 @CPU_DTYPES

@@ -215,6 +215,7 @@ def test_export() -> None:
     assert relative_l2(program.module()(image(32, 32)), engine(image(32, 32))) < 1e-5
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.skipif(not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))), reason="onnx is not installed")

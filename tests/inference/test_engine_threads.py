@@ -175,6 +175,7 @@ def test_changes_that_have_no_version(dtype: torch.dtype, way: str, tmp_path: An
     assert close(engine(image(32, 32)), answer(model, image(32, 32)), dtype)
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_planning_leaves_the_model_alone() -> None:
     """Others may answer with it, or load weights, while shapes are prepared."""

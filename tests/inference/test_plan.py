@@ -139,6 +139,7 @@ def test_launches(name: str, size: tuple[int, int], ungrouped: int, grouped: int
     assert dot.count("->") >= len(plan.steps) - 1
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_flops_are_the_networks_without_what_the_order_saves() -> None:
     from hrnet_fast.complexity import network_complexity

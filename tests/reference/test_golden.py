@@ -52,6 +52,7 @@ def test_all_cases_are_there() -> None:
     assert len(case_names()) == 14
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_recognised(loaded: tuple[GoldenCase, hf.HRNet]) -> None:
     case, model = loaded

@@ -33,6 +33,7 @@ def fingerprint(tensor: Tensor) -> np.ndarray:
     return np.concatenate([[flat.mean(), flat.std()], flat[draw.integers(0, flat.size, 64)]])
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_fcos_of_mmdetection() -> None:
     """What mmdetection 3.3.0 itself computed in float64 from fcos_hrnetv2p-w18-gn-head_4xb4-1x_coco.py."""

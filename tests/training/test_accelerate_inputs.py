@@ -155,6 +155,7 @@ def test_vmap_takes_the_plain_path() -> None:
     assert "inside a functorch transform" in str(explain(fast))
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.compile
 def test_compiled_whole() -> None:
@@ -187,6 +188,7 @@ def test_compiled_training() -> None:
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12, msg=name)
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize("strict", [True, False])

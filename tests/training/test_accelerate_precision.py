@@ -104,6 +104,7 @@ def test_a_step_of_training(impl: str, dtype: torch.dtype, layout: torch.memory_
     compare(plain, fast, layout, dtype)
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "last"])
 def test_float32_training_rounds_no_more_than_plain_modules(layout: torch.memory_format) -> None:
