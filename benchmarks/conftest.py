@@ -41,6 +41,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ranks = {name: k for k, name in enumerate(ORDER, start=1)}
     here = Path(__file__).parent
     items.sort(key=lambda i: ranks.get(i.path.stem, len(ranks) + 1) if i.path.parent == here else 0)
+    for item in items:
+        if item.path.parent == here:  # tests trace what benchmarks call, and on smaller networks
+            item.add_marker(pytest.mark.no_cover)
     if config.getoption("--benchmark") and config.pluginmanager.hasplugin("timeout"):
         for item in items:
             if item.path.parent == here:  # a case that compiles takes longer than a test may; the budget ends the run

@@ -17,8 +17,8 @@ from hrnet_fast.checkpoints.wrappers import absolute_scales
 ALL = [(family.name, head) for family in hf.FAMILIES.values() for head in family.heads]
 
 
-@pytest.mark.slow
 @pytest.mark.no_cover
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "head"), ALL)
 def test_loads_and_computes_what_its_network_does(family: str, head: str) -> None:
     model = network(family, head)

@@ -211,6 +211,7 @@ def segmentation_batch(folder: Path) -> datasets.SegmentationBatch:
     return datasets.CollateSegmentation()([dataset[0], dataset[1]])
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize(("stretch", "pixels"), [(False, 0.5), (True, 1.0)])
 def test_labels_move_with_their_pixels(tmp_path: Path, stretch: bool, pixels: float) -> None:
