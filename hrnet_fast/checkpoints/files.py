@@ -103,7 +103,8 @@ def save_checkpoint(state: Mapping[str, Tensor], path: str | os.PathLike[str], *
         raise CheckpointError(f"{path}: exists already; give another name, or overwrite it explicitly.")
     safetensors = _safetensors(path) if suffix == SAFETENSORS else None
     try:
-        with written_whole(path) as handle:
+        # torch.save writes the name of a path, here a random one, into the file; that of a handle it does not know.
+        with written_whole(path) as unfinished, unfinished.open("wb") as handle:
             if safetensors is not None:
                 handle.write(safetensors.save(_without_shared_memory(state)))
             else:

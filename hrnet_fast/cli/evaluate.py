@@ -218,7 +218,7 @@ def _write(path: Path, content: Any) -> None:
     from hrnet_fast.whole_files import written_whole
 
     try:
-        with written_whole(path) as handle:
-            handle.write((json.dumps(as_json(content), indent=1) + "\n").encode())
+        with written_whole(path) as unfinished:
+            unfinished.write_text(json.dumps(as_json(content), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error}).") from error

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 @click.argument("recipe", required=False)
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="The folder of the data.")
 @click.option("--init", type=click.Path(path_type=Path), help="A checkpoint of any family for the first weights.")
-@click.option("--out", type=click.Path(path_type=Path), help="The run's folder; runs/RECIPE by default.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The run's folder; runs/ and the recipe's name by default."
+)
 @recipe_options
 @click.option("--resume", is_flag=True, help="Go on with the run in --out; its recipe is taken where none is given.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1; auto: cuda where there is one.")
@@ -56,7 +58,7 @@ def train(
     found = find_recipe(recipe, authors_yaml, openmmlab, settings, out if resume else None)
     if skip_broken:
         found = found.override("data.skip_broken=true")
-    folder = out or Path("runs") / Path(recipe or str(authors_yaml or openmmlab)).with_suffix("").name
+    folder = out or Path("runs") / run_name(recipe or str(authors_yaml or openmmlab))
 
     from hrnet_fast.trainer import Callback, TensorBoard
     from hrnet_fast.trainer import train as run_training
@@ -69,9 +71,9 @@ def train(
     if first:
         from hrnet_fast.cli.training_bar import TrainingBar
 
-        callbacks.append(TrainingBar())
         if tensorboard:
             callbacks.append(TensorBoard(folder / "tensorboard"))
+        callbacks.append(TrainingBar())
     outcome = run_training(
         task, found, folder, device=named, resume=resume, callbacks=callbacks, log_every=log_every
     )  # fmt: skip
@@ -79,6 +81,12 @@ def train(
         written = _write_report(outcome, task, own_device(named)) if outcome.finished else []
         _tell(outcome, task.best, written, as_json)
     click.get_current_context().exit(outcome.exit_code)
+
+
+def run_name(source: str) -> str:
+    """Return a folder's name for a recipe's name, or for a file."""
+    path = Path(source)
+    return path.stem if path.suffix else source.replace("/", "_")
 
 
 def chosen_device(name: str) -> str:

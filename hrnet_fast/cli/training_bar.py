@@ -27,7 +27,6 @@ class TrainingBar(Callback):
         self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
         self._steps = self._progress.add_task("training", total=None, state="")
         self._samples = self._progress.add_task("evaluation", total=None, visible=False, state="")
-        self._progress.start()
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Show what a record says."""
@@ -38,6 +37,7 @@ class TrainingBar(Callback):
             if record["note"]:
                 self._say(record["note"])
             self._progress.update(self._steps, total=record["iterations"], completed=record["iteration"])
+            self._progress.start()  # not before: a run that is refused leaves the terminal alone
         elif kind == "step":
             self._progress.update(self._steps, state=f"loss {record['loss']:.4g}, {speed(record)}")
         elif kind == "epoch" and not self._console.is_terminal:

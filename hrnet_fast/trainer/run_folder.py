@@ -68,8 +68,8 @@ class RunFolder:
         texts = {RECIPE: recipe.to_yaml(), ENVIRONMENT: json.dumps(environment, indent=2) + "\n"}
         for name, text in texts.items():
             try:
-                with written_whole(self.path / name) as handle:
-                    handle.write(text.encode())
+                with written_whole(self.path / name) as unfinished:
+                    unfinished.write_text(text, encoding="utf-8")
             except OSError as error:
                 raise InputError(f"train: {self.path / name} cannot be written ({error.strerror}).") from error
 
@@ -96,7 +96,7 @@ class RunFolder:
             CheckpointError: it cannot be written; the one before stays.
         """
         try:
-            with written_whole(self.last) as handle:
+            with written_whole(self.last) as unfinished, unfinished.open("wb") as handle:
                 torch.save({"format": FORMAT, **state}, handle)
         except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError when the disk is full
             raise CheckpointError(

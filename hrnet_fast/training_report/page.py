@@ -66,8 +66,8 @@ def write_training_report(
     written = [path / "curves.png", path / "report.html"]
     try:
         for file, content in zip(written, (curves, page.encode()), strict=True):
-            with written_whole(file) as handle:
-                handle.write(content)
+            with written_whole(file) as unfinished:
+                unfinished.write_bytes(content)
     except OSError as error:
         raise InputError(f"{path}: the report cannot be written ({error}).") from error
     return written

@@ -19,6 +19,8 @@ from tiny_recipes import MOUSE, save_classes, save_masks, settings
 
 from hrnet_fast import html_report
 from hrnet_fast.cli import main
+from hrnet_fast.cli.train import run_name
+from hrnet_fast.cli.training_bar import TrainingBar
 
 TRAIN_MOUSE = ("train", "small/mouse", "--data", MOUSE, *settings("pose", "data.hold_out=2"), "--log-every", 1)
 
@@ -164,6 +166,33 @@ def test_validation_data_alone_is_enough_for_eval(capsys: pytest.CaptureFixture[
     assert "iou/sky" in about["figures"]
     code, out, _ = call(capsys, *base)
     assert (code, "pixel_accuracy" in out, "2 samples, 0 skipped" in out) == (0, True, True)
+
+
+def test_the_bar_of_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It appears with the run's first record, and tells speed, waiting and figures."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "160")
+    bar = TrainingBar()
+    bar.close()  # of a run that was refused
+    assert capsys.readouterr().err == ""
+    bar.record({"kind": "start", "choices": {}, "note": "resumed", "iterations": 9, "iteration": 3})
+    bar.iteration(4, 9)
+    bar.record({"kind": "step", "loss": 0.5, "images_per_second": 20.0, "wait_share": 0.25})
+    bar.evaluation(1, 2)
+    bar.record({"kind": "evaluation", "epoch": 2, "weights": "ema", "figures": {"miou": 0.5, "x": None, "iou/a": 1.0}})
+    bar.record({"kind": "step", "loss": 0.5, "images_per_second": None, "wait_share": None})
+    bar.close()
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    assert "epoch 2, ema weights: miou 0.5, x -\n" in shown
+    assert "4/9" in shown
+    assert "loss 0.5, speed unknown" in shown
+
+
+@pytest.mark.parametrize(
+    ("source", "name"), [("paper/pose_w32_coco", "paper_pose_w32_coco"), ("configs/mine.yaml", "mine")]
+)
+def test_a_run_is_named_after_its_recipe(source: str, name: str) -> None:
+    assert run_name(source) == name
 
 
 def test_recipes_are_listed_and_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
