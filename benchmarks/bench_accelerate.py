@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from typing import Any
 
 import pytest
@@ -20,17 +21,15 @@ NETWORKS = {"hrnetv1_w32_pose": (256, 192), "hrnetv2_w48_seg": (512, 1024)}
 SHOWN = {"reference": "eager", "lean": "hrnet_fast memory=lean", "min": "hrnet_fast memory=min"}
 
 
-def made(name: str, fast: str | None) -> nn.Module:
+def made(name: str) -> nn.Module:
     torch.manual_seed(0)
-    model = hf.create_model(name, impl="reference").to(DEVICE).train()
-    return hf.accelerate(model, memory=fast) if fast else model
+    return hf.create_model(name, impl="reference").to(DEVICE).train()
 
 
-def assert_as_exact(given: Any, plain: Any, name: str, x: Tensor) -> None:
-    """Check that the error to float64 is within the limit that the plain network's error gives."""
-    with torch.no_grad():
-        exact = made(name, None).double()(x.double())
-    assert relative_error(given, exact) <= error_limit(relative_error(plain, exact), leaves(given)[0].dtype)
+def of_kind(plain: nn.Module, kind: str) -> nn.Module:
+    """A copy of the network: as it is, or accelerated with a setting of memory."""
+    model = copy.deepcopy(plain)
+    return model if kind == "reference" else hf.accelerate(model, memory=kind)
 
 
 def leaves(output: Any) -> list[Tensor]:
@@ -47,8 +46,9 @@ def bench_saved_bytes(benchmark: BenchmarkFixture, session: Session, measuring: 
     x = torch.randn(1, 3, *size, device=DEVICE)
     found: dict[str, int] = {}
     outputs: dict[str, Any] = {}
+    plain = made(name)
     for kind in SHOWN:
-        model = made(name, None if kind == "reference" else kind)
+        model = of_kind(plain, kind)
         precision = torch.autocast(DEVICE, torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
 
         def forward(model: nn.Module = model, kind: str = kind, precision: Any = precision) -> Any:
@@ -59,8 +59,11 @@ def bench_saved_bytes(benchmark: BenchmarkFixture, session: Session, measuring: 
         found[kind] = saved_bytes(forward, model.parameters())
         if kind == "min":
             benchmark.pedantic(forward, rounds=1)
+    with torch.no_grad():
+        exact = plain.double()(x.double())
+    own = relative_error(outputs["reference"], exact)
     for kind in ("lean", "min"):  # a wrong result gets no figure
-        assert_as_exact(outputs[kind], outputs["reference"], name, x)
+        assert relative_error(outputs[kind], exact) <= error_limit(own, leaves(outputs[kind])[0].dtype)
     case = Case("training", f"{name} {size[0]}x{size[1]} batch 1", "kept for backward", getattr(torch, dtype))
     for kind, kept in found.items():
         session.add_bytes(case, SHOWN[kind], kept)
@@ -76,8 +79,9 @@ def bench_saved_bytes(benchmark: BenchmarkFixture, session: Session, measuring: 
 def bench_fusion_calls(benchmark: BenchmarkFixture, measuring: bool) -> None:
     """Operator calls of the training forward of a four-branch fusion without its branches."""
     found = {}
+    plain = made("hrnetv1_w32_pose")
     for kind in ("reference", "lean"):
-        model = made("hrnetv1_w32_pose", None if kind == "reference" else kind)
+        model = of_kind(plain, kind)
         fusion: Any = model.get_submodule("stage4.0")
         fusion._modules["branches"] = nn.ModuleList(nn.Identity() for _ in range(4))
         xs = [torch.randn(2, 32 << k, 64 >> k, 48 >> k, device=DEVICE) for k in range(4)]

@@ -14,7 +14,7 @@ from benchmarks.harness import Session
 ORDER = (
     "bench_inference", "bench_fuse_sum", "bench_bn_act", "bench_conv_halo", "bench_upsample_conv1x1_sum",
     "bench_strided_conv_chain", "bench_grouped_conv3x3", "bench_scaling", "bench_accelerate", "bench_training",
-    "bench_paper_tables",
+    "bench_input_pipeline", "bench_paper_tables",
 )  # fmt: skip
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -41,6 +41,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ranks = {name: k for k, name in enumerate(ORDER, start=1)}
     here = Path(__file__).parent
     items.sort(key=lambda i: ranks.get(i.path.stem, len(ranks) + 1) if i.path.parent == here else 0)
+    for item in items:
+        if item.path.parent == here:  # tests trace what benchmarks call, and on smaller networks
+            item.add_marker(pytest.mark.no_cover)
     if config.getoption("--benchmark") and config.pluginmanager.hasplugin("timeout"):
         for item in items:
             if item.path.parent == here:  # a case that compiles takes longer than a test may; the budget ends the run

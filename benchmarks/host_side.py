@@ -151,13 +151,18 @@ def _training(name: str, size: tuple[int, int], dtype: torch.dtype) -> dict[str,
     for memory in ("lean", "fast", "min"):
         models[f"{OURS} memory={memory}"] = hf.accelerate(copy.deepcopy(model), impl="cuda", memory=memory)
 
-    def step(model: nn.Module) -> None:
-        model.zero_grad(set_to_none=True)
+    def step(model: nn.Module, parameters: list[nn.Parameter]) -> None:
+        for parameter in parameters:  # as an optimizer's zero_grad; the module's own walks over all modules
+            parameter.grad = None
         with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
             outputs = tensors(model(x))
         torch.stack([t.float().square().mean() for t in outputs]).sum().backward()  # type: ignore[no-untyped-call]
 
-    return {name: lambda model=model: step(model) for name, model in models.items()}  # type: ignore[misc]
+    def call(model: nn.Module) -> Call:
+        parameters = list(model.parameters())
+        return lambda: step(model, parameters)
+
+    return {name: call(model) for name, model in models.items()}
 
 
 def _inference(name: str, size: tuple[int, int], dtype: torch.dtype) -> dict[str, Call]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         HRNetFastError,
         ImplementationError,
         InputError,
+        TrainingError,
     )
     from hrnet_fast.inference import Engine, flip_test, multi_scale, optimize_for_inference
     from hrnet_fast.keypoints import decode_keypoints, encode_keypoints
@@ -51,6 +52,7 @@ _HOMES = {
     "HRNetFastError": "errors",
     "ImplementationError": "errors",
     "InputError": "errors",
+    "TrainingError": "errors",
     "Engine": "inference",
     "HRNet": "models",
     "create_model": "models",
@@ -79,6 +81,7 @@ __all__ = [
     "InputError",
     "NormConfig",
     "StageConfig",
+    "TrainingError",
     "__version__",
     "accelerate",
     "convert_checkpoint",

@@ -61,6 +61,10 @@ class ImplementationError(HRNetFastError, RuntimeError):
     """An implementation that was named explicitly cannot run here."""
 
 
+class TrainingError(HRNetFastError, RuntimeError):
+    """A training run cannot go on: its loss or weights are not finite, or a process of it failed."""
+
+
 class MissingPackageError(HRNetFastError, ImportError):
     """A plug-in was imported whose package is not installed; the message names what to install."""
 

@@ -1,7 +1,10 @@
-"""Settings of every test: a fixed seed, fresh memory full of NaN, one thread per worker; skips for missing devices."""
+"""Settings of every test: a fixed seed, fresh memory full of NaN, one thread per worker, what is traced; skips for
+missing devices.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -24,11 +27,27 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
+def pytest_collection_finish() -> None:
+    """Leave the objects of imports and collection, a million, out of Python's searches for cyclic garbage."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 @pytest.hookimpl(trylast=True)  # after -k and -m have chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """One skip per file stands for all of its cases that this machine cannot run; ``--collect-only`` lists them all."""
+    """Trace one case of each slow test for coverage; one skip per file stands for its cases that cannot run here.
+
+    ``--collect-only`` lists them all.
+    """
     if config.option.collectonly:
         return
+    seen = set()
+    for item in items:
+        function = item.nodeid.partition("[")[0]
+        if function in seen and item.get_closest_marker("slow") and not item.get_closest_marker("traced"):
+            item.add_marker(pytest.mark.no_cover)
+        seen.add(function)
     lacking: dict[Path, list[tuple[pytest.Item, str]]] = {}
     for item in items:
         mark = item.get_closest_marker("unavailable")

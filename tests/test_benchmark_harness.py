@@ -57,6 +57,7 @@ def by_contender(path: Path) -> dict[str, Record]:
     return {r.contender: r for r in load_run(path / "run.json").records}
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_a_wrong_contender_gets_no_time(tmp_path: Path) -> None:
     entries = {
@@ -77,6 +78,7 @@ def test_a_wrong_contender_gets_no_time(tmp_path: Path) -> None:
     assert found["right"].setup_s == pytest.approx(0.001, rel=0.01)
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_contenders_that_cannot_run_have_reasons(tmp_path: Path) -> None:
     def fails() -> Callable[[], Tensor]:
@@ -94,6 +96,7 @@ def test_contenders_that_cannot_run_have_reasons(tmp_path: Path) -> None:
     assert found["eager"].status == "measured"
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_what_does_not_fit_the_budget_is_named(tmp_path: Path) -> None:
     spent = session(tmp_path, budget=-1.0)
@@ -101,6 +104,7 @@ def test_what_does_not_fit_the_budget_is_named(tmp_path: Path) -> None:
     assert by_contender(tmp_path)["eager"].status == "out of time"
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_contenders_asked_for(tmp_path: Path) -> None:
     asked = session(tmp_path, contenders=["engine"])
@@ -108,6 +112,7 @@ def test_contenders_asked_for(tmp_path: Path) -> None:
     assert set(asked.time_networks(Rounds(), CASE, entries, seconds=0.05)) == {"hrnet_fast engine"}
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_records_are_flushed_one_by_one(tmp_path: Path) -> None:
     running = session(tmp_path)
@@ -117,6 +122,7 @@ def test_records_are_flushed_one_by_one(tmp_path: Path) -> None:
     assert len(load_run(tmp_path / "run.json").records) == 3
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_a_slowed_operator_is_caught(tmp_path: Path) -> None:
     runs = []
@@ -133,6 +139,7 @@ def test_a_slowed_operator_is_caught(tmp_path: Path) -> None:
     assert "fused" not in slower(before, again)
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_limits_are_the_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the device's own speed

@@ -12,6 +12,7 @@ from tiny_networks import tiny
 
 import hrnet_fast.demo.measurement
 from hrnet_fast.cli import main
+from hrnet_fast.demo.pictures import picture_of
 from hrnet_fast.demo.random_weights import random_state
 from hrnet_fast.models import get_config
 
@@ -97,6 +98,17 @@ def test_checkpoints_of_other_heads_are_refused(
     assert f"({head} head) cannot do {task}; that takes one with a " in err
     assert TASK_HEADS[task] in err.split("takes one with a")[1]
     assert not (tmp_path / "out").exists()
+
+
+def test_levels_of_a_pyramid_are_drawn_side_by_side() -> None:
+    """Each in the photograph's size, rounded down to multiples of 32, and over the whole range of greys."""
+    with torch.no_grad():
+        picture = picture_of("detection", tiny("v2p"), Image.new("RGB", (100, 70), (200, 100, 50)))
+    assert (picture.mode, picture.size) == ("RGB", (5 * 96, 64))
+    for k in range(5):
+        low, high = picture.crop((96 * k, 0, 96 * (k + 1), 64)).convert("L").getextrema()
+        assert low == 0
+        assert high == 255 or k == 4  # the last level is one pixel
 
 
 def test_random_state_is_reproducible_and_lively() -> None:

@@ -24,8 +24,8 @@ TRAINED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.no_cover
+@pytest.mark.slow
 @pytest.mark.parametrize(("head", "options"), TRAINED)
 def test_one_graph_for_all_sizes(head: str, options: dict[str, Any]) -> None:
     model = hf.restore(tiny(head, **options))

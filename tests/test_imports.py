@@ -27,18 +27,23 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "metrics": ("torch", "hrnet_fast.checks", "hrnet_fast.errors", "hrnet_fast.keypoints", "hrnet_fast.metrics"),
     # Readers and batches know no network either, so that they serve any loop.
     "datasets": (
-        "torch", "numpy", "PIL", "hrnet_fast.checks", "hrnet_fast.datasets", "hrnet_fast.errors",
+        "torch", "torchvision", "numpy", "PIL", "hrnet_fast.checks", "hrnet_fast.datasets", "hrnet_fast.errors",
         "hrnet_fast.keypoints",
     ),
     # What the reference and the fast implementations of batch normalisation both describe layers with.
     "norm_affine": ("torch",),
     "skip_init": ("torch",),
+    "random_states": ("torch", "numpy"),
+    "whole_files": (),
     "reference": ("torch", "hrnet_fast.config", "hrnet_fast.errors", "hrnet_fast.norm_affine", "hrnet_fast.reference"),
 }  # fmt: skip
 # Imports go one way: cli, demo and tasks above checkpoints and models, these above the operators.
 ABOVE = tuple(
-    f"hrnet_fast.{part}" for part in ("cli", "demo", "integrations", "tasks", "doctor", "complexity", "launches")
-)
+    f"hrnet_fast.{part}"
+    for part in (
+        "cli", "demo", "integrations", "tasks", "trainer", "evaluation", "recipes", "doctor", "complexity", "launches",
+    )
+)  # fmt: skip
 FORBIDDEN: dict[str, tuple[str, ...]] = {
     "implementations": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.reference"),
     "ops": (*ABOVE, "hrnet_fast.checkpoints", "hrnet_fast.models", "hrnet_fast.inference", "hrnet_fast.training"),
@@ -60,6 +65,10 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
         "hrnet_fast.cli", "hrnet_fast.demo", "hrnet_fast.integrations", "hrnet_fast.checkpoints",
         "hrnet_fast.inference",
     ),
+    "recipes": ("hrnet_fast.cli", "hrnet_fast.trainer", "hrnet_fast.evaluation", "hrnet_fast.training"),
+    "evaluation": ("hrnet_fast.cli", "hrnet_fast.trainer", "hrnet_fast.training"),
+    "trainer": ("hrnet_fast.cli", "hrnet_fast.demo", "hrnet_fast.integrations", "hrnet_fast.tasks"),
+    "training_report": ("hrnet_fast.cli", "hrnet_fast.demo", "hrnet_fast.integrations", "hrnet_fast.training"),
     # Whoever imports a plug-in needs its package: nothing but the command that runs scripts does.
     "tasks": ("hrnet_fast.cli", "hrnet_fast.demo", "hrnet_fast.integrations"),
     "demo": ("hrnet_fast.cli", "hrnet_fast.integrations"),

@@ -105,13 +105,11 @@ def test_complexity_counts_by_hand() -> None:
     assert gflops > stem
 
 
-FIRST, *OTHERS = complexity_entries()
-ENTRIES = [FIRST, *(pytest.param(entry, marks=pytest.mark.no_cover) for entry in OTHERS)]  # one is enough to trace
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: f"{e['table']}-{e['model']}-{e['input'][0]}")
-def test_the_papers_complexity(entry: dict[str, Any]) -> None:
+@pytest.mark.parametrize("entry", complexity_entries(), ids=lambda e: f"{e['table']}-{e['model']}-{e['input'][0]}")
+def test_the_papers_complexity(entry: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    # No normalisation is counted; the counter would decompose each into a dozen operators.
+    monkeypatch.setattr(torch.nn.functional, "batch_norm", lambda x, *_: x)
     row = complexity_row(entry)
     if row.exact:
         assert row.agrees, (row.params, row.gflops)

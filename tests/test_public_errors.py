@@ -253,6 +253,7 @@ def one_line(message: str) -> bool:
     return "\n" not in message and 10 < len(message) < 600
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_wrong_arguments_raise_one_line(place: str, tmp_path: Path) -> None:

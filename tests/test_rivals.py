@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.rivals import RIVALS, rival
 from hrnet_fast.complexity import paper_tables
+from hrnet_fast.skip_init import meta_device
 
 ROWS = {
     k: v for t in ("17_pose", "18_segmentation", "19_detection") for k, v in paper_tables()["timing"][t]["rows"].items()
@@ -18,7 +19,7 @@ SIZES = {"simplebaseline": (256, 192), "faster": (800, 1216)}  # segmentation: 1
 
 def counts(name: str) -> tuple[float, float, nn.Module]:
     size = next((s for begin, s in SIZES.items() if name.startswith(begin)), (1024, 2048))
-    with torch.device("meta"), torch.no_grad():
+    with meta_device(), torch.no_grad():
         model = RIVALS[name]().eval()
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 3, *size))

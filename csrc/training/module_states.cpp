@@ -35,9 +35,9 @@ bool equal(const py::handle& now, const py::handle& then) {
   return result == 1;
 }
 
-// A container, against its copy. Most are empty: hooks.
+// A container, against its copy.
 bool same_container(const py::handle& now, const py::handle& then) {
-  const py::ssize_t size = PyDict_Check(now.ptr()) ? PyDict_GET_SIZE(now.ptr()) : PyObject_Size(now.ptr());
+  const py::ssize_t size = PyObject_Size(now.ptr());
   if (size != PyObject_Size(then.ptr())) return false;
   return size == 0 || equal(now, then);
 }
@@ -59,13 +59,14 @@ ModuleStates::ModuleStates(const py::iterable& modules, const py::tuple& apart) 
       py::object then = py::reinterpret_borrow<py::object>(value);
       if (copied) then = value.attr("copy")();
       if (left_out) then = py::none();
-      state.attributes.push_back({py::reinterpret_borrow<py::object>(name), std::move(then), copied, left_out});
+      const bool empty = copied && PyObject_Size(then.ptr()) == 0;
+      state.attributes.push_back({py::reinterpret_borrow<py::object>(name), std::move(then), copied, left_out, empty});
     }
     states_.push_back(std::move(state));
   }
 }
 
-// The usual case, without a lookup: the same names in the same order, with the same values.
+// The usual case, without a lookup: the same names in the same order, with the same values. Most are empty: hooks.
 bool ModuleStates::in_order(const State& state) {
   py::ssize_t at = 0;
   size_t k = 0;
@@ -74,7 +75,7 @@ bool ModuleStates::in_order(const State& state) {
     const py::handle name(key), value(now);
     if (k == state.attributes.size() || !state.attributes[k].name.is(name)) return false;
     const Attribute& then = state.attributes[k++];
-    if (then.apart) continue;
+    if (then.apart || (then.empty && PyDict_Check(now) && PyDict_GET_SIZE(now) == 0)) continue;
     if (!then.copied || !is_container(value)) {
       if (!then.value.is(value)) return false;
       continue;

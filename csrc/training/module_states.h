@@ -24,7 +24,7 @@ class ModuleStates {
  private:
   struct Attribute {
     pybind11::object name, value;
-    bool copied, apart;
+    bool copied, apart, empty;
   };
   struct State {
     pybind11::object module, kind, forward, conv_forward;

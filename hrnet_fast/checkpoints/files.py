@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from hrnet_fast.checkpoints.containers import read_torch_file
 from hrnet_fast.errors import CheckpointError, shown
+from hrnet_fast.whole_files import written_whole
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".ckpt")
 SAFETENSORS = ".safetensors"
@@ -103,27 +102,15 @@ def save_checkpoint(state: Mapping[str, Tensor], path: str | os.PathLike[str], *
     if os.path.exists(path) and not overwrite:  # unlike Path.exists, False in a folder without search permission
         raise CheckpointError(f"{path}: exists already; give another name, or overwrite it explicitly.")
     safetensors = _safetensors(path) if suffix == SAFETENSORS else None
-    temporary: str | None = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
-            temporary = handle.name
+        # torch.save writes the name of a path, here a random one, into the file; that of a handle it does not know.
+        with written_whole(path) as unfinished, unfinished.open("wb") as handle:
             if safetensors is not None:
                 handle.write(safetensors.save(_without_shared_memory(state)))
             else:
                 torch.save(dict(state), handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        # A temporary file is private; the finished one takes the permissions that any new file here would have.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError when the disk is full
         raise CheckpointError(f"{path}: cannot be written ({_first_line(error)}).") from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
 
 
 def _check_state(state: object) -> None:

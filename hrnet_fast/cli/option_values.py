@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from typing import TYPE_CHECKING
 
 import click
 
-from hrnet_fast.keypoints import Box
+if TYPE_CHECKING:
+    from hrnet_fast.keypoints import Box
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -22,7 +22,6 @@ from hrnet_fast.cli.console import (
 )
 from hrnet_fast.cli.option_values import parse_box, parse_size
 from hrnet_fast.errors import InputError
-from hrnet_fast.implementations import ENV_VAR
 
 if TYPE_CHECKING:
     from hrnet_fast.detection import Detector
@@ -121,7 +120,7 @@ def run(
         _check_absent([output / f"{path.name}.{ending}" for path in paths for ending in endings])
     given = {"decode": decode, "align_corners": align_corners, "in_channels": in_channels and int(in_channels)}
     model = _load_model(checkpoint, task, given, family=family, weights=weights, torch04=torch04, impl=impl)
-    network = _make_network(model, engine, dtype, impl, len(paths))
+    network = make_network(model, engine, dtype, impl, many=len(paths) >= ENGINE_PAYS)
     _make_folder(output)
     results: list[dict[str, Any]] = []
     failures: list[str] = []
@@ -139,7 +138,7 @@ def run(
             "image": str(path),
             "task": task,
             "family": model.family,
-            "ran": _describe_execution(network, impl),
+            "ran": describe_execution(network, impl),
             **prediction.data,
         }
         stem = output / path.name
@@ -157,7 +156,7 @@ def run(
     if as_json:
         print_json(results)
     else:
-        ran = _describe_execution(network, impl)
+        ran = describe_execution(network, impl)
         click.echo(f"{len(results)} of {len(paths)} images done ({ran}); JSON and pictures are in {output}/")
     if failures:
         raise InputError(f"{len(failures)} of {len(paths)} images failed: {'; '.join(failures[:5])}")
@@ -175,10 +174,11 @@ def _load_model(checkpoint: Path, task: str, given: dict[str, Any], **how: Any) 
     return model
 
 
-def _make_network(model: HRNet | Detector, engine: str, dtype: str | None, impl: str, images: int) -> Network:
-    """Return the model, or an engine if it was requested or saves time."""
+def make_network(model: HRNet | Detector, engine: str, dtype: str | None, impl: str, *, many: bool) -> Network:
+    """Return the model, or an engine if it was requested or saves time: `many` images of one size are to come."""
     import torch
 
+    from hrnet_fast.implementations import ENV_VAR
     from hrnet_fast.tasks.engine_runner import EngineRunner
 
     if engine == "off" and dtype is not None:
@@ -189,12 +189,13 @@ def _make_network(model: HRNet | Detector, engine: str, dtype: str | None, impl:
     named = (
         impl != "auto" or os.environ.get(ENV_VAR, "auto") != "auto"
     )  # a named implementation is of the model, not of an engine
-    if not wanted and (engine == "off" or named or images < ENGINE_PAYS):
+    if not wanted and (engine == "off" or named or not many):
         return model
     return EngineRunner(model, getattr(torch, dtype or "float32"), or_model=not wanted)
 
 
-def _describe_execution(network: Network, impl: str) -> str:
+def describe_execution(network: Network, impl: str) -> str:
+    """Return one line on what ran."""
     from hrnet_fast.tasks.engine_runner import EngineRunner
 
     return network.describe() if isinstance(network, EngineRunner) else f"model, impl={impl!r}"

@@ -1,6 +1,14 @@
 """Data sets of the paper's tasks: readers of their layouts, and batches that are cropped and coloured on the device."""
 
 from hrnet_fast.datasets.box_augmentation import BoxAugmentation, BoxDraw
+from hrnet_fast.datasets.classification import (
+    ClassificationBatch,
+    ClassificationCrops,
+    ClassificationDataset,
+    ClassSample,
+    collate_classification,
+    image_folder,
+)
 from hrnet_fast.datasets.coco import COCO_UPPER_BODY, coco_keypoints
 from hrnet_fast.datasets.colors import MEAN, STD, ColorAugmentation, normalize
 from hrnet_fast.datasets.image_warps import resized_parts, warp_images
@@ -35,6 +43,10 @@ __all__ = [
     "AnnotatedImages",
     "BoxAugmentation",
     "BoxDraw",
+    "ClassSample",
+    "ClassificationBatch",
+    "ClassificationCrops",
+    "ClassificationDataset",
     "CollateSegmentation",
     "ColorAugmentation",
     "KeypointBatch",
@@ -53,9 +65,11 @@ __all__ = [
     "cityscapes",
     "cityscapes_label_map",
     "coco_keypoints",
+    "collate_classification",
     "collate_keypoints",
     "deeplabcut",
     "face_landmarks",
+    "image_folder",
     "lip",
     "mask_folders",
     "mpii",

@@ -64,6 +64,8 @@ def coco_keypoints(
         bones=[(a - 1, b - 1) for a, b in chosen.get("skeleton", ())],
         flip_pairs=pairs,
         upper_body=upper_body or (COCO_UPPER_BODY if names == COCO.names else ()),
+        annotations=source,
+        category_id=int(chosen["id"]),
         skip_broken=skip_broken,
     )
     pictures = {picture["id"]: picture for picture in content["images"] if isinstance(picture, dict)}

@@ -133,10 +133,10 @@ class KeypointCrops:
         check_method(what, self.method)
         check_size(what, "input_size", self.input_size)
         check_size(what, "heatmap_size", self.heatmap_size)
-        check_number(what, "padding", self.padding)
-        if self.padding <= 0:
-            raise InputError(f"{what}: padding={self.padding} must be positive.")
-        check_number(what, "sigma", self.sigma)
+        for name in ("padding", "sigma"):
+            check_number(what, name, getattr(self, name))
+            if getattr(self, name) <= 0:
+                raise InputError(f"{what}: {name}={getattr(self, name)} must be positive.")
         check_statistics(what, self.mean, self.std)
         if self.keypoint_weights is not None:
             check_numbers(what, "keypoint_weights", self.keypoint_weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ class KeypointDataset(AnnotatedImages[KeypointSample]):
         bones: pairs of keypoints to connect in a drawing.
         flip_pairs: pairs of keypoints that mirroring swaps, or None where the list does not say.
         upper_body: keypoints of the upper body, for half-body crops.
+        annotations: the file of the annotations, "" where the reader names none; a detector's boxes are of another.
+        category_id: COCO's id of the category.
         skipped: what was left out.
     """
 
@@ -52,10 +55,13 @@ class KeypointDataset(AnnotatedImages[KeypointSample]):
         bones: Sequence[tuple[int, int]] = (),
         flip_pairs: Sequence[tuple[int, int]] | None = None,
         upper_body: Sequence[int] = (),
+        annotations: str | os.PathLike[str] = "",
+        category_id: int = 1,
         skip_broken: bool = False,
     ) -> None:
         super().__init__(skip_broken)
         self.names = tuple(names)
+        self.annotations, self.category_id = os.fspath(annotations), category_id
         self.bones = tuple((int(a), int(b)) for a, b in bones)
         order = [] if flip_pairs is None else mirror_order(flip_pairs, len(self.names))
         self.flip_pairs = None if flip_pairs is None else tuple((i, j) for i, j in enumerate(order) if i < j)
@@ -100,6 +106,17 @@ class KeypointDataset(AnnotatedImages[KeypointSample]):
     def __len__(self) -> int:
         return len(self._file)
 
+    def picture(self, index: int) -> str:
+        """Return the path of a sample's picture."""
+        return str(self._paths[self._file[index]])
+
+    def subset(self, indices: Sequence[int]) -> KeypointDataset:
+        """Return the samples of these indices."""
+        part = self._copied()
+        for name in ("_file", "_rows", "points", "visible", "boxes", "_image_id", "_score", "_box_size"):
+            setattr(part, name, getattr(self, name)[list(indices)])
+        return part
+
     def annotation(self, index: int) -> KeypointSample:
         """Return a sample without its pixels; no file is read. A box of NaN is the whole picture."""
         return KeypointSample(
@@ -107,7 +124,7 @@ class KeypointDataset(AnnotatedImages[KeypointSample]):
             points=torch.from_numpy(self.points[index].copy()),
             visible=torch.from_numpy(self.visible[index].copy()),
             box=torch.from_numpy(self.boxes[index].copy()),
-            path=str(self._paths[self._file[index]]),
+            path=self.picture(index),
             row=str(self._rows[index]),
             image_id=int(self._image_id[index]),
             score=float(self._score[index]),

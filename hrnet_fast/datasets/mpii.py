@@ -49,7 +49,12 @@ def mpii(
         except DatasetError as error:
             rows.append(error)
     dataset = KeypointDataset(
-        MPII.names, bones=MPII.bones, flip_pairs=MPII.pairs, upper_body=MPII_UPPER_BODY, skip_broken=skip_broken
+        MPII.names,
+        bones=MPII.bones,
+        flip_pairs=MPII.pairs,
+        upper_body=MPII_UPPER_BODY,
+        annotations=source,
+        skip_broken=skip_broken,
     )
     return dataset.fill(rows, str(source))
 

@@ -81,7 +81,8 @@ def read_pixels(path: str) -> Tensor:
             raise fail(path, "", f"a picture of mode {image.mode}", "a picture of 8 bits a channel")
         # Pillow has RGB in four bytes a pixel; this keeps its bytes, of which the fourth is not looked at.
         colours = image if image.mode == "RGB" else image.convert("RGB")
-        return torch.from_numpy(np.array(colours.convert("RGBX")))[..., :3]
+        pixels = torch.frombuffer(bytearray(colours.tobytes("raw", "RGBX")), dtype=torch.uint8)
+        return pixels.view(colours.height, colours.width, 4)[..., :3]
 
 
 def read_classes(path: str) -> NDArray[Any]:

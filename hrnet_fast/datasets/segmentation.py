@@ -63,6 +63,16 @@ class SegmentationDataset(AnnotatedImages[SegmentationSample]):
     def __len__(self) -> int:
         return len(self._files)
 
+    def picture(self, index: int) -> str:
+        """Return the path of a sample's picture."""
+        return self._files[index][0]
+
+    def subset(self, indices: Sequence[int]) -> SegmentationDataset:
+        """Return the samples of these indices."""
+        part = self._copied()
+        part._files = [self._files[i] for i in indices]
+        return part
+
     def read(self, index: int) -> SegmentationSample:
         """Return a decoded sample.
 

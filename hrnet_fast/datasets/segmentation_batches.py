@@ -98,7 +98,7 @@ class SegmentationCrops:
 
     Attributes:
         crop_size: (H, W).
-        base_size: length in pixels of the picture's longer side at scale 1.
+        base_size: length in pixels of one of the picture's sides at scale 1.
         scales: the smallest and the largest scale.
         scale_step: distance of the scales; 0 means any number between the two.
         stretch: the picture is resized to `crop_size` before it is scaled, as the authors do with LIP. (What the branch
@@ -108,6 +108,7 @@ class SegmentationCrops:
         swapped_classes: pairs of classes that mirroring swaps.
         colors: random colours; None leaves them.
         mean, std: of the normalisation. Padding is 0 before it, the ignored label in the labels.
+        base_side: which side `base_size` is of: ``"longer"``, or ``"shorter"`` as in mmsegmentation's ADE20K.
     """
 
     crop_size: tuple[int, int] = (512, 1024)
@@ -121,12 +122,15 @@ class SegmentationCrops:
     colors: ColorAugmentation | None = None
     mean: Sequence[float] = MEAN
     std: Sequence[float] = STD
+    base_side: str = "longer"
 
     def __post_init__(self) -> None:
         what = "SegmentationCrops"
         check_size(what, "crop_size", self.crop_size)
         check_integer(what, "base_size", self.base_size)
         check_bool(what, stretch=self.stretch, flip_first=self.flip_first)
+        if self.base_side not in ("longer", "shorter"):
+            raise InputError(f"{what}: base_side={shown(self.base_side)}; accepted are 'longer' and 'shorter'.")
         check_statistics(what, self.mean, self.std)
         scales = check_numbers(what, "scales", self.scales)
         for name in ("scale_step", "flip_probability"):
@@ -194,8 +198,9 @@ class SegmentationCrops:
             scale = least + chance * (most - least)
         crop = constant(self.crop_size, sizes)
         sides = crop.expand_as(sizes) if self.stretch else sizes
-        longer = torch.floor(self.base_size * scale + 0.5)
-        scaled = torch.floor(sides * longer[:, None] / sides.amax(1, keepdim=True) + 0.5).to(torch.int64).clamp(min=1)
+        side = torch.floor(self.base_size * scale + 0.5)
+        own = sides.amax(1, keepdim=True) if self.base_side == "longer" else sides.amin(1, keepdim=True)
+        scaled = torch.floor(sides * side[:, None] / own + 0.5).to(torch.int64).clamp(min=1)
         room = (scaled - crop).clamp(min=0)
         corners = torch.floor(torch.stack(place, 1) * (room + 1)).to(torch.int64)
         return scaled, torch.minimum(corners, room), flip < self.flip_probability

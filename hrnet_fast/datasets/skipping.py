@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
@@ -12,6 +13,7 @@ from hrnet_fast.datasets.samples import SkippedSample
 from hrnet_fast.errors import DatasetError, InputError, shown
 
 Sample = TypeVar("Sample")
+Readers = TypeVar("Readers", bound="AnnotatedImages[Any]")
 
 
 class AnnotatedImages(Dataset[Any], Generic[Sample]):
@@ -47,6 +49,11 @@ class AnnotatedImages(Dataset[Any], Generic[Sample]):
         sample = SkippedSample(error.path, error.row, str(error))
         self.add_skipped([sample])
         return sample
+
+    def _copied(self: Readers) -> Readers:
+        part = copy.copy(self)
+        part._skipped = dict(self._skipped)
+        return part
 
     def read(self, index: int) -> Sample:
         """Return a decoded sample.

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from hrnet_fast.inference import steps as s
 from hrnet_fast.inference import weights as w
 from hrnet_fast.inference.planning.tracer import EngineDevice, EngineDtype, GetItem, OutOfPlace, StateRef
 from hrnet_fast.inference.slots import state_names
+from hrnet_fast.whole_files import written_whole
 
 FORMAT = 3
 _KINDS: dict[str, type[Any]] = {
@@ -62,23 +62,11 @@ def whole_file(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
     Raises:
         InputError: the folder does not exist or cannot be written, or `path` is a folder.
     """
-    target = Path(path)
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-", suffix=".part")
-        os.close(handle)
+        with written_whole(Path(path)) as unfinished:
+            yield unfinished
     except OSError as error:
         raise InputError(f"{what}: {path} cannot be written ({error}).") from error
-    unfinished = Path(name)
-    try:
-        yield unfinished
-        umask = os.umask(0)
-        os.umask(umask)
-        unfinished.chmod(0o666 & ~umask)
-        os.replace(unfinished, target)
-    except OSError as error:
-        raise InputError(f"{what}: {path} cannot be written ({error}).") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[tuple[int, ...], p.Plan], dict[str, Tensor], dict[str, Any]]:

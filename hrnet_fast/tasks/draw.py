@@ -46,6 +46,18 @@ def keypoints(
     return picture
 
 
+def errors(image: Image.Image, points: Sequence[Sequence[float]], targets: Sequence[Sequence[float]]) -> Image.Image:
+    """Draw targets as rings, each with a line to the predicted point."""
+    picture = image.copy()
+    pen = ImageDraw.Draw(picture)
+    radius = max(4, round(min(image.size) / 80))
+    colour = (40, 220, 60)
+    for point, (x, y) in zip(points, targets, strict=True):
+        pen.line([tuple(point), (x, y)], fill=colour)
+        pen.ellipse([x - radius, y - radius, x + radius, y + radius], outline=colour, width=max(2, radius // 3))
+    return picture
+
+
 def overlay(image: Image.Image, labels: NDArray[np.integer], classes: int, opacity: float = 0.55) -> Image.Image:
     """Blend the colours of a label map [H, W] over the image."""
     colours = np.array(palette(classes), dtype=np.uint8)[labels]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, optim
 
+from hrnet_fast.random_states import host_random_states, restore_host_random_states
 from hrnet_fast.training.model_state import ModelState, gradients_of
 
 
@@ -38,7 +37,7 @@ class HostState:
         own = [t for entry in self._optimizer_state.values() for t in entry.values() if isinstance(t, Tensor)]
         host = [*model.host_tensors(), *(t for t in own if t.device.type == "cpu")]
         self._host_tensors = [(t, t.detach().clone()) for t in host]
-        self._random = _random_states()
+        self._random = host_random_states()
 
     def difference(self) -> str | None:
         """Say what the capture changed on the host that each step has to change anew, or None."""
@@ -55,7 +54,7 @@ class HostState:
         if not all(torch.equal(t, then) for t, then in self._host_tensors):
             return "the step changes a tensor in host memory"
         for name, then in self._random.items():
-            if not _same(_random_states()[name], then):
+            if not _same(host_random_states()[name], then):
                 return (
                     f"the step draws from the host's random generator of {name}; torch's of the device can be captured"
                 )
@@ -80,7 +79,7 @@ class HostState:
         with torch.no_grad():
             for t, then in self._host_tensors:
                 t.copy_(then)
-        _restore_random(self._random)
+        restore_host_random_states(self._random)
 
 
 class _Attributes:
@@ -101,24 +100,6 @@ class _Attributes:
 
 def _identities(entry: dict[str, Any]) -> dict[str, Any]:
     return {k: id(v) if isinstance(v, Tensor) else v for k, v in entry.items()}
-
-
-def _random_states() -> dict[str, Any]:
-    states: dict[str, Any] = {"torch": torch.get_rng_state(), "random": random.getstate()}
-    if "numpy.random" in sys.modules:
-        import numpy as np
-
-        states["numpy"] = np.random.get_state()
-    return states
-
-
-def _restore_random(states: dict[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    random.setstate(states["random"])
-    if "numpy" in states:
-        import numpy as np
-
-        np.random.set_state(states["numpy"])
 
 
 def _same(a: Any, b: Any) -> bool:

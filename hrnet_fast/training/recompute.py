@@ -3,6 +3,8 @@
 A chain of residual units keeps its convolutions' outputs; its own output follows from them by elementwise passes. A
 consumer of that output therefore keeps no tensor either, but the graph node that can compute it. Backward reaches a
 consumer before the producer, hence the producer still has its saved tensors then.
+
+Nodes of the compiled extension do the same among themselves, and understand nodes in Python (csrc/training/autograd.h).
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from hrnet_fast.ops.primitives import load_compiled
 
 
 class Recomputation(NamedTuple):
@@ -38,12 +42,20 @@ def attach(*outputs: Tensor) -> None:
         node.output_versions = {output.output_nr: output._version for output in outputs}
 
 
-def recomputation_of(x: Tensor) -> Recomputation | None:
-    """Return how to compute `x` again, or None where it must be kept."""
+def recomputation_of(x: Tensor) -> Any | None:
+    """Return how to compute `x` again, or None where it must be kept.
+
+    It is a :class:`Recomputation`, or for a node of the compiled extension an object with the same ``node``, which
+    tells nodes apart, and ``tensor()``.
+    """
     node: Any = x.grad_fn
+    if node is None:
+        return None
     versions: dict[int, int] | None = getattr(node, "output_versions", None)
-    same = versions is not None and versions.get(x.output_nr) == x._version
-    return Recomputation(node, x.output_nr) if same else None
+    if versions is not None:
+        return Recomputation(node, x.output_nr) if versions.get(x.output_nr) == x._version else None
+    extension = load_compiled()
+    return None if extension is None else extension.recomputation_of(x)
 
 
 def saved_tensors(ctx: Any) -> list[Tensor]:

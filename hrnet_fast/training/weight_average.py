@@ -38,8 +38,20 @@ class WeightAverage:
         return None
 
     def update(self) -> None:
-        """Move it eagerly."""
-        self.average.update_parameters(self._model)
+        """Move it eagerly.
+
+        ``update_parameters`` waits for a CUDA device to read how many updates there were; but for the first update,
+        which copies, the launches of a capture do not.
+        """
+        average: Any = self.average
+        device = next(average.module.parameters()).device
+        counted = average.n_averaged.device.type == "cpu" and int(average.n_averaged) > 0
+        if device.type != "cuda" or not counted or self.refusal(device) is not None:
+            average.update_parameters(self._model)
+        else:
+            self.prepare(device)
+            self.captured_update()
+            self.replayed()
 
     def prepare(self, device: torch.device) -> None:
         """Have the number of updates on the device, before a capture or a replay."""

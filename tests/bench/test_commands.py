@@ -79,6 +79,7 @@ def _outside_of_repositories(folder: Path, tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_report_of_files_and_folders(call: Call, refused: Callable[..., str], tmp_path: Path) -> None:
     folder = tmp_path / "results"

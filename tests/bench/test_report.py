@@ -36,6 +36,7 @@ class Tags(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_report_is_complete(tmp_path: Path) -> None:
     again = run_of(full_run().records, machine={"device": "Other GPU", "kind": "cuda"}, revision="fedcba9-dirty")

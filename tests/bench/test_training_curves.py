@@ -122,6 +122,7 @@ def test_speeds_are_over_the_faster_layout() -> None:
     assert crossing_table("scaling batch", records) is None
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_tables_and_the_picture(tmp_path: Path) -> None:
     run = run_of([*training_records(), *training_records("bfloat16")])

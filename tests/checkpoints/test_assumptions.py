@@ -110,6 +110,7 @@ def balanced(state: dict[str, torch.Tensor], photo: Path) -> dict[str, torch.Ten
     return state | {"last_layer.3.bias": state["last_layer.3.bias"] - logits.mean(dim=(0, 2, 3))}
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_run_prints_an_assumption_once_and_takes_another(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: Path

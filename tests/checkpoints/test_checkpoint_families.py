@@ -19,8 +19,8 @@ NETWORKS = {name: family for name, family in hf.FAMILIES.items() if not family.d
 ALL = [(name, head) for name, family in NETWORKS.items() for head in family.heads]
 
 
-@pytest.mark.slow
 @pytest.mark.no_cover
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "head"), ALL)
 def test_loads_and_computes_what_its_network_does(family: str, head: str) -> None:
     model = network(family, head)

@@ -110,6 +110,7 @@ class Precision(enum.Enum):
     HALF = "half"
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize("averaged", [True, False])
 def test_files_of_timm_saver(averaged: bool, tmp_path: Path) -> None:
@@ -186,6 +187,7 @@ def test_what_stands_beside_the_weights(tmp_path: Path) -> None:
         assert loaded.notes == ()
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_the_face_repository_saves_whole_modules(tmp_path: Path) -> None:
     """``model_best.pth`` is a module; ``checkpoint_N.pth`` holds one under ``state_dict``, in DataParallel."""

@@ -63,6 +63,7 @@ def test_a_whole_that_is_no_family_says_what_it_is(name: str) -> None:
     assert any(part in message for key in beside for part in key.split(".")[:2])
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["net.", "student.", "encoder.model."])
 @pytest.mark.parametrize("family", ["pose", "seg_ocr", "mmseg", "mmdet"])

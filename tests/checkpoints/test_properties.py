@@ -97,6 +97,7 @@ def configs(draw: st.DrawFn) -> hf.HRNetConfig:
     )
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @settings(max_examples=200, **SETTINGS)
 @given(config=configs())
@@ -104,6 +105,7 @@ def test_plain_data_round_trip(config: hf.HRNetConfig) -> None:
     assert hf.HRNetConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @settings(max_examples=50, **SETTINGS)
 @given(config=configs())

@@ -112,6 +112,7 @@ def test_features_load_and_compute_the_same(out_indices: tuple[int, ...]) -> Non
         assert_train_alike(ours, theirs, idle=idle)
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_all_features_are_the_default() -> None:
     theirs = features_model((0, 1, 2, 3, 4))

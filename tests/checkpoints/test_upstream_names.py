@@ -76,6 +76,7 @@ PREFIXED = ("mmpose", "mmpose_0x", "mmpose_0x_higher", "mmpose_face", "mmpose_0x
             "mmdet_1x", "det", "mm_backbone")  # fmt: skip
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "head"), HEADS)
 def test_names(family: str, head: str) -> None:

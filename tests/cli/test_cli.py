@@ -71,6 +71,7 @@ def test_convert_writes_whole_or_not_at_all(capsys: pytest.CaptureFixture[str], 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mmpose.pth", "pose.safetensors"]
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_weights_of_a_file_with_two_kinds(capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: Path) -> None:
     state = torch.load(checkpoint(tmp_path, "v1", "pose", 17))

@@ -96,6 +96,7 @@ def test_plan_of_a_named_network(capsys: pytest.CaptureFixture[str], tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover
 def test_the_documents_count_launches_as_they_are() -> None:
     text = INFERENCE.read_text(encoding="utf-8")
     table = text[text.index("<!-- launches -->") : text.index("<!-- end -->")]

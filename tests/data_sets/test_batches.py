@@ -211,6 +211,7 @@ def segmentation_batch(folder: Path) -> datasets.SegmentationBatch:
     return datasets.CollateSegmentation()([dataset[0], dataset[1]])
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize(("stretch", "pixels"), [(False, 0.5), (True, 1.0)])
 def test_labels_move_with_their_pixels(tmp_path: Path, stretch: bool, pixels: float) -> None:
@@ -245,6 +246,19 @@ def test_mirroring_swaps_classes(tmp_path: Path) -> None:
     swapped = {14: 15, 15: 14, 3: 9, 9: 3}
     assert torch.equal(after, before.clone().apply_(lambda label: swapped.get(label, label)))
     assert not torch.equal(after, before)
+
+
+def test_the_base_size_is_of_the_longer_or_the_shorter_side(tmp_path: Path) -> None:
+    batch = segmentation_batch(tmp_path)
+    for side, choose in (("longer", max), ("shorter", min)):
+        crops = datasets.SegmentationCrops((160, 160), 60, (1.0, 1.0), 0, base_side=side, flip_probability=0)
+        labels = crops(batch, torch.Generator().manual_seed(0)).labels
+        for i, size in enumerate(batch.images.sizes.tolist()):
+            expected = [round(n * 60 / choose(size) + 1e-9) for n in size]
+            inside = labels[i] != 255
+            assert [int(inside.any(1).sum()), int(inside.any(0).sum())] == expected
+    with pytest.raises(hf.InputError, match="base_side='both'; accepted are 'longer' and 'shorter'"):
+        datasets.SegmentationCrops(base_side="both")
 
 
 def test_crops_of_pictures_without_masks_are_refused(tmp_path: Path) -> None:

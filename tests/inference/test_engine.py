@@ -24,6 +24,7 @@ from hrnet_fast.inference.execution import cpu_executor
 from hrnet_fast.inference.planning.lowering import make_plan
 from hrnet_fast.inference.steps import CallStep
 from hrnet_fast.measure import operator_calls, peak_activations
+from hrnet_fast.skip_init import meta_device
 from hrnet_fast.training.equivalence_check import onednn_disabled
 
 native = pytest.mark.skipif(not cpu_executor.available(), reason="the compiled extension is not there")
@@ -59,20 +60,27 @@ def assert_answers(model: nn.Module, x: Tensor, dtype: torch.dtype = torch.float
 
 @pytest.mark.no_cover
 @native
-# test_golden compares all golden networks' plans with their figures; here, those with the most different steps.
+# test_golden compares all golden networks' plans with their figures, and test_every_head has both dtypes; here, the
+# networks with the most different steps in their full widths.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["official_cls_w18", "official_higher_w32", "openseg_ocr_b_w48"])
-def test_golden(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("official_cls_w18", torch.bfloat16),
+        ("official_higher_w32", torch.float32),
+        ("openseg_ocr_b_w48", torch.bfloat16),
+    ],
+)
+def test_golden(name: str, dtype: torch.dtype) -> None:
     case = load_case(name)
     model = hf.load_checkpoint(case.state(), impl="reference")
     x = golden_image(case.input_shape)
-    for dtype in (torch.float32, torch.bfloat16):
-        engine = hf.optimize_for_inference(model, x, dtype=dtype, verify=dtype == torch.float32)
-        assert_as_good(engine(x), eager(model, x, dtype), case.expected_outputs, dtype)
+    engine = hf.optimize_for_inference(model, x, dtype=dtype, verify=dtype == torch.float32)
+    assert_as_good(engine(x), eager(model, x, dtype), case.expected_outputs, dtype)
 
 
-@pytest.mark.slow
 @pytest.mark.no_cover
+@pytest.mark.slow
 @native
 @CPU_DTYPES
 @pytest.mark.parametrize("head", ALL_HEADS)
@@ -206,6 +214,7 @@ def test_mappings(dtype: torch.dtype) -> None:
     assert_as_good(given["out"], eager(model.inner, x, dtype), exactly(model.inner, x), dtype)
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @native
 @CPU_DTYPES
@@ -226,6 +235,7 @@ def test_normalize(first: int, dtype: torch.dtype) -> None:
     assert torch.equal(engine(images[:, ::2, ::3]), engine(images[:, ::2, ::3].contiguous()))
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @native
 def test_callers_autocast_changes_nothing() -> None:
@@ -261,8 +271,8 @@ def launched(engine: hf.Engine, x: Tensor) -> int:
     return sum(0 if isinstance(part, int) else part.program.steps for part in executor._segments)  # type: ignore[attr-defined]
 
 
-@pytest.mark.slow
 @pytest.mark.no_cover
+@pytest.mark.slow
 @native
 @pytest.mark.parametrize("head", ["v1", "v2", "c", "ocr"])
 def test_the_executor_launches_what_the_plan_says(head: str) -> None:
@@ -281,12 +291,13 @@ def test_the_executor_launches_what_the_plan_says(head: str) -> None:
     assert len(calls) + launched(engine, x) < operator_calls(lambda: eager(hf.restore(model), x, torch.float32))
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @native
 @CPU_DTYPES
 def test_memory_of_the_segmentation_network(dtype: torch.dtype) -> None:
     """Its arena beside what eager PyTorch keeps alive at once: by sizes alone, so no data is needed."""
-    with torch.device("meta"):
+    with meta_device():
         model = hf.create_model("hrnetv2_w48_seg", impl="reference").eval().to(dtype)
     plan = make_plan(model, (1, 3, 512, 1024), dtype)
     sizes = [_C_bytes(dtype, b) for b in plan.buffers]

@@ -190,6 +190,7 @@ def test_functions_of_files_read_no_files() -> None:
     assert not [name for name in names if name.rsplit(".")[-1].startswith(words)]
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @DTYPES
 @pytest.mark.parametrize("head", ["v1", "c"])
@@ -214,6 +215,7 @@ def test_export() -> None:
     assert relative_l2(program.module()(image(32, 32)), engine(image(32, 32))) < 1e-5
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.skipif(not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))), reason="onnx is not installed")

@@ -19,6 +19,7 @@ from hrnet_fast.inference.folded import FoldedNetwork
 from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.planning.lowering import make_plan
 from hrnet_fast.inference.steps import CallStep, ConvStep, reads, writes
+from hrnet_fast.skip_init import meta_device
 
 EXACT = 1e-10
 
@@ -69,8 +70,8 @@ def _overlap(a: object, b: object) -> bool:
     return a.offset < b.offset + b.channels and b.offset < a.offset + a.channels  # type: ignore[attr-defined, no-any-return]
 
 
-@pytest.mark.slow
 @pytest.mark.no_cover
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ALL_HEADS)
 @pytest.mark.parametrize("impl", ["reference", "auto"])
 def test_every_head(head: str, impl: str) -> None:
@@ -126,7 +127,7 @@ def test_timm(options: dict[str, bool]) -> None:
     [("hrnetv1_w32_pose", (256, 192), 285, 140), ("hrnetv2_w48_seg", (512, 1024), 300, 155)],
 )
 def test_launches(name: str, size: tuple[int, int], ungrouped: int, grouped: int) -> None:
-    with torch.device("meta"):
+    with meta_device():
         model = hf.create_model(name, impl="reference").eval()
     plan = make_plan(model, (1, 3, *size), torch.float32)
     assert plan.launches() <= ungrouped
@@ -138,12 +139,13 @@ def test_launches(name: str, size: tuple[int, int], ungrouped: int, grouped: int
     assert dot.count("->") >= len(plan.steps) - 1
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_flops_are_the_networks_without_what_the_order_saves() -> None:
     from hrnet_fast.complexity import network_complexity
 
     config = hf.get_config("hrnetv1_w32_pose")
-    with torch.device("meta"):
+    with meta_device():
         model = hf.HRNet(config, impl="reference").eval()
     plan = make_plan(model, (1, 3, 256, 192), torch.float32)
     assert plan.flops / 2 / 2**30 == pytest.approx(network_complexity(config, (256, 192))[1], rel=1e-6)
@@ -155,7 +157,7 @@ def test_flops_are_the_networks_without_what_the_order_saves() -> None:
 @pytest.mark.slow
 def test_mixing_costs_less_than_over_the_concatenation() -> None:
     config = hf.get_config("hrnetv2_w48_seg")
-    with torch.device("meta"):
+    with meta_device():
         model = hf.HRNet(config, impl="reference").eval()
     plan = make_plan(model, (1, 3, 64, 64), torch.float32)
     mixed = [s for s in plan.steps if isinstance(s, ConvStep) and plan.weights[s.weight].shape[0] == 720]

@@ -52,6 +52,7 @@ def unordered(plan: Plan, places: ArenaMaps, groups: list[LaunchGroup], made: Sc
     ]
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize("adopted", [False, True])
 @pytest.mark.parametrize("head", HEADS)
@@ -66,6 +67,7 @@ def test_every_hazard_is_ordered(head: str, adopted: bool) -> None:
         assert unordered(plan, places, groups, made) == []
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_hazards_of_a_full_network() -> None:
     """Of HRNetV1-W32; branches do run side by side, with fewer waits than waves would need."""

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import hrnet_fast as hf
+from hrnet_fast.skip_init import meta_device
 
 
 def read(source: Any, **overrides: Any) -> hf.HRNetConfig:
-    with torch.device("meta"):  # the layers are made, their weights are not
+    with meta_device():  # the layers are made, their weights are not
         return hf.HRNet.from_config(source, **overrides).config
 
 
@@ -77,6 +77,7 @@ AUTHORS: dict[str, tuple[str, hf.HRNetConfig]] = {
 }  # fmt: skip
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize("name", AUTHORS)
 def test_authors_yaml(name: str, tmp_path: Path) -> None:
@@ -153,6 +154,7 @@ OPENMMLAB: dict[str, tuple[dict[str, Any], hf.HRNetConfig]] = {
 }  # fmt: skip
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPENMMLAB)
 def test_openmmlab_mapping(name: str) -> None:

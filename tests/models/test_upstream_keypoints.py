@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from test_upstream_config import backbone
 from test_upstream_settings import (
     DEKR,
@@ -27,6 +26,7 @@ from test_upstream_settings import (
 
 import hrnet_fast as hf
 from hrnet_fast.models.upstream import read_configuration
+from hrnet_fast.skip_init import meta_device
 
 
 def keypoints(source: Any, **options: Any) -> tuple[str | None, tuple[str, ...]]:
@@ -85,7 +85,7 @@ def test_another_codec_than_the_heads_is_noted() -> None:
 
 
 def from_config(source: Any, **overrides: Any) -> str | None:
-    with torch.device("meta"):
+    with meta_device():
         return hf.HRNet.from_config(source, **overrides).keypoints
 
 

@@ -18,6 +18,7 @@ from test_upstream_config import FCN, OCR, backbone, lower_stages, upper_stages
 
 import hrnet_fast as hf
 from hrnet_fast.models.upstream import read_configuration
+from hrnet_fast.skip_init import meta_device
 
 Mapping = dict[str, Any]
 
@@ -98,7 +99,7 @@ def test_ocr_branch_aligns_corners_by_default(mark: str) -> None:
 
 @pytest.mark.slow
 def test_older_segmentation_branches_never_align(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "hrnet_fast.models"), torch.device("meta"):
+    with caplog.at_level(logging.WARNING, "hrnet_fast.models"), meta_device():
         model = hf.HRNet.from_config(seg())
     assert (model.config.align_corners, model.config.norm.momentum) == (False, 0.01)
     assert "align_corners=True" in model.notes[0]
@@ -142,7 +143,7 @@ def test_mmpose_0x_associative_embedding() -> None:
 def test_mmpose_associative_embedding() -> None:
     head = {"type": "AssociativeEmbeddingHead", "in_channels": 18, "num_keypoints": 17, "tag_dim": 1,
             "tag_per_keypoint": True, "deconv_out_channels": None, "keypoint_loss": {}, "tag_loss": {}}  # fmt: skip
-    with torch.device("meta"):
+    with meta_device():
         model = hf.HRNet.from_config({"backbone": backbone(), "head": head})
     assert model.config.head == hf.HeadConfig("v1", 34)
     assert "heatmaps first" in model.notes[0]
@@ -158,7 +159,7 @@ def test_trunks_of_bottom_up_networks(name: str) -> None:
     extra["stage4"]["multiscale_output"] = True
     mapping = {"backbone": {"type": "HRNet", "extra": extra}, "head": {"type": name, "in_channels": 480},
                "neck": {"type": "FeatureMapProcessor", "concat": True}}  # fmt: skip
-    with torch.device("meta"):
+    with meta_device():
         model = hf.HRNet.from_config(mapping)
         alone = hf.HRNet.from_config(mapping, part="backbone")
     assert model.config == hf.HRNetConfig.make(32, "features") == alone.config
@@ -167,7 +168,7 @@ def test_trunks_of_bottom_up_networks(name: str) -> None:
 
 
 def test_trunk_of_dekr() -> None:
-    with torch.device("meta"):
+    with meta_device():
         model = hf.HRNet.from_config(DEKR)
     assert model.config == hf.HRNetConfig.make(32, "features", init="normal")
     assert "HEAD" in model.notes[0]
@@ -184,7 +185,7 @@ def test_part_backbone_reads_no_head() -> None:
 def test_mmdetection() -> None:
     """Its backbone keeps batch statistics unless told otherwise; all its FCOS configurations have a stride of 2."""
     fcos = {"type": "FCOS", "backbone": backbone(), "neck": NECK | {"stride": 2, "num_outs": 5}, "bbox_head": {}}
-    with torch.device("meta"):
+    with meta_device():
         model = hf.HRNet.from_config(fcos)
     assert model.config == hf.HRNetConfig.make(18, "v2p", pyramid_stride=2, norm_eval=True)
     assert "bbox_head" in model.notes[0]
@@ -217,11 +218,12 @@ WHOSE: dict[str, tuple[Mapping, str | None]] = {
 ASSUMED = ("in_channels", "mmseg", "plain", "stages")
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WHOSE)
 def test_whose_backbone(name: str) -> None:
     mapping, whose = WHOSE[name]
-    with torch.device("meta"):
+    with meta_device():
         model = hf.HRNet.from_config(mapping)
         named = hf.HRNet.from_config(mapping, upstream="mmpose")
     config = model.config
@@ -337,7 +339,7 @@ def test_mmsegmentation_heads() -> None:
     sync = {"type": "SyncBN", "requires_grad": True}
     whole = FCN | {"norm_cfg": sync}
     model = {"backbone": backbone(norm_cfg=sync, norm_eval=False), "pretrained": "x", "auxiliary_head": {}}
-    with torch.device("meta"):
+    with meta_device():
         net = hf.HRNet.from_config(model | {"decode_head": whole})
     assert net.notes == ("left out, as no part of HRNet: auxiliary_head",)
     binary = whole | {"num_classes": 2, "out_channels": 1, "threshold": 0.3}
@@ -354,7 +356,7 @@ def test_mmsegmentation_drops_a_tenth_of_the_channels_by_default(given: Mapping,
     fcn, ocr = ({k: v for k, v in head.items() if k != "dropout_ratio"} | given for head in (FCN, OCR))
     assert read({"backbone": backbone(), "decode_head": fcn}).head.dropout == built
     assert read({"backbone": backbone(), "decode_head": [FCN, ocr]}).head.dropout == built
-    with torch.device("meta"):
+    with meta_device():
         layers = hf.HRNet.from_config({"backbone": backbone(), "decode_head": fcn}).last_layer
     assert [layer.p for layer in layers.modules() if isinstance(layer, torch.nn.Dropout2d)] == [built] * bool(built)
 

@@ -5,6 +5,7 @@ Each test has a fresh CUDA state, and torch is imported once. A crash or an exce
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -118,7 +119,11 @@ def _serve() -> int:
     import torch
     import torch._dynamo  # what every test would import anew: custom operators and Triton's compiler do
     import triton.compiler  # noqa: F401
+    from torch._inductor.runtime.triton_compat import triton_key
 
+    with contextlib.suppress(ImportError):
+        import timm  # noqa: F401
+    triton_key()  # Triton's digest of itself, which every test would take
     torch.set_num_threads(1)  # threads do not survive a fork
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     options = ["-s", "-qq", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--tb=short"]

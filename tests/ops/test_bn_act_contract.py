@@ -62,8 +62,8 @@ def test_opcheck(impl: str, channels_last: bool) -> None:
                 torch.library.opcheck(OPS.bn_act_backward.default, given, test_utils=FORMS)
 
 
-@pytest.mark.slow
 @pytest.mark.no_cover
+@pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize(
     ("residual", "training", "backend"),

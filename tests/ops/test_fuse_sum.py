@@ -165,8 +165,8 @@ def test_gradcheck_and_opcheck(impl: str, mode: str, align: bool) -> None:
     torch.library.opcheck(OPS.fuse_sum.default, given, test_utils=every)
 
 
-@pytest.mark.slow
 @pytest.mark.no_cover
+@pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize("impl", IMPLS)
 def test_compiled_whole(impl: str) -> None:

@@ -197,6 +197,7 @@ def test_gradcheck_and_opcheck(channels_last: bool, relu: bool) -> None:
     torch.library.opcheck(OPS.grouped_conv3x3_backward.default, arguments, test_utils=FORMS)
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize("impl", IMPLS)

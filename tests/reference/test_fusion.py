@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import hrnet_fast as hf
 from hrnet_fast.reference.modularized_block import HighResolutionModule
 from hrnet_fast.reference.norm import norm_factory
+from hrnet_fast.skip_init import meta_device
 
 
 def resampling_matrix(size: int, target: int, mode: str, align_corners: bool) -> Tensor:
@@ -183,12 +184,12 @@ def fusions(model: nn.Module) -> int:
 
 @pytest.mark.parametrize(("units", "count"), [("final", 1), ("across", 3), ("within", 8)])
 def test_fusion_units_of_table_12(units: str, count: int) -> None:
-    with torch.device("meta"):
+    with meta_device():
         assert fusions(hf.HRNet(width=8, head="v1", num_outputs=17, fusion_units=units)) == count
 
 
 def test_only_the_last_fusion_loses_its_lower_rows() -> None:
-    with torch.device("meta"):
+    with meta_device():
         model = hf.HRNet(width=8, head="v1", num_outputs=17)
     rows = [len(m.fuse_layers) for m in model.modules() if isinstance(m, HighResolutionModule) and m.fuse_layers]
     assert rows == [2, 3, 3, 3, 3, 4, 4, 1]

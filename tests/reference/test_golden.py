@@ -52,6 +52,7 @@ def test_all_cases_are_there() -> None:
     assert len(case_names()) == 14
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_recognised(loaded: tuple[GoldenCase, hf.HRNet]) -> None:
     case, model = loaded
@@ -76,9 +77,18 @@ def test_recognised(loaded: tuple[GoldenCase, hf.HRNet]) -> None:
     assert model.notes == ()
 
 
-@pytest.mark.slow
+# In float32 the accelerated network has operators of its own; the plain one has PyTorch's in either dtype.
 @pytest.mark.no_cover
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-5)])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "dtype", "tolerance"),
+    [
+        ("plain", torch.float64, 1e-6),
+        ("accelerated", torch.float64, 1e-6),
+        ("accelerated", torch.float32, 1e-5),
+    ],
+    indirect=["network"],
+)
 def test_evaluation(
     loaded: tuple[GoldenCase, hf.HRNet], network: hf.HRNet, dtype: torch.dtype, tolerance: float
 ) -> None:
@@ -96,8 +106,8 @@ def test_evaluation(
 CALLS_OF_THEIR_OWN = ("cls", "timm", "seg_ocr", "higher_hrnet", "openseg_ocr")
 
 
-@pytest.mark.slow
 @pytest.mark.no_cover
+@pytest.mark.slow
 def test_plan(loaded: tuple[GoldenCase, hf.HRNet]) -> None:
     case, model = loaded[0], copy.deepcopy(loaded[1]).double()
     x = image(case.input_shape).double()
@@ -114,8 +124,8 @@ def _direction(key: str, shape: tuple[int, ...]) -> Tensor:
     return fill(f"{key}#probe.bias", shape).double()
 
 
-@pytest.mark.slow
 @pytest.mark.no_cover
+@pytest.mark.slow
 def test_training(loaded: tuple[GoldenCase, hf.HRNet], network: hf.HRNet) -> None:
     case, model = loaded[0], network.double().train()
     for module in model.modules():

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import hrnet_fast as hf
+from hrnet_fast.skip_init import meta_device
 
 CENTERNESS = "bbox_head.conv_centerness.weight"
 NORMS: dict[str, Any] = {"gn": hf.NormConfig("gn", groups=4), "bn": hf.NormConfig("bn")}
@@ -32,10 +33,11 @@ def fingerprint(tensor: Tensor) -> np.ndarray:
     return np.concatenate([[flat.mean(), flat.std()], flat[draw.integers(0, flat.size, 64)]])
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_fcos_of_mmdetection() -> None:
     """What mmdetection 3.3.0 itself computed in float64 from fcos_hrnetv2p-w18-gn-head_4xb4-1x_coco.py."""
-    with torch.device("meta"):
+    with meta_device():
         shapes = {k: tuple(v.shape) for k, v in mmdet_state(hf.HRNet(width=18, head="v2p")).items()}
     state = {key: fill(key, shape) for key, shape in shapes.items()} | {CENTERNESS: torch.zeros(1, 256, 3, 3)}
     model = hf.load_checkpoint(state, impl="reference").double()
@@ -87,8 +89,8 @@ def test_groups_of_a_neck_cannot_be_inferred() -> None:
     assert any("32 groups" in note for note in loaded.notes)
 
 
-@pytest.mark.slow
 @pytest.mark.no_cover
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("norm", [None, *NORMS.values()])
 @pytest.mark.parametrize("pool", ["avg", "max"])

@@ -35,6 +35,7 @@ def run(model: hf.HRNet, x: Tensor) -> Any:
         return model(x)
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", NORM_CLASSES)
 @pytest.mark.parametrize("head", ["v1", "v2", "ocr", "c", "cii", "v1h"])

@@ -1,4 +1,4 @@
-"""Fuzzing of the checkpoint reader: a few hundred cases of ``scripts/fuzz_checkpoints.py``."""
+"""Fuzzing of the checkpoint reader: two hundred cases of ``scripts/fuzz_checkpoints.py``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-SEED, PARTS, EACH = 1, 4, 80
+SEED, PARTS, EACH = 1, 4, 50
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,7 @@ def fuzz(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return script.Fuzz(SEED, tmp_path_factory.mktemp("fuzz"))
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_damaged_files_load_right_or_raise(part: int, script: ModuleType, fuzz: Any) -> None:

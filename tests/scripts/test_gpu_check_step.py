@@ -26,6 +26,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 def test_steps_agree(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warnings.simplefilter("ignore")

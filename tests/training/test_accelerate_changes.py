@@ -109,6 +109,7 @@ def d_conv() -> nn.Conv2d:
     return nn.Conv2d(4, 4, 1, bias=False).double()
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_counts(change: str) -> None:

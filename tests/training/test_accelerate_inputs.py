@@ -23,6 +23,7 @@ from tiny_networks import assert_same, enliven, image, maps, relative_l2
 from torch import Tensor, fx, nn
 
 import hrnet_fast as hf
+from hrnet_fast.skip_init import meta_device
 from hrnet_fast.training import accelerate, explain
 
 X = {"dtype": torch.float64}
@@ -61,6 +62,7 @@ def _shift_only(norm: nn.BatchNorm2d) -> None:
     norm.eps, norm.momentum = 1e-2, 0.7
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize("memory", ["lean", "min"])
 @pytest.mark.parametrize(
@@ -118,7 +120,7 @@ def test_odd_sizes_and_strided_views(layout: torch.memory_format) -> None:
 
 
 def test_meta_device() -> None:
-    with torch.device("meta"):
+    with meta_device():
         plain = up.Net()
     fast = accelerate(plain, impl="reference")
     out = fast.eval()(torch.empty(2, 3, 64, 64, device="meta"))
@@ -153,6 +155,7 @@ def test_vmap_takes_the_plain_path() -> None:
     assert "inside a functorch transform" in str(explain(fast))
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.compile
 def test_compiled_whole() -> None:
@@ -185,6 +188,7 @@ def test_compiled_training() -> None:
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12, msg=name)
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize("strict", [True, False])

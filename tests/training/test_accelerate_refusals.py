@@ -170,6 +170,7 @@ CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
 }
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("change", CHANGES)

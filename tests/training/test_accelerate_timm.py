@@ -12,6 +12,7 @@ from tiny_networks import enliven, image
 timm = pytest.importorskip("timm")
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.parametrize("memory", ["lean", "min"])
 @pytest.mark.parametrize("options", [{"num_classes": 10}, {"features_only": True}], ids=["classes", "features"])

@@ -20,6 +20,7 @@ from hrnet_fast.training import compiled
 from hrnet_fast.training.fusion_layers import FusionLayers, find_terms
 from hrnet_fast.training.fusion_plan import plan_fusion
 from hrnet_fast.training.matching import unit_layers
+from hrnet_fast.training.recompute import recomputation_of
 from hrnet_fast.training.residual_chain import run_units
 from hrnet_fast.training.stacked_fusion import run_fusion
 
@@ -112,6 +113,50 @@ def test_chains_layer_by_layer(memory: str, dtype: str, training: bool, unused: 
         assert (first is None) == (second is None) == (k not in used)
         assert first is None or torch.equal(first, second)
     assert_same(plain, others)
+
+
+@pytest.mark.parametrize("compiled_first", [True, False])
+def test_nodes_of_both_kinds_compute_each_others_inputs_again(compiled_first: bool) -> None:
+    """A chain keeps no copy of an input that the chain before it can compute, whichever of the two is compiled."""
+    plain = nn.ModuleList([units("basic"), units("basic")]).train()
+    other = copy.deepcopy(plain)
+    inputs = [torch.randn(2, 8, 9, 7, requires_grad=True) for _ in range(2)]
+
+    def run(chain: nn.Module, x: Tensor, in_extension: bool) -> Tensor:
+        layers = [unit_layers(unit) for unit in chain]
+        if in_extension:
+            found = compiled.run_chains(compiled.compile_chain(layers).read(), [x], "lean")[0]  # type: ignore[union-attr]
+        else:
+            found = run_units([unit.read() for unit in layers], x, CPU, "lean")
+        assert isinstance(found, Tensor)
+        return found
+
+    outs, kept = [], list[Tensor]()
+    mixed = (compiled_first, not compiled_first)
+    for modules, x, kinds in ((plain, inputs[0], (False, False)), (other, inputs[1], mixed)):
+        x.data = inputs[0].data.clone()
+        middle = run(modules[0], x, kinds[0])
+        assert recomputation_of(middle) is not None
+        assert recomputation_of(middle[:, :4]) is None
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):  # type: ignore[func-returns-value]
+            outs.append(run(modules[1], middle, kinds[1]))
+        assert not any(t.shape == middle.shape and torch.equal(t, middle) for t in kept)
+        outs[-1].square().sum().backward()
+    assert torch.equal(*outs)
+    assert torch.equal(*(x.grad for x in inputs))  # type: ignore[arg-type]
+    assert_same(plain, other)
+    changed = run(other[0], inputs[1], compiled_first).add_(1)
+    assert recomputation_of(changed) is None
+
+
+def test_compiled_chains_refuse_a_second_derivative() -> None:
+    x = torch.randn(1, 8, 5, 5, requires_grad=True)
+    chain = compiled.compile_chain([unit_layers(unit) for unit in units("basic")])
+    out = compiled.run_chains(chain.read(), [x], "lean")[0]  # type: ignore[union-attr]
+    (dx,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)  # type: ignore[union-attr]
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        dx.sum().backward()
 
 
 def test_chains_that_share_a_layer_do_not_run_together() -> None:

@@ -83,6 +83,7 @@ def quiet_step(*args: Any, **options: Any) -> GraphedStep:
     return GraphedStep(*args, **options)
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::hrnet_fast.training.GraphedStepWarning")
 @pytest.mark.parametrize(

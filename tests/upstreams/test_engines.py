@@ -170,6 +170,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], list[Tenso
 }
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CASES)
@@ -211,6 +212,7 @@ def test_an_engine_as_a_backbone() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_training_between_predictions() -> None:

@@ -182,5 +182,7 @@ def test_configurations(package: str) -> None:
     assert found.backbones == found.loaded == found.found, found.reasons
 
 
+@pytest.mark.slow
+@pytest.mark.no_cover
 def test_the_committed_page_counts_the_blocks_of_these_packages() -> None:
     assert outdated() == [], "run: python scripts/upstream_table.py"

@@ -1,7 +1,7 @@
 """Reader of the authors' yaml files: pose, segmentation, classification, facial landmarks, HigherHRNet, DEKR.
 
 ``MODEL.NAME`` identifies the repository and thereby the defaults. Only the segmentation repository has two versions of
-one name (:func:`_is_ocr_branch`).
+one name (:func:`is_ocr_branch`).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _read_classification(cfg: Section, model: Section) -> Description:
     return Description(HRNetConfig(stages, HeadConfig("c", classes), init="kaiming"), notes)
 
 
-def _is_ocr_branch(cfg: Section) -> bool:
+def is_ocr_branch(cfg: Section) -> bool:
     """Whether a segmentation file belongs to the HRNet-OCR branch, by keys that exist only there.
 
     That branch aligns corners by default and has a momentum of 0.1. The other branches (master, pytorch-v1.1) have no
@@ -108,7 +108,7 @@ def _read_segmentation(cfg: Section, model: Section) -> Description:
     model.no_effect("NUM_OUTPUTS", "OCR")
     extra, stages = _read_extra(model, first_stage=True, heads=("FINAL_CONV_KERNEL",))
     head = HeadConfig("v2", _num_classes(cfg), extra.get("FINAL_CONV_KERNEL", 1))
-    if _is_ocr_branch(cfg):
+    if is_ocr_branch(cfg):
         align = check_flag(model.get("ALIGN_CORNERS", True), "MODEL.ALIGN_CORNERS")
         return Description(HRNetConfig(stages, head, align_corners=align, **_BILINEAR))
     note = (

@@ -18,15 +18,17 @@ class Section:
     Args:
         values: the section.
         path: its key path in the configuration, for messages; empty for the whole.
+        caller: the function that reads it, for messages.
     """
 
-    def __init__(self, values: Any, path: str = "") -> None:
+    def __init__(self, values: Any, path: str = "", caller: str = "from_config") -> None:
         if not isinstance(values, Mapping):
             raise ConfigError(
-                f"from_config: the configuration mistypes {path}: {values!r} given; a mapping belongs there."
+                f"{caller}: the configuration mistypes {path}: {values!r} given; a mapping belongs there."
             )
         self.values: Mapping[str, Any] = values
         self.path = path
+        self.caller = caller
         self._seen: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
@@ -45,12 +47,12 @@ class Section:
         self._seen.add(key)
         value = self.values.get(key, default)
         if value is _REQUIRED:
-            raise ConfigError(f"from_config: the configuration lacks {self.name(key)}.")
+            raise ConfigError(f"{self.caller}: the configuration lacks {self.name(key)}.")
         return value
 
     def section(self, key: str, default: Any = _REQUIRED) -> Section:
         """Return a nested section, which the caller closes."""
-        return Section(self.get(key, default), self.name(key))
+        return Section(self.get(key, default), self.name(key), self.caller)
 
     def expect(self, key: str, *accepted: Any, default: Any = _REQUIRED) -> Any:
         """Return a value after checking that it is one of `accepted`.
@@ -63,13 +65,14 @@ class Section:
         value = _lists_as_tuples(self.get(key, accepted[0] if default is _REQUIRED else default))
         if value not in accepted:
             given = repr(value) if key in self.values else f"{value!r}, its upstream's default"
+            builds = "builds" if self.caller == "from_config" else "has"
             raise ConfigError(
-                f"from_config: {self.name(key)} is {given}; this package builds {' or '.join(map(repr, accepted))}."
+                f"{self.caller}: {self.name(key)} is {given}; this package {builds} {' or '.join(map(repr, accepted))}."
             )
         return value
 
     def no_effect(self, *keys: str) -> None:
-        """Declare keys that do not change the network: losses, targets, initial weights, memory use."""
+        """Declare keys that change nothing here; of a network: losses, targets, initial weights, memory use."""
         self._seen.update(keys)
 
     def close(self) -> None:
@@ -80,9 +83,10 @@ class Section:
         """
         unknown = [self.name(str(key)) for key in self.values if key not in self._seen]
         if unknown:
+            what = "network" if self.caller == "from_config" else "training"
             raise ConfigError(
-                f"from_config: {', '.join(unknown)}: not known to this package, and a setting that may change the "
-                "network is not ignored. Remove it if it has no effect there."
+                f"{self.caller}: {', '.join(unknown)}: not known to this package, and a setting that may change the "
+                f"{what} is not ignored. Remove it if it has no effect there."
             )
 
 

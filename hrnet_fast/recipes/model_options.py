@@ -1,0 +1,104 @@
+"""The network that a recipe's model section describes, and the section that describes a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hrnet_fast.errors import ConfigError
+from hrnet_fast.recipes.sections import ModelRecipe
+from hrnet_fast.recipes.values import as_plain
+
+if TYPE_CHECKING:
+    from hrnet_fast.config import HRNetConfig
+
+_HEATMAPS = ("v1", "v1h", "v2", "face")
+HEADS_OF_TASK = {
+    "pose": _HEATMAPS,
+    "landmarks": _HEATMAPS,
+    "segmentation": ("v1", "v1h", "v2", "ocr", "face"),
+    "classification": ("c", "ci", "cii"),
+}
+
+
+def network_config(recipe: ModelRecipe, num_outputs: int) -> HRNetConfig:
+    """Return the configuration of a recipe's network with the data's outputs.
+
+    Raises:
+        ConfigError: an option does not exist or does not fit, or names another number of outputs than the data has.
+    """
+    from hrnet_fast.config import HRNetConfig
+    from hrnet_fast.models.registry import get_config
+
+    options = {key: _as_part(key, value) for key, value in recipe.options.items()}
+    given = options.setdefault("num_outputs", num_outputs)
+    if given != num_outputs:
+        raise ConfigError(f"model.options.num_outputs={given}, but the data has {num_outputs}; remove the option.")
+    try:
+        return get_config(recipe.name, **options) if recipe.name else HRNetConfig.make(**options)
+    except TypeError as error:
+        raise ConfigError(f"model.options: {error}") from error
+
+
+def _as_part(key: str, value: Any) -> Any:
+    """Return YAML's lists as tuples, and mappings as parts of a configuration."""
+    from hrnet_fast.config import NormConfig, StageConfig
+
+    if key == "stages":
+        return tuple(StageConfig(**{k: _as_tuple(v) for k, v in stage.items()}) for stage in value)
+    if key == "norm" and isinstance(value, Mapping):
+        return NormConfig(**value)
+    return _as_tuple(value)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+
+
+def check_model(task: str, recipe: ModelRecipe) -> None:
+    """Check a section without data.
+
+    Raises:
+        ConfigError: there is no such network, or its head is none of the task's.
+    """
+    kind = network_config(recipe, recipe.options.get("num_outputs", 1)).head.kind
+    if kind not in HEADS_OF_TASK[task]:
+        name = recipe.name or dict(recipe.options)
+        raise ConfigError(
+            f"model: {name} has the head {kind!r}; the task {task} trains {', '.join(HEADS_OF_TASK[task])}."
+        )
+
+
+def describe_network(config: HRNetConfig) -> ModelRecipe:
+    """Return the section of a network, without outputs: a named one with the fewest options that differ.
+
+    Raises:
+        ConfigError: no network has this head.
+    """
+    from hrnet_fast.models.variants import VARIANTS
+
+    wanted = _options(config)
+    found = ModelRecipe("", {})
+    fewest = None
+    for name, variant in VARIANTS.items():
+        own = variant.make()
+        if own.head.kind != config.head.kind:
+            continue
+        have = _options(own)
+        options = {key: value for key, value in wanted.items() if have[key] != value}
+        rank = ("stages" in options, len(options), len(name))
+        if fewest is None or rank < fewest:
+            found, fewest = ModelRecipe(name, options), rank
+    if fewest is None:
+        raise ConfigError(f"No network of list_models() has the head {config.head.kind!r}, which no recipe trains.")
+    return found
+
+
+def _options(config: HRNetConfig) -> dict[str, Any]:
+    """Return a configuration as options of HRNetConfig.override, without its outputs."""
+    data: dict[str, Any] = as_plain(config.to_dict())
+    head, norm = data.pop("head"), data.pop("norm")
+    for name in ("kind", "num_outputs"):
+        head.pop(name)
+    names = {"momentum": "bn_momentum", "kind": "norm_kind", "eps": "norm_eps", "groups": "norm_groups"}
+    return {**data, **head} | {names[key]: value for key, value in norm.items()}

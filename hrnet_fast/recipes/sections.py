@@ -1,0 +1,273 @@
+"""The sections of a recipe: model, data, optimizer, schedule, loop, evaluation. Each checks its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hrnet_fast.errors import ConfigError
+from hrnet_fast.recipes.values import check_above_zero, check_choice, check_range, converted_fields, field_names
+
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("step", "poly", "cosine", "constant")
+DTYPES = ("float32", "bfloat16", "float16")
+MEMORIES = ("fast", "lean", "min")
+CHOICES = ("auto", "on", "off")
+METRICS = ("coco", "pckh", "pck", "nme", "miou", "top_k")
+AVERAGES = ("logits", "exp")
+
+
+def convert_section(section: Any, path: str) -> None:
+    """Convert all fields of a section to their types.
+
+    Raises:
+        ConfigError: a field has another type.
+    """
+    given = {name: getattr(section, name) for name in field_names(type(section))}
+    for name, value in converted_fields(type(section), given, path).items():
+        object.__setattr__(section, name, value)
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """The network.
+
+    Attributes:
+        name: a name of :func:`hrnet_fast.list_models`, or ``""`` for a network of `options` alone.
+        options: with a name, overrides of its configuration, as :func:`hrnet_fast.create_model` takes them; without
+            one, arguments of :meth:`hrnet_fast.HRNetConfig.make`. ``stages`` and ``norm`` may be mappings.
+            ``num_outputs`` comes from the data where it is not given.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        convert_section(self, "model")
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """The pictures: a layout of :mod:`hrnet_fast.datasets` in the folder that ``--data`` names.
+
+    Attributes:
+        layout: a reader: ``"coco_keypoints"``, ``"mpii"``, ``"deeplabcut"``, ``"cityscapes"``, ``"camvid"``,
+            ``"mask_folders"``, ``"image_folder"`` and so on.
+        train, val: the reader's arguments for each part; paths are relative to the folder. Without `val` nothing is
+            evaluated, unless `hold_out` is given.
+        hold_out: every how many-th picture of the training list is kept for evaluation, for data without a part of its
+            own; 0 keeps none. All samples of a picture stay together.
+        workers: processes that decode, for each device.
+        skip_broken: leave broken files out and count them, instead of raising.
+    """
+
+    layout: str
+    train: Mapping[str, Any]
+    val: Mapping[str, Any] | None = None
+    hold_out: int = 0
+    workers: int = 4
+    skip_broken: bool = False
+
+    def __post_init__(self) -> None:
+        convert_section(self, "data")
+        check_range("data.workers", self.workers, 0)
+        check_range("data.hold_out", self.hold_out, 0)
+        if self.hold_out == 1:
+            raise ConfigError("data.hold_out=1 keeps every picture for evaluation; accepted are 0 and numbers from 2.")
+        if self.hold_out and self.val is not None:
+            raise ConfigError(f"data.hold_out={self.hold_out} beside data.val; give one of the two.")
+
+
+@dataclass(frozen=True)
+class OptimizerRecipe:
+    """The optimizer.
+
+    Attributes:
+        kind: ``"adam"``, ``"adamw"`` or ``"sgd"``.
+        lr: the learning rate for a whole global batch.
+        weight_decay: the authors' pose configurations name one that their code never gives to Adam: 0 here.
+        momentum, nesterov: of SGD.
+        betas: of Adam.
+        head_lr_factor: factor on the head's learning rate (segmentation's ``NONBACKBONE_MULT``).
+        decay_norms: whether normalisations and biases decay too, as in the authors' code.
+    """
+
+    kind: str
+    lr: float
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    nesterov: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    head_lr_factor: float = 1.0
+    decay_norms: bool = True
+
+    def __post_init__(self) -> None:
+        convert_section(self, "optimizer")
+        check_choice("optimizer.kind", self.kind, OPTIMIZERS)
+        check_above_zero("optimizer.lr", self.lr)
+        check_range("optimizer.weight_decay", self.weight_decay, 0)
+        check_range("optimizer.momentum", self.momentum, 0, 1, open_end=True)
+        for beta in self.betas:
+            check_range("optimizer.betas", beta, 0, 1, open_end=True)
+        check_above_zero("optimizer.head_lr_factor", self.head_lr_factor)
+        if self.nesterov and (self.kind != "sgd" or not self.momentum):
+            raise ConfigError("optimizer.nesterov=true; accepted is true with kind: sgd and a momentum above 0 alone.")
+
+
+@dataclass(frozen=True)
+class ScheduleRecipe:
+    """The learning rate over time: a factor on the optimizer's, after a linear warm-up.
+
+    Attributes:
+        kind: ``"step"`` (times `factor` at each of `milestones`, in epochs), ``"poly"`` ((1 - t / T)^power by
+            iteration), ``"cosine"`` (by iteration) or ``"constant"``.
+        milestones, factor: of ``"step"``.
+        before_epoch: of ``"step"``: milestones take effect one epoch earlier. The authors' pose, face and
+            classification code steps its scheduler before each epoch. With PyTorch 1.0, which they had, the milestones
+            are at their epochs (False); from 1.1 on the same code has them one epoch earlier (True).
+        power: of ``"poly"``.
+        delay: iterations by which ``"poly"`` and ``"cosine"`` are late. The authors' segmentation code sets the rate
+            after the step, so that it takes effect one iteration later (1).
+        least: the factor at the end of ``"poly"`` and ``"cosine"``.
+        warmup_iterations, warmup_factor: the factor grows linearly from `warmup_factor` to 1.
+    """
+
+    kind: str = "step"
+    milestones: tuple[int, ...] = ()
+    factor: float = 0.1
+    before_epoch: bool = False
+    power: float = 0.9
+    delay: int = 0
+    least: float = 0.0
+    warmup_iterations: int = 0
+    warmup_factor: float = 0.001
+
+    def __post_init__(self) -> None:
+        convert_section(self, "schedule")
+        check_choice("schedule.kind", self.kind, SCHEDULES)
+        if any(m < 0 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
+            raise ConfigError(f"schedule.milestones={list(self.milestones)}; accepted are ascending epochs from 0.")
+        check_above_zero("schedule.factor", self.factor)
+        check_above_zero("schedule.power", self.power)
+        check_range("schedule.delay", self.delay, 0)
+        check_range("schedule.least", self.least, 0, 1)
+        check_range("schedule.warmup_iterations", self.warmup_iterations, 0)
+        check_range("schedule.warmup_factor", self.warmup_factor, 0, 1)
+
+
+@dataclass(frozen=True)
+class LoopRecipe:
+    """The loop.
+
+    Attributes:
+        epochs: passes over the training data.
+        batch_size: pictures for each update, over all devices and micro-batches.
+        accumulate: micro-batches for each update.
+        clip_norm: largest norm of all gradients together, or None.
+        dtype: of autocast: ``"float32"`` (none), ``"bfloat16"`` or ``"float16"``.
+        channels_last: memory format of the network; None takes what is quicker on the device.
+        ema: decay of an average of the weights, which is then evaluated and saved as well; None has none.
+        sync_bn: normalise over all devices.
+        accelerate: ``"auto"`` (where it pays), ``"on"`` or ``"off"``.
+        memory: of :func:`hrnet_fast.accelerate`.
+        graph: ``"auto"``, ``"on"`` or ``"off"``: the whole step as a CUDA graph
+            (:class:`hrnet_fast.training.GraphedStep`).
+        evaluate_every: epochs between evaluations; the last epoch is always evaluated.
+        keep_last_batch: whether an epoch's last, smaller batch is trained on; False drops it.
+        seed: of weights, order, augmentation and dropout.
+        deterministic: ask PyTorch for deterministic algorithms.
+    """
+
+    epochs: int
+    batch_size: int
+    accumulate: int = 1
+    clip_norm: float | None = None
+    dtype: str = "float32"
+    channels_last: bool | None = None
+    ema: float | None = None
+    sync_bn: bool = False
+    accelerate: str = "auto"
+    memory: str = "lean"
+    graph: str = "auto"
+    evaluate_every: int = 1
+    keep_last_batch: bool = True
+    seed: int = 0
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        convert_section(self, "loop")
+        for name in ("epochs", "batch_size", "accumulate", "evaluate_every"):
+            check_range(f"loop.{name}", getattr(self, name), 1)
+        if self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"loop.batch_size={self.batch_size} is no multiple of loop.accumulate={self.accumulate}; a batch is "
+                "cut into micro-batches of one size."
+            )
+        check_above_zero("loop.clip_norm", self.clip_norm)
+        check_range("loop.ema", self.ema, 0, 1, open_end=True)
+        check_range("loop.seed", self.seed, 0)
+        check_choice("loop.dtype", self.dtype, DTYPES)
+        check_choice("loop.memory", self.memory, MEMORIES)
+        for name in ("accelerate", "graph"):
+            check_choice(f"loop.{name}", getattr(self, name), CHOICES)
+
+
+@dataclass(frozen=True)
+class EvaluationRecipe:
+    """How a network is evaluated; fields that a task does not use must keep their default.
+
+    Attributes:
+        flip: average with the mirrored picture.
+        shift: move flipped-back heatmaps by one pixel; None as the network's method asks (keypoints).
+        decode: method of decoding heatmaps (keypoints); None takes that of ``inputs.method``.
+        scales: of the multi-scale test (segmentation).
+        base_size: longer side in pixels at scale 1; None takes the picture's own (segmentation).
+        window: (H, W) of a sliding window for pictures larger than it, or None: whole pictures (segmentation).
+        stride: share of the window by which it moves (segmentation): 1 on the authors' Cityscapes, 2/3 on their others.
+        pad_windows: smaller pictures and the last windows are padded with black to the window, as in the authors'
+            PASCAL-Context; otherwise such pictures run whole and the last windows overlap more, as in their Cityscapes
+            (segmentation).
+        average: what is averaged over scales and mirror images: ``"logits"`` or ``"exp"``, the authors' (segmentation).
+        size: (H, W) that pictures are resized to before the network, or None (segmentation).
+        whole_pixels: points in the picture are cut to whole pixels and counted from 1, as in the authors' face code
+            (keypoints).
+        detections: a file of a detector's boxes, relative to the data folder; None takes annotated boxes (COCO).
+        metric: ``"coco"``, ``"pckh"``, ``"pck"``, ``"nme"``, ``"miou"`` or ``"top_k"``.
+        metric_options: arguments of the metric in :mod:`hrnet_fast.metrics`.
+        best: the figure that chooses the best checkpoint; "" takes the metric's first.
+        batch_size: pictures for each call; None takes the loop's.
+    """
+
+    metric: str
+    flip: bool = False
+    shift: bool | None = None
+    decode: str | None = None
+    scales: tuple[float, ...] = (1.0,)
+    base_size: int | None = None
+    window: tuple[int, int] | None = None
+    stride: float = 1.0
+    pad_windows: bool = False
+    average: str = "logits"
+    size: tuple[int, int] | None = None
+    whole_pixels: bool = False
+    detections: str | None = None
+    metric_options: Mapping[str, Any] = field(default_factory=dict)
+    best: str = ""
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        convert_section(self, "evaluation")
+        check_choice("evaluation.metric", self.metric, METRICS)
+        check_choice("evaluation.average", self.average, AVERAGES)
+        if not self.scales:
+            raise ConfigError("evaluation.scales=[]; accepted are one or more factors.")
+        for scale in self.scales:
+            check_above_zero("evaluation.scales", scale)
+        check_above_zero("evaluation.stride", self.stride)
+        check_range("evaluation.stride", self.stride, 0, 1)
+        for name in ("base_size", "batch_size"):
+            check_range(f"evaluation.{name}", getattr(self, name), 1)
+        for name in ("window", "size"):
+            for side in getattr(self, name) or ():
+                check_range(f"evaluation.{name}", side, 1)

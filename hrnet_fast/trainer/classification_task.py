@@ -1,0 +1,58 @@
+"""Training of classification: random crops by torchvision in the workers, the rest on the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hrnet_fast.datasets import ClassificationBatch, ClassificationCrops, ClassificationDataset, collate_classification
+from hrnet_fast.errors import ConfigError
+from hrnet_fast.keypoints.methods import NO_HEATMAPS
+from hrnet_fast.recipes.task_fields import make_inputs
+from hrnet_fast.trainer.recipe_task import RecipeTask
+
+
+class ClassificationTask(RecipeTask):
+    """Classes of pictures; see :class:`~hrnet_fast.trainer.recipe_task.RecipeTask`.
+
+    Attributes:
+        crops: what makes the inputs.
+    """
+
+    evaluator = "evaluate_classification"
+    train: ClassificationDataset
+    val: ClassificationDataset | None
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.collate = collate_classification
+        self.crops: ClassificationCrops = make_inputs(self.recipe.task, self.recipe.inputs)
+        self.train.transform = self.crops.transform(training=True)
+        if self.val is not None:
+            self.val.transform = self.crops.transform(training=False)
+
+    @property
+    def outputs(self) -> int:
+        return self.train.num_classes
+
+    @property
+    def keypoints(self) -> str:
+        return NO_HEATMAPS
+
+    def make_loss(self) -> nn.Module:
+        return nn.CrossEntropyLoss(label_smoothing=self.recipe.loss["label_smoothing"]).to(self.device)
+
+    def inputs(self, batch: ClassificationBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return images [N, 3, H, W] and classes [N]."""
+        return self.crops(batch, generator), batch.labels
+
+    def _read_data(self) -> tuple[ClassificationDataset, ClassificationDataset | None]:
+        train, val = super()._read_data()
+        if val is not None and val.names != train.names:
+            raise ConfigError(
+                f"data.val has {len(val.names)} classes and data.train {len(train.names)}, or of other names; give "
+                "folders of the same names."
+            )
+        return train, val

@@ -1,0 +1,157 @@
+"""``RecipeTask``: what the tasks of all recipes have in common."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hrnet_fast.config import HRNetConfig
+from hrnet_fast.errors import ConfigError
+from hrnet_fast.evaluation.result import EvaluationResult
+from hrnet_fast.recipes.layouts import read_data
+from hrnet_fast.recipes.model_options import network_config
+from hrnet_fast.recipes.recipe import Recipe
+from hrnet_fast.recipes.sections import EvaluationRecipe
+from hrnet_fast.trainer.network import make_network, parameter_groups
+
+# The main figure of each metric, which chooses the best checkpoint unless a recipe names another one.
+_BEST = {"coco": "AP", "pckh": "mean@0.5", "nme": "nme", "miou": "miou", "top_k": "top1"}
+_ERRORS = ("nme", "failure", "rmse", "mean_error")
+
+
+class RecipeTask(ABC):
+    """Data, network, inputs, loss and evaluation of one recipe in one folder
+    (:class:`~hrnet_fast.trainer.task.TrainingTask`).
+
+    Args:
+        recipe: what to train.
+        data_folder: the folder of the data.
+        device: on which batches, network and loss are.
+        init: a checkpoint for the first weights, or None.
+
+    Raises:
+        ConfigError: the recipe does not fit the data.
+        DatasetError: a list or a folder is missing or malformed.
+
+    Attributes:
+        train, val, collate, best, higher_is_better: as in that protocol.
+        config: of the network.
+        crops: what makes the inputs.
+        evaluator: name of the function in :mod:`hrnet_fast.evaluation`.
+    """
+
+    train: Any
+    val: Any
+    collate: Callable[[Sequence[Any]], Any]
+    crops: Any
+    evaluator: str
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data_folder: str | os.PathLike[str],
+        device: torch.device,
+        init: str | os.PathLike[str] | None,
+    ) -> None:
+        self.recipe, self.device, self.init = recipe, device, init
+        self.folder = Path(data_folder)
+        self.train, self.val = self._read_data()
+        if len(self.train) < recipe.loop.batch_size and not recipe.loop.keep_last_batch:
+            raise ConfigError(
+                f"loop.batch_size={recipe.loop.batch_size} with loop.keep_last_batch=false, but there are "
+                f"{len(self.train)} samples: no batch would be trained on. Lower the one or set the other."
+            )
+        self.config = self._network_config()
+        metric = recipe.evaluation.metric
+        self.best = recipe.evaluation.best or _BEST.get(metric) or self._first_threshold()
+        self.higher_is_better = not self.best.startswith(_ERRORS)
+
+    @property
+    @abstractmethod
+    def outputs(self) -> Sequence[str] | int:
+        """The network's outputs: their names, or their number."""
+
+    @property
+    @abstractmethod
+    def keypoints(self) -> str:
+        """The decoding method of the network's heatmaps, ``"none"`` for other maps."""
+
+    @abstractmethod
+    def make_loss(self) -> nn.Module:
+        """Return the loss on the task's device: ``loss(outputs, targets)``."""
+
+    @abstractmethod
+    def inputs(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, Any]:
+        """Return images [N, 3, H, W] and targets of a batch, on its device, without waiting for it."""
+
+    def make_model(self) -> nn.Module:
+        """Return the network on a CPU with plain modules, random weights and those of `init`, in training mode."""
+        return make_network(self.config, self.keypoints, self.init)
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Return the optimizer's groups: ``params``, ``lr`` and ``weight_decay`` of each."""
+        return parameter_groups(model, self.recipe.optimizer)
+
+    def evaluation(self) -> EvaluationRecipe:
+        """Return the recipe's evaluation, completed from the data."""
+        return self.recipe.evaluation
+
+    def evaluator_options(self) -> dict[str, Any]:
+        """Return further arguments of the evaluator."""
+        return {}
+
+    def evaluate(
+        self,
+        network: Callable[[Tensor], Any],
+        device: torch.device,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> EvaluationResult:
+        """Evaluate a network in evaluation mode on `val`; with several processes, each on its part.
+
+        Args:
+            network: the model or an engine.
+            device: on which the pictures are given to it.
+            progress: called with the number of samples that are done, and of all.
+
+        Raises:
+            ConfigError: the recipe has no data for evaluation.
+        """
+        from hrnet_fast import evaluation
+
+        if self.val is None:
+            raise ConfigError("evaluate: the recipe has no data for evaluation; give data.val or data.hold_out.")
+        recipe, crops = self.recipe, self.crops
+        size = recipe.evaluation.batch_size or max(1, recipe.loop.batch_size // recipe.loop.accumulate)
+        options = {"workers": recipe.data.workers, "batch_size": size, "progress": progress, **self.evaluator_options()}
+        result = getattr(evaluation, self.evaluator)(network, self.val, crops, self.evaluation(), device, **options)
+        assert isinstance(result, EvaluationResult)
+        return result
+
+    def _network_config(self) -> HRNetConfig:
+        outputs = self.outputs
+        return network_config(self.recipe.model, outputs if isinstance(outputs, int) else len(outputs))
+
+    def _read_data(self) -> tuple[Any, Any]:
+        """Return the training samples, and those for evaluation or None."""
+        data = self.recipe.data
+        train = read_data(data, "train", self.folder)
+        if not data.hold_out:
+            return train, None if data.val is None else read_data(data, "val", self.folder)
+        pictures: dict[str, int] = {}
+        numbers = [pictures.setdefault(train.picture(i), len(pictures)) for i in range(len(train))]
+        held = [i for i, number in enumerate(numbers) if number % data.hold_out == data.hold_out - 1]
+        if not held:
+            raise ConfigError(f"data.hold_out={data.hold_out}, but there are {len(pictures)} pictures; give less.")
+        kept = sorted(set(range(len(train))) - set(held))
+        return train.subset(kept), train.subset(held)
+
+    def _first_threshold(self) -> str:
+        options = self.recipe.evaluation.metric_options
+        return f"pck@{float(options.get('thresholds', (0.05,))[0]):g}"

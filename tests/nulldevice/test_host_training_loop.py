@@ -1,0 +1,74 @@
+"""The training loop on CUDA, its host side: captured and launched steps, waits and copies of a warm step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import device_counters
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "trainer"))
+from made_task import At, MadeTask, Pictures, recipe
+
+from hrnet_fast.trainer import Callback, read_log, train
+
+pytestmark = pytest.mark.nulldevice
+
+
+class Counts(Callback):
+    """What the device counts from update to update."""
+
+    def __init__(self) -> None:
+        self.updates: list[SimpleNamespace] = []
+        self._before = device_counters.counters()
+
+    def iteration(self, done: int, total: int) -> None:
+        now = device_counters.counters()
+        changes = {k: v - getattr(self._before, k) for k, v in vars(now).items()}
+        self.updates.append(SimpleNamespace(**changes))
+        self._before = device_counters.counters()
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "captured": {"optimizer": {"kind": "adamw"}, "dtype": "bfloat16", "ema": 0.9},
+    "captured, accumulated": {"optimizer": {"kind": "sgd"}, "dtype": "float16", "accumulate": 2, "clip_norm": 1.0},
+    "launched": {"optimizer": {"kind": "adam"}, "graph": "off", "ema": 0.9},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_a_warm_step_does_not_wait(case: str, tmp_path: Path) -> None:
+    """A loss for each micro-batch is all that comes to the host, and nothing waits for the device."""
+    counts, options = Counts(), CASES[case]
+    made = recipe(epochs=2, schedule={"kind": "constant", "warmup_iterations": 0}, workers=1, **options)
+    task = MadeTask(Pictures(32), Pictures(2), augment=0.1, network="hrnet")
+    outcome = train(task, made, tmp_path, device="cuda", callbacks=[counts], log_every=100, save_seconds=0)
+    assert outcome.finished
+    accumulate = options.get("accumulate", 1)
+    for warm in (*counts.updates[4:7], *counts.updates[9:15]):
+        assert (warm.synchronizations, warm.to_host, warm.errors) == (0, accumulate, 0)
+        assert warm.graph_launches == (0 if case == "launched" else accumulate)
+    choices = read_log(tmp_path / "log.jsonl")[0]["choices"]
+    assert choices["graph"]["chosen"] is (case != "launched")
+    assert choices["channels_last"]["chosen"] is (case != "launched")
+    notes = [r["text"] for r in read_log(tmp_path / "log.jsonl") if r["kind"] == "note"]
+    assert len(notes) == (case != "launched")
+    assert all(f"of {min(accumulate, 3)} captured graphs" in text for text in notes)
+    assert torch.load(tmp_path / "last.pt", map_location="cpu", weights_only=True)["iteration"] == 16
+    assert train(task, made, tmp_path, device="cuda", resume=True).finished
+
+
+def test_a_run_goes_on_on_another_device(tmp_path: Path) -> None:
+    """What belongs to the device in the optimizer's state is not taken over."""
+    made = recipe(optimizer={"kind": "adamw"}, schedule={"kind": "constant", "warmup_iterations": 0})
+    stop = At(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    outcome = train(MadeTask(), made, tmp_path, device="cuda", callbacks=[stop])
+    assert (outcome.iterations, outcome.exit_code) == (4, 143)
+    assert train(MadeTask(), made, tmp_path, device="cpu", resume=True).finished
