@@ -8,8 +8,8 @@ The authors' parameter names are the canonical names. :mod:`parsing` runs these 
 2. Unwrap it and select weights: :mod:`wrappers`, :mod:`weight_selection`.
 3. Recognise its family: :mod:`recognition`, :mod:`families`, :mod:`trunk`.
 4. Rename to the canonical names: a :class:`Family` per format in :mod:`authors`, :mod:`timm`, :mod:`openmmlab`,
-   :mod:`openseg`, :mod:`csail`.
-5. Infer the network from keys and shapes: :mod:`infer`.
+   :mod:`openseg`, :mod:`csail`, :mod:`detectors`.
+5. Infer the network from keys and shapes: :mod:`infer`, and the detector around it: :mod:`infer_detector`.
 6. Compare all keys and shapes: :mod:`comparison`.
 """
 

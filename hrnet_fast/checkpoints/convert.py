@@ -59,8 +59,9 @@ def convert_checkpoint(
     checkpoint = dataclasses.replace(checkpoint, notes=(*checkpoint.notes, *_unstored_settings(checkpoint, target)))
     checkpoint.log_notes()
     state, head = checkpoint.state, checkpoint.config.head
-    if not (bare or _can_hold(target, head)):
-        able = [f.name for f in FAMILIES.values() if _can_hold(f, head)]
+    held = checkpoint.family.detector
+    if not (bare or _can_hold(target, head, held)):
+        able = [f.name for f in FAMILIES.values() if _can_hold(f, head, held)]
         raise CheckpointError(
             f"A {checkpoint.family.name!r} checkpoint ({head.kind} head) cannot be written as "
             f"{to!r}; it can be written as {', '.join(dict.fromkeys((*able, 'backbone', 'mm_backbone')))}."
@@ -80,13 +81,16 @@ def _unstored_settings(checkpoint: Checkpoint, target: Family) -> list[str]:
         notes.append(
             f"{target.name} decodes heatmaps by {target.keypoints!r}, this network by {checkpoint.keypoints!r}"
         )
-    if config.head.kind == "v2p" and config.head.pyramid_stride != 1:
+    known = target.defaults.get("pyramid_stride", 1)
+    if config.head.kind == "v2p" and config.head.pyramid_stride != known:
         notes.append(f"pyramid_stride={config.head.pyramid_stride} is not in the file written: give it when loading")
     return notes
 
 
-def _can_hold(family: Family, head: HeadConfig) -> bool:
-    """Whether files of `family` can have such a head."""
+def _can_hold(family: Family, head: HeadConfig, detector: str) -> bool:
+    """Whether files of `family` can have such a head, and the detector behind it."""
+    if family.detector not in ("", detector):
+        return False
     if head.kind not in family.heads or family.name in ("pose_imagenet", "csail"):
         return False
     widened = family.name == "timm_features"
@@ -108,6 +112,10 @@ def _convert_head(checkpoint: Checkpoint, target: Family) -> Checkpoint:
         added = [k for k in whole if k not in state]
         note = f"drawn at random: {top_level_names(added)}, which timm_features does not have"
         state = {k: state[k] if k in state else whole[k] for k in whole}
+    elif checkpoint.detector is not None and not target.detector:
+        kept = {k: v for k, v in state.items() if is_trunk(k) or k.startswith("neck.")}
+        note = f"left out: {top_level_names([k for k in state if k not in kept])}, which {target.name} does not have"
+        state = kept
     else:
         return checkpoint
     return dataclasses.replace(checkpoint, state=state, config=config, notes=(*checkpoint.notes, note))

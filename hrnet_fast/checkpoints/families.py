@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hrnet_fast.checkpoints import authors, csail, openmmlab, openseg, timm
+from hrnet_fast.checkpoints.detectors import DETECTOR_FAMILIES
 from hrnet_fast.checkpoints.family import Family
 from hrnet_fast.errors import CheckpointError, shown
 
@@ -34,6 +35,7 @@ _ORDERED = (
     openmmlab.MMPOSE,
     openmmlab.MMPOSE_0X,
     openmmlab.MMPOSE_0X_HIGHER,
+    *DETECTOR_FAMILIES,
     authors.DET,
     openmmlab.MMDET,
     openmmlab.MMDET_1X,

@@ -58,6 +58,7 @@ class Family:
     head_conv_bias: bool | None = None
     always: Mapping[str, Any] = field(default_factory=dict)
     keypoints: str | None = None
+    detector: str = ""
 
     @property
     def bare(self) -> bool:

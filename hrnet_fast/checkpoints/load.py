@@ -10,9 +10,10 @@ import torch
 from hrnet_fast.checkpoints.channels import FIRST
 from hrnet_fast.checkpoints.comparison import COUNTER
 from hrnet_fast.checkpoints.family import is_trunk
-from hrnet_fast.checkpoints.parsing import Checkpoint, Source, parse_checkpoint
+from hrnet_fast.checkpoints.parsing import Source, parse_checkpoint
 from hrnet_fast.checkpoints.trunk import BACKBONE, WHOLE
 from hrnet_fast.checks import check_module
+from hrnet_fast.detection.detector import Detector
 from hrnet_fast.errors import CheckpointError, InputError
 from hrnet_fast.models.hrnet import HRNet
 from hrnet_fast.reference import HRNetReference
@@ -30,14 +31,15 @@ def load_checkpoint(
     impl: str = "auto",
     torch04: bool = False,
     **overrides: Any,
-) -> HRNet:
-    """Return the network of a checkpoint, with its weights, in evaluation mode.
+) -> Any:
+    """Return the network of a checkpoint, with its weights, in evaluation mode: an ``HRNet``, or a ``Detector``.
 
     Family, width, depth, head and output count are inferred from keys and shapes. Interpolation mode,
     ``align_corners``, momentum and dropout are not in a state_dict and take the family's defaults.
     ``model.assumptions`` lists the defaults that change results and of which files of the family have two variants.
     The output has the upstream's structure: a tensor, ``[auxiliary, main]`` for the authors' OCR, a list for features,
-    a tuple of levels for a detection neck.
+    a tuple of levels for a detection neck, and boxes, scores, labels and masks for a detector
+    (:class:`hrnet_fast.detection.Detector`; ``family="mmdet"`` loads its backbone and neck alone).
 
     Args:
         source: a path (``.pth``, ``.pt``, ``.pth.tar``, ``.safetensors``; read without running their code) or a
@@ -55,12 +57,14 @@ def load_checkpoint(
         overrides: fields of :class:`HRNetConfig` or :class:`HeadConfig`: ``align_corners=True``,
             ``upsample_to="target"``, ``out_indices=(0, 2)``, ``num_outputs=5``, ... ``in_channels``
             adapts RGB weights as timm does: summed for one channel, repeated and scaled by 3 / in_channels for others.
+            A detector also takes those of ``DetectorConfig.override``: ``score_threshold=0.3``, ``short_side=600``.
 
     Raises:
         CheckpointError: the file is unreadable, unrecognised, incomplete or mis-shaped; nothing is loaded then.
         ConfigError: an override does not exist or does not fit.
         ImplementationError: the named implementation cannot run here.
         InputError: `decode` is unknown, or the network has no heatmaps.
+        MissingPackageError: a detector without torchvision.
     """
     checkpoint = parse_checkpoint(
         source, family=family, part=part, head=head, weights=weights, decode=decode, torch04=torch04, **overrides
@@ -68,16 +72,17 @@ def load_checkpoint(
     checkpoint.log_notes()
     # Initialising weights that are all replaced would take seconds.
     with torch.device("cpu"), nullcontext() if checkpoint.drawn else skip_init():
-        model = HRNet(checkpoint.config, impl=impl)
-    drawn = {k: v for k, v in model.state_dict().items() if k in checkpoint.drawn}
-    model.load_state_dict(drawn | _with_counters(checkpoint, model))
+        if checkpoint.detector is not None:
+            model: HRNet | Detector = Detector(checkpoint.detector, impl=impl)
+        else:
+            model = HRNet(checkpoint.config, impl=impl)
+    name = checkpoint.family.from_canonical if isinstance(model, Detector) else dict
+    wanted = name({k: torch.empty(0) for k in checkpoint.drawn})
+    drawn = {k: v for k, v in model.state_dict().items() if k in wanted}
+    counters = {k: torch.zeros_like(v) for k, v in model.state_dict().items() if k.endswith(COUNTER)}
+    model.load_state_dict(drawn | counters | name(checkpoint.state))
     model.set_origin(checkpoint.family.name, checkpoint.notes, checkpoint.assumptions, checkpoint.keypoints)
     return model.eval()
-
-
-def _with_counters(checkpoint: Checkpoint, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    counters = {k: torch.zeros_like(v) for k, v in model.state_dict().items() if k.endswith(COUNTER)}
-    return counters | checkpoint.state
 
 
 def load_backbone(

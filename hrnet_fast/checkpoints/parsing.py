@@ -11,12 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
-from hrnet_fast.checkpoints.assumptions import find_assumptions
+from hrnet_fast.checkpoints.assumptions import detector_assumptions, find_assumptions
 from hrnet_fast.checkpoints.channels import adapt_input
 from hrnet_fast.checkpoints.comparison import check_state, expected_shapes, suspicious_values
 from hrnet_fast.checkpoints.family import Family, is_trunk
 from hrnet_fast.checkpoints.files import read_file
 from hrnet_fast.checkpoints.infer import infer_config
+from hrnet_fast.checkpoints.infer_detector import detector_shapes, infer_detector
 from hrnet_fast.checkpoints.openseg import uses_inplace_abn
 from hrnet_fast.checkpoints.partial_head import fit_head
 from hrnet_fast.checkpoints.recognition import as_backbone, recognise, recognise_trunk
@@ -24,6 +25,7 @@ from hrnet_fast.checkpoints.trunk import WHOLE
 from hrnet_fast.checkpoints.wrappers import absolute_scales, unwrap
 from hrnet_fast.checks import check_bool, check_text
 from hrnet_fast.config import READ_BY, HeadConfig, HRNetConfig
+from hrnet_fast.detection.detector_config import DetectorConfig
 from hrnet_fast.errors import CheckpointError, ConfigError, InputError
 from hrnet_fast.keypoints.methods import METHOD_OF_HEAD, check_method
 
@@ -44,6 +46,7 @@ class Checkpoint:
         keypoints: method to decode its heatmaps; None without heatmaps.
         drawn: keys of the network to initialise randomly (``head="keep"`` or ``"drop"``).
         assumptions: messages on settings that the file does not contain and that took the family's default.
+        detector: the detector around the network, or None.
     """
 
     state: dict[str, Tensor]
@@ -53,6 +56,7 @@ class Checkpoint:
     keypoints: str | None = None
     drawn: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
+    detector: DetectorConfig | None = None
 
     def log_notes(self) -> None:
         """Log the notes as warnings of the logger ``hrnet_fast.checkpoints``."""
@@ -85,7 +89,8 @@ def parse_checkpoint(
         weights: selection if the file has trained weights and their running average (EMA, SWA): ``"raw"``, ``"ema"``,
             or ``"auto"`` for those that the file's own upstream loads; a note says which were loaded.
         overrides: fields of :class:`HRNetConfig` or :class:`HeadConfig` that the file does not contain; and
-            ``in_channels``, which adapts RGB weights as timm does.
+            ``in_channels``, which adapts RGB weights as timm does. For a detector, those of ``DetectorConfig.override``
+            too.
 
     Raises:
         CheckpointError: the file is unreadable, unrecognised, incomplete or mis-shaped (its attributes list all keys),
@@ -122,26 +127,28 @@ def parse_checkpoint(
     whole = found
     if part != WHOLE:
         found = as_backbone(found)
-    config = _infer_network(state, found, found.defaults_for(named, notes), overrides)
+    defaults, detector = found.defaults_for(named, notes), None
+    if found.detector and part == WHOLE:
+        detector = _infer_detector(state, _infer_network(state, found, defaults, {}), found, overrides)
+        config, expected = detector.network, detector_shapes(detector)
+    else:
+        config = _infer_network(state, found, defaults, overrides)
+        expected = expected_shapes(config)
     _check_decode(decode, config)
     state = adapt_input(state, config.in_channels, notes)
-    state, drawn = fit_head(state, expected_shapes(config), head, notes)
-    if config.norm.kind == "gn" and "norm_groups" not in overrides:
-        notes.append(
-            f"group normalisation: {config.norm.groups} groups assumed; give norm_groups= if there were others"
-        )
-    neck = config.head.pyramid_norm
-    if neck is not None and neck.kind == "gn" and "pyramid_norm" not in overrides:
-        notes.append(f"group normalisation in the neck: {neck.groups} groups assumed; give pyramid_norm= if others")
+    state, drawn = fit_head(state, expected, head, notes)
+    notes += _group_notes(config, overrides)
     if found.head_conv_bias and not config.head.conv_bias:
         notes.append(
             f"the head's convolution has no bias, which files of family {found.name!r} have; nor has the network, then"
         )
-    check_state(state, config, family=found.name, drawn=drawn)
+    check_state(state, expected, family=found.name, drawn=drawn)
     notes += suspicious_values(state)
     whole = whole if part == WHOLE else dataclasses.replace(whole, keypoints=None)
     assumed = find_assumptions(whole, config, overrides | {"decode": decode}, named)
-    return Checkpoint(state, found, config, tuple(notes), decode or found.keypoints, drawn, assumed)
+    if detector is not None:
+        assumed += detector_assumptions(detector, overrides)
+    return Checkpoint(state, found, config, tuple(notes), decode or found.keypoints, drawn, assumed, detector)
 
 
 def _check_decode(decode: str | None, config: HRNetConfig) -> None:
@@ -175,6 +182,31 @@ def _infer_network(
         raise CheckpointError(f"The checkpoint's shapes belong to no HRNet: {error}") from error
     changed = config.override(**overrides)
     _check_effect(config, changed)
+    return changed
+
+
+def _group_notes(config: HRNetConfig, given: Mapping[str, Any]) -> list[str]:
+    """Return notes on numbers of groups of group normalisations, which a state_dict does not contain."""
+    notes = []
+    if config.norm.kind == "gn" and "norm_groups" not in given:
+        notes.append(
+            f"group normalisation: {config.norm.groups} groups assumed; give norm_groups= if there were others"
+        )
+    neck = config.head.pyramid_norm
+    if neck is not None and neck.kind == "gn" and "pyramid_norm" not in given:
+        notes.append(f"group normalisation in the neck: {neck.groups} groups assumed; give pyramid_norm= if others")
+    return notes
+
+
+def _infer_detector(
+    state: Mapping[str, Tensor], network: HRNetConfig, family: Family, overrides: Mapping[str, Any]
+) -> DetectorConfig:
+    try:
+        config = infer_detector({k: tuple(v.shape) for k, v in state.items()}, network, family.detector)
+    except ConfigError as error:
+        raise CheckpointError(f"The checkpoint's shapes belong to no detector: {error}") from error
+    changed = config.override(**overrides)
+    _check_effect(config.network, changed.network)
     return changed
 
 

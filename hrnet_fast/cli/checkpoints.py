@@ -51,6 +51,8 @@ def info(what: str, family: str, part: str, input_size: str | None, weights: str
             "notes": list(checkpoint.notes),
             "assumptions": list(checkpoint.assumptions),
         }
+        if checkpoint.detector is not None:  # the figures below are of its backbone and pyramid
+            about |= {"detector": checkpoint.detector.kind, "classes": checkpoint.detector.num_classes}
         size = size or (256, 256)
     else:
         get_variant(what)  # raises an error with similar names

@@ -174,14 +174,18 @@ def load_network(checkpoint: Path, task: RecipeTask, align_corners: bool | None,
         InputError: its head is none of the task's, or it has another number of outputs than the data.
     """
     from hrnet_fast.checkpoints import load_checkpoint
+    from hrnet_fast.detection import DetectorConfig
     from hrnet_fast.recipes.model_options import HEADS_OF_TASK
 
     kind = task.recipe.task
     overrides: dict[str, Any] = {} if align_corners is None else {"align_corners": align_corners}
     if kind in ("pose", "landmarks"):
         overrides["decode"] = task.recipe.evaluation.decode or task.keypoints
-    model = load_checkpoint(checkpoint, **how, **overrides)
-    head, heads = model.config.head, HEADS_OF_TASK[kind]
+    model: HRNet = load_checkpoint(checkpoint, **how, **overrides)
+    heads = HEADS_OF_TASK[kind]
+    if isinstance(model.config, DetectorConfig):
+        raise InputError(f"{checkpoint}: a detector cannot do {kind}; that takes {' or '.join(heads)}.")
+    head = model.config.head
     if head.kind not in heads:
         raise InputError(f"{checkpoint}: a {head.kind} head cannot do {kind}; that takes {' or '.join(heads)}.")
     wanted = task.outputs if isinstance(task.outputs, int) else len(task.outputs)

@@ -24,11 +24,12 @@ from hrnet_fast.cli.option_values import parse_box, parse_size
 from hrnet_fast.errors import InputError
 
 if TYPE_CHECKING:
+    from hrnet_fast.detection import Detector
     from hrnet_fast.models import HRNet
     from hrnet_fast.tasks.prediction import Network
 
 # Repeated here so that --help imports no torch.
-TASK_NAMES = ("pose", "segmentation", "classification", "landmarks")
+TASK_NAMES = ("pose", "segmentation", "classification", "landmarks", "detection")
 DECODINGS = ("msra", "dark", "udp", "face")
 # From this number of images on, an engine saves more than its set-up takes (a second or two).
 ENGINE_PAYS = 20
@@ -45,7 +46,7 @@ ENGINE_PAYS = 20
 @click.option("--flip", is_flag=True, help="Average with the mirrored image.")
 @click.option("--labels", type=click.Path(path_type=Path), help="A text file with one class name per line.")
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Number of classes to return.")
-@click.option("--threshold", default=0.2, show_default=True, help="Keypoints below this score are not drawn.")
+@click.option("--threshold", default=0.2, show_default=True, help="Keypoints and objects below this are not drawn.")
 @click.option("--decode", type=click.Choice(DECODINGS), help="Method to decode heatmaps; the family's by default.")
 @click.option("--family", default="auto", show_default=True, help="The checkpoint's family.")
 @click.option(
@@ -161,19 +162,19 @@ def run(
         raise InputError(f"{len(failures)} of {len(paths)} images failed: {'; '.join(failures[:5])}")
 
 
-def _load_model(checkpoint: Path, task: str, given: dict[str, Any], **how: Any) -> HRNet:
+def _load_model(checkpoint: Path, task: str, given: dict[str, Any], **how: Any) -> HRNet | Detector:
     """Return the checkpoint's network for `task`, with the settings in `given` that are not None."""
     from hrnet_fast.checkpoints import load_checkpoint
     from hrnet_fast.tasks import TASKS
     from hrnet_fast.tasks.prediction import check_head
 
     overrides = {name: value for name, value in given.items() if value is not None}
-    model = load_checkpoint(checkpoint, **how, **overrides)
+    model: HRNet | Detector = load_checkpoint(checkpoint, **how, **overrides)
     check_head(model, TASKS[task].heads, task, checkpoint)
     return model
 
 
-def make_network(model: HRNet, engine: str, dtype: str | None, impl: str, *, many: bool) -> Network:
+def make_network(model: HRNet | Detector, engine: str, dtype: str | None, impl: str, *, many: bool) -> Network:
     """Return the model, or an engine if it was requested or saves time: `many` images of one size are to come."""
     import torch
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hrnet_fast.checkpoints import load_checkpoint
+from hrnet_fast.checkpoints import load_checkpoint, parse_checkpoint
 from hrnet_fast.demo.contenders import contenders, engine_of
 from hrnet_fast.demo.pictures import picture_of
 from hrnet_fast.demo.random_weights import random_state
@@ -127,15 +127,19 @@ def run_demo(
 
 
 def _trained(task: str, checkpoint: Path) -> HRNet:
-    model = load_checkpoint(checkpoint)
-    heads = TASKS[task].heads if task in TASKS else (get_config(DEMO_TASKS[task].model).head.kind,)
+    # The demo measures backbone and pyramid: of a detector's file these alone are loaded.
+    family = "mmdet" if parse_checkpoint(checkpoint).detector is not None else "auto"
+    model: HRNet = load_checkpoint(checkpoint, family=family)
+    own = get_config(DEMO_TASKS[task].model).head.kind
+    heads = TASKS[task].heads if own in TASKS[task].heads else (own,)
     check_head(model, heads, task, checkpoint)
     return model
 
 
 def _random(task: str) -> HRNet:
     entry = DEMO_TASKS[task]
-    return load_checkpoint(random_state(get_config(entry.model), entry.family))
+    model: HRNet = load_checkpoint(random_state(get_config(entry.model), entry.family))
+    return model
 
 
 def _measure_task(

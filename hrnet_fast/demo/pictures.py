@@ -13,7 +13,7 @@ from hrnet_fast.tasks.images import to_tensor
 def picture_of(task: str, model: HRNet, photo: Image.Image) -> Image.Image:
     """Return the photograph with the task's result drawn on it."""
     model = model.cpu()
-    if task in TASKS:
+    if model.config.head.kind in TASKS[task].heads:
         # Every keypoint is drawn, whatever its confidence.
         return TASKS[task].predict(model, photo, Options(threshold=float("-inf"))).picture
     return _pyramid(model, photo)

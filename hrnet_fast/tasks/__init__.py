@@ -1,10 +1,12 @@
-"""Predictions on images: pose, segmentation, classification, landmarks, with a picture of each.
+"""Predictions on images: pose, segmentation, classification, landmarks, detection, with a picture of each.
 
 ``TASKS[name].predict(model, image, options)`` returns a :class:`Prediction`; :func:`hrnet_fast.load_checkpoint` gives
 the model.
 """
 
+from hrnet_fast.detection.defaults import KINDS
 from hrnet_fast.tasks.classification import predict_classes
+from hrnet_fast.tasks.detection import predict_detections
 from hrnet_fast.tasks.pose import predict_keypoints, predict_landmarks
 from hrnet_fast.tasks.prediction import Options, Prediction, Task
 from hrnet_fast.tasks.segmentation import predict_segmentation
@@ -21,6 +23,7 @@ TASKS: dict[str, Task] = {
     "landmarks": Task(
         predict_landmarks, ("face", "v2", "v1"), ("size", "boxes", "flip", "threshold", "decode"), network=_BILINEAR
     ),
+    "detection": Task(predict_detections, KINDS, ("labels", "threshold")),
 }
 
 __all__ = ["TASKS", "Options", "Prediction", "Task"]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from hrnet_fast.detection.results import Detections
 from hrnet_fast.tasks.prediction import Options
 
 Colour = tuple[int, int, int]
@@ -61,6 +62,31 @@ def overlay(image: Image.Image, labels: NDArray[np.integer], classes: int, opaci
     """Blend the colours of a label map [H, W] over the image."""
     colours = np.array(palette(classes), dtype=np.uint8)[labels]
     return Image.blend(image.convert("RGB"), Image.fromarray(colours), opacity)
+
+
+def detections(image: Image.Image, found: Detections, names: Sequence[str], threshold: float) -> Image.Image:
+    """Draw the boxes, masks and classes of the detections whose score reaches the threshold, the best on top."""
+    colours = palette(len(names))
+    rows = [i for i, score in enumerate(found.scores.tolist()) if score >= threshold][::-1]
+    pixels = np.array(image.convert("RGB"))
+    for i in rows:
+        if found.masks is None:
+            break
+        inside = found.masks[i].cpu().numpy()
+        pixels[inside] = (pixels[inside] * 0.5 + np.array(colours[int(found.labels[i])]) * 0.5).astype(np.uint8)
+    picture = Image.fromarray(pixels)
+    pen = ImageDraw.Draw(picture)
+    line = max(2, round(min(image.size) / 240))
+    font = ImageFont.load_default(size=max(11, min(image.size) / 40))
+    for i in rows:
+        label = int(found.labels[i])
+        box = found.boxes[i].tolist()
+        text = f"{names[label]} {float(found.scores[i]):.2f}"
+        pen.rectangle(box, outline=colours[label], width=line)
+        background = pen.textbbox((box[0], box[1]), text, font=font)
+        pen.rectangle(background, fill=colours[label])
+        pen.text((box[0], box[1]), text, fill=(255, 255, 255), font=font)
+    return picture
 
 
 def captioned(image: Image.Image, lines: Sequence[str]) -> Image.Image:

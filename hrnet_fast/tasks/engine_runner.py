@@ -6,8 +6,8 @@ import logging
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from hrnet_fast.detection.detector import Detector
 from hrnet_fast.errors import HRNetFastError
 from hrnet_fast.inference import Engine, optimize_for_inference
 from hrnet_fast.models import HRNet
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class EngineRunner:
-    """A :class:`Network` that prepares an engine at its first call.
+    """A :class:`Network` that prepares an engine at its first call; a detector gets engines in the place of its parts.
 
     Args:
         model: the network.
@@ -24,26 +24,28 @@ class EngineRunner:
         or_model: run `model` itself, with a warning, if no engine can be made of it; otherwise raise the error.
     """
 
-    def __init__(self, model: HRNet, dtype: torch.dtype, *, or_model: bool = False) -> None:
+    def __init__(self, model: HRNet | Detector, dtype: torch.dtype, *, or_model: bool = False) -> None:
         self.config, self.family = model.config, model.family
         self.keypoints, self.assumptions = model.keypoints, model.assumptions
         self._model, self._dtype, self._or_model = model, dtype, or_model
-        self._network: Engine | HRNet | None = None
+        self._network: Engine | HRNet | Detector | None = None
+        self._failed = False
 
-    def __call__(self, x: Tensor) -> Any:
+    def __call__(self, x: Any) -> Any:
         if self._network is None:
             try:
-                self._network = optimize_for_inference(self._model, x, dtype=self._dtype)
+                example = self._model.prepare(x)[0] if isinstance(self._model, Detector) else x
+                self._network = optimize_for_inference(self._model, example, dtype=self._dtype)
             except HRNetFastError as error:
                 if not self._or_model:
                     raise
                 logger.warning("the model runs instead of an engine: %s", error)
-                self._network = self._model
+                self._network, self._failed = self._model, True
         return self._network(x)
 
     def describe(self) -> str:
         """Return one line on what ran."""
-        if self._network is self._model:
+        if self._failed:
             return "model, in place of an engine"
         kind = str(self._dtype).removeprefix("torch.")
         if not isinstance(self._network, Engine):

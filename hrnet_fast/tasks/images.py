@@ -29,7 +29,9 @@ def read_image(path: str | os.PathLike[str], channels: int = 3) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(to_8bit(image, str(path), channels))
+            found = ImageOps.exif_transpose(to_8bit(image, str(path), channels))
+            found.filename = str(path)  # type: ignore[attr-defined]  # as an opened image has it
+            return found
     except InputError:
         raise
     except FileNotFoundError:

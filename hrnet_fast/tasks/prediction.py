@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from hrnet_fast.config import HRNetConfig
+from hrnet_fast.detection.detector_config import DetectorConfig
 from hrnet_fast.errors import InputError
 from hrnet_fast.keypoints import Box
 from hrnet_fast.tasks.pixels import STATISTICS, check_channels
@@ -25,7 +25,7 @@ class Options:
         flip: average with the prediction for the mirrored image.
         labels: class names by index.
         top: number of classes to return.
-        threshold: keypoints below this heatmap value are not drawn.
+        threshold: keypoints below this heatmap value, and objects below this score, are not drawn.
         decode: method to decode heatmaps, a name in :data:`hrnet_fast.keypoints.METHODS`; None takes the network's.
     """
 
@@ -54,10 +54,10 @@ class Prediction:
 
 
 class Network(Protocol):
-    """A callable network: a :class:`hrnet_fast.HRNet`, or an engine of one (:class:`EngineRunner`)."""
+    """A callable network: an ``HRNet`` or a ``Detector``, or an engine of one (:class:`EngineRunner`)."""
 
     @property
-    def config(self) -> HRNetConfig: ...
+    def config(self) -> Any: ...
     @property
     def family(self) -> str | None: ...
     @property
@@ -76,7 +76,7 @@ class Task:
 
     Attributes:
         predict: function of network, image and options.
-        heads: head kinds that it accepts.
+        heads: head kinds that it accepts, or kinds of detectors.
         options: fields of :class:`Options` that it uses.
         maps: suffixes of the further images of each prediction.
         network: fields of :class:`HRNetConfig` that change its results and that files do not contain.
@@ -108,7 +108,7 @@ def check_head(model: Network, heads: tuple[str, ...], task: str, source: str | 
     Raises:
         InputError: the head is none of `heads`, or the number of input channels is not 1, 3 or 4.
     """
-    kind = model.config.head.kind
+    kind = model.config.kind if isinstance(model.config, DetectorConfig) else model.config.head.kind
     if kind not in heads:
         raise InputError(
             f"{source}: a {model.family} checkpoint ({kind} head) cannot do {task}; that takes one with a "

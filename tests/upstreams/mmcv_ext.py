@@ -60,11 +60,35 @@ def roi_align_forward(
     output.copy_(roi_align(input, rois, size, spatial_scale, sampling_ratio, aligned))
 
 
+def roi_align_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    *,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Write the gradient of the maps [N, C, H, W] to `grad_input`; arguments as in :func:`roi_align_forward`."""
+    import torch
+    import torchvision  # noqa: F401  # registers the operator
+
+    size = (aligned_height, aligned_width)
+    backward = torch.ops.torchvision._roi_align_backward
+    grad_input.copy_(backward(grad_output, rois, spatial_scale, *size, *grad_input.shape, sampling_ratio, aligned))
+
+
 class _Extension(ModuleType):
     """Has every operator by name; calling one that is not defined here raises."""
 
     nms = staticmethod(nms)
     roi_align_forward = staticmethod(roi_align_forward)
+    roi_align_backward = staticmethod(roi_align_backward)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

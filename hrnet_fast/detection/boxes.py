@@ -1,0 +1,76 @@
+"""Boxes as x1, y1, x2, y2: overlaps, deltas and clipping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Largest change of a side's logarithm that deltas may ask for (mmdetection's ``wh_ratio_clip``).
+MOST_GROWTH = abs(math.log(16 / 1000))
+LEAST_AREA = 1e-6
+
+
+def wide(values: Tensor) -> Tensor:
+    """Return values in float32 if they have 16 bits: these do not tell neighbouring pixels of a picture apart."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def areas(boxes: Tensor) -> Tensor:
+    """Return the areas of boxes [..., 4]."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def _intersections(first: Tensor, second: Tensor) -> Tensor:
+    sides = torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])
+    sides = sides.clamp(min=0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def paired_iou(first: Tensor, second: Tensor) -> Tensor:
+    """Return the intersection over union of boxes [..., 4] that broadcast; 0 for two boxes without area."""
+    shared = _intersections(first, second)
+    return shared / (areas(first) + areas(second) - shared).clamp(min=LEAST_AREA)
+
+
+def box_iou(first: Tensor, second: Tensor) -> Tensor:
+    """Return the intersections over unions [M, K] of boxes [M, 4] and [K, 4]."""
+    return paired_iou(first[:, None], second[None])
+
+
+def covered_share(boxes: Tensor, regions: Tensor) -> Tensor:
+    """Return the share of each of `boxes` [M, 4] that lies in each of `regions` [K, 4], as [M, K]."""
+    return _intersections(boxes[:, None], regions[None]) / areas(boxes)[:, None].clamp(min=LEAST_AREA)
+
+
+def encode(boxes: Tensor, goals: Tensor, stds: Sequence[float]) -> Tensor:
+    """Return the deltas [K, 4] that turn `boxes` into `goals`, both [K, 4] (R-CNN, arXiv 1311.2524, appendix C)."""
+    centres, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    goal_centres, goal_sides = (goals[:, :2] + goals[:, 2:]) / 2, goals[:, 2:] - goals[:, :2]
+    deltas = torch.cat([(goal_centres - centres) / sides, torch.log(goal_sides / sides)], dim=1)
+    return deltas / deltas.new_tensor(stds)
+
+
+def decode(boxes: Tensor, deltas: Tensor, stds: Sequence[float], sizes: Tensor | None = None) -> Tensor:
+    """Return the boxes that deltas make of `boxes`, both [..., 4] that broadcast, clipped if sizes are given.
+
+    Args:
+        boxes: in pixels.
+        deltas: as :func:`encode` returns them.
+        stds: those of :func:`encode`.
+        sizes: (height, width) of the images, [..., 2].
+    """
+    deltas = deltas * deltas.new_tensor(stds)
+    centres, sides = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
+    centres = centres + sides * deltas[..., :2]
+    half = sides * deltas[..., 2:].clamp(-MOST_GROWTH, MOST_GROWTH).exp() / 2
+    made = torch.cat([centres - half, centres + half], dim=-1)
+    return made if sizes is None else clip(made, sizes)
+
+
+def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Return boxes [..., 4] moved into images of `sizes` (height, width), [..., 2]."""
+    limits = sizes.flip(-1).to(boxes)
+    return torch.minimum(boxes, torch.cat([limits, limits], dim=-1)).clamp(min=0)

@@ -1,0 +1,138 @@
+"""``DetectorConfig``: the configuration of a detector on HRNetV2p."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hrnet_fast.config import HRNetConfig
+from hrnet_fast.config.fields import check_one_of, check_positive
+from hrnet_fast.config.parts import build_part
+from hrnet_fast.detection.config_parts import RPNConfig, as_numbers, build_field
+from hrnet_fast.detection.head_configs import FCOSConfig, RoIConfig
+from hrnet_fast.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class PictureConfig:
+    """How a picture becomes the network's input.
+
+    Attributes:
+        long_side, short_side: the picture is scaled, with its ratio kept, until one of its sides has this many pixels.
+        channel_order: ``"rgb"`` or ``"bgr"``.
+        mean, std: of each channel in 0 .. 255, in that order.
+        divisor: the batch is padded with zeros, right and below, to a multiple of this.
+    """
+
+    long_side: int = 1333
+    short_side: int = 800
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    mean: tuple[float, ...] = (123.675, 116.28, 103.53)
+    std: tuple[float, ...] = (58.395, 57.12, 57.375)
+    divisor: int = 32
+
+    def __post_init__(self) -> None:
+        check_positive("PictureConfig", long_side=self.long_side, short_side=self.short_side, divisor=self.divisor)
+        check_one_of("PictureConfig", "channel_order", self.channel_order, ("rgb", "bgr"))
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, as_numbers("PictureConfig", name, getattr(self, name), 3))
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """The configuration of a detector.
+
+    Attributes:
+        network: backbone and pyramid, an HRNet with the ``"v2p"`` head.
+        num_classes: classes without the background.
+        rpn, roi: both parts of a two-stage detector.
+        fcos: the head of a one-stage detector, in the place of these two.
+        picture: preparation of pictures.
+    """
+
+    network: HRNetConfig
+    num_classes: int = 80
+    rpn: RPNConfig | None = None
+    roi: RoIConfig | None = None
+    fcos: FCOSConfig | None = None
+    picture: PictureConfig = field(default_factory=PictureConfig)
+
+    def __post_init__(self) -> None:
+        owner = "DetectorConfig"
+        build_field(self, "network", HRNetConfig)
+        for name, kind in (("rpn", RPNConfig), ("roi", RoIConfig), ("fcos", FCOSConfig)):
+            build_field(self, name, kind, optional=True)
+        build_field(self, "picture", PictureConfig)
+        check_positive(owner, num_classes=self.num_classes)
+        if (self.rpn is None) != (self.roi is None) or (self.rpn is None) == (self.fcos is None):
+            raise ConfigError(f"{owner}: give rpn and roi (two stages), or fcos (one stage).")
+        if self.network.head.kind != "v2p":
+            raise ConfigError(f"{owner}: network has a {self.network.head.kind!r} head; a detector needs 'v2p'.")
+        self._check_levels()
+
+    def _check_levels(self) -> None:
+        levels = self.network.head.num_levels
+        if self.fcos is not None:
+            given = {"fcos.strides": len(self.fcos.strides)}
+            if self.fcos.channels % self.fcos.groups:
+                raise ConfigError(f"DetectorConfig: fcos.groups={self.fcos.groups} must divide its channels.")
+        else:
+            assert self.rpn is not None
+            given = {"rpn.anchors.strides": len(self.rpn.anchors.strides)}
+        for name, count in given.items():
+            if count != levels:
+                raise ConfigError(f"DetectorConfig: {name} has {count} entries for {levels} levels of the pyramid.")
+        if self.roi is not None:
+            if len(self.roi.strides) > levels:
+                raise ConfigError(f"DetectorConfig: roi.strides has more entries than the pyramid's {levels} levels.")
+            if self.roi.semantic is not None and self.roi.semantic.level >= levels:
+                raise ConfigError(f"DetectorConfig: roi.semantic.level must be below {levels}, the pyramid's levels.")
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the network's input."""
+        return self.network.in_channels
+
+    @property
+    def kind(self) -> str:
+        """The detector's name: ``"fcos"``, ``"faster_rcnn"``, ``"mask_rcnn"``, ``"cascade_rcnn"``, ..., ``"htc"``."""
+        if self.roi is None:
+            return "fcos"
+        if self.roi.semantic is not None or self.roi.interleaved or (self.roi.mask and self.roi.mask.information_flow):
+            return "htc"
+        masks = "mask_" if self.roi.mask is not None else ""
+        if len(self.roi.stages) > 1:
+            return f"cascade_{masks}rcnn"
+        return f"{masks or 'faster_'}rcnn"
+
+    def override(self, **changes: Any) -> DetectorConfig:
+        """Return a copy with fields changed: of this class, of `picture`, of `roi` or `fcos`, or of the network.
+
+        Raises:
+            ConfigError: a name is unknown, or no detector can have this combination.
+        """
+        own = {f.name: changes.pop(f.name) for f in dataclasses.fields(self) if f.name in changes}
+        for name in ("picture", "fcos" if self.roi is None else "roi"):
+            part = getattr(self, name)
+            fields = {f.name: changes.pop(f.name) for f in dataclasses.fields(part) if f.name in changes}
+            if fields:
+                own[name] = dataclasses.replace(own.get(name, part), **fields)
+        if changes:
+            own["network"] = own.get("network", self.network).override(**changes)
+        return dataclasses.replace(self, **own)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return dictionaries, lists and scalars for JSON and :meth:`from_dict`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> DetectorConfig:
+        """Rebuild a configuration from :meth:`to_dict`.
+
+        Raises:
+            ConfigError: a field or value is unknown.
+        """
+        made: DetectorConfig = build_part(cls, data)
+        return made

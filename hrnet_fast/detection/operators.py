@@ -1,0 +1,107 @@
+"""The operators of detectors that come from torchvision: non-maximum suppression and region pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from hrnet_fast.detection.boxes import areas, wide
+from hrnet_fast.errors import MissingPackageError
+
+
+def torchvision_operators() -> Any:
+    """Return ``torchvision.ops``.
+
+    Raises:
+        MissingPackageError: torchvision is not installed, or is one for another torch.
+    """
+    try:
+        from torchvision import ops
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        raise MissingPackageError(
+            f"A detector needs torchvision's nms and roi_align, which cannot be imported ({str(error)[:200]}). Install "
+            "the torchvision of this torch: pip install 'hrnet-fast[detection]'."
+        ) from error
+    return ops
+
+
+def best_of_levels(scores: Tensor, counts: Sequence[int], most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the best entries of each level, of all levels and images by one selection.
+
+    Args:
+        scores: [N, T], levels one after another; entries of minus infinity or NaN are never taken.
+        counts: entries of each level, T in all.
+        most: of each level.
+
+    Returns:
+        Image [K], entry 0 .. T - 1 [K] and level [K] of those taken, by image, level and descending score.
+    """
+    padded = pad_sequence(
+        [part.T for part in torch.split(scores, list(counts), dim=1)], batch_first=True, padding_value=-torch.inf
+    )
+    best, index = padded.permute(2, 0, 1).topk(min(most, padded.shape[1]), dim=2)
+    image, level, rank = (best > -torch.inf).nonzero(as_tuple=True)
+    starts = torch.tensor([0, *counts[:-1]], device=scores.device).cumsum(0)
+    return image, index[image, level, rank] + starts[level], level
+
+
+def suppress(boxes: Tensor, scores: Tensor, image: Tensor, group: Tensor, groups: int, iou: float, most: int) -> Tensor:
+    """Return the indices of the boxes that non-maximum suppression keeps, by image and descending score.
+
+    Only boxes of one image and one group compete. Overlaps are computed in float64, so that the shift by which all
+    groups are treated at once costs no accuracy.
+
+    Args:
+        boxes: [K, 4].
+        scores: [K].
+        image: index of each box's image, [K].
+        group: class or level of each box, below `groups`, [K].
+        iou: a box that overlaps a better one by more is dropped.
+        most: boxes kept of an image.
+    """
+    kept = torchvision_operators().batched_nms(boxes.double(), scores.double(), image * groups + group, iou)
+    kept = kept.sort().values  # of equal scores the first stands before the others
+    kept = kept[scores[kept].argsort(descending=True, stable=True)]
+    kept = kept[image[kept].argsort(stable=True)]
+    owner = image[kept]
+    rank = torch.arange(len(kept), device=kept.device) - torch.searchsorted(owner, owner)
+    chosen: Tensor = kept[rank < most]
+    return chosen
+
+
+def region_levels(boxes: Tensor, finest_size: float, levels: int) -> Tensor:
+    """Return the level that each of `boxes` [K, 4] is pooled from (arXiv 1612.03144, equation 1)."""
+    sides = areas(boxes).clamp(min=0).sqrt()
+    return torch.log2(sides / finest_size + 1e-6).floor().clamp(0, levels - 1).long()
+
+
+def pool_regions(
+    maps: Sequence[Tensor], strides: Sequence[float], boxes: Tensor, image: Tensor, size: int, finest_size: float
+) -> Tensor:
+    """Return the pooled regions [K, C, size, size] (RoIAlign with half-pixel shift and adaptive sampling).
+
+    Args:
+        maps: one or more levels [N, C, H, W].
+        strides: of the levels, in pixels of the network input.
+        boxes: [K, 4] in pixels of the network input.
+        image: index of each box's image, [K].
+        size: cells of a region in each direction.
+        finest_size: see :func:`region_levels`.
+    """
+    align, dtype = torchvision_operators().roi_align, maps[0].dtype
+    maps = [wide(one) for one in maps]  # regions have the dtype of maps
+    regions = torch.cat([image[:, None].to(boxes), boxes], dim=1).to(maps[0].dtype)
+    if len(maps) == 1:
+        pooled: Tensor = align(maps[0], regions, size, 1 / strides[0], -1, True)
+        return pooled.to(dtype)
+    level, order = region_levels(boxes, finest_size, len(maps)).sort(stable=True)
+    counts = (level[None] == torch.arange(len(maps), device=level.device)[:, None]).sum(dim=1).tolist()
+    parts = [
+        align(level_map, part, size, 1 / stride, -1, True)
+        for level_map, stride, part in zip(maps, strides, torch.split(regions[order], counts), strict=True)
+    ]
+    return torch.cat(parts).to(dtype)[order.argsort()]

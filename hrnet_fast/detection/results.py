@@ -1,0 +1,169 @@
+"""What goes into a detector beside images, and what comes out: ``ImageMeta``, ``Target`` and ``Detections``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hrnet_fast.errors import InputError, shown
+
+
+@dataclass(frozen=True)
+class ImageMeta:
+    """The sizes of an image in a batch.
+
+    Attributes:
+        size: (height, width) in the network input, without padding.
+        original_size: that of the picture before it was scaled; None if it was not.
+        scale: (horizontal, vertical) factor from the picture to the network input.
+        padded_size: size with the padding that this image alone would have; None for `size`.
+    """
+
+    size: tuple[int, int]
+    original_size: tuple[int, int] | None = None
+    scale: tuple[float, float] = (1.0, 1.0)
+    padded_size: tuple[int, int] | None = None
+
+
+@dataclass
+class Target:
+    """The objects of a training image, in pixels of the network input.
+
+    Attributes:
+        boxes: [M, 4] as x1, y1, x2, y2.
+        labels: [M], from 0.
+        masks: [M, H, W], 0 or 1; for detectors with masks.
+        ignored: boxes [K, 4] of crowds; the shipped configurations do not use them, ``AssignConfig.ignore_iof`` does.
+        semantic: class of each pixel of the padded batch [H, W]; for detectors with a semantic branch.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    masks: Tensor | None = None
+    ignored: Tensor | None = None
+    semantic: Tensor | None = None
+
+
+@dataclass
+class Detections:
+    """The detections of an image, best first.
+
+    Attributes:
+        boxes: [K, 4] as x1, y1, x2, y2, in pixels of the picture.
+        scores: [K].
+        labels: [K], from 0.
+        masks: [K, height, width], boolean, in the picture's size; None without mask heads.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    masks: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclass
+class Regions:
+    """Boxes of all images of a batch.
+
+    Attributes:
+        boxes: [K, 4].
+        image: index of each box's image, ascending [K].
+        scores, labels: of each box [K], where they are known.
+    """
+
+    boxes: Tensor
+    image: Tensor
+    scores: Tensor | None = None
+    labels: Tensor | None = None
+
+    def split(self, images: int) -> list[Tensor]:
+        """Return the boxes of each image."""
+        return list(torch.split(self.boxes, self.counts(images)))
+
+    def counts(self, images: int) -> list[int]:
+        """Return the number of boxes of each image."""
+        found: list[int] = torch.bincount(self.image, minlength=images).tolist()
+        return found
+
+    @classmethod
+    def join(cls, boxes: Sequence[Tensor]) -> Regions:
+        """Return the boxes of several images, given as one tensor [K, 4] for each."""
+        counts = torch.tensor([len(part) for part in boxes])
+        image = torch.repeat_interleave(torch.arange(len(boxes)), counts).to(boxes[0].device)
+        return cls(torch.cat(list(boxes)), image)
+
+
+def sizes_of(metas: Sequence[ImageMeta], device: torch.device) -> Tensor:
+    """Return (height, width) of each image in the network input, [N, 2]."""
+    return torch.tensor([meta.size for meta in metas], device=device)
+
+
+def scales_of(metas: Sequence[ImageMeta], like: Tensor) -> Tensor:
+    """Return the factors of x1, y1, x2, y2 from each picture to the network input, [N, 4]."""
+    return like.new_tensor([(*meta.scale, *meta.scale) for meta in metas])
+
+
+def check_metas(images: Tensor, metas: Sequence[ImageMeta] | None) -> list[ImageMeta]:
+    """Return the sizes of a batch's images; without `metas`, images fill the batch and were not scaled.
+
+    Raises:
+        InputError: there are not as many as images, or a size is larger than the batch.
+    """
+    height, width = images.shape[-2:]
+    if metas is None:
+        return [ImageMeta((height, width))] * len(images)
+    if len(metas) != len(images) or not all(isinstance(meta, ImageMeta) for meta in metas):
+        raise InputError(f"Detector: {len(images)} images need as many ImageMeta; {shown(metas)} given.")
+    for meta in metas:
+        if not (1 <= meta.size[0] <= height and 1 <= meta.size[1] <= width):
+            raise InputError(f"Detector: ImageMeta.size={meta.size} does not lie in the batch of {height}x{width}.")
+        if min(meta.scale) <= 0:
+            raise InputError(f"Detector: ImageMeta.scale={meta.scale} must be positive.")
+    return list(metas)
+
+
+def check_targets(images: Tensor, targets: Sequence[Target], classes: int, masks: bool, semantic: bool) -> list[Target]:
+    """Return the targets of a batch on its device, without boxes that have no area.
+
+    Raises:
+        InputError: a target has another type, its parts do not belong together, or a part that the detector needs is
+            absent.
+    """
+    if len(targets) != len(images) or not all(isinstance(t, Target) for t in targets):
+        raise InputError(f"Detector: {len(images)} images need as many Target; {shown(targets)} given.")
+    return [_checked_target(images, i, target, classes, masks, semantic) for i, target in enumerate(targets)]
+
+
+def _checked_target(images: Tensor, index: int, target: Target, classes: int, masks: bool, semantic: bool) -> Target:
+    where = f"Detector: targets[{index}]"
+    dtype = torch.promote_types(images.dtype, torch.float32)  # pixels need more than 16 bits
+    boxes, labels = target.boxes.to(images.device, dtype), target.labels.to(images.device)
+    count = len(labels)
+    if labels.dim() != 1 or labels.is_floating_point() or boxes.shape != (count, 4):
+        raise InputError(
+            f"{where} has boxes {tuple(boxes.shape)} and labels {tuple(labels.shape)} of {labels.dtype}; accepted are "
+            "[M, 4] and integers [M]."
+        )
+    if count and not (bool(torch.isfinite(boxes).all()) and int(labels.min()) >= 0 and int(labels.max()) < classes):
+        raise InputError(f"{where}: boxes must be finite, and labels from 0 to {classes - 1}.")
+    if masks and (target.masks is None or target.masks.dim() != 3 or len(target.masks) != count):
+        raise InputError(f"{where}: this detector needs masks [{count}, H, W]; {shown(target.masks)} given.")
+    if semantic and (target.semantic is None or target.semantic.shape != images.shape[-2:]):
+        raise InputError(
+            f"{where}: this detector needs semantic, the class of each pixel of the batch {tuple(images.shape[-2:])}; "
+            f"{shown(target.semantic)} given."
+        )
+    kept = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
+    return Target(
+        boxes[kept],
+        labels.long()[kept],
+        target.masks.to(images.device)[kept] if masks and target.masks is not None else None,
+        None if target.ignored is None else target.ignored.to(boxes).reshape(-1, 4),
+        target.semantic.to(images.device) if semantic and target.semantic is not None else None,
+    )

@@ -1,0 +1,124 @@
+"""Checkpoints of detectors: recognised, inferred, written back bit for bit, and refused where they do not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_detectors import tiny_detector
+from tiny_networks import image
+from torch import Tensor
+
+import hrnet_fast as hf
+from hrnet_fast.detection import KINDS, Detector
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trip(kind: str, tmp_path: Path) -> None:
+    """Kind, width, classes, stages and heads are found; tensors, and the detections they give, stay the same."""
+    model = tiny_detector(kind, norm_eval=True)
+    state = {k: v + 7 if k.endswith("num_batches_tracked") else v for k, v in model.state_dict().items()}
+    hf.save_checkpoint(state, tmp_path / "detector.safetensors")
+    loaded = hf.load_checkpoint(tmp_path / "detector.safetensors", impl="reference", score_threshold=0.0)
+    assert isinstance(loaded, Detector)
+    assert loaded.family == f"mmdet_{kind}"
+    assert not loaded.training
+    groups = {} if kind != "fcos" else {"groups": model.config.fcos.groups}
+    assert loaded.config.override(score_threshold=heads(model).score_threshold, **groups) == model.config
+    assert "short_side=800" in loaded.assumptions[0]
+    assert "score_threshold" not in loaded.assumptions[0]
+    written = hf.convert_checkpoint(loaded.state_dict(), to=loaded.family)
+    assert written.keys() == state.keys()
+    assert all(torch.equal(written[key], value) for key, value in state.items())
+    model.config, loaded.config = (m.config.override(per_image=5) for m in (model, loaded))
+    assert loaded.backbone.config.norm_eval
+
+
+def heads(model: Detector):  # type: ignore[no-untyped-def]
+    return model.config.roi or model.config.fcos
+
+
+def test_settings_can_be_given() -> None:
+    state = tiny_detector("faster_rcnn").state_dict()
+    loaded = hf.load_checkpoint(state, score_threshold=0.3, nms_iou=0.6, per_image=7, short_side=200)
+    assert (loaded.config.roi.score_threshold, loaded.config.roi.nms_iou, loaded.config.roi.per_image) == (0.3, 0.6, 7)
+    assert loaded.config.picture.short_side == 200
+    with pytest.raises(hf.ConfigError, match="unknown option"):
+        hf.load_checkpoint(state, score_thr=0.3)
+
+
+def test_another_number_of_classes() -> None:
+    """For transfer: the layers that fit are loaded, the others drawn."""
+    state = tiny_detector("mask_rcnn").state_dict()
+    loaded = hf.load_checkpoint(state, head="keep", num_classes=9)
+    assert loaded.state_dict()["roi_head.bbox_head.fc_cls.weight"].shape[0] == 10
+    own = loaded.state_dict()
+    assert torch.equal(own["rpn_head.rpn_cls.weight"], state["rpn_head.rpn_cls.weight"])
+    assert any("drawn at random" in note and "mask_head.conv_logits" in note for note in loaded.notes)
+
+
+def test_pyramid_and_trunk_alone() -> None:
+    model = tiny_detector("htc")
+    state = model.state_dict()
+    pyramid = hf.load_checkpoint(state, family="mmdet", impl="reference")
+    x = image(64, 96)
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(pyramid(x), model.levels(x), strict=True))
+    assert hf.convert_checkpoint(state, to="mmdet").keys() == {k for k in state if k.startswith(("backbone.", "neck."))}
+    trunk = hf.load_checkpoint(state, part="backbone", impl="reference")
+    assert trunk.config.head.kind == "features"
+    fresh = tiny_detector("faster_rcnn")
+    hf.load_backbone(fresh.backbone, state)
+    assert torch.equal(fresh.backbone.conv1.weight, model.backbone.conv1.weight)
+
+
+def damaged(what: str) -> dict[str, Tensor]:
+    state = dict(tiny_detector("cascade_mask_rcnn").state_dict())
+    if what == "a layer is missing":
+        del state["roi_head.bbox_head.1.shared_fcs.1.weight"]
+    elif what == "a stage has another shape":
+        state["roi_head.mask_head.2.upsample.weight"] = torch.zeros(8, 8, 3, 3)
+    elif what == "a stage too many":
+        state |= {k.replace("_head.2.", "_head.3."): v.clone() for k, v in state.items() if "_head.2." in k}
+    elif what == "other anchors":
+        for name, rows in (("rpn_cls", 9), ("rpn_reg", 36)):
+            state[f"rpn_head.{name}.weight"], state[f"rpn_head.{name}.bias"] = (
+                torch.zeros(rows, 8, 1, 1),
+                torch.zeros(rows),
+            )
+    return state
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("a layer is missing", "bbox_head.1.shared_fcs.1.weight"),
+        ("a stage has another shape", "mask_head.2.upsample.weight"),
+        ("a stage too many", "4 stages"),
+        ("other anchors", "9 anchors"),
+    ],
+)
+def test_damaged_files_are_refused(what: str, message: str) -> None:
+    with pytest.raises(hf.CheckpointError, match=message):
+        hf.load_checkpoint(damaged(what))
+
+
+def test_targets_that_cannot_hold_it() -> None:
+    faster, cascade = (tiny_detector(kind).state_dict() for kind in ("faster_rcnn", "cascade_rcnn"))
+    with pytest.raises(hf.CheckpointError, match="cannot be written as 'mmdet_cascade_rcnn'"):
+        hf.convert_checkpoint(faster, to="mmdet_cascade_rcnn")
+    pyramid = hf.convert_checkpoint(cascade, to="mmdet")
+    with pytest.raises(hf.CheckpointError, match="cannot be written as 'mmdet_faster_rcnn'"):
+        hf.convert_checkpoint(pyramid, to="mmdet_faster_rcnn")
+
+
+def test_without_the_semantic_branch() -> None:
+    model = tiny_detector("htc")
+    config = dataclasses.replace(model.config, roi=dataclasses.replace(model.config.roi, semantic=None))
+    state = {k: v for k, v in model.state_dict().items() if "semantic" not in k}
+    loaded = hf.load_checkpoint(state)
+    assert loaded.config.roi.semantic is None
+    assert loaded.config.kind == "htc"
+    assert loaded.config == config.override(norm_eval=True)
