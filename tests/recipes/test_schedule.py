@@ -36,6 +36,7 @@ def test_steps_are_at_their_epochs() -> None:
     assert factors(kind="step", milestones=(2, 5)) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of:UserWarning")
 def test_steps_before_the_epoch_are_one_epoch_early() -> None:
     def make(optimizer: torch.optim.Optimizer) -> lr_scheduler.LRScheduler:
         scheduler = lr_scheduler.MultiStepLR(optimizer, [2, 5], 0.1)
