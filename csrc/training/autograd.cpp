@@ -138,7 +138,8 @@ struct ChainsState : NodeState {
   // All that backward needs: a consumer's backward and the chains' own do.
   std::vector<Kept>& recomputed(AutogradContext* ctx) {
     if (is_of_this_pass() && !cache.empty()) return cache;
-    const Below below;
+    // Not below autograd: fetching saved tensors may run a forward (torch.utils.checkpoint).
+    const at::NoGradGuard no_grad;
     const variable_list saved = ctx->get_saved_variables();
     auto next = saved.begin();
     const auto take = [&](size_t n) {
@@ -148,7 +149,10 @@ struct ChainsState : NodeState {
     };
     const auto kept = take(call->kept()), outs = take(memory == Memory::kFast ? recomputations.size() : 0);
     std::vector<at::Tensor> xs;
-    for (const auto& again : recomputations) xs.push_back(again ? to_input(again->tensor(), dtype) : *next++);
+    for (const auto& again : recomputations) xs.push_back(again ? again->tensor() : *next++);
+    const Below below;
+    for (size_t k = 0; k < xs.size(); ++k)
+      if (recomputations[k]) xs[k] = to_input(xs[k], dtype);
     cache = call->recompute(kept, xs, variable_list(next, saved.end()), outs);
     return cache;
   }
@@ -185,7 +189,6 @@ struct ChainsFunction : torch::autograd::Function<ChainsFunction> {
     const variable_list parameters = state->call->parameters();
     variable_list found;
     {
-      const Below below;
       const WantedGradients want = wanted(ctx, n, parameters);
       std::vector<Kept> kept;
       {
@@ -193,6 +196,7 @@ struct ChainsFunction : torch::autograd::Function<ChainsFunction> {
         kept = std::move(state->recomputed(ctx));
         state->cache.clear();
       }
+      const Below below;
       found = state->call->backward(std::move(kept), grads, want.xs, want.parameters);
       for (size_t k = 0; k < n; ++k)
         if (found[k].defined()) found[k] = found[k].to(state->given[k]);
@@ -245,14 +249,16 @@ struct FusionFunction : torch::autograd::Function<FusionFunction> {
     const variable_list parameters = state->call->parameters();
     variable_list found;
     {
-      const Below below;
-      const variable_list saved = state->saved(ctx);
+      const at::NoGradGuard no_grad;
+      const variable_list saved = state->saved(ctx);  // not below autograd: this may run a forward
       const auto outs_begin = saved.begin() + state->call->kept(), outs_end = outs_begin + state->targets;
       const variable_list outs(outs_begin, outs_end);
       auto next = outs_end;
       std::vector<at::Tensor> xs;
-      for (const auto& again : state->recomputations)
-        xs.push_back(again ? again->tensor().contiguous(format_of(outs[0])) : *next++);
+      for (const auto& again : state->recomputations) xs.push_back(again ? again->tensor() : *next++);
+      const Below below;
+      for (size_t k = 0; k < sources; ++k)
+        if (state->recomputations[k]) xs[k] = xs[k].contiguous(format_of(outs[0]));
       const WantedGradients want = wanted(ctx, sources, parameters);
       found = state->call->backward({saved.begin(), outs_begin}, xs, outs, grads, want.xs, want.parameters);
       const std::lock_guard<std::mutex> lock(state->mutex);

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+import torch.utils.checkpoint
+from tiny_networks import relative_l2
 from torch import Tensor, nn
 
 import hrnet_fast as hf
@@ -148,6 +150,25 @@ def test_nodes_of_both_kinds_compute_each_others_inputs_again(compiled_first: bo
     assert_same(plain, other)
     changed = run(other[0], inputs[1], compiled_first).add_(1)
     assert recomputation_of(changed) is None
+
+
+@pytest.mark.parametrize("memory", ["fast", "lean", "min"])
+def test_a_forward_may_run_again_to_find_saved_tensors(memory: str) -> None:
+    """A plain convolution before a fused network saves its tensors again when the network's node asks for its own."""
+    stem = nn.Conv2d(3, 3, 3, padding=1)
+    network = hf.HRNet(width=4, head="features", num_blocks=1, num_modules=(1, 1, 1), impl="reference").train()
+    plain = nn.ModuleList([stem, network]).double()
+    fast = copy.deepcopy(plain)
+    hf.accelerate(fast, impl="cpu", memory=memory)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    for modules in (plain, fast):
+        outs = torch.utils.checkpoint.checkpoint(
+            lambda x, m=modules: m[1](m[0](x)), x, use_reentrant=False, preserve_rng_state=False
+        )
+        torch.stack([out.square().mean() for out in outs]).sum().backward()
+    for a, b in zip(plain.parameters(), fast.parameters(), strict=True):
+        assert a.grad is not None
+        assert relative_l2(b.grad, a.grad) < 1e-8  # type: ignore[arg-type]
 
 
 def test_compiled_chains_refuse_a_second_derivative() -> None:
