@@ -96,6 +96,9 @@ def test_overrides(setting: str, path: tuple[str, ...], value: object) -> None:
         ("optimizer.betas=[0.9]", "accepted is a list of 2 values"),
         ("optimizer.kind=adma", "accepted are 'adam', 'adamw', 'sgd'. Did you mean 'adam'"),
         ("optimizer.nesterov=true", "kind: sgd"),
+        ("optimizer.momentum=0.5", "momentum=0.5: kind: adam does not use it; .* default 0.9, or take kind: sgd"),
+        ("schedule.power=1", "power=1.0: kind: step does not use it; .* default 0.9, or take kind: poly"),
+        ("schedule.least=0.1", "least=0.1: kind: step does not use it; .*or take kind: poly or cosine"),
         ("optimizer.nesterov=1", "optimizer.nesterov=1; accepted is true or false"),
         ("loop.epochs=2.5", "loop.epochs=2.5; accepted is an integer"),
         ("loop.epochs=0", "loop.epochs=0; accepted are numbers from 1"),
@@ -121,6 +124,23 @@ def test_overrides(setting: str, path: tuple[str, ...], value: object) -> None:
 def test_wrong_overrides_say_what_is_accepted(setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         get_recipe("paper/pose_w32_coco").override(setting)
+
+
+def test_another_kind_resets_the_fields_that_it_does_not_use() -> None:
+    pose, pixels = get_recipe("paper/pose_w32_coco"), get_recipe("paper/seg_w48_pascal_context")
+    found = pose.override("schedule.kind=cosine", "optimizer.kind=sgd", "optimizer.momentum=0.5", "evaluation.flip=no")
+    assert (found.schedule.milestones, found.optimizer.momentum, found.evaluation.shift) == ((), 0.5, None)
+    found = get_recipe("paper/cls_w18_imagenet").override("optimizer.kind=adamw")
+    assert (found.optimizer.nesterov, found.optimizer.momentum) == (False, 0.9)
+    assert pixels.override("evaluation.window=null").evaluation.stride == 1
+    for recipe, settings, message in (
+        (pose, ("schedule.milestones=[3]", "schedule.kind=cosine"), r"milestones=\(3,\): kind: cosine does not use it"),
+        (pose, ("evaluation.flip=false", "evaluation.shift=true"), "nothing uses it without evaluation.flip"),
+        (pixels, ("evaluation.window=null", "evaluation.pad_windows=true"), "without evaluation.window"),
+        (pixels, ("optimizer.betas=[0.8, 0.9]",), "kind: sgd does not use it; .*or take kind: adam or adamw"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            recipe.override(*settings)
 
 
 def test_a_file_can_change_another_recipe(tmp_path: Path) -> None:
