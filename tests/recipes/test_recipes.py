@@ -55,6 +55,14 @@ def test_quirks_of_the_authors_are_named_fields() -> None:
     assert face.loss == {"kind": "landmark_mse"}
 
 
+def test_the_average_of_weights_decays_as_torchvisions() -> None:
+    loop = get_recipe("modern/cls_w18_imagenet").loop
+    assert loop.ema is not None
+    # references/classification/train.py: --model-ema-decay 0.99998, applied every --model-ema-steps 32 updates.
+    share = (1 - 0.99998) * loop.batch_size * 32 / loop.epochs
+    assert loop.ema**32 == pytest.approx(1 - share, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("setting", "path", "value"),
     [
