@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hrnet_fast.errors import ConfigError, shown
+from hrnet_fast.errors import ConfigError
 from hrnet_fast.recipes.sections import DataRecipe
-from hrnet_fast.recipes.values import check_choice, unknown_name
+from hrnet_fast.recipes.values import check_choice, converted, unknown_name
 
 _KEYPOINTS = ("pose", "landmarks")
 
@@ -56,10 +57,10 @@ _COCO_STUFF_UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
 
 
 def check_layout(task: str, data: DataRecipe) -> None:
-    """Check the reader's name and the names of its arguments.
+    """Check the reader's name, and the names and types of its arguments.
 
     Raises:
-        ConfigError: the task has no such layout, or an argument is unknown or missing.
+        ConfigError: the task has no such layout, or an argument is unknown, missing or of another type.
     """
     accepted = [name for name, layout in LAYOUTS.items() if task in layout.tasks]
     check_choice(f"data.layout of task {task}", data.layout, accepted)
@@ -71,6 +72,7 @@ def check_layout(task: str, data: DataRecipe) -> None:
         for name in arguments:
             if name not in parameters:
                 raise unknown_name(f"data.{part}", name, tuple(parameters))
+        _converted(data.layout, arguments, f"data.{part}")
         given = {*arguments, *LAYOUTS[data.layout].whole}
         lacking = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty and n not in given]
         if lacking:
@@ -81,22 +83,19 @@ def read_data(data: DataRecipe, part: str, folder: Path) -> Any:
     """Return the data set of ``train`` or ``val`` in a folder.
 
     Raises:
-        ConfigError: an argument has a value that the reader does not accept.
+        ConfigError: ``label_map`` names no table.
         DatasetError: a file is missing or malformed.
     """
     layout = LAYOUTS[data.layout]
-    arguments = dict(getattr(data, part))
+    arguments = _converted(data.layout, getattr(data, part), f"data.{part}")
     for name in layout.whole:
         arguments.setdefault(name, ".")
     for name in layout.paths:
         if arguments.get(name) is not None:
-            arguments[name] = _path(folder, arguments[name], f"data.{part}.{name}")
+            arguments[name] = folder / arguments[name]
     if "label_map" in arguments:
         arguments["label_map"] = _label_map(arguments, f"data.{part}.label_map")
-    try:
-        return _reader(data.layout)(**arguments, skip_broken=data.skip_broken)
-    except TypeError as error:
-        raise ConfigError(f"data.{part}: {error}") from error
+    return _reader(data.layout)(**arguments, skip_broken=data.skip_broken)
 
 
 def _reader(layout: str) -> Callable[..., Any]:
@@ -112,10 +111,16 @@ def _parameters(layout: str) -> dict[str, inspect.Parameter]:
     return found
 
 
-def _path(folder: Path, value: Any, name: str) -> Path:
-    if not isinstance(value, str):
-        raise ConfigError(f"{name}={shown(value)}; accepted is a path, relative to the data folder.")
-    return folder / value
+def _converted(layout: str, arguments: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Return the arguments as the reader's annotations say: YAML has paths as texts, and tuples as lists.
+
+    Raises:
+        ConfigError: an argument has another type.
+    """
+    hints = typing.get_type_hints(_reader(layout))
+    hints |= {name: str | None if type(None) in typing.get_args(hints[name]) else str for name in LAYOUTS[layout].paths}
+    hints["label_map"] = Any  # a table, or the name of one
+    return {name: converted(value, hints[name], f"{path}.{name}") for name, value in arguments.items()}
 
 
 def _label_map(arguments: Mapping[str, Any], name: str) -> Any:

@@ -11,6 +11,7 @@ from hrnet_fast.errors import ConfigError, HRNetFastError, shown
 from hrnet_fast.recipes.layouts import check_layout
 from hrnet_fast.recipes.model_options import check_model
 from hrnet_fast.recipes.sections import (
+    FIELDS_OF_KIND,
     DataRecipe,
     EvaluationRecipe,
     LoopRecipe,
@@ -18,9 +19,11 @@ from hrnet_fast.recipes.sections import (
     OptimizerRecipe,
     ScheduleRecipe,
     convert_section,
+    defaults_of_other_kinds,
 )
 from hrnet_fast.recipes.task_fields import (
     METRICS_OF_TASK,
+    NEEDED_FIELDS,
     check_metric_options,
     check_unused,
     filled_inputs,
@@ -119,16 +122,18 @@ class Recipe:
         """Return a copy with fields changed: ``recipe.override("optimizer.lr=5e-4", "loop.epochs=3")``.
 
         The value is YAML: a number, ``true``, ``null``, a list or a mapping. It replaces the field; fields of mappings
-        can be named (``inputs.augmentation.rotation=30``).
+        can be named (``inputs.augmentation.rotation=30``). Fields that the new value leaves unused, such as
+        ``schedule.milestones`` with ``schedule.kind=cosine``, get their default unless a setting names them.
 
         Raises:
             ConfigError: a setting is no ``field=value``, a field does not exist (the message lists those that do), or
                 the value is not accepted.
         """
         data = self.to_dict()
-        for setting in settings:
-            name, value = _parse_setting(setting)
+        parsed = [_parse_setting(setting) for setting in settings]
+        for name, value in parsed:
             _set_field(data, name, value)
+            _reset_unused(data, name, value, {given for given, _ in parsed})
         try:
             return Recipe.from_dict(data)
         except ConfigError:
@@ -174,6 +179,19 @@ def _set_field(data: dict[str, Any], name: str, value: Any) -> None:
     if (path, last) == ("evaluation", "metric") and value != place[last]:
         place["metric_options"] = {}  # of the other metric
     place[last] = value
+
+
+def _reset_unused(data: dict[str, Any], name: str, value: Any, given: set[str]) -> None:
+    """Give fields that a new value leaves unused their default, except those that a setting names."""
+    section, _, field = name.partition(".")
+    unused: dict[str, Any] = {}
+    if field == "kind" and isinstance(value, str) and value in FIELDS_OF_KIND.get(section, ()):
+        unused = defaults_of_other_kinds(section, value)
+    elif section == "evaluation" and not value:
+        unused = {n: getattr(EvaluationRecipe, n) for n, needed in NEEDED_FIELDS.items() if needed == field}
+    for unused_name, default in unused.items():
+        if f"{section}.{unused_name}" not in given:
+            data[section][unused_name] = default
 
 
 def _check_key(place: dict[str, Any], path: str, key: str) -> None:

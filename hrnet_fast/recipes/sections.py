@@ -6,16 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hrnet_fast.errors import ConfigError
+from hrnet_fast.errors import ConfigError, shown
 from hrnet_fast.recipes.values import check_above_zero, check_choice, check_range, converted_fields, field_names
 
-OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("step", "poly", "cosine", "constant")
 DTYPES = ("float32", "bfloat16", "float16")
 MEMORIES = ("fast", "lean", "min")
 CHOICES = ("auto", "on", "off")
 METRICS = ("coco", "pckh", "pck", "nme", "miou", "top_k")
 AVERAGES = ("logits", "exp")
+# The fields that belong to some kinds alone, by kind.
+FIELDS_OF_KIND: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "optimizer": {"adam": ("betas",), "adamw": ("betas",), "sgd": ("momentum", "nesterov")},
+    "schedule": {
+        "step": ("milestones", "factor", "before_epoch"),
+        "poly": ("power", "delay", "least"),
+        "cosine": ("delay", "least"),
+        "constant": (),
+    },
+}
 
 
 def convert_section(section: Any, path: str) -> None:
@@ -27,6 +35,25 @@ def convert_section(section: Any, path: str) -> None:
     given = {name: getattr(section, name) for name in field_names(type(section))}
     for name, value in converted_fields(type(section), given, path).items():
         object.__setattr__(section, name, value)
+
+
+def defaults_of_other_kinds(section: str, kind: str) -> dict[str, Any]:
+    """Return the fields of an optimizer or a schedule that `kind` does not use, with their defaults."""
+    fields = FIELDS_OF_KIND[section]
+    cls = {"optimizer": OptimizerRecipe, "schedule": ScheduleRecipe}[section]
+    return {n: getattr(cls, n) for names in fields.values() for n in names if n not in fields[kind]}
+
+
+def check_kind(section: OptimizerRecipe | ScheduleRecipe, path: str) -> None:
+    """Raise ConfigError unless the fields that the kind does not use have their defaults."""
+    for name, default in defaults_of_other_kinds(path, section.kind).items():
+        value = getattr(section, name)
+        if value != default:
+            users = [kind for kind, names in FIELDS_OF_KIND[path].items() if name in names]
+            raise ConfigError(
+                f"{path}.{name}={shown(value)}: kind: {section.kind} does not use it; remove it, give its default "
+                f"{shown(default)}, or take kind: {' or '.join(users)}."
+            )
 
 
 @dataclass(frozen=True)
@@ -81,7 +108,7 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """The optimizer.
+    """The optimizer; fields that its kind does not use must keep their default.
 
     Attributes:
         kind: ``"adam"``, ``"adamw"`` or ``"sgd"``.
@@ -104,20 +131,23 @@ class OptimizerRecipe:
 
     def __post_init__(self) -> None:
         convert_section(self, "optimizer")
-        check_choice("optimizer.kind", self.kind, OPTIMIZERS)
+        check_choice("optimizer.kind", self.kind, FIELDS_OF_KIND["optimizer"])
         check_above_zero("optimizer.lr", self.lr)
         check_range("optimizer.weight_decay", self.weight_decay, 0)
         check_range("optimizer.momentum", self.momentum, 0, 1, open_end=True)
         for beta in self.betas:
             check_range("optimizer.betas", beta, 0, 1, open_end=True)
         check_above_zero("optimizer.head_lr_factor", self.head_lr_factor)
-        if self.nesterov and (self.kind != "sgd" or not self.momentum):
-            raise ConfigError("optimizer.nesterov=true; accepted is true with kind: sgd and a momentum above 0 alone.")
+        check_kind(self, "optimizer")
+        if self.nesterov and not self.momentum:
+            raise ConfigError("optimizer.nesterov=true; accepted is true with an optimizer.momentum above 0 alone.")
 
 
 @dataclass(frozen=True)
 class ScheduleRecipe:
     """The learning rate over time: a factor on the optimizer's, after a linear warm-up.
+
+    Fields that the kind does not use must keep their default.
 
     Attributes:
         kind: ``"step"`` (times `factor` at each of `milestones`, in epochs), ``"poly"`` ((1 - t / T)^power by
@@ -145,7 +175,7 @@ class ScheduleRecipe:
 
     def __post_init__(self) -> None:
         convert_section(self, "schedule")
-        check_choice("schedule.kind", self.kind, SCHEDULES)
+        check_choice("schedule.kind", self.kind, FIELDS_OF_KIND["schedule"])
         if any(m < 0 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
             raise ConfigError(f"schedule.milestones={list(self.milestones)}; accepted are ascending epochs from 0.")
         check_above_zero("schedule.factor", self.factor)
@@ -154,6 +184,7 @@ class ScheduleRecipe:
         check_range("schedule.least", self.least, 0, 1)
         check_range("schedule.warmup_iterations", self.warmup_iterations, 0)
         check_range("schedule.warmup_factor", self.warmup_factor, 0, 1)
+        check_kind(self, "schedule")
 
 
 @dataclass(frozen=True)
@@ -215,16 +246,16 @@ class LoopRecipe:
 
 @dataclass(frozen=True)
 class EvaluationRecipe:
-    """How a network is evaluated; fields that a task does not use must keep their default.
+    """How a network is evaluated; fields that a task or another field leaves unused must keep their default.
 
     Attributes:
         flip: average with the mirrored picture.
-        shift: move flipped-back heatmaps by one pixel; None as the network's method asks (keypoints).
+        shift: move flipped-back heatmaps by one pixel, with `flip`; None as the network's method asks (keypoints).
         decode: method of decoding heatmaps (keypoints); None takes that of ``inputs.method``.
         scales: of the multi-scale test (segmentation).
         base_size: longer side in pixels at scale 1; None takes the picture's own (segmentation).
         window: (H, W) of a sliding window for pictures larger than it, or None: whole pictures (segmentation).
-        stride: share of the window by which it moves (segmentation): 1 on the authors' Cityscapes, 2/3 on their others.
+        stride: share of `window` by which it moves (segmentation): 1 on the authors' Cityscapes, 2/3 on their others.
         pad_windows: smaller pictures and the last windows are padded with black to the window, as in the authors'
             PASCAL-Context; otherwise such pictures run whole and the last windows overlap more, as in their Cityscapes
             (segmentation).

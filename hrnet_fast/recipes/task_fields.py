@@ -47,6 +47,8 @@ DIVISORS = ("weights", "pixels")
 _OF_ALL = ("metric", "metric_options", "best", "batch_size", "flip")
 _OF_KEYPOINTS = (*_OF_ALL, "shift", "decode", "whole_pixels", "detections")
 _OF_PIXELS = (*_OF_ALL, "scales", "base_size", "window", "stride", "pad_windows", "average", "size")
+# Fields that another one has to turn on.
+NEEDED_FIELDS = {"shift": "flip", "stride": "window", "pad_windows": "window"}
 _USED = {"pose": _OF_KEYPOINTS, "landmarks": _OF_KEYPOINTS, "segmentation": _OF_PIXELS, "classification": _OF_ALL}
 
 
@@ -210,7 +212,7 @@ def check_metric_options(evaluation: EvaluationRecipe) -> None:
 
 
 def check_unused(task: str, evaluation: EvaluationRecipe) -> None:
-    """Raise ConfigError unless the fields that a task does not use have their default."""
+    """Raise ConfigError unless the fields that a task or another field leaves unused have their default."""
     default = EvaluationRecipe(evaluation.metric)
     for name in field_names(EvaluationRecipe):
         value = getattr(evaluation, name)
@@ -218,4 +220,11 @@ def check_unused(task: str, evaluation: EvaluationRecipe) -> None:
             raise ConfigError(
                 f"{join('evaluation', name)}={shown(value)}: the task {task} does not use it; remove it. Used are "
                 f"{', '.join(_USED[task])}."
+            )
+    for name, needed in NEEDED_FIELDS.items():
+        value, usual = getattr(evaluation, name), getattr(default, name)
+        if not getattr(evaluation, needed) and value != usual:
+            raise ConfigError(
+                f"evaluation.{name}={shown(value)}: nothing uses it without evaluation.{needed}; remove it, give its "
+                f"default {shown(usual)}, or give evaluation.{needed}."
             )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hrnet_fast.config import HRNetConfig
-from hrnet_fast.errors import ConfigError
+from hrnet_fast.errors import ConfigError, InputError
 from hrnet_fast.evaluation.result import EvaluationResult
 from hrnet_fast.recipes.layouts import read_data
 from hrnet_fast.recipes.model_options import network_config
@@ -153,5 +153,11 @@ class RecipeTask(ABC):
         return train.subset(kept), train.subset(held)
 
     def _first_threshold(self) -> str:
+        from hrnet_fast.metrics import PCK
+
         options = self.recipe.evaluation.metric_options
-        return f"pck@{float(options.get('thresholds', (0.05,))[0]):g}"
+        try:
+            metric = PCK(**{name: value for name, value in options.items() if name != "size"})
+        except InputError as error:
+            raise ConfigError(f"evaluation.metric_options: {error}") from error
+        return f"pck@{metric.thresholds[0]:g}"

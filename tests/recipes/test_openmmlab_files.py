@@ -123,6 +123,7 @@ def same(found: Recipe, name: str, *but: str) -> None:
     a, b = found.to_dict(), get_recipe(name).to_dict()
     for section in {*b} - {"description", "notes", "model", "evaluation", *but}:
         assert a[section] == b[section], section
+    assert a["model"]["options"].get("init") == b["model"]["options"].get("init")
 
 
 def test_mmpose_settings_are_those_of_the_catalogue() -> None:

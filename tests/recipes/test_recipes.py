@@ -55,6 +55,14 @@ def test_quirks_of_the_authors_are_named_fields() -> None:
     assert face.loss == {"kind": "landmark_mse"}
 
 
+def test_the_average_of_weights_decays_as_torchvisions() -> None:
+    loop = get_recipe("modern/cls_w18_imagenet").loop
+    assert loop.ema is not None
+    # references/classification/train.py: --model-ema-decay 0.99998, applied every --model-ema-steps 32 updates.
+    share = (1 - 0.99998) * loop.batch_size * 32 / loop.epochs
+    assert loop.ema**32 == pytest.approx(1 - share, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("setting", "path", "value"),
     [
@@ -86,6 +94,10 @@ def test_overrides(setting: str, path: tuple[str, ...], value: object) -> None:
         ("inputs.augmentation.rotatoin=3", r"Did you mean inputs.augmentation.rotation\?"),
         ("inputs.colors.hew=3", r"inputs.colors.hew is no field; accepted are .*Did you mean inputs.colors.hue\?"),
         ("data.train.imags=x", r"Did you mean data.train.images\?"),
+        ("data.train.images=3", "data.train.images=3; accepted is a text"),
+        ("data.train.narrow_boxes=3", "data.train.narrow_boxes=3; accepted is true or false"),
+        ("data.train.flip_pairs=[3]", r"data.train.flip_pairs\[0\]=3; accepted is a list"),
+        ("data.train.category=3", "data.train.category=3; accepted is a text, or null"),
         ("optimizr.lr=1", r"Did you mean optimizer\?"),
         ("optimizer.lr.x=1", "optimizer.lr is 0.001 and has no fields"),
         ("optimizer.lr", "accepted is field=value"),
@@ -96,6 +108,9 @@ def test_overrides(setting: str, path: tuple[str, ...], value: object) -> None:
         ("optimizer.betas=[0.9]", "accepted is a list of 2 values"),
         ("optimizer.kind=adma", "accepted are 'adam', 'adamw', 'sgd'. Did you mean 'adam'"),
         ("optimizer.nesterov=true", "kind: sgd"),
+        ("optimizer.momentum=0.5", "momentum=0.5: kind: adam does not use it; .* default 0.9, or take kind: sgd"),
+        ("schedule.power=1", "power=1.0: kind: step does not use it; .* default 0.9, or take kind: poly"),
+        ("schedule.least=0.1", "least=0.1: kind: step does not use it; .*or take kind: poly or cosine"),
         ("optimizer.nesterov=1", "optimizer.nesterov=1; accepted is true or false"),
         ("loop.epochs=2.5", "loop.epochs=2.5; accepted is an integer"),
         ("loop.epochs=0", "loop.epochs=0; accepted are numbers from 1"),
@@ -121,6 +136,23 @@ def test_overrides(setting: str, path: tuple[str, ...], value: object) -> None:
 def test_wrong_overrides_say_what_is_accepted(setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         get_recipe("paper/pose_w32_coco").override(setting)
+
+
+def test_another_kind_resets_the_fields_that_it_does_not_use() -> None:
+    pose, pixels = get_recipe("paper/pose_w32_coco"), get_recipe("paper/seg_w48_pascal_context")
+    found = pose.override("schedule.kind=cosine", "optimizer.kind=sgd", "optimizer.momentum=0.5", "evaluation.flip=no")
+    assert (found.schedule.milestones, found.optimizer.momentum, found.evaluation.shift) == ((), 0.5, None)
+    found = get_recipe("paper/cls_w18_imagenet").override("optimizer.kind=adamw")
+    assert (found.optimizer.nesterov, found.optimizer.momentum) == (False, 0.9)
+    assert pixels.override("evaluation.window=null").evaluation.stride == 1
+    for recipe, settings, message in (
+        (pose, ("schedule.milestones=[3]", "schedule.kind=cosine"), r"milestones=\(3,\): kind: cosine does not use it"),
+        (pose, ("evaluation.flip=false", "evaluation.shift=true"), "nothing uses it without evaluation.flip"),
+        (pixels, ("evaluation.window=null", "evaluation.pad_windows=true"), "without evaluation.window"),
+        (pixels, ("optimizer.betas=[0.8, 0.9]",), "kind: sgd does not use it; .*or take kind: adam or adamw"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            recipe.override(*settings)
 
 
 def test_a_file_can_change_another_recipe(tmp_path: Path) -> None:

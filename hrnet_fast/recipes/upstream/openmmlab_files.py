@@ -64,6 +64,7 @@ def from_openmmlab_config(
             config = config.override(ocr_outputs="both")
     elif network.keypoints is not None:
         recipe = read_pose_sections(cfg, data, notes, batch, network.keypoints)
+        config = config.override(init="normal")  # as mmpose's HRNet and HeatmapHead
     else:
         raise ConfigError(
             f"{MM_CALLER}: {name_of(data['model'])} is neither trained on heatmaps of boxes nor on masks."
