@@ -89,7 +89,7 @@ def train(
     Raises:
         InputError: `out` has a run and `resume` is False, or has none and it is True; or another argument is invalid.
         ConfigError: the recipe cannot be trained here, or is not the run's.
-        CheckpointError: a checkpoint cannot be read or written.
+        CheckpointError: a checkpoint cannot be read or written, or a resumed run has lost it.
         DatasetError: a sample cannot be read; the message names its file.
         TrainingError: the loss or the weights are not finite, or a process of the run failed.
     """

@@ -56,7 +56,7 @@ class TrainingRun:
         save_iterations: int,
     ) -> None:
         self._task, self._recipe, self._processes, self._requests = task, recipe, processes, requests
-        self._save_seconds, self._save_iterations, self._resumed = save_seconds, save_iterations, resume
+        self._save_seconds, self._save_iterations = save_seconds, save_iterations
         self._batches: TrainingBatches | None = None
         self._losses = PendingLosses(processes.device)
         self._bad: UpdateLoss | None = None
@@ -66,6 +66,7 @@ class TrainingRun:
         self._schedule = Schedule(recipe.schedule, order.iterations_per_epoch, loop.epochs)
         self._folder = processes.from_first(lambda: RunFolder(out, resume))
         state = self._folder.load() if resume else None
+        self._resumed = state is not None
         if state is not None:
             check_same_run(out, state, recipe, samples)
         own, self._note = (None, "") if state is None else state_of_process(state["processes"], processes)

@@ -15,6 +15,7 @@ from hrnet_fast.checkpoints import FAMILIES, convert_checkpoint, save_checkpoint
 from hrnet_fast.errors import CheckpointError, ConfigError, HRNetFastError, InputError, shown
 from hrnet_fast.models import HRNet
 from hrnet_fast.recipes.recipe import Recipe
+from hrnet_fast.trainer.records import read_log
 from hrnet_fast.whole_files import remove_unfinished, written_whole
 
 RECIPE, ENVIRONMENT, LOG, LAST = "recipe.yaml", "environment.json", "log.jsonl", "last.pt"
@@ -38,7 +39,7 @@ class RunFolder:
     def __init__(self, path: Path, resume: bool) -> None:
         self.path = path
         self.last, self.log = path / LAST, path / LOG
-        present = [name for name in (RECIPE, LOG, LAST) if (path / name).exists()]
+        present = [name for name in (RECIPE, LOG, LAST, *WEIGHTS) if (path / name).exists()]
         if present and not resume:
             raise InputError(
                 f"train: {path} has a run already ({', '.join(present)}); resume it, or give another folder."
@@ -77,9 +78,18 @@ class RunFolder:
         """Return the content of ``last.pt`` with tensors on the CPU, or None where a run ended before its first one.
 
         Raises:
-            CheckpointError: it cannot be read.
+            CheckpointError: it cannot be read, or it is missing and the folder has weights or records of updates.
+            InputError: it is missing, and the log cannot be read.
         """
         if not self.last.exists():
+            done = [name for name in WEIGHTS if (self.path / name).exists()]
+            if self.log.exists() and any(record.get("iteration") for record in read_log(self.log)):
+                done.append(f"updates in {LOG}")
+            if done:
+                raise CheckpointError(
+                    f"{self.last}: is missing, and the run in its folder has {', '.join(done)}; restore a copy of it, "
+                    "or start a run in another folder."
+                )
             return None
         try:
             state = torch.load(self.last, map_location="cpu", weights_only=True)
