@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hrnet_fast.datasets import KeypointBatch, KeypointCrops, KeypointDataset, collate_keypoints
-from hrnet_fast.errors import ConfigError
+from hrnet_fast.errors import ConfigError, InputError
+from hrnet_fast.keypoints import mirror_order
 from hrnet_fast.recipes.layouts import read_data
 from hrnet_fast.recipes.sections import EvaluationRecipe
 from hrnet_fast.recipes.task_fields import make_inputs
@@ -99,6 +100,10 @@ class KeypointTask(RecipeTask):
             changes["upper_body"] = data.upper_body
         crops = make_inputs(self.recipe.task, given, **changes)
         assert isinstance(crops, KeypointCrops)
+        try:
+            mirror_order(crops.flip_pairs or (), len(data.names))
+        except InputError as error:
+            raise ConfigError(f"inputs.flip_pairs, for {len(data.names)} keypoints: {error}") from error
         return crops
 
     def _read_data(self) -> tuple[KeypointDataset, KeypointDataset | None]:
