@@ -56,6 +56,10 @@ class RunProgress:
         best = self.best.get(weights)
         return best is None or (figure > best if higher else figure < best)
 
+    def forget_best(self) -> None:
+        """Drop the best figures, which later ones cannot be compared with."""
+        self.best, self.best_epoch = {}, {}
+
     def data(self) -> dict[str, Any]:
         """Return all of it as plain data."""
         return dataclasses.asdict(self)

@@ -21,7 +21,8 @@ from hrnet_fast.whole_files import remove_unfinished, written_whole
 RECIPE, ENVIRONMENT, LOG, LAST = "recipe.yaml", "environment.json", "log.jsonl", "last.pt"
 WEIGHTS = ("best.pth", "best_ema.pth", "final.pth", "final_ema.pth")
 FORMAT = 1  # of last.pt
-MAY_DIFFER = ("data.workers",)  # fields that a resumed run may have otherwise: they change no number
+# Beginnings of the fields that a resumed run may have otherwise: they change no weight, or only what a broken file does.
+MAY_DIFFER = ("data.workers", "data.skip_broken", "evaluation.")
 
 
 class RunFolder:
@@ -145,11 +146,11 @@ def check_same_run(path: Path, state: Mapping[str, Any], recipe: Recipe, samples
     """Compare the run in a folder with the recipe and the number of samples that are to go on with it.
 
     Raises:
-        ConfigError: fields of the recipe differ, other than those that change no number, or the number of samples does;
+        ConfigError: fields of the recipe differ, other than `MAY_DIFFER`, or the number of samples does;
             the message names them.
     """
     then, now = dict(_fields(state["recipe"])), dict(_fields(recipe.to_dict()))
-    names = [k for k in {**then, **now} if then.get(k) != now.get(k) and k not in MAY_DIFFER]
+    names = [k for k in {**then, **now} if then.get(k) != now.get(k) and not k.startswith(MAY_DIFFER)]
     if names:
         told = "; ".join(f"{k} was {shown(then.get(k))}, is {shown(now.get(k))}" for k in names)
         raise ConfigError(
@@ -161,6 +162,12 @@ def check_same_run(path: Path, state: Mapping[str, Any], recipe: Recipe, samples
             f"train: the run in {path} has {state['samples']} training samples, the data here has {samples}; resume it "
             "with its own data."
         )
+
+
+def measures_otherwise(then: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Whether a recipe's figures cannot be compared with those of the run's recipe so far: its evaluation differs."""
+    before, now = dict(then["evaluation"]), dict(recipe.to_dict()["evaluation"])
+    return any(before.get(name) != now.get(name) for name in {*before, *now} - {"batch_size"})
 
 
 def _fields(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -54,7 +54,7 @@ class RunReports:
             one.record(full)
 
     def start(self, runner: StepRunner, environment: Mapping[str, Any], *, resumed: bool, note: str) -> None:
-        """Write how the run begins: its length, what its first weights are, its fast paths and their reasons, its environment."""
+        """Write how the run begins: its length, its first weights, its fast paths and their reasons, its environment."""
         order = self._order
         self.write(
             "start", iteration=self._progress.iteration, iterations=order.iterations,

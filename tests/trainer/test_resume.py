@@ -178,6 +178,21 @@ def test_a_run_that_ended_before_its_first_state_begins_anew(tmp_path: Path) -> 
     assert [r["resumed"] for r in read_log(tmp_path / "log.jsonl") if r["kind"] == "start"] == [False]
 
 
+def test_a_mistake_in_the_evaluation_is_mended_by_resuming(tmp_path: Path) -> None:
+    """What was trained stays, and the best weights are those of the new figure."""
+    made = {"figures": [0.9, 0.5, 0.4], "val": Pictures(2)}
+    with pytest.raises(hf.ConfigError, match="best='AP' is no figure"):
+        train(MadeTask(**made, best="AP"), recipe(evaluation={"best": "AP"}), tmp_path)
+    mended = recipe(evaluation={"best": "score"}, skip_broken=True)
+    outcome = train(MadeTask(**made), mended, tmp_path, callbacks=[At(6, terminate)], resume=True)
+    assert (outcome.iterations, outcome.best) == (6, {"raw": 0.9})
+    assert [r["iteration"] for r in read_log(tmp_path / "log.jsonl") if r["kind"] == "start"] == [0, 3]
+    outcome = train(MadeTask(**made), recipe(evaluation={"flip": True}), tmp_path, resume=True)
+    assert (outcome.best, outcome.best_epoch) == ({"raw": 0.9}, {"raw": 2})
+    outcome = train(MadeTask(**made), recipe(evaluation={"flip": True, "batch_size": 3}), tmp_path, resume=True)
+    assert outcome.best == {"raw": 0.9}
+
+
 def test_a_run_that_another_process_writes_is_refused(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     program = (
