@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hrnet_fast.datasets import KeypointBatch, KeypointCrops, KeypointDataset, collate_keypoints
 from hrnet_fast.errors import ConfigError, InputError
+from hrnet_fast.evaluation.keypoints import check_keypoint_evaluation
 from hrnet_fast.keypoints import mirror_order
 from hrnet_fast.recipes.layouts import read_data
 from hrnet_fast.recipes.sections import EvaluationRecipe
@@ -65,6 +66,8 @@ class KeypointTask(RecipeTask):
                 f"inputs.heatmap_size={list(self.crops.heatmap_size)}, but the network gives {list(expected)} for "
                 f"inputs.input_size={list(self.crops.input_size)}."
             )
+        if self.val is not None:  # a mistake would otherwise be found behind the first epochs
+            check_keypoint_evaluation(self.val, self.crops, self.evaluation())
 
     @property
     def outputs(self) -> Sequence[str]:

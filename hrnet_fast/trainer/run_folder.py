@@ -21,7 +21,7 @@ from hrnet_fast.whole_files import remove_unfinished, written_whole
 RECIPE, ENVIRONMENT, LOG, LAST = "recipe.yaml", "environment.json", "log.jsonl", "last.pt"
 WEIGHTS = ("best.pth", "best_ema.pth", "final.pth", "final_ema.pth")
 FORMAT = 1  # of last.pt
-# Beginnings of the fields that a resumed run may have otherwise: they change no weight, or only what a broken file does.
+# Beginnings of the fields that a resumed run may have otherwise: they change no weight, a broken file's apart.
 MAY_DIFFER = ("data.workers", "data.skip_broken", "evaluation.")
 
 

@@ -54,7 +54,7 @@ class RunReports:
             one.record(full)
 
     def start(self, runner: StepRunner, environment: Mapping[str, Any], *, resumed: bool, note: str) -> None:
-        """Write how the run begins: its length, its first weights, its fast paths and their reasons, its environment."""
+        """Write how the run begins: length, first weights, fast paths and their reasons, environment."""
         order = self._order
         self.write(
             "start", iteration=self._progress.iteration, iterations=order.iterations,

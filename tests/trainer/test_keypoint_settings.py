@@ -17,6 +17,10 @@ MOUSE = Path(__file__).parents[1] / "data" / "mouse"
     ("setting", "named"),
     [
         ("inputs.flip_pairs=[[0, 99]]", r"inputs\.flip_pairs, for 17 keypoints: .*99"),
+        ("evaluation.decode=udp", "evaluation.decode asks for 'udp' and crops are made by 'dark'"),
+        ("evaluation.metric_options.size=foo", r"metric_options\.size='foo'"),
+        ("evaluation={metric: nme}", "no data set with 17 landmarks is known|give landmarks="),
+        ("evaluation={metric: pckh}", "needs metric_options.head_boxes"),
     ],
 )
 def test_a_setting_is_refused_before_training(setting: str, named: str) -> None:
