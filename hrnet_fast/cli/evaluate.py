@@ -166,7 +166,8 @@ def validation_task(recipe: Recipe, data: Path, device: str) -> RecipeTask:
         raise InputError("the recipe has no data for evaluation; --set data.val={...} or data.hold_out=N names it.")
     if section.val is not None:
         section = dataclasses.replace(section, train=section.val)
-    return build_task(dataclasses.replace(recipe, data=section, loop=loop), data, device=device)
+    evaluation = dataclasses.replace(recipe.evaluation, best="")  # of training: an option may take the figure away
+    return build_task(dataclasses.replace(recipe, data=section, loop=loop, evaluation=evaluation), data, device=device)
 
 
 def load_network(checkpoint: Path, task: RecipeTask, align_corners: bool | None, how: dict[str, Any]) -> HRNet:

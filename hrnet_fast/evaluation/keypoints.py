@@ -22,6 +22,7 @@ from hrnet_fast.evaluation.result import EvaluationResult, SampleResult
 from hrnet_fast.inference import flip_test
 from hrnet_fast.keypoints import METHODS, decode_keypoints, needs_shift, to_image
 from hrnet_fast.keypoints.methods import check_method, named_method
+from hrnet_fast.metrics.coco_ap import KEYPOINT_FIGURES, COCOKeypointAP
 from hrnet_fast.recipes.sections import EvaluationRecipe
 
 
@@ -94,8 +95,11 @@ def evaluate_keypoints(
     return EvaluationResult(figures, samples, count, skipped)
 
 
-def check_keypoint_evaluation(dataset: KeypointDataset, crops: KeypointCrops, evaluation: EvaluationRecipe) -> None:
+def check_keypoint_evaluation(dataset: KeypointDataset, crops: KeypointCrops, evaluation: EvaluationRecipe) -> set[str]:
     """Check what an evaluation asks for before there is a network: the decoding method, the metric, its files.
+
+    Returns:
+        The names of its figures.
 
     Raises:
         InputError: as :func:`evaluate_keypoints` would behind the last sample.
@@ -107,7 +111,10 @@ def check_keypoint_evaluation(dataset: KeypointDataset, crops: KeypointCrops, ev
     pose = KeypointPredictions(
         points, seen, points, seen, box, one, torch.zeros(1, dtype=torch.int64), one, one, ("",), ("row 0",)
     )
-    metric_of(evaluation)(pose, dataset, evaluation)
+    names: set[str] = set()
+    for metric in metric_of(evaluation)(pose, dataset, evaluation)[0]:
+        names.update(KEYPOINT_FIGURES if isinstance(metric, COCOKeypointAP) else metric.compute())
+    return names
 
 
 def _predict(

@@ -66,8 +66,8 @@ class KeypointTask(RecipeTask):
                 f"inputs.heatmap_size={list(self.crops.heatmap_size)}, but the network gives {list(expected)} for "
                 f"inputs.input_size={list(self.crops.input_size)}."
             )
-        if self.val is not None:  # a mistake would otherwise be found behind the first epochs
-            check_keypoint_evaluation(self.val, self.crops, self.evaluation())
+        if self.val is not None:
+            self._check_best(check_keypoint_evaluation(self.val, self.crops, self.evaluation()))
 
     @property
     def outputs(self) -> Sequence[str]:
