@@ -76,7 +76,7 @@ def train(
         recipe: the loop, the optimizer and the schedule.
         out: the run's folder. It is made; it may not have a run, unless `resume` is True.
         device: ``"cpu"``, ``"cuda"`` or a device's name.
-        resume: continue the run in `out`; its recipe must be this one.
+        resume: continue the run in `out`; its recipe must be this one, workers and evaluation apart.
         callbacks: receive records and progress.
         log_every: updates between two records of the loss.
         save_seconds, save_iterations: time and updates between two checkpoints within an epoch; 0 has none. There is
