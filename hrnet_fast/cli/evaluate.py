@@ -115,6 +115,8 @@ def evaluate(
     found = found.override(*changes) if changes else found
     if output is not None and output.exists():
         raise InputError(f"{output} exists already; give another --output.")
+    if output is not None and not output.parent.is_dir():
+        raise InputError(f"{output}: the folder {output.parent} is missing; make it, or give another --output.")
 
     import torch
 
@@ -141,14 +143,14 @@ def evaluate(
     }  # fmt: skip
     for line in model.assumptions:
         click.echo(line, err=True)
-    if output is not None:
-        _write(output, about | {"samples": [dataclasses.asdict(sample) for sample in result.samples]})
     if as_json:
         print_json(about)
-        return
-    print_table(("figure", "value>"), [(name, f"{value:.4f}") for name, value in result.figures.items()])
-    speed = result.count / seconds if seconds else 0.0
-    click.echo(f"{result.count} samples, {result.skipped} skipped; {speed:.1f} a second ({about['ran']})")
+    else:
+        print_table(("figure", "value>"), [(name, f"{value:.4f}") for name, value in result.figures.items()])
+        speed = result.count / seconds if seconds else 0.0
+        click.echo(f"{result.count} samples, {result.skipped} skipped; {speed:.1f} a second ({about['ran']})")
+    if output is not None:  # behind the figures, which a full disk then does not lose
+        _write(output, about | {"samples": [dataclasses.asdict(sample) for sample in result.samples]})
 
 
 def validation_task(recipe: Recipe, data: Path, device: str) -> RecipeTask:
@@ -164,7 +166,8 @@ def validation_task(recipe: Recipe, data: Path, device: str) -> RecipeTask:
         raise InputError("the recipe has no data for evaluation; --set data.val={...} or data.hold_out=N names it.")
     if section.val is not None:
         section = dataclasses.replace(section, train=section.val)
-    return build_task(dataclasses.replace(recipe, data=section, loop=loop), data, device=device)
+    evaluation = dataclasses.replace(recipe.evaluation, best="")  # of training: an option may take the figure away
+    return build_task(dataclasses.replace(recipe, data=section, loop=loop, evaluation=evaluation), data, device=device)
 
 
 def load_network(checkpoint: Path, task: RecipeTask, align_corners: bool | None, how: dict[str, Any]) -> HRNet:
@@ -174,14 +177,26 @@ def load_network(checkpoint: Path, task: RecipeTask, align_corners: bool | None,
         InputError: its head is none of the task's, or it has another number of outputs than the data.
     """
     from hrnet_fast.checkpoints import load_checkpoint
+
+    overrides: dict[str, Any] = {} if align_corners is None else {"align_corners": align_corners}
+    if task.recipe.task in ("pose", "landmarks"):
+        overrides["decode"] = task.recipe.evaluation.decode or task.keypoints
+    try:
+        model: HRNet = load_checkpoint(checkpoint, **how, **overrides)
+    except InputError:  # a network without heatmaps takes no decode: its head is what the user has to be told
+        overrides.pop("decode", None)
+        _check_outputs(checkpoint, load_checkpoint(checkpoint, **how, **overrides), task)
+        raise
+    _check_outputs(checkpoint, model, task)
+    return model
+
+
+def _check_outputs(checkpoint: Path, model: HRNet, task: RecipeTask) -> None:
+    """Raise InputError unless a network's head is one of the task's, with as many outputs as the data has."""
     from hrnet_fast.detection import DetectorConfig
     from hrnet_fast.recipes.model_options import HEADS_OF_TASK
 
     kind = task.recipe.task
-    overrides: dict[str, Any] = {} if align_corners is None else {"align_corners": align_corners}
-    if kind in ("pose", "landmarks"):
-        overrides["decode"] = task.recipe.evaluation.decode or task.keypoints
-    model: HRNet = load_checkpoint(checkpoint, **how, **overrides)
     heads = HEADS_OF_TASK[kind]
     if isinstance(model.config, DetectorConfig):
         raise InputError(f"{checkpoint}: a detector cannot do {kind}; that takes {' or '.join(heads)}.")
@@ -191,7 +206,6 @@ def load_network(checkpoint: Path, task: RecipeTask, align_corners: bool | None,
     wanted = task.outputs if isinstance(task.outputs, int) else len(task.outputs)
     if head.num_outputs != wanted:
         raise InputError(f"{checkpoint}: has {head.num_outputs} outputs and the data {wanted}; they must be equal.")
-    return model
 
 
 def one_size(recipe: Recipe) -> bool:

@@ -56,14 +56,11 @@ def evaluate_classification(
         DatasetError: a picture is broken.
     """
     check_network(WHAT, network)
-    if evaluation.metric != "top_k":
-        raise InputError(f"{WHAT}: metric={shown(evaluation.metric)}; accepted is 'top_k'.")
+    metric = _metric_of(dataset, evaluation)
     loader = EvaluationBatches(
         dataset, collate_classification, device, workers=workers, batch_size=batch_size, progress=progress
     )  # fmt: skip
     classes, made = dataset.num_classes, crops.evaluating()
-    ks = (1, 5) if classes >= 5 else (1,)
-    metric = make_metric(TopKAccuracy, options={"ks": ks, **evaluation.metric_options})
     columns: list[tuple[Tensor, ...]] = []
     names: list[tuple[str, str]] = []
     with torch.no_grad():
@@ -91,3 +88,24 @@ def evaluate_classification(
         for (path, row), label, found, best, own in zip(names, *whole, strict=True)
     )
     return EvaluationResult(metric.gather().compute(), samples, count, skipped)
+
+
+def check_classification_evaluation(dataset: ClassificationDataset, evaluation: EvaluationRecipe) -> set[str]:
+    """Check the metric that an evaluation asks for before there is a network.
+
+    Returns:
+        The names of its figures.
+
+    Raises:
+        InputError: as :func:`evaluate_classification`.
+    """
+    metric = _metric_of(dataset, evaluation)
+    metric.update(torch.zeros(1, dataset.num_classes), torch.zeros(1, dtype=torch.int64))
+    return set(metric.compute())
+
+
+def _metric_of(dataset: ClassificationDataset, evaluation: EvaluationRecipe) -> TopKAccuracy:
+    if evaluation.metric != "top_k":
+        raise InputError(f"{WHAT}: metric={shown(evaluation.metric)}; accepted is 'top_k'.")
+    ks = (1, 5) if dataset.num_classes >= 5 else (1,)
+    return make_metric(TopKAccuracy, options={"ks": ks, **evaluation.metric_options})

@@ -2,58 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import fields
 
 import torch
 from torch import Tensor
 
 from hrnet_fast.datasets import KeypointCrops, KeypointDataset, collate_keypoints
-from hrnet_fast.errors import InputError, shown
+from hrnet_fast.errors import InputError
 from hrnet_fast.evaluation.batches import (
     EvaluationBatches,
     Network,
     Progress,
     check_network,
     last_output,
-    make_metric,
     total_of,
 )
+from hrnet_fast.evaluation.keypoint_metrics import WHAT, KeypointPredictions, metric_of
 from hrnet_fast.evaluation.result import EvaluationResult, SampleResult
 from hrnet_fast.inference import flip_test
-from hrnet_fast.keypoints import METHODS, decode_keypoints, keypoint_set_of, needs_shift, to_image
+from hrnet_fast.keypoints import METHODS, decode_keypoints, needs_shift, to_image
 from hrnet_fast.keypoints.methods import check_method, named_method
-from hrnet_fast.metrics import NME, PCK, COCOKeypointAP, PCKh, PixelError
+from hrnet_fast.metrics.coco_ap import KEYPOINT_FIGURES, COCOKeypointAP
 from hrnet_fast.recipes.sections import EvaluationRecipe
-
-WHAT = "evaluate_keypoints"
-
-
-@dataclass(frozen=True)
-class KeypointPredictions:
-    """N predicted poses beside their annotations, on the host.
-
-    Attributes:
-        points, scores: [N, K, 2] in picture pixels and [N, K], as decoded.
-        targets, visible: [N, K, 2] and [N, K] of the annotations.
-        boxes: [N, 4], annotated or detected.
-        areas: [N] of the enlarged boxes, in square pixels.
-        image_ids, box_scores, box_sizes: [N]; see :class:`~hrnet_fast.datasets.KeypointSample`.
-        paths, rows: of each sample.
-    """
-
-    points: Tensor
-    scores: Tensor
-    targets: Tensor
-    visible: Tensor
-    boxes: Tensor
-    areas: Tensor
-    image_ids: Tensor
-    box_scores: Tensor
-    box_sizes: Tensor
-    paths: tuple[str, ...]
-    rows: tuple[str, ...]
 
 
 def evaluate_keypoints(
@@ -102,9 +72,7 @@ def evaluate_keypoints(
         DatasetError: a picture is broken.
     """
     check_network(WHAT, network)
-    compute = _METRICS.get(evaluation.metric)
-    if compute is None:
-        raise InputError(f"{WHAT}: metric={shown(evaluation.metric)}; accepted are {', '.join(_METRICS)}.")
+    fill = metric_of(evaluation)
     loader = EvaluationBatches(
         dataset, collate_keypoints, device, workers=workers, batch_size=batch_size, progress=progress
     )
@@ -112,7 +80,10 @@ def evaluate_keypoints(
     count, skipped = total_of(len(found.paths), loader.skipped)
     if not count:
         raise InputError(f"{WHAT}: no sample is left to evaluate, {skipped} were skipped.")
-    figures, own = compute(found, dataset, evaluation)
+    metrics, own = fill(found, dataset, evaluation)
+    figures: dict[str, float] = {}
+    for metric in metrics:
+        figures |= metric.gather().compute()
     shape = found.points.shape[:2]
     rows = torch.cat([found.points, found.scores.reshape(*shape, 1)], dim=2).tolist()
     samples = tuple(
@@ -122,6 +93,28 @@ def evaluate_keypoints(
         )
     )
     return EvaluationResult(figures, samples, count, skipped)
+
+
+def check_keypoint_evaluation(dataset: KeypointDataset, crops: KeypointCrops, evaluation: EvaluationRecipe) -> set[str]:
+    """Check what an evaluation asks for before there is a network: the decoding method, the metric, its files.
+
+    Returns:
+        The names of its figures.
+
+    Raises:
+        InputError: as :func:`evaluate_keypoints` would behind the last sample.
+    """
+    decoding_method(None, crops, evaluation)
+    keypoints = len(dataset.names)
+    points = torch.arange(1.0, 2 * keypoints + 1).view(1, keypoints, 2)
+    seen, box, one = torch.ones(1, keypoints), torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1)
+    pose = KeypointPredictions(
+        points, seen, points, seen, box, one, torch.zeros(1, dtype=torch.int64), one, one, ("",), ("row 0",)
+    )
+    names: set[str] = set()
+    for metric in metric_of(evaluation)(pose, dataset, evaluation)[0]:
+        names.update(KEYPOINT_FIGURES if isinstance(metric, COCOKeypointAP) else metric.compute())
+    return names
 
 
 def _predict(
@@ -175,7 +168,7 @@ def _no_poses(keypoints: int) -> list[Tensor]:
     return [torch.zeros(shape) for shape in shapes + [(0,)] * missing]
 
 
-def decoding_method(network: Network, crops: KeypointCrops, evaluation: EvaluationRecipe) -> str:
+def decoding_method(network: Network | None, crops: KeypointCrops, evaluation: EvaluationRecipe) -> str:
     """Return the method of decoding: the recipe's, else the network's, else the crops'.
 
     Raises:
@@ -195,100 +188,3 @@ def decoding_method(network: Network, crops: KeypointCrops, evaluation: Evaluati
 
 def _convention(method: str) -> str:
     return "msra" if method == "dark" else method
-
-
-def _distances(found: KeypointPredictions) -> Tensor:
-    """Return the mean distance of each sample's visible points over the longer side of its box, [N] in float64."""
-    seen = found.visible > 0
-    apart = torch.where(seen, (found.points.double() - found.targets.double()).norm(dim=2), 0)
-    return apart.sum(1) / seen.sum(1) / found.boxes[:, 2:].amax(1).double()
-
-
-def _coco(
-    found: KeypointPredictions, dataset: KeypointDataset, evaluation: EvaluationRecipe
-) -> tuple[dict[str, float], Tensor]:
-    options = {"category_id": dataset.category_id, **evaluation.metric_options}
-    annotations = options.pop("annotations", dataset.annotations)
-    if not annotations:
-        raise InputError(
-            f"{WHAT}: metric='coco' needs annotations in COCO's format, and this data set has none; take 'pck'."
-        )
-    metric = make_metric(COCOKeypointAP, annotations, options=options)
-    if len(found.paths):
-        metric.update(found.points, found.scores, found.image_ids, found.areas, found.box_scores)
-    return metric.gather().compute(), _distances(found)
-
-
-def _pckh(
-    found: KeypointPredictions, dataset: KeypointDataset, evaluation: EvaluationRecipe
-) -> tuple[dict[str, float], Tensor]:
-    options = dict(evaluation.metric_options)
-    annotations = Path(dataset.annotations)
-    file = Path(options.pop("head_boxes", annotations.with_name(f"gt_{annotations.stem}.mat")))
-    metric = make_metric(PCKh, options=options)
-    targets, counted, heads = _mpii_truth(file)
-    rows = [int(row.removeprefix("row ")) for row in found.rows]
-    if rows and max(rows) >= len(targets):
-        raise InputError(f"{WHAT}: {file} has {len(targets)} persons, none for row {max(rows)}; give the split's.")
-    if rows:
-        metric.update(found.points + 1, targets[rows], counted[rows], heads[rows])  # its points count from 1
-    return metric.gather().compute(), _distances(found)
-
-
-def _mpii_truth(path: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """Return points [N, 16, 2] counted from 1, which of them count [N, 16], and head boxes [N, 4] of MPII.
-
-    The authors' ``annot/gt_valid.mat`` (``lib/dataset/mpii.py::evaluate``).
-
-    Raises:
-        InputError: the file or scipy is missing, or it has other content.
-    """
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise InputError(f"{WHAT}: metric='pckh' reads {path} with scipy: pip install scipy.") from error
-    try:
-        content = loadmat(path)
-        points, missing, heads = (
-            torch.from_numpy(content[name].astype("float64")) for name in ("pos_gt_src", "jnt_missing", "headboxes_src")
-        )
-    except (OSError, KeyError, ValueError, NotImplementedError) as error:
-        raise InputError(
-            f"{WHAT}: {path} cannot be read ({error}); metric='pckh' needs the authors' file of head boxes, or take "
-            "'pck'."
-        ) from error
-    return points.permute(2, 0, 1), 1 - missing.T, heads.permute(2, 0, 1).reshape(-1, 4)
-
-
-def _pck(
-    found: KeypointPredictions, dataset: KeypointDataset, evaluation: EvaluationRecipe
-) -> tuple[dict[str, float], Tensor]:
-    options = dict(evaluation.metric_options)
-    size = options.pop("size", "box")
-    if size not in ("box", "pixels"):
-        raise InputError(f"{WHAT}: metric_options.size={shown(size)}; accepted are 'box' and 'pixels'.")
-    shares, pixels = make_metric(PCK, options=options), PixelError()
-    if len(found.paths):
-        sides = found.boxes[:, 2:].amax(1) if size == "box" else None
-        shares.update(found.points, found.targets, found.visible, sides)
-        pixels.update(found.points, found.targets, found.visible)
-    return shares.gather().compute() | pixels.gather().compute(), _distances(found)
-
-
-def _nme(
-    found: KeypointPredictions, dataset: KeypointDataset, evaluation: EvaluationRecipe
-) -> tuple[dict[str, float], Tensor]:
-    metric = make_metric(NME, options=evaluation.metric_options)
-    known = keypoint_set_of(len(dataset.names))
-    aflw = known is not None and known.name == "aflw"
-    by_size = metric.landmarks == "size" or (metric.landmarks is None and aflw)
-    own = torch.zeros(0, dtype=torch.float64)
-    if len(found.paths):
-        metric.update(found.points, found.targets, found.box_sizes if by_size else None)
-        own = torch.tensor(list(metric.per_image().values()), dtype=torch.float64)
-    return metric.gather().compute(), own
-
-
-_METRICS: dict[
-    str, Callable[[KeypointPredictions, KeypointDataset, EvaluationRecipe], tuple[dict[str, float], Tensor]]
-] = {"coco": _coco, "pckh": _pckh, "pck": _pck, "nme": _nme}

@@ -59,10 +59,7 @@ def evaluate_segmentation(
         DatasetError: a picture or mask is broken.
     """
     check_network(WHAT, network)
-    if evaluation.metric != "miou":
-        raise InputError(f"{WHAT}: metric={shown(evaluation.metric)}; accepted is 'miou'.")
-    options = {"names": dataset.names or None, **evaluation.metric_options}
-    metric = make_metric(ConfusionMatrix, dataset.num_classes, dataset.ignore_label, options=options)
+    metric = _metric_of(dataset, evaluation)
     scored = _ScoredBatches(network, dataset, crops, evaluation, batch_size, align_corners)
     collate = CollateSegmentation(dataset.ignore_label)
     loader = EvaluationBatches(dataset, collate, device, workers=workers, batch_size=batch_size, progress=progress)
@@ -90,6 +87,26 @@ def evaluate_segmentation(
     own = torch.stack(correct).tolist() if correct else []
     samples = tuple(SampleResult(path, row, share, {}) for (path, row), share in zip(names, own, strict=True))
     return EvaluationResult(figures, samples, count, skipped)
+
+
+def check_segmentation_evaluation(dataset: SegmentationDataset, evaluation: EvaluationRecipe) -> set[str]:
+    """Check the metric that an evaluation asks for before there is a network.
+
+    Returns:
+        The names of its figures; those of classes that do not occur will be missing.
+
+    Raises:
+        InputError: as :func:`evaluate_segmentation`.
+    """
+    classes = {f"iou/{name}" for name in _metric_of(dataset, evaluation).names}
+    return {"miou", "mean_accuracy", "pixel_accuracy"} | classes
+
+
+def _metric_of(dataset: SegmentationDataset, evaluation: EvaluationRecipe) -> ConfusionMatrix:
+    if evaluation.metric != "miou":
+        raise InputError(f"{WHAT}: metric={shown(evaluation.metric)}; accepted is 'miou'.")
+    options = {"names": dataset.names or None, **evaluation.metric_options}
+    return make_metric(ConfusionMatrix, dataset.num_classes, dataset.ignore_label, options=options)
 
 
 def predict_classes(

@@ -23,7 +23,7 @@ EVALUATORS = {
     "faster-coco-eval": ("faster_coco_eval", "faster_coco_eval", "COCOeval_faster"),
     "pycocotools": ("pycocotools.coco", "pycocotools.cocoeval", "COCOeval"),
 }
-_KEYPOINT_FIGURES = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
+KEYPOINT_FIGURES = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
 _BOX_FIGURES = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100", "ARS", "ARM", "ARL")
 _SUPPRESSIONS = {"oks": oks_nms, "soft": soft_oks_nms}
 
@@ -75,7 +75,7 @@ class _COCOMetric(Metric):
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-        names = _KEYPOINT_FIGURES if self._kind == "keypoints" else _BOX_FIGURES
+        names = KEYPOINT_FIGURES if self._kind == "keypoints" else _BOX_FIGURES
         return {name: float(value) for name, value in zip(names, evaluation.stats, strict=True)}
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hrnet_fast.datasets import ClassificationBatch, ClassificationCrops, ClassificationDataset, collate_classification
 from hrnet_fast.errors import ConfigError
+from hrnet_fast.evaluation.classification import check_classification_evaluation
 from hrnet_fast.keypoints.methods import NO_HEATMAPS
 from hrnet_fast.recipes.task_fields import make_inputs
 from hrnet_fast.trainer.recipe_task import RecipeTask
@@ -32,6 +33,7 @@ class ClassificationTask(RecipeTask):
         self.train.transform = self.crops.transform(training=True)
         if self.val is not None:
             self.val.transform = self.crops.transform(training=False)
+            self._check_best(check_classification_evaluation(self.val, self.evaluation()))
 
     @property
     def outputs(self) -> int:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from hrnet_fast.datasets import KeypointBatch, KeypointCrops, KeypointDataset, collate_keypoints
-from hrnet_fast.errors import ConfigError
+from hrnet_fast.errors import ConfigError, InputError
+from hrnet_fast.evaluation.keypoints import check_keypoint_evaluation
+from hrnet_fast.keypoints import mirror_order
 from hrnet_fast.recipes.layouts import read_data
 from hrnet_fast.recipes.sections import EvaluationRecipe
 from hrnet_fast.recipes.task_fields import make_inputs
@@ -64,6 +66,8 @@ class KeypointTask(RecipeTask):
                 f"inputs.heatmap_size={list(self.crops.heatmap_size)}, but the network gives {list(expected)} for "
                 f"inputs.input_size={list(self.crops.input_size)}."
             )
+        if self.val is not None:
+            self._check_best(check_keypoint_evaluation(self.val, self.crops, self.evaluation()))
 
     @property
     def outputs(self) -> Sequence[str]:
@@ -99,6 +103,10 @@ class KeypointTask(RecipeTask):
             changes["upper_body"] = data.upper_body
         crops = make_inputs(self.recipe.task, given, **changes)
         assert isinstance(crops, KeypointCrops)
+        try:
+            mirror_order(crops.flip_pairs or (), len(data.names))
+        except InputError as error:
+            raise ConfigError(f"inputs.flip_pairs, for {len(data.names)} keypoints: {error}") from error
         return crops
 
     def _read_data(self) -> tuple[KeypointDataset, KeypointDataset | None]:

@@ -76,7 +76,7 @@ def train(
         recipe: the loop, the optimizer and the schedule.
         out: the run's folder. It is made; it may not have a run, unless `resume` is True.
         device: ``"cpu"``, ``"cuda"`` or a device's name.
-        resume: continue the run in `out`; its recipe must be this one.
+        resume: continue the run in `out`; its recipe must be this one, workers and evaluation apart.
         callbacks: receive records and progress.
         log_every: updates between two records of the loss.
         save_seconds, save_iterations: time and updates between two checkpoints within an epoch; 0 has none. There is
@@ -89,7 +89,7 @@ def train(
     Raises:
         InputError: `out` has a run and `resume` is False, or has none and it is True; or another argument is invalid.
         ConfigError: the recipe cannot be trained here, or is not the run's.
-        CheckpointError: a checkpoint cannot be read or written.
+        CheckpointError: a checkpoint cannot be read or written, or a resumed run has lost it.
         DatasetError: a sample cannot be read; the message names its file.
         TrainingError: the loss or the weights are not finite, or a process of the run failed.
     """

@@ -57,7 +57,7 @@ def _initialise(model: HRNet, init: str | os.PathLike[str]) -> None:
         load_backbone(model, init)
         note = f"initialised with the trunk of {os.fspath(init)}; the head has random weights"
     model.notes = (*model.notes, note)
-    logger.info("%s", note)
+    logger.warning("%s", note)
 
 
 def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str, Any]]:

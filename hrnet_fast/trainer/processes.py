@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from hrnet_fast.checks import check_device
 from hrnet_fast.errors import InputError
@@ -69,6 +69,15 @@ class Processes:
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]  # type: ignore[no-any-return]
+
+    def share_buffers(self, network: nn.Module) -> None:
+        """Copy the first process's buffers, such as running statistics, to the network of each process.
+
+        They are of the device, and go through the group that ``DistributedDataParallel`` uses.
+        """
+        if self.count > 1:
+            for buffer in network.buffers():
+                distributed.broadcast(buffer, 0)
 
     def _reduced(self, values: Sequence[float], operation: Any) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64)

@@ -21,7 +21,6 @@ class RunProgress:
         window: losses since the last record of a step.
         epoch_loss: sum of this epoch's losses so far.
         epoch_seconds, epoch_waited: time of this epoch so far, and of it waiting for data.
-        seconds: time of the run so far, evaluations and checkpoints included.
         best: the best figure by the kind of weights, ``"raw"`` or ``"ema"``, and ``best_epoch`` its epoch.
         skipped: broken samples that were left out: file, row and reason.
         finished: whether all is done.
@@ -33,7 +32,6 @@ class RunProgress:
     epoch_loss: float = 0.0
     epoch_seconds: float = 0.0
     epoch_waited: float = 0.0
-    seconds: float = 0.0
     best: dict[str, float] = field(default_factory=dict)
     best_epoch: dict[str, int] = field(default_factory=dict)
     skipped: list[list[str]] = field(default_factory=list)
@@ -57,6 +55,10 @@ class RunProgress:
             return False
         best = self.best.get(weights)
         return best is None or (figure > best if higher else figure < best)
+
+    def forget_best(self) -> None:
+        """Drop the best figures, which later ones cannot be compared with."""
+        self.best, self.best_epoch = {}, {}
 
     def data(self) -> dict[str, Any]:
         """Return all of it as plain data."""

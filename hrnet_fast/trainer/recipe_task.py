@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,11 @@ class RecipeTask(ABC):
         result = getattr(evaluation, self.evaluator)(network, self.val, crops, self.evaluation(), device, **options)
         assert isinstance(result, EvaluationResult)
         return result
+
+    def _check_best(self, figures: Collection[str]) -> None:
+        """Refuse a figure that evaluations will not have, before training."""
+        if self.best not in figures:
+            raise ConfigError(f"evaluation.best={self.best!r}; accepted are {', '.join(sorted(figures))}.")
 
     def _network_config(self) -> HRNetConfig:
         outputs = self.outputs

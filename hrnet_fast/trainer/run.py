@@ -24,7 +24,7 @@ from hrnet_fast.trainer.progress_state import RunProgress, state_of_process
 from hrnet_fast.trainer.random_state import random_state, restore_random_state, seed_steps
 from hrnet_fast.trainer.records import RunLog, environment
 from hrnet_fast.trainer.run_evaluation import RunEvaluation, StopRequestedError
-from hrnet_fast.trainer.run_folder import RunFolder, check_same_run
+from hrnet_fast.trainer.run_folder import RunFolder, check_same_run, measures_otherwise
 from hrnet_fast.trainer.run_reports import RunReports
 from hrnet_fast.trainer.sampler import TrainingOrder
 from hrnet_fast.trainer.schedule import Schedule
@@ -56,7 +56,7 @@ class TrainingRun:
         save_iterations: int,
     ) -> None:
         self._task, self._recipe, self._processes, self._requests = task, recipe, processes, requests
-        self._save_seconds, self._save_iterations, self._resumed = save_seconds, save_iterations, resume
+        self._save_seconds, self._save_iterations = save_seconds, save_iterations
         self._batches: TrainingBatches | None = None
         self._losses = PendingLosses(processes.device)
         self._bad: UpdateLoss | None = None
@@ -66,10 +66,13 @@ class TrainingRun:
         self._schedule = Schedule(recipe.schedule, order.iterations_per_epoch, loop.epochs)
         self._folder = processes.from_first(lambda: RunFolder(out, resume))
         state = self._folder.load() if resume else None
+        self._resumed = state is not None
         if state is not None:
             check_same_run(out, state, recipe, samples)
         own, self._note = (None, "") if state is None else state_of_process(state["processes"], processes)
         self._progress = RunProgress() if own is None else RunProgress(**own["progress"])
+        if state is not None and measures_otherwise(state["recipe"], recipe):
+            self._progress.forget_best()
         self._reports = RunReports(order, processes, self._progress, callbacks, log_every)
         if self._progress.finished:
             self._evaluation: RunEvaluation | None = None

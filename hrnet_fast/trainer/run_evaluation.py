@@ -76,6 +76,7 @@ class RunEvaluation:
             for weights in kinds:
                 begin = time.perf_counter()
                 network = self._runner.network(weights).eval()
+                self._processes.share_buffers(network)  # the files hold the first process's
                 with kept_host_random_states(), torch.no_grad():
                     result = self._task.evaluate(network, self._processes.device, progress=self._evaluating)
                 found[weights] = result, time.perf_counter() - begin

@@ -15,12 +15,14 @@ from hrnet_fast.checkpoints import FAMILIES, convert_checkpoint, save_checkpoint
 from hrnet_fast.errors import CheckpointError, ConfigError, HRNetFastError, InputError, shown
 from hrnet_fast.models import HRNet
 from hrnet_fast.recipes.recipe import Recipe
+from hrnet_fast.trainer.records import read_log
 from hrnet_fast.whole_files import remove_unfinished, written_whole
 
 RECIPE, ENVIRONMENT, LOG, LAST = "recipe.yaml", "environment.json", "log.jsonl", "last.pt"
 WEIGHTS = ("best.pth", "best_ema.pth", "final.pth", "final_ema.pth")
 FORMAT = 1  # of last.pt
-MAY_DIFFER = ("data.workers",)  # fields that a resumed run may have otherwise: they change no number
+# Beginnings of the fields that a resumed run may have otherwise: they change no weight, a broken file's apart.
+MAY_DIFFER = ("data.workers", "data.skip_broken", "evaluation.")
 
 
 class RunFolder:
@@ -38,7 +40,7 @@ class RunFolder:
     def __init__(self, path: Path, resume: bool) -> None:
         self.path = path
         self.last, self.log = path / LAST, path / LOG
-        present = [name for name in (RECIPE, LOG, LAST) if (path / name).exists()]
+        present = [name for name in (RECIPE, LOG, LAST, *WEIGHTS) if (path / name).exists()]
         if present and not resume:
             raise InputError(
                 f"train: {path} has a run already ({', '.join(present)}); resume it, or give another folder."
@@ -77,9 +79,18 @@ class RunFolder:
         """Return the content of ``last.pt`` with tensors on the CPU, or None where a run ended before its first one.
 
         Raises:
-            CheckpointError: it cannot be read.
+            CheckpointError: it cannot be read, or it is missing and the folder has weights or records of updates.
+            InputError: it is missing, and the log cannot be read.
         """
         if not self.last.exists():
+            done = [name for name in WEIGHTS if (self.path / name).exists()]
+            if self.log.exists() and any(record.get("iteration") for record in read_log(self.log)):
+                done.append(f"updates in {LOG}")
+            if done:
+                raise CheckpointError(
+                    f"{self.last}: is missing, and the run in its folder has {', '.join(done)}; restore a copy of it, "
+                    "or start a run in another folder."
+                )
             return None
         try:
             state = torch.load(self.last, map_location="cpu", weights_only=True)
@@ -135,11 +146,11 @@ def check_same_run(path: Path, state: Mapping[str, Any], recipe: Recipe, samples
     """Compare the run in a folder with the recipe and the number of samples that are to go on with it.
 
     Raises:
-        ConfigError: fields of the recipe differ, other than those that change no number, or the number of samples does;
+        ConfigError: fields of the recipe differ, other than `MAY_DIFFER`, or the number of samples does;
             the message names them.
     """
     then, now = dict(_fields(state["recipe"])), dict(_fields(recipe.to_dict()))
-    names = [k for k in {**then, **now} if then.get(k) != now.get(k) and k not in MAY_DIFFER]
+    names = [k for k in {**then, **now} if then.get(k) != now.get(k) and not k.startswith(MAY_DIFFER)]
     if names:
         told = "; ".join(f"{k} was {shown(then.get(k))}, is {shown(now.get(k))}" for k in names)
         raise ConfigError(
@@ -151,6 +162,12 @@ def check_same_run(path: Path, state: Mapping[str, Any], recipe: Recipe, samples
             f"train: the run in {path} has {state['samples']} training samples, the data here has {samples}; resume it "
             "with its own data."
         )
+
+
+def measures_otherwise(then: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Whether a recipe's figures cannot be compared with those of the run's recipe so far: its evaluation differs."""
+    before, now = dict(then["evaluation"]), dict(recipe.to_dict()["evaluation"])
+    return any(before.get(name) != now.get(name) for name in {*before, *now} - {"batch_size"})
 
 
 def _fields(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -54,12 +54,12 @@ class RunReports:
             one.record(full)
 
     def start(self, runner: StepRunner, environment: Mapping[str, Any], *, resumed: bool, note: str) -> None:
-        """Write how the run begins: its length, its fast paths and their reasons, its environment."""
+        """Write how the run begins: length, first weights, fast paths and their reasons, environment."""
         order = self._order
         self.write(
             "start", iteration=self._progress.iteration, iterations=order.iterations,
             iterations_per_epoch=order.iterations_per_epoch, epochs=order.loop.epochs, samples=order.samples,
-            left_out=order.left_out, resumed=resumed, note=note,
+            left_out=order.left_out, resumed=resumed, note=note, notes=getattr(runner.model, "notes", ()),
             parameters=sum(p.numel() for p in runner.model.parameters()), choices=runner.explain(),
             environment=environment,
         )  # fmt: skip

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hrnet_fast.datasets import CollateSegmentation, SegmentationBatch, SegmentationCrops, SegmentationDataset
 from hrnet_fast.errors import ConfigError
+from hrnet_fast.evaluation.segmentation import check_segmentation_evaluation
 from hrnet_fast.keypoints.methods import NO_HEATMAPS
 from hrnet_fast.recipes.task_fields import make_inputs
 from hrnet_fast.trainer.recipe_task import RecipeTask
@@ -32,6 +33,8 @@ class SegmentationTask(RecipeTask):
         changes = {} if given["swapped_classes"] else {"swapped_classes": self.train.swapped_classes}
         self.crops: SegmentationCrops = make_inputs(self.recipe.task, given, **changes)
         self.collate = CollateSegmentation(self.train.ignore_label)
+        if self.val is not None:
+            self._check_best(check_segmentation_evaluation(self.val, self.evaluation()))
 
     @property
     def outputs(self) -> int:

@@ -224,10 +224,12 @@ def test_refusals(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "no recipe given" in refused(capsys, *base)
     hold_out = ("--recipe", "small/mouse", "--set", "data.hold_out=2")
     classes = checkpoint(tmp_path, "c", "timm", 17)
-    assert "no heatmaps" in refused(capsys, "eval", classes, *base[2:], *hold_out)
+    assert "a c head cannot do pose; that takes v1" in refused(capsys, "eval", classes, *base[2:], *hold_out)
     assert "no size; give height and width" in refused(capsys, *base, *hold_out, "--window", "32")
     assert "evaluation.scales" in refused(capsys, *base, *hold_out, "--scales", "0.5,1")
     pose = checkpoint(tmp_path, "v1", "pose", 5)
+    lost = ("--output", tmp_path / "missing" / "answers.json")
+    assert "missing is missing; make it" in refused(capsys, "eval", pose, *base[2:], *hold_out, *lost)
     assert "has 5 outputs and the data 17" in refused(capsys, "eval", pose, "--data", MOUSE, *hold_out)
 
 

@@ -297,7 +297,8 @@ def test_detections_are_evaluated_in_place_of_annotated_boxes(tmp_path: Path) ->
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
     part = "{annotations: truth.json, images: .}"
     data = f"data={{layout: coco_keypoints, train: {part}, val: {part}}}"
-    settings = (data, "evaluation={metric: coco, detections: boxes.json}", "inputs.flip_pairs=null")
+    measured = "evaluation={metric: coco, detections: boxes.json, metric_options: {sigmas: [0.025, 0.025]}}"
+    settings = (data, measured, "inputs.flip_pairs=null")
     task = build_task(mouse(*settings), tmp_path, device="cpu")
     assert (len(task.train), len(task.val), task.best) == (1, 2, "AP")
     assert task.val.annotation(1).box.tolist() == [0, 0, 31, 30]

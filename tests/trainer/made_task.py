@@ -176,18 +176,19 @@ def recipe(**changes: Any) -> Recipe:
     """Return a recipe of three epochs; `changes` are fields of its loop, or of its other parts by their names."""
     optimizer = {"kind": "sgd", "lr": 0.05} | changes.pop("optimizer", {})
     schedule = {"kind": "poly", "warmup_iterations": 2} | changes.pop("schedule", {})
-    workers = changes.pop("workers", 0)
+    data = {"workers": changes.pop("workers", 0), "skip_broken": changes.pop("skip_broken", False)}
+    evaluation = changes.pop("evaluation", {})
     return Recipe(
         task="segmentation",
         description="made",
         model=ModelRecipe("hrnetv2_w18_seg"),
-        data=DataRecipe("mask_folders", {"images": "images", "masks": "masks", "num_classes": 3}, workers=workers),
+        data=DataRecipe("mask_folders", {"images": "images", "masks": "masks", "num_classes": 3}, **data),
         inputs={},
         loss={"kind": "pixel_cross_entropy"},
         optimizer=OptimizerRecipe(**optimizer),
         schedule=ScheduleRecipe(**schedule),
         loop=LoopRecipe(**({"epochs": 3, "batch_size": 4} | changes)),
-        evaluation=EvaluationRecipe(metric="miou"),
+        evaluation=EvaluationRecipe(**({"metric": "miou"} | evaluation)),
     )
 
 

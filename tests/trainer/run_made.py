@@ -45,12 +45,12 @@ def made_task(options: dict[str, Any]) -> MadeTask:
     dtype = getattr(torch, fields.pop("dtype", "float32"))
     pictures = dict(fields.pop("pictures", {}))
     pictures["failing"] = dict.fromkeys(pictures.get("failing", ()), OSError)
-    val = Pictures(4, dtype=dtype) if fields.pop("val", False) else None
+    val = Pictures(4, dtype=dtype, noise=pictures.get("noise", 0.1)) if fields.pop("val", False) else None
     return MadeTask(Pictures(dtype=dtype, **pictures), val, **fields)
 
 
 def run(out: str, options: dict[str, Any]) -> int:
-    """Train once, and return the exit code."""
+    """Train once, print the exit code and this process's own figures, and return the exit code."""
     os.environ |= options.get("environment", {})
     callbacks = []
     if "die" in options:
@@ -59,7 +59,10 @@ def run(out: str, options: dict[str, Any]) -> int:
     if "die_in_save" in options:
         die_in_save(options["die_in_save"])
     made = recipe(**options.get("recipe", {}))
-    return train(made_task(options), made, out, callbacks=callbacks, **options.get("train", {})).exit_code
+    outcome = train(made_task(options), made, out, callbacks=callbacks, **options.get("train", {}))
+    figures = {weights: dict(result.figures) for weights, result in outcome.evaluations.items()}
+    print(outcome.exit_code, json.dumps(figures))
+    return outcome.exit_code
 
 
 if __name__ == "__main__":
@@ -69,6 +72,6 @@ if __name__ == "__main__":
         sys.exit(run(sys.argv[1], given))
     for one in given:
         try:
-            print(run(one.pop("out", sys.argv[1]), one))
+            run(one.pop("out", sys.argv[1]), one)
         except HRNetFastError as error:
             print(f"{type(error).__name__}: {error}")

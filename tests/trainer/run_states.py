@@ -12,7 +12,7 @@ from hrnet_fast.trainer import read_log
 
 TIMES = ("images_per_second", "wait_share", "seconds", "environment")
 
-APART = ("log_size", "epoch_seconds", "epoch_waited", "seconds", "workers")  # of states
+APART = ("log_size", "epoch_seconds", "epoch_waited", "workers")  # of states
 
 
 def numbers_of_log(folder: Path) -> list[dict[str, Any]]:

@@ -160,6 +160,39 @@ def test_a_folder_holds_one_run(uninterrupted: Path, tmp_path: Path) -> None:
         train(task(), recipe(), tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("left", [("recipe.yaml", "log.jsonl"), ("best.pth",)])
+def test_a_run_without_its_state_is_not_begun_anew(left: tuple[str, ...], uninterrupted: Path, tmp_path: Path) -> None:
+    for name in left:
+        (tmp_path / name).write_bytes((uninterrupted / name).read_bytes())
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(hf.InputError, match="has a run already"):
+        train(task(), recipe(**OPTIONS), tmp_path)
+    with pytest.raises(hf.CheckpointError, match=r"last\.pt: is missing, .* restore a copy"):
+        train(task(), recipe(**OPTIONS), tmp_path, resume=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_run_that_ended_before_its_first_state_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"kind": "start", "iteration": 0}\n{"kind": "stop", "iteration": 0}\n')
+    assert train(MadeTask(), recipe(epochs=1), tmp_path, resume=True).finished
+    assert [r["resumed"] for r in read_log(tmp_path / "log.jsonl") if r["kind"] == "start"] == [False]
+
+
+def test_a_mistake_in_the_evaluation_is_mended_by_resuming(tmp_path: Path) -> None:
+    """What was trained stays, and the best weights are those of the new figure."""
+    made = {"figures": [0.9, 0.5, 0.4], "val": Pictures(2)}
+    with pytest.raises(hf.ConfigError, match="best='AP' is no figure"):
+        train(MadeTask(**made, best="AP"), recipe(evaluation={"best": "AP"}), tmp_path)
+    mended = recipe(evaluation={"best": "score"}, skip_broken=True)
+    outcome = train(MadeTask(**made), mended, tmp_path, callbacks=[At(6, terminate)], resume=True)
+    assert (outcome.iterations, outcome.best) == (6, {"raw": 0.9})
+    assert [r["iteration"] for r in read_log(tmp_path / "log.jsonl") if r["kind"] == "start"] == [0, 3]
+    outcome = train(MadeTask(**made), recipe(evaluation={"flip": True}), tmp_path, resume=True)
+    assert (outcome.best, outcome.best_epoch) == ({"raw": 0.9}, {"raw": 2})
+    outcome = train(MadeTask(**made), recipe(evaluation={"flip": True, "batch_size": 3}), tmp_path, resume=True)
+    assert outcome.best == {"raw": 0.9}
+
+
 def test_a_run_that_another_process_writes_is_refused(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     program = (

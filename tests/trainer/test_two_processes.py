@@ -84,12 +84,18 @@ def test_two_processes_train_as_one_would(tmp_path: Path) -> None:
     one, two, failed = tmp_path / "one", tmp_path / "two", tmp_path / "failed"
     failing = {"task": {"pictures": {"failing": [5]}}, "recipe": {"batch_size": 2}, "train": {"save_iterations": 1}}
     resuming = {**OPTIONS, "train": {**OPTIONS["train"], "resume": True}}
-    said = in_two_processes(two, [{**OPTIONS, "die": [15, 4]}, resuming, {**failing, "out": str(failed)}])
+    own = {"task": {"val": True, "pictures": {"count": 8, "noise": 0.0}}, "recipe": {"ema": 0.9, "epochs": 1}}
+    own["out"] = str(tmp_path / "own")
+    said = in_two_processes(two, [{**OPTIONS, "die": [15, 4]}, resuming, {**failing, "out": str(failed)}, own])
     assert [[line.split()[0] for line in lines[:2]] for lines in said] == [["143", "0"]] * 2
     data, other = sorted(lines[2] for lines in said)
     assert data.startswith("DatasetError: sample 5 (picture_5.png) cannot be read")
     assert other.startswith("TrainingError: Another process")
     assert state_of(failed)["iteration"] < 6
+    # Without sync_bn each process has statistics of its own, and all evaluate with those that the files hold.
+    figures = [json.loads(lines[3].partition(" ")[2]) for lines in said]
+    assert figures[0].keys() == {"raw", "ema"}
+    assert figures[0] == figures[1]
 
     train(made_task(OPTIONS), recipe(**OPTIONS["recipe"]), one, **OPTIONS["train"])
     assert [r["iteration"] for r in read_log(two / "log.jsonl") if r["kind"] == "start"] == [0, 4]
