@@ -1,0 +1,43 @@
+"""Inputs of detectors that are refused: pictures, sizes and targets."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_detectors import target, tiny_detector
+from tiny_networks import image
+
+from hrnet_fast.detection import ImageMeta, Target
+from hrnet_fast.errors import InputError
+
+OBJECTS = [[8.0, 8.0, 60.0, 50.0], [40.0, 30.0, 120.0, 90.0]]
+
+BAD: dict[str, tuple[str, Any]] = {
+    "an array": ("accepted is a normalised batch", lambda m: m(np.zeros((3, 8, 8)))),
+    "no picture": ("no picture", lambda m: m([])),
+    "floating pixels": ("accepted are a path", lambda m: m([np.zeros((8, 8, 3))])),
+    "a missing file": ("no such image", lambda m: m(["nowhere.png"])),
+    "too few sizes": ("need as many ImageMeta", lambda m: m.predict(image(batch=2), [ImageMeta((64, 64))])),
+    "a size beyond": ("does not lie in the batch", lambda m: m.predict(image(), [ImageMeta((65, 64))])),
+    "a scale of zero": ("must be positive", lambda m: m.predict(image(), [ImageMeta((64, 64), None, (0.0, 1.0))])),
+    "too few targets": ("need as many Target", lambda m: m.losses(image(batch=2), [target([])])),
+    "a label too high": ("labels from 0 to 2", lambda m: m.losses(image(), [labelled(3)])),
+    "a negative label": ("labels from 0 to 2", lambda m: m.losses(image(), [labelled(-1)])),
+    "a box of three": (r"\[M, 4\]", lambda m: m.losses(image(), [Target(torch.zeros(1, 3), torch.zeros(1).long())])),
+    "no masks": ("needs masks", lambda m: m.losses(image(), [Target(torch.zeros(0, 4), torch.zeros(0).long())])),
+}
+
+
+def labelled(label: int) -> Target:
+    return dataclasses.replace(target([OBJECTS[0]]), labels=torch.tensor([label]))
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case: str) -> None:
+    message, call = BAD[case]
+    with pytest.raises(InputError, match=message):
+        call(tiny_detector("mask_rcnn"))
