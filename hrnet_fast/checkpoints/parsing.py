@@ -207,6 +207,8 @@ def _infer_detector(
         raise CheckpointError(f"The checkpoint's shapes belong to no detector: {error}") from error
     changed = config.override(**overrides)
     _check_effect(config.network, changed.network)
+    if "mask_threshold" in overrides and changed.roi is not None and changed.roi.mask is None:
+        raise ConfigError("mask_threshold: given, but without effect on a detector without masks. Leave that out.")
     return changed
 
 

@@ -47,6 +47,8 @@ def test_settings_can_be_given() -> None:
     assert loaded.config.picture.short_side == 200
     with pytest.raises(hf.ConfigError, match="unknown option"):
         hf.load_checkpoint(state, score_thr=0.3)
+    with pytest.raises(hf.ConfigError, match="mask_threshold: given, but without effect"):
+        hf.load_checkpoint(state, mask_threshold=0.7)
 
 
 def test_another_number_of_classes() -> None:

@@ -8,6 +8,7 @@ import pytest
 from tiny_detectors import tiny_detector_config
 
 from hrnet_fast.detection import KINDS, DetectorConfig
+from hrnet_fast.detection.head_configs import MaskConfig
 from hrnet_fast.errors import ConfigError
 
 
@@ -44,3 +45,15 @@ def test_strides_are_the_levels() -> None:
     with pytest.raises(ConfigError, match=r"pyramid_stride=1 has \(4, 8, 16, 32, 64\)"):
         config.override(pyramid_stride=1)
     assert config.override(pyramid_stride=1, strides=(4, 8, 16, 32, 64)).fcos.strides[0] == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("faster_rcnn", {"interleaved": True}, "mask is None"),
+        ("mask_rcnn", {"mask": MaskConfig(information_flow=True)}, "two or more stages"),
+    ],
+)
+def test_settings_without_effect(kind: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny_detector_config(kind).override(**changes)
