@@ -90,6 +90,8 @@ def damaged(what: str) -> dict[str, Tensor]:
                 torch.zeros(rows, 8, 1, 1),
                 torch.zeros(rows),
             )
+    elif what == "Mask Scoring R-CNN":
+        state["roi_head.mask_iou_head.fc_mask_iou.weight"] = torch.zeros(4, 8)
     return state
 
 
@@ -99,12 +101,15 @@ def damaged(what: str) -> dict[str, Tensor]:
         ("a layer is missing", "bbox_head.1.shared_fcs.1.weight"),
         ("a stage has another shape", "mask_head.2.upsample.weight"),
         ("a stage too many", "4 stages"),
-        ("other anchors", "9 anchors"),
+        ("other anchors", "9 anchors.* family='mmdet' loads the backbone and pyramid"),
+        ("Mask Scoring R-CNN", "(?s)mask_iou_head.*family='mmdet' loads the backbone and pyramid"),
     ],
 )
 def test_damaged_files_are_refused(what: str, message: str) -> None:
     with pytest.raises(hf.CheckpointError, match=message):
         hf.load_checkpoint(damaged(what))
+    if "family='mmdet'" in message:
+        assert hf.load_checkpoint(damaged(what), family="mmdet").config.head.kind == "v2p"
 
 
 def test_targets_that_cannot_hold_it() -> None:
