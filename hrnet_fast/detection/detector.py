@@ -189,7 +189,7 @@ class Detector(nn.Module):
         metas = self._metas(images, metas)
         roi = self.config.roi
         masks, semantic = roi is not None and roi.mask is not None, roi is not None and roi.semantic is not None
-        targets = check_targets(images, targets, self.config.num_classes, masks, semantic)
+        targets = check_targets(images, targets, metas, self.config.num_classes, masks, semantic)
         levels = self.levels(images)
         if self.config.fcos is not None:
             return dict(self.bbox_head.losses(self.bbox_head(levels), targets))

@@ -35,7 +35,7 @@ class Target:
     Attributes:
         boxes: [M, 4] as x1, y1, x2, y2.
         labels: [M], from 0.
-        masks: [M, H, W], 0 or 1; for detectors with masks.
+        masks: [M, H, W], 0 or 1, in the image's size or padded as far as the batch; for detectors with masks.
         ignored: boxes [K, 4] of crowds; the shipped configurations do not use them, ``AssignConfig.ignore_iof`` does.
         semantic: class of each pixel of the padded batch [H, W]; for detectors with a semantic branch.
     """
@@ -128,7 +128,9 @@ def check_metas(images: Tensor, metas: Sequence[ImageMeta] | None) -> list[Image
     return list(metas)
 
 
-def check_targets(images: Tensor, targets: Sequence[Target], classes: int, masks: bool, semantic: bool) -> list[Target]:
+def check_targets(
+    images: Tensor, targets: Sequence[Target], metas: Sequence[ImageMeta], classes: int, masks: bool, semantic: bool
+) -> list[Target]:
     """Return the targets of a batch on its device, without boxes that have no area.
 
     Raises:
@@ -137,10 +139,15 @@ def check_targets(images: Tensor, targets: Sequence[Target], classes: int, masks
     """
     if len(targets) != len(images) or not all(isinstance(t, Target) for t in targets):
         raise InputError(f"Detector: {len(images)} images need as many Target; {shown(targets)} given.")
-    return [_checked_target(images, i, target, classes, masks, semantic) for i, target in enumerate(targets)]
+    return [
+        _checked_target(images, i, target, meta, classes, masks, semantic)
+        for i, (target, meta) in enumerate(zip(targets, metas, strict=True))
+    ]
 
 
-def _checked_target(images: Tensor, index: int, target: Target, classes: int, masks: bool, semantic: bool) -> Target:
+def _checked_target(
+    images: Tensor, index: int, target: Target, meta: ImageMeta, classes: int, masks: bool, semantic: bool
+) -> Target:
     where = f"Detector: targets[{index}]"
     dtype = torch.promote_types(images.dtype, torch.float32)  # pixels need more than 16 bits
     boxes, labels = target.boxes.to(images.device, dtype), target.labels.to(images.device)
@@ -154,6 +161,13 @@ def _checked_target(images: Tensor, index: int, target: Target, classes: int, ma
         raise InputError(f"{where}: boxes must be finite, and labels from 0 to {classes - 1}.")
     if masks and (target.masks is None or target.masks.dim() != 3 or len(target.masks) != count):
         raise InputError(f"{where}: this detector needs masks [{count}, H, W]; {shown(target.masks)} given.")
+    if masks and target.masks is not None and count:
+        sizes = tuple(zip(meta.size, target.masks.shape[1:], images.shape[-2:], strict=True))
+        if not all(least <= size <= most for least, size, most in sizes):
+            raise InputError(
+                f"{where} has masks of {tuple(target.masks.shape[1:])}; accepted are sizes from the image's "
+                f"{tuple(meta.size)} to the batch's {tuple(images.shape[-2:])}."
+            )
     if semantic and (target.semantic is None or target.semantic.shape != images.shape[-2:]):
         raise InputError(
             f"{where}: this detector needs semantic, the class of each pixel of the batch {tuple(images.shape[-2:])}; "

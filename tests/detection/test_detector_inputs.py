@@ -29,11 +29,17 @@ BAD: dict[str, tuple[str, Any]] = {
     "a negative label": ("labels from 0 to 2", lambda m: m.losses(image(), [labelled(-1)])),
     "a box of three": (r"\[M, 4\]", lambda m: m.losses(image(), [Target(torch.zeros(1, 3), torch.zeros(1).long())])),
     "no masks": ("needs masks", lambda m: m.losses(image(), [Target(torch.zeros(0, 4), torch.zeros(0).long())])),
+    "masks of another size": (r"sizes from the image's \(64, 64\)", lambda m: m.losses(image(), [masks_of((48, 64))])),
+    "masks beyond the batch": ("to the batch's", lambda m: m.losses(image(), [masks_of((64, 96))])),
 }
 
 
 def labelled(label: int) -> Target:
     return dataclasses.replace(target([OBJECTS[0]]), labels=torch.tensor([label]))
+
+
+def masks_of(size: tuple[int, int]) -> Target:
+    return target([OBJECTS[0]], size)
 
 
 @pytest.mark.parametrize("case", BAD)
