@@ -103,7 +103,7 @@ def run(
 
     show_notes()
     chosen = TASKS[task]
-    optional = (*(field.name for field in dataclasses.fields(Options)), "align_corners")
+    optional = (*(field.name for field in dataclasses.fields(Options)), "align_corners", "in_channels")
     _check_options(task, (*chosen.options, *chosen.network), optional)
     options = Options(
         size=parse_size(size) if size else None,

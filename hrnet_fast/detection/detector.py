@@ -128,8 +128,14 @@ class Detector(nn.Module):
         """Return the normalised batch of pictures and their sizes, which :meth:`predict` takes.
 
         Raises:
-            InputError: a picture is no path, Pillow image or RGB bytes [H, W, 3].
+            InputError: a picture is no path, Pillow image or RGB bytes [H, W, 3], or the backbone takes other than 3
+                channels.
         """
+        if self.config.in_channels != 3:
+            raise InputError(
+                f"Detector: pictures have 3 channels, and this backbone takes {self.config.in_channels}; give a "
+                "normalised batch [N, C, H, W]."
+            )
         from hrnet_fast.detection.pictures import prepare  # reading pictures needs Pillow, a model does not
 
         return prepare(pictures, self.config.picture, next(self.parameters()))

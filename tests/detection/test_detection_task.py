@@ -66,6 +66,7 @@ def test_run_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: 
     assert "(mask_rcnn head) cannot do pose" in refused(capsys, "run", photo, "-c", detector, "-t", "pose", "-o", out)
     flip = ("run", photo, "-c", detector, "-t", "detection", "-o", out, "--flip")
     assert "detection does not use --flip" in refused(capsys, *flip)
+    assert "detection does not use --in-channels" in refused(capsys, *flip[:-1], "--in-channels", "4")
     (tmp_path / "names.txt").write_text("cat\n")
     names = ("run", photo, "-c", detector, "-t", "detection", "-o", out, "--labels", tmp_path / "names.txt")
     assert "1 labels given for a network of 3 classes" in refused(capsys, *names)

@@ -47,3 +47,11 @@ def test_bad_input(case: str) -> None:
     message, call = BAD[case]
     with pytest.raises(InputError, match=message):
         call(tiny_detector("mask_rcnn"))
+
+
+def test_pictures_for_another_number_of_channels() -> None:
+    """They are refused, while a batch with these channels is accepted."""
+    model = tiny_detector("faster_rcnn", in_channels=1)
+    with pytest.raises(InputError, match="this backbone takes 1"):
+        model([np.zeros((64, 64, 3), np.uint8)])
+    assert len(model(image(64, 64)[:, :1])) == 1
