@@ -194,7 +194,7 @@ class Detector(nn.Module):
         """
         metas = self._metas(images, metas)
         roi = self.config.roi
-        masks, semantic = roi is not None and roi.mask is not None, roi is not None and roi.semantic is not None
+        masks, semantic = roi is not None and roi.mask is not None, None if roi is None else roi.semantic
         targets = check_targets(images, targets, metas, self.config.num_classes, masks, semantic)
         levels = self.levels(images)
         if self.config.fcos is not None:

@@ -70,6 +70,8 @@ def test_run_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: 
     (tmp_path / "names.txt").write_text("cat\n")
     names = ("run", photo, "-c", detector, "-t", "detection", "-o", out, "--labels", tmp_path / "names.txt")
     assert "1 labels given for a network of 3 classes" in refused(capsys, *names)
+    (tmp_path / "names.txt").write_text("\n")
+    assert "has no labels" in refused(capsys, *names)
 
 
 def test_class_names() -> None:

@@ -29,6 +29,17 @@ BAD: dict[str, tuple[str, Any]] = {
     "a negative label": ("labels from 0 to 2", lambda m: m.losses(image(), [labelled(-1)])),
     "a box of three": (r"\[M, 4\]", lambda m: m.losses(image(), [Target(torch.zeros(1, 3), torch.zeros(1).long())])),
     "no masks": ("needs masks", lambda m: m.losses(image(), [Target(torch.zeros(0, 4), torch.zeros(0).long())])),
+    "no image": ("has no image", lambda m: m(image()[:0])),
+    "a scale of a number": ("two finite numbers", lambda m: m.predict(image(), [scaled(2.0)])),
+    "a scale of NaN": ("two finite numbers", lambda m: m.predict(image(), [scaled((float("nan"), 1.0))])),
+    "a scale alone": ("needs original_size", lambda m: m.predict(image(), [scaled((2.0, 2.0), None)])),
+    "boxes of numpy": (
+        "boxes .*; accepted is a tensor",
+        lambda m: m.losses(image(), [replaced("boxes", np.ones((1, 4)))]),
+    ),
+    "a list of labels": (r"labels \[0\]; accepted is a", lambda m: m.losses(image(), [replaced("labels", [0])])),
+    "a list of masks": ("masks .*; accepted is a", lambda m: m.losses(image(), [replaced("masks", [None] * 20)])),
+    "boolean labels": ("torch.bool", lambda m: m.losses(image(), [replaced("labels", torch.ones(1).bool())])),
     "masks of another size": (r"sizes from the image's \(64, 64\)", lambda m: m.losses(image(), [masks_of((48, 64))])),
     "masks beyond the batch": ("to the batch's", lambda m: m.losses(image(), [masks_of((64, 96))])),
 }
@@ -36,6 +47,14 @@ BAD: dict[str, tuple[str, Any]] = {
 
 def labelled(label: int) -> Target:
     return dataclasses.replace(target([OBJECTS[0]]), labels=torch.tensor([label]))
+
+
+def replaced(name: str, value: Any) -> Target:
+    return dataclasses.replace(target([OBJECTS[0]], (64, 64)), **{name: value})
+
+
+def scaled(scale: Any, original: tuple[int, int] | None = (32, 32)) -> ImageMeta:
+    return ImageMeta((64, 64), original, scale)
 
 
 def masks_of(size: tuple[int, int]) -> Target:
@@ -55,3 +74,16 @@ def test_pictures_for_another_number_of_channels() -> None:
     with pytest.raises(InputError, match="this backbone takes 1"):
         model([np.zeros((64, 64, 3), np.uint8)])
     assert len(model(image(64, 64)[:, :1])) == 1
+
+
+def test_semantic_labels() -> None:
+    """They are classes of the branch, or its mark of pixels without a class."""
+    model = tiny_detector("htc").train()
+    classes = model.config.roi.semantic.num_classes
+    objects = target([OBJECTS[0]], (64, 64))
+    objects.semantic[0, :2] = torch.tensor([classes - 1, 255])
+    model.losses(image(), [objects])
+    for wrong in (-1, classes):
+        objects.semantic[0, 0] = wrong
+        with pytest.raises(InputError, match=f"other than 0 to {classes - 1} and 255"):
+            model.losses(image(), [objects])
