@@ -74,6 +74,19 @@ def test_run_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: 
     assert "has no labels" in refused(capsys, *names)
 
 
+def test_info(capsys: pytest.CaptureFixture[str], detector: Path) -> None:
+    """Parameters are the whole detector's; the operations say which part they are of."""
+    code, text, err = call(capsys, "info", detector, "--json", "--size", "64x64")
+    assert code == 0, err
+    about = json.loads(text)
+    assert about["detector"] == "mask_rcnn"
+    assert about["parameters"] == sum(p.numel() for p in hf.load_checkpoint(detector).parameters())
+    assert about["backbone_and_pyramid_gflops"] > 0
+    assert "gflops" not in about
+    _, text, _ = call(capsys, "info", detector, "--size", "64x64")
+    assert "backbone_and_pyramid_gflops" in text
+
+
 def test_class_names() -> None:
     assert len(COCO_CLASSES) == len(COCO_CATEGORIES) == len(set(COCO_CLASSES)) == 80
     assert dict(zip(COCO_CLASSES, COCO_CATEGORIES, strict=True))["stop sign"] == 13
