@@ -112,13 +112,17 @@ def test_damaged_files_are_refused(what: str, message: str) -> None:
         assert hf.load_checkpoint(damaged(what), family="mmdet").config.head.kind == "v2p"
 
 
-def test_targets_that_cannot_hold_it() -> None:
+def test_targets_that_cannot_hold_it(caplog: pytest.LogCaptureFixture) -> None:
     faster, cascade = (tiny_detector(kind).state_dict() for kind in ("faster_rcnn", "cascade_rcnn"))
     with pytest.raises(hf.CheckpointError, match="cannot be written as 'mmdet_cascade_rcnn'"):
         hf.convert_checkpoint(faster, to="mmdet_cascade_rcnn")
     pyramid = hf.convert_checkpoint(cascade, to="mmdet")
     with pytest.raises(hf.CheckpointError, match="cannot be written as 'mmdet_faster_rcnn'"):
         hf.convert_checkpoint(pyramid, to="mmdet_faster_rcnn")
+    with pytest.raises(hf.CheckpointError, match="cannot be written as 'pose'"):
+        hf.convert_checkpoint(cascade, to="pose")
+    (note,) = caplog.messages  # of the conversion that was done
+    assert "left out: " in note
 
 
 def test_without_the_semantic_branch() -> None:
