@@ -180,7 +180,7 @@ def _read_rpn(head: Section, default: RPNConfig, train: Section, test: Section, 
             allowed_border=settings.get("allowed_border"),
         )
         settings.close()
-    if train.values.get("rpn_proposal") is not None:
+    if any(train.values.get(key) is not None for key in ("rpn", "rpn_proposal")):
         found = dataclasses.replace(found, train_proposals=read_proposals(train.section("rpn_proposal")))
     return found
 

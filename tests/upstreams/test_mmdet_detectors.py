@@ -263,6 +263,19 @@ def test_fcos_reads_its_settings() -> None:
         read_detector(config)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_proposals_of_training() -> None:
+    """``rpn_proposal`` is read without ``rpn``, and required beside it."""
+    config = small("faster_rcnn")
+    del config.model.train_cfg["rpn"]
+    config.model.train_cfg.rpn_proposal.nms_pre = 77
+    assert read_detector(config).rpn.train_proposals.before_nms == 77
+    config = small("faster_rcnn")
+    del config.model.train_cfg["rpn_proposal"]
+    with pytest.raises(hf.ConfigError, match=r"lacks train_cfg\.rpn_proposal"):
+        read_detector(config)
+
+
 RESIZE = {"type": "Resize", "scale": (640, 480), "keep_ratio": True}
 AUGMENT = {"type": "MultiScaleFlipAug", "img_scale": (640, 480), "flip": False, "transforms": [{"type": "Resize"}]}
 OTHER_RESIZES: list[list[dict[str, Any]]] = [
