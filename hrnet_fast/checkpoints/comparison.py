@@ -27,12 +27,17 @@ def expected_shapes(config: HRNetConfig) -> Mapping[str, tuple[int, ...]]:
 
 
 def check_state(
-    state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], *, family: str, drawn: Collection[str] = ()
+    state: Mapping[str, Tensor],
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    family: str,
+    drawn: Collection[str] = (),
+    advice: str = "",
 ) -> None:
     """Compare the keys, shapes and types of a canonical state_dict with those of a network.
 
     All batch counters may be absent together (files older than PyTorch 0.4.1 have none), and so may the keys in
-    `drawn`.
+    `drawn`. `advice` ends the message where the trunk fits.
 
     Raises:
         CheckpointError: a key is missing, unexpected or mis-shaped, or an entry is no dense floating tensor.
@@ -67,6 +72,7 @@ def check_state(
             "others at random, head='drop' draws the whole head, part='backbone' loads the trunk alone, and "
             "load_backbone(model, source) fills the trunk of a model that you have built."
         )
+        lines += [advice] if advice else []
     raise CheckpointError("\n".join(lines), missing=missing, unexpected=unexpected, mismatched=mismatched)
 
 

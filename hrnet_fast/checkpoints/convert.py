@@ -57,7 +57,6 @@ def convert_checkpoint(
     checkpoint = parse_checkpoint(source, family=family, torch04=torch04, weights=weights, part=part)
     checkpoint = _convert_head(checkpoint, target)
     checkpoint = dataclasses.replace(checkpoint, notes=(*checkpoint.notes, *_unstored_settings(checkpoint, target)))
-    checkpoint.log_notes()
     state, head = checkpoint.state, checkpoint.config.head
     held = checkpoint.family.detector
     if not (bare or _can_hold(target, head, held)):
@@ -66,6 +65,7 @@ def convert_checkpoint(
             f"A {checkpoint.family.name!r} checkpoint ({head.kind} head) cannot be written as "
             f"{to!r}; it can be written as {', '.join(dict.fromkeys((*able, 'backbone', 'mm_backbone')))}."
         )
+    checkpoint.log_notes()
     if target.head_conv_bias is None:
         return target.from_canonical(state)
     return target.from_canonical(_add_zero_biases(state) if target.head_conv_bias else _fold_biases(state))

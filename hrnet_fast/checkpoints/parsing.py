@@ -31,6 +31,7 @@ from hrnet_fast.keypoints.methods import METHOD_OF_HEAD, check_method
 
 logger = logging.getLogger("hrnet_fast.checkpoints")
 Source = str | os.PathLike[str] | Mapping[str, Any]
+_PYRAMID_ALONE = "family='mmdet' loads the backbone and pyramid of any detector on HRNetV2p."
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def parse_checkpoint(
         notes.append(
             f"the head's convolution has no bias, which files of family {found.name!r} have; nor has the network, then"
         )
-    check_state(state, expected, family=found.name, drawn=drawn)
+    check_state(state, expected, family=found.name, drawn=drawn, advice="" if detector is None else _PYRAMID_ALONE)
     notes += suspicious_values(state)
     whole = whole if part == WHOLE else dataclasses.replace(whole, keypoints=None)
     assumed = find_assumptions(whole, config, overrides | {"decode": decode}, named)
@@ -204,9 +205,14 @@ def _infer_detector(
     try:
         config = infer_detector({k: tuple(v.shape) for k, v in state.items()}, network, family.detector)
     except ConfigError as error:
-        raise CheckpointError(f"The checkpoint's shapes belong to no detector: {error}") from error
+        raise CheckpointError(f"The checkpoint's shapes belong to no detector: {error} {_PYRAMID_ALONE}") from error
+    except CheckpointError as error:
+        error.args = (f"{error} {_PYRAMID_ALONE}",)
+        raise
     changed = config.override(**overrides)
     _check_effect(config.network, changed.network)
+    if "mask_threshold" in overrides and changed.roi is not None and changed.roi.mask is None:
+        raise ConfigError("mask_threshold: given, but without effect on a detector without masks. Leave that out.")
     return changed
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hrnet_fast.cli.console import json_option, print_json, print_table, show_notes, torch04_option, weights_option
+
+if TYPE_CHECKING:
+    from hrnet_fast.detection import DetectorConfig
 
 
 @click.command()
@@ -32,6 +35,7 @@ def info(what: str, family: str, part: str, input_size: str | None, weights: str
 
     size = parse_size(input_size) if input_size else None
     about: dict[str, Any] = {"name": what}
+    detector: DetectorConfig | None = None
     if what in list_models():
         variant = get_variant(what)
         config = variant.make()
@@ -51,21 +55,25 @@ def info(what: str, family: str, part: str, input_size: str | None, weights: str
             "notes": list(checkpoint.notes),
             "assumptions": list(checkpoint.assumptions),
         }
-        if checkpoint.detector is not None:  # the figures below are of its backbone and pyramid
-            about |= {"detector": checkpoint.detector.kind, "classes": checkpoint.detector.num_classes}
+        detector = checkpoint.detector
+        if detector is not None:
+            about |= {"detector": detector.kind, "classes": detector.num_classes}
         size = size or (256, 256)
     else:
         get_variant(what)  # raises an error with similar names
         return
     params, gflops = network_complexity(config, size)
-    about |= {"input": list(size), "parameters": params, "gflops": round(gflops, 3), "config": config.to_dict()}
+    counted = "gflops"
+    if detector is not None:  # the heads' operations depend on the picture
+        params, counted = _count_parameters(detector), "backbone_and_pyramid_gflops"
+    about |= {"input": list(size), "parameters": params, counted: round(gflops, 3), "config": config.to_dict()}
     if as_json:
         print_json(about)
         return
     shown = {k: v for k, v in about.items() if k != "config" and v != []}
     shown["parameters"] = f"{params:,} ({params / 1e6:.2f} M)"
     shown["input"] = f"{size[0]}x{size[1]}"
-    shown["gflops"] = f"{gflops:.2f} (multiply-adds / 2^30 at this input)"
+    shown[counted] = f"{gflops:.2f} (multiply-adds / 2^30 at this input)"
     shown["stages"] = "; ".join(
         f"{s.num_modules} x {s.block} {'/'.join(map(str, s.channels))}, {'/'.join(map(str, s.num_blocks))} units"
         for s in config.stages
@@ -74,6 +82,14 @@ def info(what: str, family: str, part: str, input_size: str | None, weights: str
     shown["head"] = ", ".join(f"{k}={v}" for k, v in config.to_dict()["head"].items())
     shown["options"] = ", ".join(f"{k}={v}" for k, v in rest.items())
     print_table(("what", "value"), [(k, ", ".join(v) if isinstance(v, list) else str(v)) for k, v in shown.items()])
+
+
+def _count_parameters(config: DetectorConfig) -> int:
+    from hrnet_fast.detection.detector import Detector
+    from hrnet_fast.skip_init import meta_device
+
+    with meta_device():
+        return sum(p.numel() for p in Detector(config, impl="reference").parameters())
 
 
 @click.command()

@@ -103,7 +103,7 @@ def run(
 
     show_notes()
     chosen = TASKS[task]
-    optional = (*(field.name for field in dataclasses.fields(Options)), "align_corners")
+    optional = (*(field.name for field in dataclasses.fields(Options)), "align_corners", "in_channels")
     _check_options(task, (*chosen.options, *chosen.network), optional)
     options = Options(
         size=parse_size(size) if size else None,
@@ -224,9 +224,12 @@ def _check_absent(files: list[Path]) -> None:
 
 def _read_labels(path: Path) -> tuple[str, ...]:
     try:
-        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        found = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a list of labels ({error}).") from error
+    if not found:
+        raise InputError(f"{path}: has no labels; a file with one class name per line is accepted.")
+    return found
 
 
 def _make_folder(path: Path) -> None:

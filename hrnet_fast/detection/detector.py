@@ -128,8 +128,14 @@ class Detector(nn.Module):
         """Return the normalised batch of pictures and their sizes, which :meth:`predict` takes.
 
         Raises:
-            InputError: a picture is no path, Pillow image or RGB bytes [H, W, 3].
+            InputError: a picture is no path, Pillow image or RGB bytes [H, W, 3], or the backbone takes other than 3
+                channels.
         """
+        if self.config.in_channels != 3:
+            raise InputError(
+                f"Detector: pictures have 3 channels, and this backbone takes {self.config.in_channels}; give a "
+                "normalised batch [N, C, H, W]."
+            )
         from hrnet_fast.detection.pictures import prepare  # reading pictures needs Pillow, a model does not
 
         return prepare(pictures, self.config.picture, next(self.parameters()))
@@ -188,8 +194,8 @@ class Detector(nn.Module):
         """
         metas = self._metas(images, metas)
         roi = self.config.roi
-        masks, semantic = roi is not None and roi.mask is not None, roi is not None and roi.semantic is not None
-        targets = check_targets(images, targets, self.config.num_classes, masks, semantic)
+        masks, semantic = roi is not None and roi.mask is not None, None if roi is None else roi.semantic
+        targets = check_targets(images, targets, metas, self.config.num_classes, masks, semantic)
         levels = self.levels(images)
         if self.config.fcos is not None:
             return dict(self.bbox_head.losses(self.bbox_head(levels), targets))

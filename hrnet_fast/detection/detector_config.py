@@ -73,22 +73,32 @@ class DetectorConfig:
         self._check_levels()
 
     def _check_levels(self) -> None:
-        levels = self.network.head.num_levels
+        head = self.network.head
+        levels = tuple(4 * head.pyramid_stride << i for i in range(head.num_levels))
+        strides: dict[str, tuple[float, ...]] = {}
         if self.fcos is not None:
-            given = {"fcos.strides": len(self.fcos.strides)}
+            strides["fcos.strides"] = self.fcos.strides
             if self.fcos.channels % self.fcos.groups:
                 raise ConfigError(f"DetectorConfig: fcos.groups={self.fcos.groups} must divide its channels.")
-        else:
-            assert self.rpn is not None
-            given = {"rpn.anchors.strides": len(self.rpn.anchors.strides)}
-        for name, count in given.items():
-            if count != levels:
-                raise ConfigError(f"DetectorConfig: {name} has {count} entries for {levels} levels of the pyramid.")
+        if self.rpn is not None:
+            strides["rpn.anchors.strides"] = self.rpn.anchors.strides
         if self.roi is not None:
-            if len(self.roi.strides) > levels:
-                raise ConfigError(f"DetectorConfig: roi.strides has more entries than the pyramid's {levels} levels.")
-            if self.roi.semantic is not None and self.roi.semantic.level >= levels:
-                raise ConfigError(f"DetectorConfig: roi.semantic.level must be below {levels}, the pyramid's levels.")
+            if len(self.roi.strides) > len(levels):
+                raise ConfigError(
+                    f"DetectorConfig: roi.strides has more entries than the pyramid's {len(levels)} levels."
+                )
+            strides["roi.strides"] = self.roi.strides
+            if self.roi.semantic is not None and self.roi.semantic.level >= len(levels):
+                raise ConfigError(
+                    f"DetectorConfig: roi.semantic.level must be below {len(levels)}, the pyramid's levels."
+                )
+        for name, given in strides.items():
+            needed = levels[: len(given)] if name == "roi.strides" else levels  # regions may use the first levels alone
+            if given != needed:
+                raise ConfigError(
+                    f"DetectorConfig: {name} is {given}; a pyramid of {len(levels)} levels with "
+                    f"pyramid_stride={head.pyramid_stride} has {needed}. Give the same in both."
+                )
 
     @property
     def in_channels(self) -> int:

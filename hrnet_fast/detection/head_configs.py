@@ -152,6 +152,10 @@ class RoIConfig:
         build_field(self, "semantic", SemanticConfig, optional=True)
         check_positive("RoIConfig", pool_size=self.pool_size, per_image=self.per_image)
         check_bools("RoIConfig", interleaved=self.interleaved)
+        if self.interleaved and self.mask is None:
+            raise ConfigError("RoIConfig: interleaved=True trains mask heads, and mask is None. Leave it out.")
+        if self.mask is not None and self.mask.information_flow and len(stages) == 1:
+            raise ConfigError("RoIConfig: mask.information_flow=True needs the mask heads of two or more stages.")
         check_numbers("RoIConfig", 0.0, 1.0, score_threshold=self.score_threshold, nms_iou=self.nms_iou)
         check_numbers("RoIConfig", 0.0, 1.0, mask_threshold=self.mask_threshold)
         check_numbers("RoIConfig", 1.0, finest_size=self.finest_size)

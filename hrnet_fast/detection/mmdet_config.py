@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hrnet_fast.config import HRNetConfig
+from hrnet_fast.config.fields import is_int
 from hrnet_fast.detection.config_parts import AnchorConfig, RPNConfig
 from hrnet_fast.detection.defaults import default_heads
 from hrnet_fast.detection.detector_config import DetectorConfig, PictureConfig
@@ -61,16 +62,16 @@ def read_detector(cfg: Source) -> DetectorConfig:
 
 def _read(data: Mapping[str, Any], network: HRNetConfig) -> DetectorConfig:
     model = Section(data.get("model", data))
-    train, test = (
-        Section(model.values.get(key) or data.get(key) or {}, key) for key in ("train_cfg", "test_cfg")
-    )  # early files of 2.x have both beside the model
-    picture = _read_picture(model, data)
+    train, test = (_read_settings(model, data, key) for key in ("train_cfg", "test_cfg"))
     if model.values.get("roi_head") is None:
         if model.values.get("bbox_head") is None:
             raise ConfigError("from_config: a detector has rpn_head and roi_head, or bbox_head (FCOS); neither given.")
         head = model.section("bbox_head")
         classes = check_int(head.get("num_classes"), head.name("num_classes"))
         fcos = _read_fcos(head, test, network)
+        train.no_effect("assigner", "sampler", "allowed_border", "pos_weight", "debug")  # FCOS assigns by its ranges
+        train.close()
+        picture = _read_picture(model, data, default_heads("fcos")["picture"])
         return DetectorConfig(network, classes, fcos=fcos, picture=picture)
     roi_head = model.section("roi_head")
     kind = _KINDS[registered_name(roi_head, *_KINDS)]
@@ -79,10 +80,23 @@ def _read(data: Mapping[str, Any], network: HRNetConfig) -> DetectorConfig:
     defaults = default_heads("faster_rcnn" if kind == "rcnn" else kind)
     rpn = _read_rpn(model.section("rpn_head"), defaults["rpn"], train, test, network)
     roi, classes = read_roi(roi_head, defaults["roi"], train, test, network)
+    train.no_effect("rpn", "rpn_proposal", "rcnn")  # each was read if it was given
+    train.close()
+    test.no_effect("rpn", "rcnn")
+    test.close()
+    picture = _read_picture(model, data, PictureConfig())
     return DetectorConfig(network, classes, rpn=rpn, roi=roi, picture=picture)
 
 
-def _read_picture(model: Section, data: Mapping[str, Any]) -> PictureConfig:
+def _read_settings(model: Section, data: Mapping[str, Any], key: str) -> Section:
+    """Return ``train_cfg`` or ``test_cfg`` of the model; early files of 2.x have them beside it."""
+    given, beside = model.values.get(key), data.get(key) or {}
+    if given is None and not ("type" in beside or "by_epoch" in beside):  # those are loops of 3.x
+        given = beside
+    return Section(given or {}, key)
+
+
+def _read_picture(model: Section, data: Mapping[str, Any], default: PictureConfig) -> PictureConfig:
     """Return how pictures are prepared: of ``data_preprocessor`` (3.x) or ``img_norm_cfg`` (2.x), and the test size."""
     changes: dict[str, Any] = {}
     given = model.values.get("data_preprocessor") or data.get("img_norm_cfg")
@@ -97,11 +111,40 @@ def _read_picture(model: Section, data: Mapping[str, Any]) -> PictureConfig:
         changes["channel_order"] = "rgb" if rgb else "bgr"
         values.expect("rgb_to_bgr", False)
         values.close()
-    for step in data.get("test_pipeline") or ():
-        scale = step.get("scale", step.get("img_scale")) if isinstance(step, Mapping) else None
-        if isinstance(scale, (list, tuple)) and len(scale) == 2 and step.get("type") in ("Resize", "MultiScaleFlipAug"):
-            changes |= {"long_side": max(scale), "short_side": min(scale)}
-    return PictureConfig(**changes)
+    sizes = [_read_resize(step) for step in _resize_steps(data.get("test_pipeline") or ())]
+    if len(sizes) > 1:
+        raise ConfigError(f"from_config: test_pipeline resizes {len(sizes)} times; accepted is one step.")
+    return dataclasses.replace(default, **changes, **(sizes[0] if sizes else {}))
+
+
+def _resize_steps(pipeline: Sequence[Any]) -> Iterator[Section]:
+    """Yield the steps that resize; those of 2.x have their scale from ``MultiScaleFlipAug``, and keep the ratio."""
+    for values in pipeline:
+        step = Section(values, "test_pipeline")
+        name = _step_name(step)
+        if name == "MultiScaleFlipAug":
+            step.expect("flip", False)
+            scales = {"scale": step.get("img_scale", None), "scale_factor": step.get("scale_factor", None)}
+            yield from _resize_steps([{"keep_ratio": True, **scales, **inner} for inner in step.get("transforms")])
+        elif "resize" in name.lower():
+            yield step
+
+
+def _step_name(step: Section) -> str:
+    return str(step.get("type", "")).rpartition(".")[2]
+
+
+def _read_resize(step: Section) -> dict[str, Any]:
+    scale = step.get("scale", None)
+    scale = scale[0] if isinstance(scale, (list, tuple)) and len(scale) == 1 else scale
+    one = isinstance(scale, (list, tuple)) and len(scale) == 2 and all(map(is_int, scale))
+    keeps = step.get("keep_ratio", False) is True and step.get("scale_factor", None) is None
+    if not (_step_name(step) == "Resize" and keeps and one):
+        raise ConfigError(
+            f"from_config: test_pipeline has {dict(step.values)}; accepted is Resize with keep_ratio=True and one "
+            "scale (width, height)."
+        )
+    return {"long_side": max(scale), "short_side": min(scale)}
 
 
 def _read_rpn(head: Section, default: RPNConfig, train: Section, test: Section, network: HRNetConfig) -> RPNConfig:
@@ -126,7 +169,7 @@ def _read_rpn(head: Section, default: RPNConfig, train: Section, test: Section, 
         test_proposals=read_proposals(test.section("rpn")),
     )
     head.close()
-    if "rpn" in train and train.values["rpn"] is not None:
+    if train.values.get("rpn") is not None:
         settings = train.section("rpn")
         settings.no_effect("debug")
         settings.expect("pos_weight", -1)
@@ -135,9 +178,10 @@ def _read_rpn(head: Section, default: RPNConfig, train: Section, test: Section, 
             assign=read_assign(settings.section("assigner")),
             sample=read_sample(settings.section("sampler")),
             allowed_border=settings.get("allowed_border"),
-            train_proposals=read_proposals(train.section("rpn_proposal")),
         )
         settings.close()
+    if any(train.values.get(key) is not None for key in ("rpn", "rpn_proposal")):
+        found = dataclasses.replace(found, train_proposals=read_proposals(train.section("rpn_proposal")))
     return found
 
 

@@ -38,7 +38,7 @@ def read_roi(
             f"from_config: roi_head has {len(rows)} bbox_head, num_stages={head.values.get('num_stages')} and "
             f"{len(weights)} stage_loss_weights; give as many of each."
         )
-    pool, strides, finest = _read_extractor(_rows(head, "bbox_roi_extractor")[0], width)
+    pool, strides, finest = _read_extractor(head, "bbox_roi_extractor", width)
     stages, classes = [], set()
     for row, weight, setting, before in zip(rows, weights, settings, default.stages, strict=True):
         classes.add(check_int(row.get("num_classes", 80), row.name("num_classes")))
@@ -80,20 +80,24 @@ def _train_sections(train: Section, stages: int) -> list[Section | None]:
     return [Section(row, f"train_cfg.rcnn[{i}]") for i, row in enumerate(rows)]
 
 
-def _read_extractor(section: Section, width: int) -> tuple[int, tuple[int, ...], float]:
-    """Return pool size, strides and finest size of ``SingleRoIExtractor``."""
-    registered_name(section, "SingleRoIExtractor")
-    section.no_effect("init_cfg")
-    section.expect("out_channels", width)
-    layer = section.section("roi_layer")
-    registered_name(layer, "RoIAlign")
-    for key, value in (("sampling_ratio", 0), ("aligned", True), ("pool_mode", "avg")):
-        layer.expect(key, value)
-    size = check_int(layer.get("output_size"), layer.name("output_size"))
-    layer.close()
-    found = size, tuple(section.get("featmap_strides")), section.get("finest_scale", 56)
-    section.close()
-    return found
+def _read_extractor(head: Section, key: str, width: int) -> tuple[int, tuple[int, ...], float]:
+    """Return pool size, strides and finest size of ``SingleRoIExtractor``, the same in every stage."""
+    found = set()
+    for section in _rows(head, key):
+        registered_name(section, "SingleRoIExtractor")
+        section.no_effect("init_cfg")
+        section.expect("out_channels", width)
+        layer = section.section("roi_layer")
+        registered_name(layer, "RoIAlign")
+        for name, value in (("sampling_ratio", 0), ("aligned", True), ("pool_mode", "avg")):
+            layer.expect(name, value)
+        size = check_int(layer.get("output_size"), layer.name("output_size"))
+        layer.close()
+        found.add((size, tuple(section.get("featmap_strides")), section.get("finest_scale", 56)))
+        section.close()
+    if len(found) != 1:
+        raise ConfigError(f"from_config: {head.name(key)} needs the same settings in every stage.")
+    return found.pop()
 
 
 def _read_stage(
@@ -126,7 +130,7 @@ def _read_stage(
 def _read_masks(
     head: Section, width: int, strides: tuple[int, ...], finest: float, flow: bool, classes: set[int]
 ) -> MaskConfig:
-    pool, *rest = _read_extractor(_rows(head, "mask_roi_extractor")[0], width)
+    pool, *rest = _read_extractor(head, "mask_roi_extractor", width)
     if rest != [strides, finest]:
         raise ConfigError(
             "from_config: mask_roi_extractor and bbox_roi_extractor need the same levels and finest_scale."
@@ -169,7 +173,7 @@ def _read_semantic(head: Section, network: HRNetConfig, strides: tuple[int, ...]
     section.expect("loss_weight", None)
     loss = section.section("loss_seg")
     ignore = loss.get("ignore_index")
-    pool, used, _ = _read_extractor(head.section("semantic_roi_extractor"), width)
+    pool, used, _ = _read_extractor(head, "semantic_roi_extractor", width)
     if used != (strides[0] * 2**level,):
         raise ConfigError(f"from_config: semantic_roi_extractor has strides {used}; fusion_level={level} has another.")
     found = SemanticConfig(

@@ -11,7 +11,7 @@ from hrnet_fast.tasks.pose import predict_keypoints, predict_landmarks
 from hrnet_fast.tasks.prediction import Options, Prediction, Task
 from hrnet_fast.tasks.segmentation import predict_segmentation
 
-_BILINEAR = ("align_corners",)
+_BILINEAR = ("align_corners", "in_channels")
 TASKS: dict[str, Task] = {
     "pose": Task(
         predict_keypoints, ("v1", "v1h", "v2"), ("size", "boxes", "flip", "threshold", "decode"), network=_BILINEAR
@@ -19,7 +19,9 @@ TASKS: dict[str, Task] = {
     "segmentation": Task(
         predict_segmentation, ("v1h", "v2", "ocr"), ("size", "flip", "labels"), maps=("labels",), network=_BILINEAR
     ),
-    "classification": Task(predict_classes, ("c", "ci", "cii"), ("size", "flip", "labels", "top")),
+    "classification": Task(
+        predict_classes, ("c", "ci", "cii"), ("size", "flip", "labels", "top"), network=("in_channels",)
+    ),
     "landmarks": Task(
         predict_landmarks, ("face", "v2", "v1"), ("size", "boxes", "flip", "threshold", "decode"), network=_BILINEAR
     ),

@@ -79,7 +79,7 @@ class Task:
         heads: head kinds that it accepts, or kinds of detectors.
         options: fields of :class:`Options` that it uses.
         maps: suffixes of the further images of each prediction.
-        network: fields of :class:`HRNetConfig` that change its results and that files do not contain.
+        network: fields of :class:`HRNetConfig` that the caller of ``load_checkpoint`` may give for it.
     """
 
     predict: Predictor

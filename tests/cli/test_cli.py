@@ -169,10 +169,11 @@ def test_run_refuses_what_cannot_be(capsys: pytest.CaptureFixture[str], tmp_path
 
 
 TASK_OPTIONS: dict[str, tuple[str, ...]] = {
-    "pose": ("--size", "--box", "--flip", "--threshold", "--decode", "--align-corners"),
-    "segmentation": ("--size", "--flip", "--labels", "--align-corners"),
-    "classification": ("--size", "--flip", "--labels", "--top"),
-    "landmarks": ("--size", "--box", "--flip", "--threshold", "--decode", "--align-corners"),
+    "pose": ("--size", "--box", "--flip", "--threshold", "--decode", "--align-corners", "--in-channels"),
+    "segmentation": ("--size", "--flip", "--labels", "--align-corners", "--in-channels"),
+    "classification": ("--size", "--flip", "--labels", "--top", "--in-channels"),
+    "detection": ("--labels", "--threshold"),
+    "landmarks": ("--size", "--box", "--flip", "--threshold", "--decode", "--align-corners", "--in-channels"),
 }
 # Defaults among them: what counts is that the option was given.
 VALUES: dict[str, tuple[str, ...]] = {
@@ -184,6 +185,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "--threshold": ("0.2",),
     "--decode": ("msra",),
     "--align-corners": (),
+    "--in-channels": ("3",),
 }
 
 

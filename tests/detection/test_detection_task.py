@@ -66,9 +66,25 @@ def test_run_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: 
     assert "(mask_rcnn head) cannot do pose" in refused(capsys, "run", photo, "-c", detector, "-t", "pose", "-o", out)
     flip = ("run", photo, "-c", detector, "-t", "detection", "-o", out, "--flip")
     assert "detection does not use --flip" in refused(capsys, *flip)
+    assert "detection does not use --in-channels" in refused(capsys, *flip[:-1], "--in-channels", "4")
     (tmp_path / "names.txt").write_text("cat\n")
     names = ("run", photo, "-c", detector, "-t", "detection", "-o", out, "--labels", tmp_path / "names.txt")
     assert "1 labels given for a network of 3 classes" in refused(capsys, *names)
+    (tmp_path / "names.txt").write_text("\n")
+    assert "has no labels" in refused(capsys, *names)
+
+
+def test_info(capsys: pytest.CaptureFixture[str], detector: Path) -> None:
+    """Parameters are the whole detector's; the operations say which part they are of."""
+    code, text, err = call(capsys, "info", detector, "--json", "--size", "64x64")
+    assert code == 0, err
+    about = json.loads(text)
+    assert about["detector"] == "mask_rcnn"
+    assert about["parameters"] == sum(p.numel() for p in hf.load_checkpoint(detector).parameters())
+    assert about["backbone_and_pyramid_gflops"] > 0
+    assert "gflops" not in about
+    _, text, _ = call(capsys, "info", detector, "--size", "64x64")
+    assert "backbone_and_pyramid_gflops" in text
 
 
 def test_class_names() -> None:

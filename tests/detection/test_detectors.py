@@ -16,13 +16,13 @@ from tiny_networks import image
 from torch import Tensor
 
 import hrnet_fast as hf
-from hrnet_fast.detection import KINDS, Detector, DetectorConfig, ImageMeta, Target, total_loss
+from hrnet_fast.detection import KINDS, Detector, ImageMeta, total_loss
 from hrnet_fast.detection.assignment import BACKGROUND, LEFT_OUT, assign, choose, sample
 from hrnet_fast.detection.boxes import decode, encode
 from hrnet_fast.detection.config_parts import AssignConfig, SampleConfig
 from hrnet_fast.detection.mask_head import paste_masks
 from hrnet_fast.detection.operators import best_of_levels, suppress
-from hrnet_fast.errors import ConfigError, InputError, MissingPackageError
+from hrnet_fast.errors import MissingPackageError
 
 OBJECTS = [[8.0, 8.0, 60.0, 50.0], [40.0, 30.0, 120.0, 90.0]]
 
@@ -256,33 +256,6 @@ def test_sixteen_bits(kind: str, how: str) -> None:
     total.backward()
 
 
-BAD: dict[str, tuple[str, Any]] = {
-    "an array": ("accepted is a normalised batch", lambda m: m(np.zeros((3, 8, 8)))),
-    "no picture": ("no picture", lambda m: m([])),
-    "floating pixels": ("accepted are a path", lambda m: m([np.zeros((8, 8, 3))])),
-    "a missing file": ("no such image", lambda m: m(["nowhere.png"])),
-    "too few sizes": ("need as many ImageMeta", lambda m: m.predict(image(batch=2), [ImageMeta((64, 64))])),
-    "a size beyond": ("does not lie in the batch", lambda m: m.predict(image(), [ImageMeta((65, 64))])),
-    "a scale of zero": ("must be positive", lambda m: m.predict(image(), [ImageMeta((64, 64), None, (0.0, 1.0))])),
-    "too few targets": ("need as many Target", lambda m: m.losses(image(batch=2), [target([])])),
-    "a label too high": ("labels from 0 to 2", lambda m: m.losses(image(), [labelled(3)])),
-    "a negative label": ("labels from 0 to 2", lambda m: m.losses(image(), [labelled(-1)])),
-    "a box of three": (r"\[M, 4\]", lambda m: m.losses(image(), [Target(torch.zeros(1, 3), torch.zeros(1).long())])),
-    "no masks": ("needs masks", lambda m: m.losses(image(), [Target(torch.zeros(0, 4), torch.zeros(0).long())])),
-}
-
-
-def labelled(label: int) -> Target:
-    return dataclasses.replace(target([OBJECTS[0]]), labels=torch.tensor([label]))
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input(case: str) -> None:
-    message, call = BAD[case]
-    with pytest.raises(InputError, match=message):
-        call(tiny_detector("mask_rcnn"))
-
-
 def test_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
@@ -297,29 +270,3 @@ def test_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingPackageError, match=r"pip install 'hrnet-fast\[detection\]'"):
         Detector(config)
     assert "neck.reduction_conv.conv.weight" in hf.convert_checkpoint(state, to="mmdet")  # which computes nothing
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_configuration_round_trip(kind: str) -> None:
-    config = tiny_detector_config(kind)
-    assert config.kind == kind
-    assert DetectorConfig.from_dict(config.to_dict()) == config
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"score_threshold": 2.0},
-        {"short_side": 0},
-        {"channel_order": "gbr"},
-        {"num_classes": 0},
-        {"stages": ()},
-        {"rpn": None},
-        {"no_such_field": 1},
-        {"num_levels": 4},
-        {"head": "v2"},
-    ],
-)
-def test_configurations_that_cannot_be(changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError):
-        tiny_detector_config("mask_rcnn").override(**changes)

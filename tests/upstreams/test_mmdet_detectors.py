@@ -222,6 +222,8 @@ REFUSED: dict[str, Any] = {
     "test_cfg.rcnn.nms.type": "soft_nms",
     "test_cfg.rpn.min_bbox_size": -1,
     "roi_head.mask_head.num_classes": 9,
+    "train_cfg.rpm": {},
+    "test_cfg.rcnnn": {},
 }
 
 
@@ -232,3 +234,70 @@ def test_settings_that_cannot_be_built(key: str) -> None:
     config.merge_from_dict({f"model.{key}": REFUSED[key]})
     with pytest.raises(hf.ConfigError):
         Detector.from_config(config)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("key", ["bbox_roi_extractor", "mask_roi_extractor"])
+def test_extractors_that_differ(key: str) -> None:
+    """The second stage pools from other levels than the first."""
+    config = small("cascade_mask_rcnn")
+    extractor = config.model.roi_head[key].to_dict()
+    config.model.roi_head[key] = [extractor] * 3
+    assert read_detector(config).roi.strides == (4, 8, 16, 32)
+    config.model.roi_head[key] = [extractor, extractor | {"finest_scale": 28}, extractor]
+    with pytest.raises(hf.ConfigError, match=f"{key} needs the same settings in every stage"):
+        read_detector(config)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fcos_reads_its_settings() -> None:
+    """Of a file without statistics they are the shipped FCOS's; a loop beside the model is none of its settings."""
+    config = small("fcos")
+    del config.model["data_preprocessor"]
+    config.train_cfg = {"type": "EpochBasedTrainLoop", "max_epochs": 12}
+    assert read_detector(config).picture == make_detector_config("fcos").picture
+    config.model.train_cfg = {"assigner": {"type": "MaxIoUAssigner"}, "pos_weight": -1, "debug": False}
+    read_detector(config)
+    config.model.train_cfg = {"center_sampling": True}
+    with pytest.raises(hf.ConfigError, match="center_sampling"):
+        read_detector(config)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_proposals_of_training() -> None:
+    """``rpn_proposal`` is read without ``rpn``, and required beside it."""
+    config = small("faster_rcnn")
+    del config.model.train_cfg["rpn"]
+    config.model.train_cfg.rpn_proposal.nms_pre = 77
+    assert read_detector(config).rpn.train_proposals.before_nms == 77
+    config = small("faster_rcnn")
+    del config.model.train_cfg["rpn_proposal"]
+    with pytest.raises(hf.ConfigError, match=r"lacks train_cfg\.rpn_proposal"):
+        read_detector(config)
+
+
+RESIZE = {"type": "Resize", "scale": (640, 480), "keep_ratio": True}
+AUGMENT = {"type": "MultiScaleFlipAug", "img_scale": (640, 480), "flip": False, "transforms": [{"type": "Resize"}]}
+OTHER_RESIZES: list[list[dict[str, Any]]] = [
+    [RESIZE | {"keep_ratio": False}],
+    [{"type": "Resize", "scale": (640, 480)}],
+    [RESIZE | {"type": "FixScaleResize"}],
+    [{"type": "Resize", "scale_factor": 0.5, "keep_ratio": True}],
+    [RESIZE, RESIZE],
+    [AUGMENT | {"img_scale": [(640, 480), (1333, 800)]}],
+    [AUGMENT | {"transforms": [{"type": "Resize", "keep_ratio": False}]}],
+    [AUGMENT | {"flip": True}],
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_test_pipeline() -> None:
+    config = small("faster_rcnn")
+    for step in (RESIZE, AUGMENT):
+        config.test_pipeline = [{"type": "LoadImageFromFile"}, step]
+        picture = read_detector(config).picture
+        assert (picture.long_side, picture.short_side) == (640, 480)
+    for pipeline in OTHER_RESIZES:
+        config.test_pipeline = pipeline
+        with pytest.raises(hf.ConfigError, match="test_pipeline"):
+            read_detector(config)
