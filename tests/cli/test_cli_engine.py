@@ -39,6 +39,7 @@ def test_run_answers_as_the_model_does(
         assert max(abs(s - t) for s, t in zip(*scores, strict=True)) <= apart
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 def test_many_images_are_worth_an_engine(
     capsys: pytest.CaptureFixture[str],

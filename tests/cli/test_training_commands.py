@@ -59,6 +59,7 @@ def test_a_run_leaves_its_files_and_report(mouse_run: Path) -> None:
     assert (mouse_run / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["off", "on"])
 def test_eval_repeats_a_runs_figures(
@@ -101,6 +102,7 @@ def test_a_finished_run_is_reported_again_and_not_overwritten(
     assert "the report needs matplotlib and jinja2: pip install 'hrnet-fast[demo]'" in err
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "recipe", "make", "figure", "examples"),

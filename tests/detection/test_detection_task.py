@@ -33,6 +33,7 @@ def detector(tmp_path: Path) -> Path:
     return tmp_path / "detector.pth"
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["off", "on"])
 def test_run(capsys: pytest.CaptureFixture[str], tmp_path: Path, photo: Path, detector: Path, engine: str) -> None:

@@ -86,6 +86,7 @@ def test_recorded_faces_give_the_authors_whole_pixels(tmp_path: Path) -> None:
     assert found.figures["nme"] == pytest.approx(errors.mean().item(), rel=1e-6)
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "method"), [("official_pose_w32", "msra"), ("official_face_w18", "face")])
 def test_golden_checkpoints(name: str, method: str, tmp_path: Path) -> None:

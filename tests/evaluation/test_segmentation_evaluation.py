@@ -147,6 +147,7 @@ def test_logits_are_averaged_where_asked() -> None:
     torch.testing.assert_close(given, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "output"), [("official_seg_w48", 0), ("official_seg_ocr_w48", 1)])
 def test_golden_checkpoints(name: str, output: int) -> None:

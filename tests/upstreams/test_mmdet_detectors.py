@@ -163,6 +163,7 @@ def case() -> tuple[Tensor, list[ImageMeta], list[Target]]:
     return images, [meta, smaller], [first, none]
 
 
+@pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
