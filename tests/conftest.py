@@ -18,11 +18,14 @@ os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
+import measured_process
 import pytest
 import torch
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--cov", default=None):
+        os.environ[measured_process.VARIABLE] = "1"
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
 

@@ -11,6 +11,10 @@ import pytest
 import torch
 
 PROGRAM = """
+import measured_process
+
+measured_process.start()
+
 import sys
 from datetime import timedelta
 
@@ -101,7 +105,8 @@ print("joined")
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
 @pytest.mark.parametrize(("impl", "dtype"), [("reference", "float64"), ("triton", "float32")])
 def test_two_processes_compute_what_one_would(tmp_path: Path, impl: str, dtype: str) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     if impl == "triton":
         pytest.importorskip("triton", reason="the package triton is not installed")
         environment["TRITON_INTERPRET"] = "1"

@@ -16,10 +16,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
+if __name__ == "__main__":
+    import measured_process
+
+    measured_process.start()
+
+import torch  # noqa: E402
 from made_task import At, MadeTask, Pictures, recipe  # noqa: E402
 
 from hrnet_fast import whole_files  # noqa: E402
