@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from hrnet_fast.datasets import ClassificationBatch, ClassificationCrops, ClassificationDataset, collate_classification
 from hrnet_fast.errors import ConfigError
 from hrnet_fast.evaluation.classification import check_classification_evaluation
-from hrnet_fast.keypoints.methods import NO_HEATMAPS
 from hrnet_fast.recipes.task_fields import make_inputs
 from hrnet_fast.trainer.recipe_task import RecipeTask
 
@@ -38,10 +37,6 @@ class ClassificationTask(RecipeTask):
     @property
     def outputs(self) -> int:
         return self.train.num_classes
-
-    @property
-    def keypoints(self) -> str:
-        return NO_HEATMAPS
 
     def make_loss(self) -> nn.Module:
         return nn.CrossEntropyLoss(label_smoothing=self.recipe.loss["label_smoothing"]).to(self.device)

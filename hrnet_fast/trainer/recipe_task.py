@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hrnet_fast.config import HRNetConfig
 from hrnet_fast.errors import ConfigError, InputError
 from hrnet_fast.evaluation.result import EvaluationResult
+from hrnet_fast.keypoints.methods import NO_HEATMAPS
 from hrnet_fast.recipes.layouts import read_data
 from hrnet_fast.recipes.model_options import network_config
 from hrnet_fast.recipes.recipe import Recipe
@@ -78,9 +79,9 @@ class RecipeTask(ABC):
         """The network's outputs: their names, or their number."""
 
     @property
-    @abstractmethod
     def keypoints(self) -> str:
         """The decoding method of the network's heatmaps, ``"none"`` for other maps."""
+        return NO_HEATMAPS
 
     @abstractmethod
     def make_loss(self) -> nn.Module:

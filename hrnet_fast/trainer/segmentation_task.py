@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from hrnet_fast.datasets import CollateSegmentation, SegmentationBatch, SegmentationCrops, SegmentationDataset
 from hrnet_fast.errors import ConfigError
 from hrnet_fast.evaluation.segmentation import check_segmentation_evaluation
-from hrnet_fast.keypoints.methods import NO_HEATMAPS
 from hrnet_fast.recipes.task_fields import make_inputs
 from hrnet_fast.trainer.recipe_task import RecipeTask
 from hrnet_fast.training.losses import AuxiliaryLoss, OHEMCrossEntropyLoss, PixelCrossEntropyLoss
@@ -39,10 +38,6 @@ class SegmentationTask(RecipeTask):
     @property
     def outputs(self) -> int:
         return self.train.num_classes
-
-    @property
-    def keypoints(self) -> str:
-        return NO_HEATMAPS
 
     def make_loss(self) -> nn.Module:
         """Return the loss of the logits and labels [N, H, W].
