@@ -12,6 +12,7 @@ from benchmarks.reports.changes import Change, count_compared, differences, fail
 from benchmarks.reports.figures import reason, scale_of, three_digits
 from benchmarks.reports.records import Record, load_run
 from benchmarks.reports.result_files import RESULTS, match_sides, read_runs
+from benchmarks.reports.trainings import RECIPES
 from hrnet_fast.cli.console import json_option, print_json, print_table, run_app
 from hrnet_fast.models.registry import get_variant
 
@@ -102,6 +103,72 @@ def host(output: Path, networks: str | None, rounds: int) -> None:
     chosen = {n: NETWORKS.get(n) or get_variant(n).input_size for n in (networks or ",".join(NETWORKS)).split(",")}
     run = measure(chosen, rounds, output)
     click.echo(f"written: {output}, {len(run.records)} figures")
+
+
+@app.command()
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder with a folder for each recipe.",
+)
+@click.option(
+    "--output", "-o", required=True, type=click.Path(path_type=Path), help="Result file; what it has is kept."
+)
+@click.option("--recipes", help="Comma-separated, in place of all of the page.")
+@click.option("--seeds", default="0,1", show_default=True, help="Comma-separated.")
+@click.option("--set", "settings", multiple=True, help="A field of the recipes: loop.epochs=2.")
+def learn(data: Path, output: Path, recipes: str | None, seeds: str, settings: tuple[str, ...]) -> None:
+    """Train recipes on real pictures with eager and with accelerated modules; takes more than an hour for all."""
+    from benchmarks.learning import learn as run_all
+
+    chosen = recipes.split(",") if recipes else list(RECIPES)
+    if unknown := [name for name in chosen if name not in RECIPES]:
+        raise click.BadParameter(f"{', '.join(unknown)}; accepted are {', '.join(RECIPES)}.", param_hint="--recipes")
+    if not all(seed.isdecimal() for seed in seeds.split(",")):
+        raise click.BadParameter(f"{seeds!r}; give whole numbers such as 0,1.", param_hint="--seeds")
+    done = run_all(data, output, {n: RECIPES[n] for n in chosen}, [int(s) for s in seeds.split(",")], settings)
+    click.echo(f"written: {output}, {len(done)} trainings")
+
+
+@app.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+def cells(source: Path, output: Path) -> None:
+    """Cut single cells out of SOURCE, a folder of the BCCD data set, into OUTPUT/train and OUTPUT/val."""
+    from benchmarks.cut_cells import cut_cells
+
+    for name, count in sorted(cut_cells(source, output).items()):
+        click.echo(f"{output / name}: {count}")
+
+
+@app.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    "-o",
+    default=Path("docs/benchmarks/learning.md"),
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="The page.",
+)
+@click.option(
+    "--picture",
+    default=Path("docs/images/learning.png"),
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="The page's picture.",
+)
+@click.option("--check", is_flag=True, help="Write nothing; exit with 1 if the page has other figures.")
+def learning_page(file: Path, output: Path, picture: Path, check: bool) -> None:
+    """Write the page of FILE, which `learn` wrote, and its picture."""
+    from benchmarks.reports.learning_page import write_learning_page
+
+    stale = write_learning_page(file, output, picture, check)
+    done = "written" if not check else "has other figures than the result file"
+    click.echo(f"{output}: {done if stale else 'up to date'}")
+    if stale and check:
+        raise click.exceptions.Exit(1)
 
 
 @app.command()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
+from xml.etree import ElementTree
 
 from PIL import Image
 
@@ -17,8 +17,8 @@ MOST_OF_A_CLASS = 4  # of one picture; most cells are red
 def cut_cells(source: Path, output: Path) -> Counter[str]:
     """Write ``<train|val>/<class>/<picture>_<row>.png``; return how many each folder got.
 
-    `source` has ``JPEGImages``, ``Annotations``, ``train.txt`` and ``val.txt``. Boxes of no area are left out. The first
-    `MOST_OF_A_CLASS` of each picture and class are taken.
+    `source` has ``JPEGImages``, ``Annotations``, ``train.txt`` and ``val.txt``. Boxes of no area are left out.
+    The first `MOST_OF_A_CLASS` of each picture and class are taken.
 
     Raises:
         InputError: a file is missing or broken, or `output` exists.

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,63 +20,10 @@ import torch
 
 from benchmarks.harness import ROOT, revision
 from benchmarks.reports.machine import machine, versions
+from benchmarks.reports.trainings import EAGER, OURS, Learned, Training, read_trainings
 from hrnet_fast.errors import HRNetFastError, InputError
 from hrnet_fast.trainer.records import read_log
 from hrnet_fast.whole_files import written_whole
-
-EAGER, OURS = "eager", "accelerated"
-
-
-@dataclass(frozen=True)
-class Learned:
-    """One recipe's place in the results.
-
-    Attributes:
-        folder: its data's, in the folder of all data.
-        figure: the one that the page compares.
-        settings: of the recipe, beside seed and modules.
-    """
-
-    folder: str
-    figure: str
-    settings: tuple[str, ...] = ()
-
-
-RECIPES = {
-    "small/mouse": Learned("mouse", "pck@0.05", ("loop.evaluate_every=5",)),
-    "small/camvid": Learned("camvid", "miou", ("loop.evaluate_every=5",)),
-    "small/faces": Learned("faces", "nme", ("loop.evaluate_every=5",)),
-    "small/cells": Learned("cells", "top1"),
-}
-
-
-@dataclass(frozen=True)
-class Training:
-    """What one run gave.
-
-    Attributes:
-        recipe, seed, modules: which run; modules are `EAGER` or `OURS`.
-        command: that repeats it, from the folder of all data.
-        report: how many blocks took the fused path; empty without.
-        seconds: of all epochs, without evaluation.
-        processor_seconds: of the whole process.
-        losses: mean of each epoch.
-        evaluations: epoch and figures of each.
-    """
-
-    recipe: str
-    seed: int
-    modules: str
-    command: str
-    report: str
-    seconds: float
-    processor_seconds: float
-    losses: list[float]
-    evaluations: list[dict[str, Any]]
-
-    def best(self, figure: str, lower_is_better: bool) -> float:
-        values = [e["figures"][figure] for e in self.evaluations]
-        return float(min(values) if lower_is_better else max(values))
 
 
 def learn(
@@ -101,25 +48,17 @@ def learn(
     return done
 
 
-def read_trainings(path: Path) -> list[Training]:
-    """Read a file that :func:`learn` wrote.
-
-    Raises:
-        InputError: it is none.
-    """
-    try:
-        return [Training(**made) for made in json.loads(path.read_text())["trainings"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: no results of trainings ({error}).") from error
-
-
 def _pair(recipe: str, learned: Learned, seed: int, data: Path, settings: tuple[str, ...]) -> list[Training]:
     with tempfile.TemporaryDirectory() as folder:
+
+        def run_of(modules: str) -> Path:
+            return Path(folder, f"{learned.folder}-{modules}-{seed}")
+
         started = {}
         for modules in (EAGER, OURS):
             chosen = (f"loop.seed={seed}", f"loop.accelerate={'off' if modules == EAGER else 'on'}")
             given = [f"--set={s}" for s in ("data.workers=0", *learned.settings, *settings, *chosen)]
-            arguments = ["train", recipe, "--data", learned.folder, "--out", f"{folder}/{modules}", *given]
+            arguments = ["train", recipe, "--data", learned.folder, "--out", str(run_of(modules)), *given]
             started[modules] = arguments, _start(arguments, data, Path(folder, modules + ".txt"))
         ended = {modules: os.wait4(process.pid, 0) for modules, (_, process) in started.items()}
         made = []
@@ -128,7 +67,7 @@ def _pair(recipe: str, learned: Learned, seed: int, data: Path, settings: tuple[
             if status:
                 said = Path(folder, modules + ".txt").read_text().strip().splitlines()[-5:]
                 raise HRNetFastError(f"{recipe}, seed {seed}, {modules}: the training failed: " + " ".join(said))
-            records = read_log(Path(folder, modules, "log.jsonl"))
+            records = read_log(run_of(modules) / "log.jsonl")
             command = " ".join(["OMP_NUM_THREADS=1 hrnet-fast", *arguments]).replace(folder, "runs")
             made.append(_training(recipe, seed, modules, command, usage.ru_utime + usage.ru_stime, records))
         return made
