@@ -38,8 +38,11 @@ demo: $(READY)  ## run HRNet on the photograph that ships with the project; the 
 # Worksteal keeps the tests of a file, and what they build once, in one worker for as long as both are busy.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-test: $(READY)  ## run the tests, with coverage
-	$(PYTEST) --cov --cov-report=term --cov-fail-under=95
+# Tracing lines makes tests that are mostly Python take up to 1.4 times as long, so it is asked for where it is checked.
+COVERAGE ?=
+
+test: $(READY)  ## run the tests; with COVERAGE=1 also measure and check which lines they run
+	$(PYTEST) $(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=95)
 
 test-quick: $(READY)  ## run the tests that neither compile, build, start processes nor take long; without coverage
 	$(PYTEST) tests -m "not compile and not sanitizer and not processes and not device and not slow"
