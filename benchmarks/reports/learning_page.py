@@ -24,9 +24,9 @@ python -m benchmarks learn --data DIR --output mine.json  # DIR has mouse/, camv
 
 Trainings from random weights on a CPU, each with two seeds, with eager modules (`loop.accelerate=off`, channels-last)
 and with accelerated ones. Both have the same weights, batches and augmentation to begin with; rounding differs, and so
-do the curves after some steps, as they do between seeds. Both run at the same time with one thread each, so whatever
-else the machine does slows both. Figures are those of the last epoch. "Time" is that of all epochs, without evaluation;
-"processor time" is the whole process's. Ratios are eager / accelerated, means over seeds.
+do the curves after some steps, as they do between seeds. Figures are those of the last epoch, for each seed. Seconds
+are processor time of the whole process, evaluation included, with one thread; means over seeds. Both trainings of a
+pair run at the same time, so that whatever else the machine does concerns both.
 """
 
 
@@ -56,19 +56,24 @@ def render_learning_page(trainings: Sequence[Training], about: dict[str, Any], p
         learned, found = RECIPES[recipe], [t for t in trainings if t.recipe == recipe]
         by_modules = {modules: [t for t in found if t.modules == modules] for modules in (EAGER, OURS)}
         ends = [", ".join(three_digits(t.last(learned.figure)) for t in by_modules[m]) for m in by_modules]
-        sums = {
-            m: (sum(t.seconds for t in runs), sum(t.processor_seconds for t in runs)) for m, runs in by_modules.items()
-        }
-        seconds = [three_digits(sums[m][0] / len(by_modules[m])) for m in by_modules]
-        ratios = [f"{three_digits(e / o)}x" for e, o in zip(sums[EAGER], sums[OURS], strict=True)]
-        rows.append((recipe, learned.figure, str(len(found[0].losses)), *ends, *seconds, *ratios))
+        cost = [sum(t.processor_seconds for t in runs) / len(runs) for runs in by_modules.values()]
+        rows.append(
+            (
+                recipe,
+                learned.figure,
+                str(len(found[0].losses)),
+                *ends,
+                *(f"{c:.0f}" for c in cost),
+                f"{cost[0] / cost[1]:.2f}x",
+            )
+        )
         data.append(f"- `{recipe}`: {learned.data}.")
         for training in found:
             values = "; ".join(
                 f"{e['epoch']}: {three_digits(e['figures'][learned.figure])}" for e in training.evaluations
             )
             curves.append((recipe, training.modules, str(training.seed), values))
-    columns = ("recipe", "figure", "epochs>", EAGER, OURS, "eager [s]>", "accelerated [s]>", "time>", "processor time>")
+    columns = ("recipe", "figure", "epochs>", EAGER, OURS, "eager [s]>", "accelerated [s]>", "eager / accelerated>")
     machine, versions = about["machine"], about["versions"]
     where = f"{machine['device']}; {machine['instructions']}; torch {versions['torch']}"
     lines = ["# Trainings on real pictures", "", _INTRODUCTION, *data, ""]
