@@ -97,7 +97,7 @@ struct Input {
       for (int64_t j = 0; j < t.size; ++j)
         write_value(to + j,
                     t.of(2, j) * read_value(from + j) + t.of(4, j) + t.of(5, j) * (read_value(own + j) - t.of(0, j)));
-    else
+    else if constexpr (sizeof(T) == sizeof(M))
       for (int64_t j = 0; j < t.size; ++j) {
         // Loaded unconditionally: a conditional load would not vectorise.
         const M v = read_value(own + j), all = read_value(from + j);
@@ -105,6 +105,28 @@ struct Input {
         const M rest = t.of(4, j) + t.of(5, j) * (v - t.of(0, j));
         write_value(to + j, t.of(2, j) * g + (given ? M(0) : rest));
       }
+    else
+      masked_halves(t, own, from, to);
+  }
+  // A loop that masks, computes and converts to a half type would not vectorise.
+  template <bool kScalar>
+  HF_INLINE void masked_halves(Tile<M, kScalar> t, const T* __restrict__ own, const T* __restrict__ from,
+                               T* __restrict__ to) const {
+    M buffer[kTile];
+    M* __restrict__ g = buffer;
+    for (int64_t at = 0; at < t.size; at += kTile) {
+      const int64_t n = std::min(kTile, t.size - at);
+      for (int64_t j = 0; j < n; ++j) g[j] = read_value(from + at + j);
+      for (int64_t j = 0; j < n; ++j)
+        g[j] = read_value(own + at + j) * t.of(2, at + j) + t.of(3, at + j) <= M(0) ? M(0) : g[j];
+      if (given)
+        for (int64_t j = 0; j < n; ++j) g[j] *= t.of(2, at + j);
+      else
+        for (int64_t j = 0; j < n; ++j)
+          g[j] = t.of(2, at + j) * g[j] +
+                 (t.of(4, at + j) + t.of(5, at + j) * (read_value(own + at + j) - t.of(0, at + j)));
+      finish_row<T>(to + at, g, false, n);
+    }
   }
 };
 
