@@ -302,3 +302,39 @@ def test_the_test_pipeline() -> None:
         config.test_pipeline = pipeline
         with pytest.raises(hf.ConfigError, match="test_pipeline"):
             read_detector(config)
+
+
+NORM = {"mean": [1.0, 2.0, 3.0], "std": [1.0, 2.0, 3.0], "to_rgb": True}  # of 2.x
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("steps", "divisor"),
+    [
+        ([], 32),  # without a pipeline, as shipped
+        ([RESIZE], 1),
+        ([AUGMENT | {"transforms": [{"type": "Resize"}, {"type": "Pad", "size_divisor": 64}]}], 64),
+        ([{"type": "Pad", "size": (640, 640)}], None),
+    ],
+)
+def test_padding_of_early_files(steps: list[dict[str, Any]], divisor: int | None) -> None:
+    config = small("faster_rcnn")
+    del config.model["data_preprocessor"]
+    config.img_norm_cfg, config.test_pipeline = NORM, steps
+    if divisor is None:
+        with pytest.raises(hf.ConfigError, match="accepted is one Pad with size_divisor"):
+            read_detector(config)
+    else:
+        assert read_detector(config).picture.divisor == divisor
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_padding_of_the_preprocessor() -> None:
+    """Its own default is mmdetection's."""
+    config = small("faster_rcnn")
+    del config.model.data_preprocessor["pad_size_divisor"]
+    built = theirs(config).data_preprocessor.pad_size_divisor
+    assert read_detector(config).picture.divisor == built == 1
+    config.test_pipeline = [RESIZE, {"type": "Pad", "size_divisor": 32}]
+    with pytest.raises(hf.ConfigError, match="test_pipeline has Pad"):
+        read_detector(config)
