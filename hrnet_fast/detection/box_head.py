@@ -78,18 +78,17 @@ class BoxHead(nn.Module):
         return decode(boxes, self.deltas_of(deltas, best), self.config.stds, sizes)
 
 
-def select_detections(boxes: Tensor, scores: Tensor, image: Tensor, config: RoIConfig) -> Regions:
+def select_detections(boxes: Tensor, scores: Tensor, image: Tensor, images: int, config: RoIConfig) -> Regions:
     """Return the detections of all images, by image and descending score.
 
     Args:
         boxes: of each class [K, classes, 4], or [K, 1, 4] for all.
         scores: [K, classes + 1], the background last.
         image: index of each row's image [K].
+        images: their number.
         config: thresholds.
     """
     classes = scores.shape[1] - 1
     row, label = (scores[:, :-1] > config.score_threshold).nonzero(as_tuple=True)
-    chosen = boxes.expand(-1, classes, -1)[row, label]
-    kept = suppress(chosen, scores[row, label], image[row], label, classes, config.nms_iou, config.per_image)
-    row, label = row[kept], label[kept]
-    return Regions(chosen[kept], image[row], scores[row, label], label)
+    candidates = Regions(boxes.expand(-1, classes, -1)[row, label], image[row], scores[row, label], label)
+    return suppress(candidates, label, classes, images, config.nms_iou, config.per_image)

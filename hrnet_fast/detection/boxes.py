@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,16 @@ from torch import Tensor
 # Largest change of a side's logarithm that deltas may ask for (mmdetection's ``wh_ratio_clip``).
 MOST_GROWTH = abs(math.log(16 / 1000))
 LEAST_AREA = 1e-6
+
+
+@functools.lru_cache(maxsize=64)
+def constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a tensor of numbers, not to be changed: calls with these arguments share it.
+
+    A copy of numbers to a GPU waits for the work before it.
+    """
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def wide(values: Tensor) -> Tensor:
@@ -50,7 +62,7 @@ def encode(boxes: Tensor, goals: Tensor, stds: Sequence[float]) -> Tensor:
     centres, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     goal_centres, goal_sides = (goals[:, :2] + goals[:, 2:]) / 2, goals[:, 2:] - goals[:, :2]
     deltas = torch.cat([(goal_centres - centres) / sides, torch.log(goal_sides / sides)], dim=1)
-    return deltas / deltas.new_tensor(stds)
+    return deltas / constant(tuple(stds), deltas.dtype, deltas.device)
 
 
 def decode(boxes: Tensor, deltas: Tensor, stds: Sequence[float], sizes: Tensor | None = None) -> Tensor:
@@ -62,7 +74,7 @@ def decode(boxes: Tensor, deltas: Tensor, stds: Sequence[float], sizes: Tensor |
         stds: those of :func:`encode`.
         sizes: (height, width) of the images, [..., 2].
     """
-    deltas = deltas * deltas.new_tensor(stds)
+    deltas = deltas * constant(tuple(stds), deltas.dtype, deltas.device)
     centres, sides = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
     centres = centres + sides * deltas[..., :2]
     half = sides * deltas[..., 2:].clamp(-MOST_GROWTH, MOST_GROWTH).exp() / 2

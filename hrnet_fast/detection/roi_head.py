@@ -6,6 +6,7 @@ interleaved ones Hybrid Task Cascade (1901.07518).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -131,7 +132,7 @@ class RoIHead(nn.Module):
         boxes = decode(boxes[:, None], deltas, head.config.stds, sizes[:, None])
         if rescale:
             boxes = boxes / scales_of(metas, boxes)[image][:, None]
-        return select_detections(boxes, scores, image, self.config)
+        return select_detections(boxes, scores, image, len(metas), self.config)
 
     def _masks(
         self,
@@ -154,7 +155,7 @@ class RoIHead(nn.Module):
             paste_masks(part, box, _canvas(meta, rescale), self.config.mask_threshold)
             for part, box, meta in zip(torch.split(shares, counts), torch.split(boxes, counts), metas, strict=True)
         ]
-        return masks, Regions(boxes, found.image, found.scores, found.labels)
+        return masks, dataclasses.replace(found, boxes=boxes)
 
     def losses(
         self,

@@ -59,15 +59,14 @@ class RPNHead(nn.Module):
         sizes = map_sizes(logits)
         scores, deltas_of = rows(logits, 1)[..., 0].sigmoid(), rows(deltas, 4)
         counts = [m.shape[1] * m.shape[2] * m.shape[3] for m in logits]
-        image, anchor, level = best_of_levels(scores, counts, config.before_nms)
+        image, anchor, level, scores = best_of_levels(scores, counts, config.before_nms)
         anchors = grid_anchors(self.config.anchors, sizes, scores.dtype, scores.device)
         limits = sizes_of(metas, scores.device)[image]
         boxes = decode(anchors[anchor], deltas_of[image, anchor], self.config.stds, limits)
-        large = (boxes[:, 2:] - boxes[:, :2] > config.least_size).all(dim=1).nonzero()[:, 0]
-        boxes, image, level = boxes[large], image[large], level[large]
-        scores = scores[image, anchor[large]]
-        kept = suppress(boxes, scores, image, level, len(sizes), config.nms_iou, config.per_image)
-        return Regions(boxes[kept], image[kept], scores[kept])
+        # Nearly all are large enough: suppression goes over the others too, and nothing waits for their number.
+        usable = (boxes[:, 2:] - boxes[:, :2] > config.least_size).all(dim=1) & (scores > -torch.inf)
+        found = Regions(torch.where(usable[:, None], boxes, 0), image, torch.where(usable, scores, -torch.inf))
+        return suppress(found, level, len(sizes), len(metas), config.nms_iou, config.per_image)
 
     def losses(
         self,
