@@ -99,7 +99,7 @@ class ComplexityRow:
         table: of the paper.
         model: name in this package.
         input_size: (H, W).
-        paper_params, paper_gflops: as printed; millions, and multiply-adds / 2^30 where the note does not say otherwise.
+        paper_params, paper_gflops: as printed; millions, and multiply-adds / 2^30, where the note says nothing else.
         params, gflops: ours, in the same units.
         exact: whether the paper's network is known to be the same, so that the digits must agree.
         note: why they differ, where they do.
@@ -132,14 +132,14 @@ def _decimals(value: float) -> int:
 
 
 def paper_tables() -> dict[str, Any]:
-    """Return the paper's tables as data: ``complexity`` rows, their ``countings``, and ``timing`` tables 13, 17, 18, 19."""
+    """Return the paper's tables as data: ``complexity`` rows, their ``countings``, and ``timing`` of 13, 17, 18, 19."""
     text = resources.files("hrnet_fast").joinpath("data/paper_tables.json").read_text(encoding="utf-8")
     tables: dict[str, Any] = json.loads(text)
     return tables
 
 
 def complexity_entries() -> list[dict[str, Any]]:
-    """Return the complexity rows of the paper's HRNets and of the detectors on them, without those of other networks."""
+    """Return the complexity rows of the paper's HRNets, and of the detectors on them."""
     known = set(list_models())
     return [row for row in paper_tables()["complexity"] if row["model"] in known or "detector" in row]
 
