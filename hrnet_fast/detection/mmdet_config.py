@@ -18,6 +18,7 @@ from hrnet_fast.detection.detector_config import DetectorConfig, PictureConfig
 from hrnet_fast.detection.head_configs import FCOSConfig
 from hrnet_fast.detection.mmdet_parts import (
     accept_layers,
+    is_legacy,
     read_assign,
     read_box_loss,
     read_proposals,
@@ -85,7 +86,13 @@ def _read(data: Mapping[str, Any], network: HRNetConfig) -> DetectorConfig:
     test.no_effect("rpn", "rcnn")
     test.close()
     picture = _read_picture(model, data, PictureConfig())
-    return DetectorConfig(network, classes, rpn=rpn, roi=roi, picture=picture)
+    legacy = is_legacy(model.values)
+    if len(legacy) != 1:
+        raise ConfigError(
+            "from_config: of LegacyAnchorGenerator, LegacyDeltaXYWHBBoxCoder and RoIAlign with aligned=False, a detector "
+            "has all or none."
+        )
+    return DetectorConfig(network, classes, rpn=rpn, roi=roi, picture=picture, legacy=legacy.pop())
 
 
 def _read_settings(model: Section, data: Mapping[str, Any], key: str) -> Section:
@@ -174,8 +181,9 @@ def _read_rpn(head: Section, default: RPNConfig, train: Section, test: Section, 
     head.expect("num_classes", 1)
     head.expect("reg_decoded_bbox", False)
     given = head.section("anchor_generator")
-    registered_name(given, "AnchorGenerator")
-    for key, value in (("base_sizes", None), ("scale_major", True), ("centers", None), ("center_offset", 0.0)):
+    offset = 0.5 if registered_name(given, "AnchorGenerator", "LegacyAnchorGenerator").startswith("Legacy") else 0.0
+    given.expect("center_offset", offset, default=0.0)
+    for key, value in (("base_sizes", None), ("scale_major", True), ("centers", None)):
         given.expect(key, value)
     anchors = AnchorConfig(given.get("scales"), given.get("ratios"), given.get("strides"))
     given.close()

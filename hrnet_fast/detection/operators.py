@@ -105,9 +105,17 @@ def region_levels(boxes: Tensor, finest_size: float, levels: int) -> Tensor:
 
 
 def pool_regions(
-    maps: Sequence[Tensor], strides: Sequence[float], boxes: Tensor, image: Tensor, size: int, finest_size: float
+    maps: Sequence[Tensor],
+    strides: Sequence[float],
+    boxes: Tensor,
+    image: Tensor,
+    size: int,
+    finest_size: float,
+    legacy: bool = False,
 ) -> Tensor:
     """Return the pooled regions [K, C, size, size] (RoIAlign with half-pixel shift and adaptive sampling).
+
+    With `legacy` there is no shift, and a cell has 2x2 samples.
 
     Args:
         maps: one or more levels [N, C, H, W].
@@ -118,15 +126,16 @@ def pool_regions(
         finest_size: see :func:`region_levels`.
     """
     align, dtype = torchvision_operators().roi_align, maps[0].dtype
+    samples, shifted = (2, False) if legacy else (-1, True)
     maps = [wide(one) for one in maps]  # regions have the dtype of maps
     regions = torch.cat([image[:, None].to(boxes), boxes], dim=1).to(maps[0].dtype)
     if len(maps) == 1:
-        pooled: Tensor = align(maps[0], regions, size, 1 / strides[0], -1, True)
+        pooled: Tensor = align(maps[0], regions, size, 1 / strides[0], samples, shifted)
         return pooled.to(dtype)
     level, order = region_levels(boxes, finest_size, len(maps)).sort(stable=True)
     counts = (level[None] == torch.arange(len(maps), device=level.device)[:, None]).sum(dim=1).tolist()
     parts = [
-        align(level_map, part, size, 1 / stride, -1, True)
+        align(level_map, part, size, 1 / stride, samples, shifted)
         for level_map, stride, part in zip(maps, strides, torch.split(regions[order], counts), strict=True)
     ]
     return torch.cat(parts).to(dtype)[order.argsort()]

@@ -33,13 +33,17 @@ class RoIHead(nn.Module):
         levels: of the pyramid.
         num_classes: without the background.
         config: of the heads.
+        legacy: of :class:`DetectorConfig`.
     """
 
-    def __init__(self, in_channels: int, levels: int, num_classes: int, config: RoIConfig) -> None:
+    def __init__(
+        self, in_channels: int, levels: int, num_classes: int, config: RoIConfig, legacy: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
+        self.legacy = legacy
         self.num_classes = num_classes
-        boxes = [BoxHead(in_channels, config.pool_size, num_classes, stage) for stage in config.stages]
+        boxes = [BoxHead(in_channels, config.pool_size, num_classes, stage, legacy) for stage in config.stages]
         self.bbox_head = boxes[0] if len(boxes) == 1 else nn.ModuleList(boxes)
         if config.mask is not None:
             flow = config.mask.information_flow
@@ -79,12 +83,14 @@ class RoIHead(nn.Module):
     def _pool(self, levels: Sequence[Tensor], regions: Regions, size: int, semantic: Tensor | None) -> Tensor:
         config, (boxes, image) = self.config, (regions.boxes, regions.image)
         used = levels[: len(config.strides)]
-        pooled = pool_regions(used, config.strides, boxes, image, size, config.finest_size)
+        pooled = pool_regions(used, config.strides, boxes, image, size, config.finest_size, self.legacy)
         if semantic is None:
             return pooled
         assert config.semantic is not None
         stride = config.strides[0] * 2**config.semantic.level
-        added = pool_regions([semantic], [stride], boxes, image, config.semantic.pool_size, config.finest_size)
+        added = pool_regions(
+            [semantic], [stride], boxes, image, config.semantic.pool_size, config.finest_size, self.legacy
+        )
         return pooled + (added if added.shape == pooled.shape else adaptive_avg_pool2d(added, size))
 
     @torch.no_grad()
@@ -129,7 +135,7 @@ class RoIHead(nn.Module):
         assert total is not None
         scores = softmax(total / len(self.box_heads), dim=1)
         deltas = deltas.view(len(boxes), deltas.shape[1] // 4, 4)
-        boxes = decode(boxes[:, None], deltas, head.config.stds, sizes[:, None])
+        boxes = decode(boxes[:, None], deltas, head.config.stds, sizes[:, None], self.legacy)
         if rescale:
             boxes = boxes / scales_of(metas, boxes)[image][:, None]
         return select_detections(boxes, scores, image, len(metas), self.config)

@@ -119,9 +119,25 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def pair(kind: str, tmp_path: Path) -> tuple[nn.Module, Detector]:
+def legacy(values: Any) -> Any:
+    """Return a configuration with the parts that mmdetection 3.3 has for files of 1.x."""
+    if isinstance(values, list):
+        return [legacy(value) for value in values]
+    if not isinstance(values, dict):
+        return values
+    made = {key: legacy(value) for key, value in values.items()}
+    if made.get("type") == "AnchorGenerator":
+        made |= {"type": "LegacyAnchorGenerator", "center_offset": 0.5}
+    elif made.get("type") == "DeltaXYWHBBoxCoder":
+        made["type"] = "LegacyDeltaXYWHBBoxCoder"
+    elif made.get("type") == "RoIAlign":
+        made |= {"sampling_ratio": 2, "aligned": False}
+    return made
+
+
+def pair(kind: str, tmp_path: Path, config: Config | None = None) -> tuple[nn.Module, Detector]:
     """mmdetection's detector, and this package's from a file with its weights; each loads the other's file strictly."""
-    config = small(kind)
+    config = config or small(kind)
     model = enliven(theirs(config))
     torch.save({"state_dict": model.state_dict(), "meta": {}}, tmp_path / "theirs.pth")
     loaded = hf.load_checkpoint(tmp_path / "theirs.pth", impl="reference")
@@ -166,9 +182,11 @@ def case() -> tuple[Tensor, list[ImageMeta], list[Target]]:
 @pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", KINDS)
-def test_detections_and_losses(kind: str, tmp_path: Path, in_float64: None) -> None:
-    model, own = pair(kind, tmp_path)
+@pytest.mark.parametrize(("kind", "early"), [*((kind, False) for kind in KINDS), ("mask_rcnn", True), ("htc", True)])
+def test_detections_and_losses(kind: str, early: bool, tmp_path: Path, in_float64: None) -> None:
+    """Also with the parts of 1.x."""
+    model, own = pair(kind, tmp_path, Config(legacy(small(kind).to_dict())) if early else None)
+    assert own.config.legacy == early
     model, own = model.double().eval(), own.double().eval()
     images, metas, targets = case()
     with torch.no_grad():
@@ -222,6 +240,8 @@ REFUSED: dict[str, Any] = {
     "train_cfg.rcnn.sampler.type": "OHEMSampler",
     "test_cfg.rcnn.nms.type": "soft_nms",
     "test_cfg.rpn.min_bbox_size": -1,
+    "rpn_head.bbox_coder.type": "LegacyDeltaXYWHBBoxCoder",
+    "roi_head.bbox_roi_extractor.roi_layer.aligned": False,
     "roi_head.mask_head.num_classes": 9,
     "train_cfg.rpm": {},
     "test_cfg.rcnnn": {},
