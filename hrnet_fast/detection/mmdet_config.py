@@ -89,8 +89,8 @@ def _read(data: Mapping[str, Any], network: HRNetConfig) -> DetectorConfig:
     legacy = is_legacy(model.values)
     if len(legacy) != 1:
         raise ConfigError(
-            "from_config: of LegacyAnchorGenerator, LegacyDeltaXYWHBBoxCoder and RoIAlign with aligned=False, a detector "
-            "has all or none."
+            "from_config: of LegacyAnchorGenerator, LegacyDeltaXYWHBBoxCoder and RoIAlign with aligned=False, accepted "
+            "are all or none."
         )
     return DetectorConfig(network, classes, rpn=rpn, roi=roi, picture=picture, legacy=legacy.pop())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import runpy
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from tiny_networks import enliven
 from torch import Tensor, nn
 
 import hrnet_fast as hf
+from hrnet_fast.checkpoints.mmdet_1x import upgrade_detector
 from hrnet_fast.detection import KINDS, Detector, ImageMeta, Target, assignment, make_detector_config, total_loss
 from hrnet_fast.detection.mmdet_config import read_detector
 from hrnet_fast.detection.pictures import prepare
@@ -358,3 +360,24 @@ def test_padding_of_the_preprocessor() -> None:
     config.test_pipeline = [RESIZE, {"type": "Pad", "size_divisor": 32}]
     with pytest.raises(hf.ConfigError, match="test_pipeline has Pad"):
         read_detector(config)
+
+
+def test_files_of_1x_are_upgraded_as_by_mmdetection() -> None:
+    """By its own converter's functions. It cuts the biases of deltas and masks at the other end than their weights."""
+    tool = FOLDER.parents[1] / "tools" / "model_converters" / "upgrade_model_version.py"
+    functions = runpy.run_path(str(tool))
+    change = {"fc_cls": "reorder_cls_channel", "fc_reg": "truncate_reg_channel", "conv_logits": "truncate_cls_channel"}
+    made = {layer: torch.randn(rows, 8) for layer, rows in (("fc_cls", 4), ("fc_reg", 16))}
+    made["conv_logits"] = torch.randn(4, 8, 1, 1)
+    early = {f"{'mask' if layer == 'conv_logits' else 'bbox'}_head.{layer}.weight": w for layer, w in made.items()}
+    early |= {key.replace("weight", "bias"): w.flatten(1).sum(dim=1) for key, w in early.items()}
+    upgraded = upgrade_detector(early | {"rpn_head.rpn_cls.weight": torch.zeros(3, 8, 1, 1)}, [])
+    assert upgraded is not None
+    for key in early:
+        weight = upgraded[f"roi_head.{key}"]
+        if key.endswith("weight"):
+            assert torch.equal(weight, functions[change[key.split(".")[1]]](early[key], 4))
+        else:  # of the rows that weights have
+            rows = upgraded[f"roi_head.{key}".replace("bias", "weight")]
+            assert torch.equal(weight, rows.flatten(1).sum(dim=1))
+    assert upgrade_detector(upgraded, []) is None
