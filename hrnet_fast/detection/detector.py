@@ -163,7 +163,7 @@ class Detector(nn.Module):
         levels = self.levels(images)
         if self.config.fcos is not None:
             found = self.bbox_head.detect(self.bbox_head(levels), metas, rescale)
-            counts = found.counts(len(metas))
+            counts = found.counts
             assert found.scores is not None
             assert found.labels is not None
             parts = (torch.split(one, counts) for one in (found.boxes, found.scores, found.labels))

@@ -90,15 +90,15 @@ class Regions:
     labels: Tensor | None = None
     number: list[int] | None = None
 
-    def split(self, images: int) -> list[Tensor]:
-        """Return the boxes of each image."""
-        return list(torch.split(self.boxes, self.counts(images)))
-
-    def counts(self, images: int) -> list[int]:
-        """Return the number of boxes of each image."""
-        if self.number is None:
-            self.number = torch.bincount(self.image, minlength=images).tolist()
+    @property
+    def counts(self) -> list[int]:
+        """The number of boxes of each image, of regions that were selected or joined."""
+        assert self.number is not None
         return self.number
+
+    def split(self) -> list[Tensor]:
+        """Return the boxes of each image."""
+        return list(torch.split(self.boxes, self.counts))
 
     @classmethod
     def join(cls, boxes: Sequence[Tensor]) -> Regions:

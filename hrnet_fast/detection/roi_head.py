@@ -110,7 +110,7 @@ class RoIHead(nn.Module):
         masks: list[Tensor] | list[None] = [None] * len(metas)
         if self.config.mask is not None:
             masks, found = self._masks(levels, found, metas, semantic, rescale)
-        counts = found.counts(len(metas))
+        counts = found.counts
         assert found.scores is not None
         assert found.labels is not None
         parts = (*(torch.split(one, counts) for one in (found.boxes, found.scores, found.labels)), masks)
@@ -156,7 +156,7 @@ class RoIHead(nn.Module):
         used = logits[-1:] if self.config.mask.information_flow else logits
         shares = of_class(torch.stack([one.sigmoid() for one in used]).mean(dim=0), found.labels)
         boxes = found.boxes / scales_of(metas, found.boxes)[found.image] if rescale else found.boxes
-        counts = found.counts(len(metas))
+        counts = found.counts
         masks = [
             paste_masks(part, box, _canvas(meta, rescale), self.config.mask_threshold)
             for part, box, meta in zip(torch.split(shares, counts), torch.split(boxes, counts), metas, strict=True)
@@ -178,7 +178,7 @@ class RoIHead(nn.Module):
             logits, semantic = self.semantic_head(levels)
             labels = torch.stack([target.semantic for target in targets if target.semantic is not None])
             found["loss_semantic_seg"] = self.semantic_head.loss(logits, labels)
-        boxes = proposals.split(len(targets))
+        boxes = proposals.split()
         for stage, stage_config in enumerate(config.stages):
             samples = self._sample(stage, boxes, targets, generator)
             regions = Regions.join([one.boxes for one in samples])
