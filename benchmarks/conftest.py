@@ -14,7 +14,7 @@ from benchmarks.harness import Session
 ORDER = (
     "bench_inference", "bench_fuse_sum", "bench_bn_act", "bench_conv_halo", "bench_upsample_conv1x1_sum",
     "bench_strided_conv_chain", "bench_grouped_conv3x3", "bench_scaling", "bench_accelerate", "bench_training",
-    "bench_input_pipeline", "bench_paper_tables",
+    "bench_input_pipeline", "bench_paper_tables", "bench_detectors",
 )  # fmt: skip
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -16,6 +16,7 @@ SMALL: dict[str, tuple[tuple[str, ...], str]] = {
     "draw_pose": ((), "17 keypoints drawn in pose.png"),
     "serve_threads": (("--size", "64", "--requests", "6"), "6 requests answered by 4 threads"),
     "export_onnx": (("--model", "hrnet_w18_small", "--size", "64", "64"), "relative distance"),
+    "torchvision_detector": (("--size", "64", "--steps", "2"), "boxes, scores, labels"),
     "distributed": (("--size", "64", "64", "--batch", "2", "--steps", "2"), "all processes have the same weights"),
 }
 

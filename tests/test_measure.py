@@ -8,8 +8,16 @@ from typing import Any
 import pytest
 import torch
 from simulated_time import simulate_time
+from tiny_detectors import CLASSES, tiny_detector, tiny_detector_config
 
-from hrnet_fast.complexity import complexity_entries, complexity_row, network_complexity, paper_tables
+from hrnet_fast.complexity import (
+    Counting,
+    complexity_entries,
+    complexity_row,
+    detector_complexity,
+    network_complexity,
+    paper_tables,
+)
 from hrnet_fast.config import HRNetConfig
 from hrnet_fast.measure import InterleavedTimer, error_limit, operator_calls, peak_activations, relative_error
 from hrnet_fast.models import create_model
@@ -105,6 +113,24 @@ def test_complexity_counts_by_hand() -> None:
     assert gflops > stem
 
 
+def test_detectors_complexity_by_hand() -> None:
+    """What proposals and masks add; a transposed convolution has a quarter of the products that each output's have."""
+    config = tiny_detector_config("mask_rcnn")
+    plain, boxes, masks, outputs = (
+        detector_complexity(config, (64, 64), Counting(1, 1, "", **changes))
+        for changes in ({}, {"proposals": 10}, {"masks": 10}, {"masks": 10, "transposed_at_outputs": True})
+    )
+    linear = 8 * 49 * 16 + 16 * 16 + 16 * (CLASSES + 1) + 16 * 4 * CLASSES
+    assert boxes[1] - plain[1] == 10 * linear
+    upsample = 14**2 * 8 * 8 * 4
+    assert masks[1] - plain[1] == 10 * (14**2 * 9 * 8 * 8 + upsample + 28**2 * 8 * CLASSES)
+    assert outputs[1] - masks[1] == 10 * 3 * upsample
+    model = tiny_detector("mask_rcnn")
+    norms = sum(p.numel() for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d) for p in m.parameters())
+    without = detector_complexity(config, (64, 64), Counting(1, 1, "", norms=False))
+    assert plain[0] == sum(p.numel() for p in model.parameters()) == without[0] + norms
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("entry", complexity_entries(), ids=lambda e: f"{e['table']}-{e['model']}-{e['input'][0]}")
 def test_the_papers_complexity(entry: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +146,6 @@ def test_the_papers_complexity(entry: dict[str, Any], monkeypatch: pytest.Monkey
 
 
 def test_every_hrnet_of_the_paper_is_counted() -> None:
-    listed = [row["model"] for row in paper_tables()["complexity"] if row["model"].startswith("hrnet")]
+    listed = [row["model"] for row in paper_tables()["complexity"] if "hrnet" in row["model"]]
     assert [row["model"] for row in complexity_entries()] == listed
-    assert len(listed) == 20
+    assert len(listed) == 36

@@ -81,6 +81,8 @@ def _unstored_settings(checkpoint: Checkpoint, target: Family) -> list[str]:
         notes.append(
             f"{target.name} decodes heatmaps by {target.keypoints!r}, this network by {checkpoint.keypoints!r}"
         )
+    if checkpoint.detector is not None and checkpoint.detector.legacy and target.detector:
+        notes.append("legacy=True is not in the file written: give it when loading")
     known = target.defaults.get("pyramid_stride", 1)
     if config.head.kind == "v2p" and config.head.pyramid_stride != known:
         notes.append(f"pyramid_stride={config.head.pyramid_stride} is not in the file written: give it when loading")

@@ -5,12 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from hrnet_fast.errors import CheckpointError
 
+# The names in FAMILIES, by what their files hold: type checkers know the class that load_checkpoint returns for each.
+DetectorFamily = Literal[
+    "mmdet_htc", "mmdet_cascade_mask_rcnn", "mmdet_cascade_rcnn", "mmdet_mask_rcnn", "mmdet_faster_rcnn", "mmdet_fcos"
+]
+NetworkFamily = Literal[
+    "hrnet_fast", "v1h", "mmseg_ocr", "mmseg", "mmpose_face", "mmpose_0x_face", "mmpose", "mmpose_0x",
+    "mmpose_0x_higher", "det", "mmdet", "mmdet_1x", "openseg_ocr", "openseg", "mm_backbone", "seg_ocr", "seg",
+    "higher_hrnet", "pose", "face", "pose_imagenet", "cls", "timm", "timm_features", "csail", "backbone",
+]  # fmt: skip
 # Families whose files contain a trunk alone.
 ANY_TRUNK = ("backbone", "mm_backbone")
 _TRUNK = re.compile(r"(conv[12]|bn[12]|layer1|transition\d+|stage\d+)\.")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 
 from hrnet_fast.checkpoints.channels import FIRST
 from hrnet_fast.checkpoints.comparison import COUNTER
-from hrnet_fast.checkpoints.family import is_trunk
+from hrnet_fast.checkpoints.family import DetectorFamily, NetworkFamily, is_trunk
 from hrnet_fast.checkpoints.parsing import Source, parse_checkpoint
 from hrnet_fast.checkpoints.trunk import BACKBONE, WHOLE
 from hrnet_fast.checks import check_module
@@ -20,6 +20,58 @@ from hrnet_fast.reference import HRNetReference
 from hrnet_fast.skip_init import skip_init
 
 
+@overload
+def load_checkpoint(
+    source: Source,
+    *,
+    family: DetectorFamily,
+    part: Literal["whole"] = ...,
+    head: str = ...,
+    weights: str = ...,
+    decode: str | None = ...,
+    impl: str = ...,
+    torch04: bool = ...,
+    **overrides: Any,
+) -> Detector: ...
+@overload
+def load_checkpoint(
+    source: Source,
+    *,
+    family: NetworkFamily,
+    part: str = ...,
+    head: str = ...,
+    weights: str = ...,
+    decode: str | None = ...,
+    impl: str = ...,
+    torch04: bool = ...,
+    **overrides: Any,
+) -> HRNet: ...
+@overload
+def load_checkpoint(
+    source: Source,
+    *,
+    family: str = ...,
+    part: Literal["backbone"],
+    head: str = ...,
+    weights: str = ...,
+    decode: str | None = ...,
+    impl: str = ...,
+    torch04: bool = ...,
+    **overrides: Any,
+) -> HRNet: ...
+@overload
+def load_checkpoint(
+    source: Source,
+    *,
+    family: str = ...,
+    part: str = ...,
+    head: str = ...,
+    weights: str = ...,
+    decode: str | None = ...,
+    impl: str = ...,
+    torch04: bool = ...,
+    **overrides: Any,
+) -> HRNet | Detector: ...
 def load_checkpoint(
     source: Source,
     *,
@@ -31,8 +83,10 @@ def load_checkpoint(
     impl: str = "auto",
     torch04: bool = False,
     **overrides: Any,
-) -> Any:
+) -> HRNet | Detector:
     """Return the network of a checkpoint, with its weights, in evaluation mode: an ``HRNet``, or a ``Detector``.
+
+    Type checkers know which of both for a `family` that is named, and for ``part="backbone"``.
 
     Family, width, depth, head and output count are inferred from keys and shapes. Interpolation mode,
     ``align_corners``, momentum and dropout are not in a state_dict and take the family's defaults.

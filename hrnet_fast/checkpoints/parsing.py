@@ -14,10 +14,12 @@ from torch import Tensor
 from hrnet_fast.checkpoints.assumptions import detector_assumptions, find_assumptions
 from hrnet_fast.checkpoints.channels import adapt_input
 from hrnet_fast.checkpoints.comparison import check_state, expected_shapes, suspicious_values
+from hrnet_fast.checkpoints.families import get_family
 from hrnet_fast.checkpoints.family import Family, is_trunk
 from hrnet_fast.checkpoints.files import read_file
 from hrnet_fast.checkpoints.infer import infer_config
 from hrnet_fast.checkpoints.infer_detector import detector_shapes, infer_detector
+from hrnet_fast.checkpoints.mmdet_1x import upgrade_detector
 from hrnet_fast.checkpoints.openseg import uses_inplace_abn
 from hrnet_fast.checkpoints.partial_head import fit_head
 from hrnet_fast.checkpoints.recognition import as_backbone, recognise, recognise_trunk
@@ -113,8 +115,11 @@ def parse_checkpoint(
             "This openseg.pytorch file is normalised in place (InPlaceABN): its scales act as |w| + eps, and its heads "
             "have leaky ReLUs, which no network here has. part='backbone', torch04=True loads its trunk."
         )
+    upgraded = None
     if part == WHOLE:
-        found, named = recognise(raw, family)
+        if family in ("auto", "mmdet") or get_family(family).detector:
+            upgraded = upgrade_detector(raw, [] if family == "mmdet" else notes)  # of which mmdet takes the pyramid
+        found, named = recognise(raw if upgraded is None else upgraded, family)
         state = found.to_canonical(named, notes)
     else:
         found, state = recognise_trunk(raw, family, part, notes)
@@ -130,7 +135,8 @@ def parse_checkpoint(
         found = as_backbone(found)
     defaults, detector = found.defaults_for(named, notes), None
     if found.detector and part == WHOLE:
-        detector = _infer_detector(state, _infer_network(state, found, defaults, {}), found, overrides)
+        given = overrides if upgraded is None else {"legacy": True} | overrides
+        detector = _infer_detector(state, _infer_network(state, found, defaults, {}), found, given)
         config, expected = detector.network, detector_shapes(detector)
     else:
         config = _infer_network(state, found, defaults, overrides)

@@ -37,7 +37,7 @@ def table() -> None:
 @table.command("complexity")
 @json_option
 def complexity_table(as_json: bool) -> None:
-    """Parameters and GFLOPs of every HRNet of the paper, and ours (Tables 1, 3, 15, 16, Appendix D)."""
+    """Parameters and GFLOPs of every HRNet of the paper, and ours (Tables 1, 3, 7, 15, 16, Appendix D)."""
     import dataclasses
 
     from hrnet_fast.complexity import complexity_entries, complexity_row

@@ -129,7 +129,8 @@ def run_demo(
 def _trained(task: str, checkpoint: Path) -> HRNet:
     # The demo measures backbone and pyramid: of a detector's file these alone are loaded.
     family = "mmdet" if parse_checkpoint(checkpoint).detector is not None else "auto"
-    model: HRNet = load_checkpoint(checkpoint, family=family)
+    model = load_checkpoint(checkpoint, family=family)
+    assert isinstance(model, HRNet)
     own = get_config(DEMO_TASKS[task].model).head.kind
     heads = TASKS[task].heads if own in TASKS[task].heads else (own,)
     check_head(model, heads, task, checkpoint)
@@ -138,7 +139,8 @@ def _trained(task: str, checkpoint: Path) -> HRNet:
 
 def _random(task: str) -> HRNet:
     entry = DEMO_TASKS[task]
-    model: HRNet = load_checkpoint(random_state(get_config(entry.model), entry.family))
+    model = load_checkpoint(random_state(get_config(entry.model), entry.family))
+    assert isinstance(model, HRNet)
     return model
 
 

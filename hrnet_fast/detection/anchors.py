@@ -13,11 +13,18 @@ from hrnet_fast.detection.config_parts import AnchorConfig
 Sizes = tuple[tuple[int, int], ...]
 
 
-def cell_anchors(config: AnchorConfig, stride: float) -> Tensor:
-    """Return the anchors [A, 4] of the cell at the origin, in float64; A runs over ratios, then scales."""
+def cell_anchors(config: AnchorConfig, stride: float, legacy: bool = False) -> Tensor:
+    """Return the anchors [A, 4] of the cell at the origin, in float64; A runs over ratios, then scales.
+
+    With `legacy` they lie around the middle of the cell's pixels, and their corners are whole pixels, the last ones of
+    the anchor, as in mmdetection's ``LegacyAnchorGenerator``.
+    """
     ratios = torch.tensor(config.ratios, dtype=torch.float64).sqrt()[:, None]
     scales = stride * torch.tensor(config.scales, dtype=torch.float64)[None]
     widths, heights = (scales / ratios).flatten(), (scales * ratios).flatten()
+    if legacy:
+        low, high = (stride - torch.stack([widths, heights])) / 2, (stride + torch.stack([widths, heights])) / 2 - 1
+        return torch.cat([low, high]).T.round()
     return torch.stack([-widths, -heights, widths, heights], dim=1) / 2
 
 
@@ -28,14 +35,16 @@ def _cells(size: tuple[int, int], stride: float, offset: float) -> Tensor:
 
 
 @functools.lru_cache(maxsize=16)
-def grid_anchors(config: AnchorConfig, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> Tensor:
+def grid_anchors(
+    config: AnchorConfig, sizes: Sizes, dtype: torch.dtype, device: torch.device, legacy: bool = False
+) -> Tensor:
     """Return all anchors [T, 4] for maps of `sizes` (height, width), over levels, rows, columns and a cell's anchors.
 
     The result is shared by the calls with these arguments, and not to be changed.
     """
     with torch.inference_mode(False):
         levels = [
-            (_cells(size, stride, 0.0).repeat(1, 2)[:, None] + cell_anchors(config, stride)).reshape(-1, 4)
+            (_cells(size, stride, 0.0).repeat(1, 2)[:, None] + cell_anchors(config, stride, legacy)).reshape(-1, 4)
             for size, stride in zip(sizes, config.strides, strict=True)
         ]
         return torch.cat(levels).to(dtype).to(device)

@@ -23,9 +23,12 @@ class BoxHead(nn.Module):
     [K, 4 * classes], or [K, 4] if all classes share them.
     """
 
-    def __init__(self, in_channels: int, pool_size: int, num_classes: int, config: BoxStageConfig) -> None:
+    def __init__(
+        self, in_channels: int, pool_size: int, num_classes: int, config: BoxStageConfig, legacy: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
+        self.legacy = legacy
         self.num_classes = num_classes
         width = config.fc_channels
         self.fc_cls = nn.Linear(width, num_classes + 1)
@@ -56,7 +59,7 @@ class BoxHead(nn.Module):
         labels = torch.cat([s.labels for s in samples])
         positives = (labels < self.num_classes).nonzero()[:, 0]
         boxes = torch.cat([s.positive_boxes for s in samples])
-        goals = encode(boxes, torch.cat([s.goals for s in samples]), self.config.stds)
+        goals = encode(boxes, torch.cat([s.goals for s in samples]), self.config.stds, self.legacy)
         given = self.deltas_of(deltas[positives], labels[positives])
         number = len(labels)
         classes = cross_entropy(logits, labels, reduction="sum")
@@ -75,21 +78,20 @@ class BoxHead(nn.Module):
         best = logits[:, :-1].argmax(dim=1)
         if labels is not None:
             best = torch.where(labels == self.num_classes, best, labels)
-        return decode(boxes, self.deltas_of(deltas, best), self.config.stds, sizes)
+        return decode(boxes, self.deltas_of(deltas, best), self.config.stds, sizes, self.legacy)
 
 
-def select_detections(boxes: Tensor, scores: Tensor, image: Tensor, config: RoIConfig) -> Regions:
+def select_detections(boxes: Tensor, scores: Tensor, image: Tensor, images: int, config: RoIConfig) -> Regions:
     """Return the detections of all images, by image and descending score.
 
     Args:
         boxes: of each class [K, classes, 4], or [K, 1, 4] for all.
         scores: [K, classes + 1], the background last.
         image: index of each row's image [K].
+        images: their number.
         config: thresholds.
     """
     classes = scores.shape[1] - 1
     row, label = (scores[:, :-1] > config.score_threshold).nonzero(as_tuple=True)
-    chosen = boxes.expand(-1, classes, -1)[row, label]
-    kept = suppress(chosen, scores[row, label], image[row], label, classes, config.nms_iou, config.per_image)
-    row, label = row[kept], label[kept]
-    return Regions(chosen[kept], image[row], scores[row, label], label)
+    candidates = Regions(boxes.expand(-1, classes, -1)[row, label], image[row], scores[row, label], label)
+    return suppress(candidates, label, classes, images, config.nms_iou, config.per_image)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,16 @@ from torch import Tensor
 # Largest change of a side's logarithm that deltas may ask for (mmdetection's ``wh_ratio_clip``).
 MOST_GROWTH = abs(math.log(16 / 1000))
 LEAST_AREA = 1e-6
+
+
+@functools.lru_cache(maxsize=64)
+def constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a tensor of numbers, not to be changed: calls with these arguments share it.
+
+    A copy of numbers to a GPU waits for the work before it.
+    """
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def wide(values: Tensor) -> Tensor:
@@ -45,15 +57,19 @@ def covered_share(boxes: Tensor, regions: Tensor) -> Tensor:
     return _intersections(boxes[:, None], regions[None]) / areas(boxes)[:, None].clamp(min=LEAST_AREA)
 
 
-def encode(boxes: Tensor, goals: Tensor, stds: Sequence[float]) -> Tensor:
-    """Return the deltas [K, 4] that turn `boxes` into `goals`, both [K, 4] (R-CNN, arXiv 1311.2524, appendix C)."""
-    centres, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-    goal_centres, goal_sides = (goals[:, :2] + goals[:, 2:]) / 2, goals[:, 2:] - goals[:, :2]
+def encode(boxes: Tensor, goals: Tensor, stds: Sequence[float], legacy: bool = False) -> Tensor:
+    """Return the deltas [K, 4] that turn `boxes` into `goals`, both [K, 4] (R-CNN, arXiv 1311.2524, appendix C).
+
+    With `legacy` sides are longer by 1, as in mmdetection's ``LegacyDeltaXYWHBBoxCoder``.
+    """
+    (centres, sides), (goal_centres, goal_sides) = _centres_and_sides(boxes, legacy), _centres_and_sides(goals, legacy)
     deltas = torch.cat([(goal_centres - centres) / sides, torch.log(goal_sides / sides)], dim=1)
-    return deltas / deltas.new_tensor(stds)
+    return deltas / constant(tuple(stds), deltas.dtype, deltas.device)
 
 
-def decode(boxes: Tensor, deltas: Tensor, stds: Sequence[float], sizes: Tensor | None = None) -> Tensor:
+def decode(
+    boxes: Tensor, deltas: Tensor, stds: Sequence[float], sizes: Tensor | None = None, legacy: bool = False
+) -> Tensor:
     """Return the boxes that deltas make of `boxes`, both [..., 4] that broadcast, clipped if sizes are given.
 
     Args:
@@ -61,13 +77,21 @@ def decode(boxes: Tensor, deltas: Tensor, stds: Sequence[float], sizes: Tensor |
         deltas: as :func:`encode` returns them.
         stds: those of :func:`encode`.
         sizes: (height, width) of the images, [..., 2].
+        legacy: as in :func:`encode`; boxes are then clipped to sizes less 1.
     """
-    deltas = deltas * deltas.new_tensor(stds)
-    centres, sides = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
+    deltas = deltas * constant(tuple(stds), deltas.dtype, deltas.device)
+    centres, sides = _centres_and_sides(boxes, legacy)
     centres = centres + sides * deltas[..., :2]
     half = sides * deltas[..., 2:].clamp(-MOST_GROWTH, MOST_GROWTH).exp() / 2
     made = torch.cat([centres - half, centres + half], dim=-1)
-    return made if sizes is None else clip(made, sizes)
+    if sizes is None:
+        return made
+    return clip(made, sizes - 1 if legacy else sizes)
+
+
+def _centres_and_sides(boxes: Tensor, legacy: bool) -> tuple[Tensor, Tensor]:
+    sides = boxes[..., 2:] - boxes[..., :2]
+    return (boxes[..., :2] + boxes[..., 2:]) / 2, sides + 1 if legacy else sides
 
 
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:

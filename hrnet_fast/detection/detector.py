@@ -67,8 +67,8 @@ class Detector(nn.Module):
         else:
             assert config.rpn is not None
             assert config.roi is not None
-            self.rpn_head = RPNHead(width, config.rpn)
-            self.roi_head = RoIHead(width, levels, classes, config.roi)
+            self.rpn_head = RPNHead(width, config.rpn, config.legacy)
+            self.roi_head = RoIHead(width, levels, classes, config.roi, config.legacy)
         self.impl = impl
         self.keypoints: str | None = None  # as in HRNet: a detector has no heatmaps
         self.family: str | None = None
@@ -163,7 +163,7 @@ class Detector(nn.Module):
         levels = self.levels(images)
         if self.config.fcos is not None:
             found = self.bbox_head.detect(self.bbox_head(levels), metas, rescale)
-            counts = found.counts(len(metas))
+            counts = found.counts
             assert found.scores is not None
             assert found.labels is not None
             parts = (torch.split(one, counts) for one in (found.boxes, found.scores, found.labels))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hrnet_fast.config import HRNetConfig
-from hrnet_fast.config.fields import check_one_of, check_positive
+from hrnet_fast.config.fields import check_bools, check_one_of, check_positive
 from hrnet_fast.config.parts import build_part
 from hrnet_fast.detection.config_parts import RPNConfig, as_numbers, build_field
 from hrnet_fast.detection.head_configs import FCOSConfig, RoIConfig
@@ -50,6 +50,9 @@ class DetectorConfig:
         rpn, roi: both parts of a two-stage detector.
         fcos: the head of a one-stage detector, in the place of these two.
         picture: preparation of pictures.
+        legacy: whether anchors, box deltas and pooled regions are those of mmdetection 1.x, as version 3.3 has them for
+            files of that time (``LegacyAnchorGenerator``, ``LegacyDeltaXYWHBBoxCoder``, and ``RoIAlign`` with 2x2
+            samples and ``aligned=False``); of a two-stage detector.
     """
 
     network: HRNetConfig
@@ -58,9 +61,11 @@ class DetectorConfig:
     roi: RoIConfig | None = None
     fcos: FCOSConfig | None = None
     picture: PictureConfig = field(default_factory=PictureConfig)
+    legacy: bool = False
 
     def __post_init__(self) -> None:
         owner = "DetectorConfig"
+        check_bools(owner, legacy=self.legacy)
         build_field(self, "network", HRNetConfig)
         for name, kind in (("rpn", RPNConfig), ("roi", RoIConfig), ("fcos", FCOSConfig)):
             build_field(self, name, kind, optional=True)
@@ -68,6 +73,8 @@ class DetectorConfig:
         check_positive(owner, num_classes=self.num_classes)
         if (self.rpn is None) != (self.roi is None) or (self.rpn is None) == (self.fcos is None):
             raise ConfigError(f"{owner}: give rpn and roi (two stages), or fcos (one stage).")
+        if self.legacy and self.rpn is None:
+            raise ConfigError(f"{owner}: legacy=True is of two-stage detectors, and this is FCOS. Leave it out.")
         if self.network.head.kind != "v2p":
             raise ConfigError(f"{owner}: network has a {self.network.head.kind!r} head; a detector needs 'v2p'.")
         self._check_levels()

@@ -85,7 +85,7 @@ class FCOSHead(nn.Module):
         shares = rows(logits, classes).sigmoid()
         counts = [height * width * classes for height, width in sizes]
         passing = shares.masked_fill(~(shares > config.score_threshold), -torch.inf)
-        image, entry, _ = best_of_levels(passing.flatten(1), counts, config.before_nms)
+        image, entry, _, best = best_of_levels(passing.flatten(1), counts, config.before_nms)
         point, label = entry // classes, entry % classes
         points, _ = grid_points(config.strides, sizes, shares.dtype, shares.device)
         boxes = boxes_around(points[point], rows(distances, 4)[image, point])
@@ -93,10 +93,11 @@ class FCOSHead(nn.Module):
         if rescale:
             boxes = boxes / scales_of(metas, boxes)[image]
         scores = shares[image, point, label] * rows(centers, 1)[image, point, 0].sigmoid()
-        large = (boxes[:, 2:] - boxes[:, :2] > config.least_size).all(dim=1).nonzero()[:, 0]
-        boxes, scores, image, label = boxes[large], scores[large], image[large], label[large]
-        kept = suppress(boxes, scores, image, label, classes, config.nms_iou, config.per_image)
-        return Regions(boxes[kept], image[kept], scores[kept], label[kept])
+        usable = (boxes[:, 2:] - boxes[:, :2] > config.least_size).all(dim=1) & (best > -torch.inf)
+        chosen = usable.nonzero()[:, 0]  # few of them, as a rule
+        label = label[chosen]
+        candidates = Regions(boxes[chosen], image[chosen], scores[chosen], label)
+        return suppress(candidates, label, classes, len(metas), config.nms_iou, config.per_image)
 
     def losses(self, outputs: Outputs, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Return ``loss_cls``, ``loss_bbox`` and ``loss_centerness``."""

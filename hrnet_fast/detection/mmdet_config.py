@@ -18,6 +18,7 @@ from hrnet_fast.detection.detector_config import DetectorConfig, PictureConfig
 from hrnet_fast.detection.head_configs import FCOSConfig
 from hrnet_fast.detection.mmdet_parts import (
     accept_layers,
+    is_legacy,
     read_assign,
     read_box_loss,
     read_proposals,
@@ -85,7 +86,13 @@ def _read(data: Mapping[str, Any], network: HRNetConfig) -> DetectorConfig:
     test.no_effect("rpn", "rcnn")
     test.close()
     picture = _read_picture(model, data, PictureConfig())
-    return DetectorConfig(network, classes, rpn=rpn, roi=roi, picture=picture)
+    legacy = is_legacy(model.values)
+    if len(legacy) != 1:
+        raise ConfigError(
+            "from_config: of LegacyAnchorGenerator, LegacyDeltaXYWHBBoxCoder and RoIAlign with aligned=False, accepted "
+            "are all or none."
+        )
+    return DetectorConfig(network, classes, rpn=rpn, roi=roi, picture=picture, legacy=legacy.pop())
 
 
 def _read_settings(model: Section, data: Mapping[str, Any], key: str) -> Section:
@@ -97,37 +104,57 @@ def _read_settings(model: Section, data: Mapping[str, Any], key: str) -> Section
 
 
 def _read_picture(model: Section, data: Mapping[str, Any], default: PictureConfig) -> PictureConfig:
-    """Return how pictures are prepared: of ``data_preprocessor`` (3.x) or ``img_norm_cfg`` (2.x), and the test size."""
+    """Return how pictures are prepared: of ``data_preprocessor`` (3.x) or ``img_norm_cfg`` (2.x), and the test size.
+
+    The preprocessor pads to multiples of 1 where it does not say otherwise; in 2.x a step of the pipeline pads.
+    """
     changes: dict[str, Any] = {}
-    given = model.values.get("data_preprocessor") or data.get("img_norm_cfg")
+    steps = list(_steps(data.get("test_pipeline") or ()))
+    pads = [step for step in steps if _step_name(step) == "Pad"]
+    preprocessor = model.values.get("data_preprocessor")
+    given = preprocessor or data.get("img_norm_cfg")
     if given is not None:
         values = Section(given, "data_preprocessor")
         values.no_effect(
             "type", "pad_mask", "pad_seg", "seg_pad_value", "mask_pad_value", "batch_augments", "boxtype2tensor"
         )
         rgb = values.get("bgr_to_rgb", values.get("to_rgb", False))
-        divisor = values.get("pad_size_divisor", 32)
-        changes = {"mean": values.get("mean"), "std": values.get("std"), "divisor": divisor}
-        changes["channel_order"] = "rgb" if rgb else "bgr"
+        changes = {"mean": values.get("mean"), "std": values.get("std"), "channel_order": "rgb" if rgb else "bgr"}
+        if preprocessor:
+            changes["divisor"] = values.get("pad_size_divisor", 1)
+        elif steps:
+            changes["divisor"] = _read_pad(pads)
         values.expect("rgb_to_bgr", False)
         values.close()
-    sizes = [_read_resize(step) for step in _resize_steps(data.get("test_pipeline") or ())]
+    if preprocessor and pads:
+        raise ConfigError("from_config: test_pipeline has Pad; accepted is data_preprocessor's pad_size_divisor.")
+    sizes = [_read_resize(step) for step in steps if "resize" in _step_name(step).lower()]
     if len(sizes) > 1:
         raise ConfigError(f"from_config: test_pipeline resizes {len(sizes)} times; accepted is one step.")
     return dataclasses.replace(default, **changes, **(sizes[0] if sizes else {}))
 
 
-def _resize_steps(pipeline: Sequence[Any]) -> Iterator[Section]:
-    """Yield the steps that resize; those of 2.x have their scale from ``MultiScaleFlipAug``, and keep the ratio."""
+def _steps(pipeline: Sequence[Any]) -> Iterator[Section]:
+    """Yield the steps; those of 2.x have their scale from ``MultiScaleFlipAug``, and keep the ratio."""
     for values in pipeline:
         step = Section(values, "test_pipeline")
-        name = _step_name(step)
-        if name == "MultiScaleFlipAug":
+        if _step_name(step) == "MultiScaleFlipAug":
             step.expect("flip", False)
             scales = {"scale": step.get("img_scale", None), "scale_factor": step.get("scale_factor", None)}
-            yield from _resize_steps([{"keep_ratio": True, **scales, **inner} for inner in step.get("transforms")])
-        elif "resize" in name.lower():
+            yield from _steps([{"keep_ratio": True, **scales, **inner} for inner in step.get("transforms")])
+        else:
             yield step
+
+
+def _read_pad(pads: Sequence[Section]) -> int:
+    """Return the divisor of the one step that pads; 1 without one."""
+    if not pads:
+        return 1
+    if len(pads) > 1 or pads[0].get("size", None) is not None:
+        raise ConfigError(
+            f"from_config: test_pipeline has {[dict(p.values) for p in pads]}; accepted is one Pad with size_divisor."
+        )
+    return check_int(pads[0].get("size_divisor"), "test_pipeline.size_divisor")
 
 
 def _step_name(step: Section) -> str:
@@ -154,8 +181,9 @@ def _read_rpn(head: Section, default: RPNConfig, train: Section, test: Section, 
     head.expect("num_classes", 1)
     head.expect("reg_decoded_bbox", False)
     given = head.section("anchor_generator")
-    registered_name(given, "AnchorGenerator")
-    for key, value in (("base_sizes", None), ("scale_major", True), ("centers", None), ("center_offset", 0.0)):
+    offset = 0.5 if registered_name(given, "AnchorGenerator", "LegacyAnchorGenerator").startswith("Legacy") else 0.0
+    given.expect("center_offset", offset, default=0.0)
+    for key, value in (("base_sizes", None), ("scale_major", True), ("centers", None)):
         given.expect(key, value)
     anchors = AnchorConfig(given.get("scales"), given.get("ratios"), given.get("strides"))
     given.close()

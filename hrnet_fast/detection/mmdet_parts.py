@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from hrnet_fast.detection.config_parts import AssignConfig, BoxLossConfig, ProposalConfig, SampleConfig
@@ -49,8 +50,8 @@ def read_box_loss(loss: Section) -> BoxLossConfig:
 
 
 def read_stds(coder: Section) -> tuple[float, ...]:
-    """Return the divisors of ``DeltaXYWHBBoxCoder``."""
-    registered_name(coder, "DeltaXYWHBBoxCoder")
+    """Return the divisors of ``DeltaXYWHBBoxCoder``, or of the one of 1.x."""
+    registered_name(coder, "DeltaXYWHBBoxCoder", "LegacyDeltaXYWHBBoxCoder")
     coder.expect("target_means", (0.0, 0.0, 0.0, 0.0))
     coder.expect("clip_border", True)
     coder.expect("add_ctr_clamp", False)
@@ -58,6 +59,20 @@ def read_stds(coder: Section) -> tuple[float, ...]:
     found = tuple(coder.get("target_stds", (1.0, 1.0, 1.0, 1.0)))
     coder.close()
     return found
+
+
+def is_legacy(model: Any) -> set[bool]:
+    """Return whether coders, anchors and pooling in a configuration are those of 1.x; both where it has both."""
+    if isinstance(model, (list, tuple)):
+        return {found for value in model for found in is_legacy(value)}
+    if not isinstance(model, Mapping):
+        return set()
+    name = str(model.get("type", "")).rpartition(".")[2]
+    if name == "RoIAlign":
+        return {not model.get("aligned", True)}
+    if name.endswith(("DeltaXYWHBBoxCoder", "AnchorGenerator")):
+        return {name.startswith("Legacy")}
+    return is_legacy(list(model.values()))
 
 
 def read_assign(assigner: Section) -> AssignConfig:

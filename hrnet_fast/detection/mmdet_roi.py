@@ -89,8 +89,8 @@ def _read_extractor(head: Section, key: str, width: int) -> tuple[int, tuple[int
         section.expect("out_channels", width)
         layer = section.section("roi_layer")
         registered_name(layer, "RoIAlign")
-        for name, value in (("sampling_ratio", 0), ("aligned", True), ("pool_mode", "avg")):
-            layer.expect(name, value)
+        layer.expect("pool_mode", "avg")
+        layer.expect("sampling_ratio", 0 if layer.expect("aligned", True, False) else 2, default=0)
         size = check_int(layer.get("output_size"), layer.name("output_size"))
         layer.close()
         found.add((size, tuple(section.get("featmap_strides")), section.get("finest_scale", 56)))

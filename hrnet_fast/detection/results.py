@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.config.fields import is_real
+from hrnet_fast.detection.boxes import constant
 from hrnet_fast.detection.head_configs import SemanticConfig
 from hrnet_fast.errors import InputError, shown
 
@@ -80,38 +81,41 @@ class Regions:
         boxes: [K, 4].
         image: index of each box's image, ascending [K].
         scores, labels: of each box [K], where they are known.
+        number: of each image's boxes, where it is known.
     """
 
     boxes: Tensor
     image: Tensor
     scores: Tensor | None = None
     labels: Tensor | None = None
+    number: list[int] | None = None
 
-    def split(self, images: int) -> list[Tensor]:
+    @property
+    def counts(self) -> list[int]:
+        """The number of boxes of each image, of regions that were selected or joined."""
+        assert self.number is not None
+        return self.number
+
+    def split(self) -> list[Tensor]:
         """Return the boxes of each image."""
-        return list(torch.split(self.boxes, self.counts(images)))
-
-    def counts(self, images: int) -> list[int]:
-        """Return the number of boxes of each image."""
-        found: list[int] = torch.bincount(self.image, minlength=images).tolist()
-        return found
+        return list(torch.split(self.boxes, self.counts))
 
     @classmethod
     def join(cls, boxes: Sequence[Tensor]) -> Regions:
         """Return the boxes of several images, given as one tensor [K, 4] for each."""
-        counts = torch.tensor([len(part) for part in boxes])
-        image = torch.repeat_interleave(torch.arange(len(boxes)), counts).to(boxes[0].device)
-        return cls(torch.cat(list(boxes)), image)
+        counts = [len(part) for part in boxes]
+        image = torch.repeat_interleave(torch.arange(len(boxes)), torch.tensor(counts)).to(boxes[0].device)
+        return cls(torch.cat(list(boxes)), image, number=counts)
 
 
 def sizes_of(metas: Sequence[ImageMeta], device: torch.device) -> Tensor:
     """Return (height, width) of each image in the network input, [N, 2]."""
-    return torch.tensor([meta.size for meta in metas], device=device)
+    return constant(tuple(tuple(meta.size) for meta in metas), torch.int64, device)
 
 
 def scales_of(metas: Sequence[ImageMeta], like: Tensor) -> Tensor:
     """Return the factors of x1, y1, x2, y2 from each picture to the network input, [N, 4]."""
-    return like.new_tensor([(*meta.scale, *meta.scale) for meta in metas])
+    return constant(tuple((*meta.scale, *meta.scale) for meta in metas), like.dtype, like.device)
 
 
 def check_metas(images: Tensor, metas: Sequence[ImageMeta] | None) -> list[ImageMeta]:

@@ -6,6 +6,7 @@ interleaved ones Hybrid Task Cascade (1901.07518).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -32,13 +33,17 @@ class RoIHead(nn.Module):
         levels: of the pyramid.
         num_classes: without the background.
         config: of the heads.
+        legacy: of :class:`DetectorConfig`.
     """
 
-    def __init__(self, in_channels: int, levels: int, num_classes: int, config: RoIConfig) -> None:
+    def __init__(
+        self, in_channels: int, levels: int, num_classes: int, config: RoIConfig, legacy: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
+        self.legacy = legacy
         self.num_classes = num_classes
-        boxes = [BoxHead(in_channels, config.pool_size, num_classes, stage) for stage in config.stages]
+        boxes = [BoxHead(in_channels, config.pool_size, num_classes, stage, legacy) for stage in config.stages]
         self.bbox_head = boxes[0] if len(boxes) == 1 else nn.ModuleList(boxes)
         if config.mask is not None:
             flow = config.mask.information_flow
@@ -78,12 +83,14 @@ class RoIHead(nn.Module):
     def _pool(self, levels: Sequence[Tensor], regions: Regions, size: int, semantic: Tensor | None) -> Tensor:
         config, (boxes, image) = self.config, (regions.boxes, regions.image)
         used = levels[: len(config.strides)]
-        pooled = pool_regions(used, config.strides, boxes, image, size, config.finest_size)
+        pooled = pool_regions(used, config.strides, boxes, image, size, config.finest_size, self.legacy)
         if semantic is None:
             return pooled
         assert config.semantic is not None
         stride = config.strides[0] * 2**config.semantic.level
-        added = pool_regions([semantic], [stride], boxes, image, config.semantic.pool_size, config.finest_size)
+        added = pool_regions(
+            [semantic], [stride], boxes, image, config.semantic.pool_size, config.finest_size, self.legacy
+        )
         return pooled + (added if added.shape == pooled.shape else adaptive_avg_pool2d(added, size))
 
     @torch.no_grad()
@@ -103,7 +110,7 @@ class RoIHead(nn.Module):
         masks: list[Tensor] | list[None] = [None] * len(metas)
         if self.config.mask is not None:
             masks, found = self._masks(levels, found, metas, semantic, rescale)
-        counts = found.counts(len(metas))
+        counts = found.counts
         assert found.scores is not None
         assert found.labels is not None
         parts = (*(torch.split(one, counts) for one in (found.boxes, found.scores, found.labels)), masks)
@@ -128,10 +135,10 @@ class RoIHead(nn.Module):
         assert total is not None
         scores = softmax(total / len(self.box_heads), dim=1)
         deltas = deltas.view(len(boxes), deltas.shape[1] // 4, 4)
-        boxes = decode(boxes[:, None], deltas, head.config.stds, sizes[:, None])
+        boxes = decode(boxes[:, None], deltas, head.config.stds, sizes[:, None], self.legacy)
         if rescale:
             boxes = boxes / scales_of(metas, boxes)[image][:, None]
-        return select_detections(boxes, scores, image, self.config)
+        return select_detections(boxes, scores, image, len(metas), self.config)
 
     def _masks(
         self,
@@ -149,12 +156,12 @@ class RoIHead(nn.Module):
         used = logits[-1:] if self.config.mask.information_flow else logits
         shares = of_class(torch.stack([one.sigmoid() for one in used]).mean(dim=0), found.labels)
         boxes = found.boxes / scales_of(metas, found.boxes)[found.image] if rescale else found.boxes
-        counts = found.counts(len(metas))
+        counts = found.counts
         masks = [
             paste_masks(part, box, _canvas(meta, rescale), self.config.mask_threshold)
             for part, box, meta in zip(torch.split(shares, counts), torch.split(boxes, counts), metas, strict=True)
         ]
-        return masks, Regions(boxes, found.image, found.scores, found.labels)
+        return masks, dataclasses.replace(found, boxes=boxes)
 
     def losses(
         self,
@@ -171,7 +178,7 @@ class RoIHead(nn.Module):
             logits, semantic = self.semantic_head(levels)
             labels = torch.stack([target.semantic for target in targets if target.semantic is not None])
             found["loss_semantic_seg"] = self.semantic_head.loss(logits, labels)
-        boxes = proposals.split(len(targets))
+        boxes = proposals.split()
         for stage, stage_config in enumerate(config.stages):
             samples = self._sample(stage, boxes, targets, generator)
             regions = Regions.join([one.boxes for one in samples])

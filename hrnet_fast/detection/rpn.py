@@ -40,9 +40,10 @@ class RPNHead(nn.Module):
     Takes the pyramid's levels and returns objectness logits [N, A, H, W] and box deltas [N, 4A, H, W] of each.
     """
 
-    def __init__(self, in_channels: int, config: RPNConfig) -> None:
+    def __init__(self, in_channels: int, config: RPNConfig, legacy: bool = False) -> None:
         super().__init__()
         self.config = config
+        self.legacy = legacy
         self.rpn_conv = nn.Conv2d(in_channels, config.channels, 3, padding=1)
         self.rpn_cls = nn.Conv2d(config.channels, config.anchors.per_cell, 1)
         self.rpn_reg = nn.Conv2d(config.channels, 4 * config.anchors.per_cell, 1)
@@ -59,15 +60,14 @@ class RPNHead(nn.Module):
         sizes = map_sizes(logits)
         scores, deltas_of = rows(logits, 1)[..., 0].sigmoid(), rows(deltas, 4)
         counts = [m.shape[1] * m.shape[2] * m.shape[3] for m in logits]
-        image, anchor, level = best_of_levels(scores, counts, config.before_nms)
-        anchors = grid_anchors(self.config.anchors, sizes, scores.dtype, scores.device)
+        image, anchor, level, scores = best_of_levels(scores, counts, config.before_nms)
+        anchors = grid_anchors(self.config.anchors, sizes, scores.dtype, scores.device, self.legacy)
         limits = sizes_of(metas, scores.device)[image]
-        boxes = decode(anchors[anchor], deltas_of[image, anchor], self.config.stds, limits)
-        large = (boxes[:, 2:] - boxes[:, :2] > config.least_size).all(dim=1).nonzero()[:, 0]
-        boxes, image, level = boxes[large], image[large], level[large]
-        scores = scores[image, anchor[large]]
-        kept = suppress(boxes, scores, image, level, len(sizes), config.nms_iou, config.per_image)
-        return Regions(boxes[kept], image[kept], scores[kept])
+        boxes = decode(anchors[anchor], deltas_of[image, anchor], self.config.stds, limits, self.legacy)
+        # Nearly all are large enough: suppression goes over the others too, and nothing waits for their number.
+        usable = (boxes[:, 2:] - boxes[:, :2] > config.least_size).all(dim=1) & (scores > -torch.inf)
+        found = Regions(torch.where(usable[:, None], boxes, 0), image, torch.where(usable, scores, -torch.inf))
+        return suppress(found, level, len(sizes), len(metas), config.nms_iou, config.per_image)
 
     def losses(
         self,
@@ -84,7 +84,7 @@ class RPNHead(nn.Module):
         logits, deltas = outputs
         sizes = map_sizes(logits)
         scores, deltas_of = rows(logits, 1)[..., 0], rows(deltas, 4)
-        anchors = grid_anchors(self.config.anchors, sizes, scores.dtype, scores.device)
+        anchors = grid_anchors(self.config.anchors, sizes, scores.dtype, scores.device, self.legacy)
         goals, taken, positive = torch.zeros_like(deltas_of), torch.zeros_like(scores), torch.zeros_like(scores)
         divisor = 0
         for i, (target, meta) in enumerate(zip(targets, metas, strict=True)):
@@ -100,7 +100,7 @@ class RPNHead(nn.Module):
             positives, negatives = sample(found, self.config.sample, generator)
             divisor += max(len(positives), 1) + max(len(negatives), 1)
             objects, positives, negatives = found[positives], usable[positives], usable[negatives]
-            goals[i, positives] = encode(anchors[positives], target.boxes[objects], self.config.stds)
+            goals[i, positives] = encode(anchors[positives], target.boxes[objects], self.config.stds, self.legacy)
             positive[i, positives] = 1
             taken[i, positives] = taken[i, negatives] = 1
         classes = (

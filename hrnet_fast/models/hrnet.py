@@ -11,6 +11,7 @@ from hrnet_fast.config import HRNetConfig
 from hrnet_fast.errors import ConfigError, shown
 from hrnet_fast.implementations import resolve
 from hrnet_fast.keypoints.methods import METHOD_OF_HEAD, NO_HEATMAPS
+from hrnet_fast.models.torchvision_backbone import TorchvisionBackbone
 from hrnet_fast.models.upstream import Source, read_configuration
 from hrnet_fast.reference.hrnet import HRNetReference
 from hrnet_fast.reference.norm import NormFactory
@@ -93,6 +94,18 @@ class HRNet(HRNetReference):
         self.keypoints = keypoints or self.keypoints
         self.notes = notes
         self.assumptions = assumptions
+
+    def as_torchvision_backbone(self) -> TorchvisionBackbone:
+        """Return a module around this network that torchvision's detectors take as their backbone.
+
+        It returns the pyramid's levels as an OrderedDict under ``"0"``, ``"1"``, ..., and has ``out_channels``:
+        ``FasterRCNN(model.as_torchvision_backbone(), num_classes=91)``. This network is its ``body``, accelerated or
+        not, with its own keys and parameters. torchvision is not imported.
+
+        Raises:
+            ConfigError: the head is no ``"v2p"``, the only one that gives a pyramid.
+        """
+        return TorchvisionBackbone(self)
 
     @classmethod
     def from_config(

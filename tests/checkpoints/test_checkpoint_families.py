@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from family_states import assert_equal_states, count_batches, network, run, stat
 from tiny_networks import image, relative_l2, tiny
 
 import hrnet_fast as hf
+from hrnet_fast.checkpoints.family import DetectorFamily, NetworkFamily
 from hrnet_fast.checkpoints.wrappers import absolute_scales
 
 # Detectors' families are in tests/detection.
@@ -52,6 +53,11 @@ def test_written_back_bit_for_bit(family: str, head: str) -> None:
 @pytest.mark.parametrize("family", NETWORKS)
 def test_named_explicitly(family: str) -> None:
     assert hf.load_checkpoint(state_of(family), family=family).family == family
+
+
+def test_type_checkers_know_the_class_of_every_family() -> None:
+    assert set(get_args(NetworkFamily)) == set(NETWORKS)
+    assert set(get_args(DetectorFamily)) == set(hf.FAMILIES) - set(NETWORKS)
 
 
 @pytest.mark.slow

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_detectors import tiny_detector
+from tiny_detectors import CLASSES, tiny_detector
 from tiny_networks import image
 from torch import Tensor
 
@@ -74,6 +75,52 @@ def test_pyramid_and_trunk_alone() -> None:
     fresh = tiny_detector("faster_rcnn")
     hf.load_backbone(fresh.backbone, state)
     assert torch.equal(fresh.backbone.conv1.weight, model.backbone.conv1.weight)
+
+
+def early_state(kind: str, authors: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Entries as mmdetection 1.x has them, and as 2.x has; the authors' repository has another name in the neck."""
+    state = dict(tiny_detector(kind).state_dict())
+    early = {_early_name(key, authors): _with_background(key, value) for key, value in state.items()}
+    if kind == "htc":
+        early["mask_head.0.conv_res.conv.weight"] = torch.zeros(8, 8, 1, 1)
+    return early, state
+
+
+def _early_name(key: str, authors: bool) -> str:
+    if authors:
+        key = key.replace("neck.reduction_conv.conv.", "neck.reduction_conv.0.")
+    return re.sub(r"neck\.fpn_convs\.(\d)\.conv\.", r"neck.fpn_conv.\1.", key).replace("roi_head.", "")
+
+
+def _with_background(key: str, value: Tensor) -> Tensor:
+    if "fc_cls" in key:
+        return torch.cat([value[-1:], value[:-1]])
+    if "fc_reg" in key and len(value) == 4 * CLASSES:
+        return torch.cat([value[:4] + 7, value])
+    return torch.cat([value[:1] + 7, value]) if "mask_head" in key and "conv_logits" in key else value
+
+
+@pytest.mark.parametrize("authors", [False, True])
+@pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn", "cascade_rcnn", "htc"])
+def test_files_of_mmdetection_1x(kind: str, authors: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Heads included: the background moves to the end, and boxes are computed as at that time."""
+    early, state = early_state(kind, authors)
+    loaded = hf.load_checkpoint(early, impl="reference")
+    assert loaded.family == f"mmdet_{kind}"
+    assert loaded.config.legacy
+    told = ["the background was made the last class"] + ["mask_head.0.conv_res."] * (kind == "htc")
+    assert all(words in note for words, note in zip(told, loaded.notes, strict=True))
+    own = loaded.state_dict()
+    assert own.keys() == state.keys()
+    assert all(torch.equal(own[key], value) for key, value in state.items() if "num_batches" not in key)
+    assert not hf.load_checkpoint(early, family=loaded.family, legacy=False).config.legacy
+    for family in ("det" if authors else "mmdet_1x", "mmdet"):
+        pyramid = hf.load_checkpoint(early, family=family)
+        assert pyramid.config.head.kind == "v2p"
+        assert "left out" in pyramid.notes[0]
+    caplog.clear()
+    hf.convert_checkpoint(early, to=loaded.family)
+    assert any("legacy=True is not in the file written" in message for message in caplog.messages)
 
 
 def damaged(what: str) -> dict[str, Tensor]:

@@ -50,6 +50,7 @@ def test_strides_are_the_levels() -> None:
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
+        ("fcos", {"legacy": True}, "legacy=True is of two-stage detectors"),
         ("faster_rcnn", {"interleaved": True}, "mask is None"),
         ("mask_rcnn", {"mask": MaskConfig(information_flow=True)}, "two or more stages"),
     ],

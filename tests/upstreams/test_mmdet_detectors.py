@@ -3,77 +3,24 @@
 from __future__ import annotations
 
 import functools
-import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import golden_detectors as golden
-import mmcv_ext
 import pytest
 import torch
+from mmengine.config import Config
+from small_mmdet import legacy, small, theirs
 from tiny_networks import enliven
 from torch import Tensor, nn
 
 import hrnet_fast as hf
-from hrnet_fast.detection import KINDS, Detector, ImageMeta, Target, assignment, make_detector_config, total_loss
-from hrnet_fast.detection.mmdet_config import read_detector
+from hrnet_fast.detection import KINDS, Detector, ImageMeta, Target, assignment, total_loss
 from hrnet_fast.detection.pictures import prepare
 
-mmcv_ext.install()
-
-import mmdet  # noqa: E402
-from mmengine.config import Config  # noqa: E402
-
-FOLDER = Path(mmdet.__file__).parent / ".mim" / "configs" / "hrnet"
 PHOTO = Path(hf.__file__).parent / "data" / "astronaut.jpg"
-FILES = {
-    "faster_rcnn": "faster-rcnn_hrnetv2p-w18-1x_coco",
-    "mask_rcnn": "mask-rcnn_hrnetv2p-w18-1x_coco",
-    "cascade_rcnn": "cascade-rcnn_hrnetv2p-w18-20e_coco",
-    "cascade_mask_rcnn": "cascade-mask-rcnn_hrnetv2p-w18_20e_coco",
-    "htc": "htc_hrnetv2p-w18_20e_coco",
-    "fcos": "fcos_hrnetv2p-w18-gn-head_4xb4-1x_coco",
-}
-
-
-# Boxes that are sampled, proposed and detected.
-FEWER = {512: 64, 1000: 100, 2000: 200, 100: 20}
-
-
-def shrink(values: Any, width: int) -> Any:
-    """Return a configuration with `width` channels where it has 256 or 1024, fewer boxes, and 3 classes for 80."""
-    if isinstance(values, (list, tuple)):
-        return type(values)(shrink(value, width) for value in values)
-    if not isinstance(values, dict):
-        return values
-    made = {key: shrink(value, width) for key, value in values.items() if key != "init_cfg"}
-    made = {key: width if "channels" in key and value in (256, 1024) else value for key, value in made.items()}
-    made |= {key: FEWER.get(made[key], made[key]) for key in ("num", "max_per_img") if key in made}
-    if "num_classes" in made:
-        made["num_classes"] = {80: 3, 183: 7}[made["num_classes"]]
-    return made
-
-
-def small(kind: str) -> Config:
-    config = Config.fromfile(FOLDER / f"{FILES[kind]}.py")
-    model = shrink(config.model.to_dict(), 32 if kind == "fcos" else 16)  # FCOS has 32 groups
-    extra = model["backbone"]["extra"]
-    for k in (1, 2, 3, 4):
-        stage = extra[f"stage{k}"]
-        stage["num_modules"], stage["num_blocks"] = 1, (1,) * len(stage["num_blocks"])
-        stage["num_channels"] = (4,) if k == 1 else tuple(4 << i for i in range(k))
-    model["neck"]["in_channels"] = [4, 8, 16, 32]
-    return Config({"model": model, "default_scope": "mmdet"})
-
-
-def theirs(config: Config) -> nn.Module:
-    from mmdet.registry import MODELS
-    from mmdet.utils import register_all_modules
-
-    register_all_modules(init_default_scope=True)
-    return MODELS.build(config.model)  # type: ignore[no-any-return]
 
 
 def samples(metas: list[ImageMeta], targets: list[Target] | None = None) -> list[Any]:
@@ -119,9 +66,9 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def pair(kind: str, tmp_path: Path) -> tuple[nn.Module, Detector]:
+def pair(kind: str, tmp_path: Path, config: Config | None = None) -> tuple[nn.Module, Detector]:
     """mmdetection's detector, and this package's from a file with its weights; each loads the other's file strictly."""
-    config = small(kind)
+    config = config or small(kind)
     model = enliven(theirs(config))
     torch.save({"state_dict": model.state_dict(), "meta": {}}, tmp_path / "theirs.pth")
     loaded = hf.load_checkpoint(tmp_path / "theirs.pth", impl="reference")
@@ -166,9 +113,11 @@ def case() -> tuple[Tensor, list[ImageMeta], list[Target]]:
 @pytest.mark.traced
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", KINDS)
-def test_detections_and_losses(kind: str, tmp_path: Path, in_float64: None) -> None:
-    model, own = pair(kind, tmp_path)
+@pytest.mark.parametrize(("kind", "early"), [*((kind, False) for kind in KINDS), ("mask_rcnn", True), ("htc", True)])
+def test_detections_and_losses(kind: str, early: bool, tmp_path: Path, in_float64: None) -> None:
+    """Also with the parts of 1.x."""
+    model, own = pair(kind, tmp_path, Config(legacy(small(kind).to_dict())) if early else None)
+    assert own.config.legacy == early
     model, own = model.double().eval(), own.double().eval()
     images, metas, targets = case()
     with torch.no_grad():
@@ -200,105 +149,3 @@ def test_the_photograph(kind: str, tmp_path: Path) -> None:
         (expected,) = model.eval().predict(images, samples(metas), rescale=True)
     (found,) = own([PHOTO])
     assert_same_detections(found, expected.pred_instances, 1e-4)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_shipped_configurations() -> None:
-    """All of mmdetection's detectors on HRNetV2p are those of ``make_detector_config``."""
-    files = [path for path in sorted(FOLDER.glob("*.py")) if "hrnet" in path.name]
-    assert len(files) == 29
-    for path in files:
-        kind, width = re.match(r"(.*)_hrnetv2p-w(\d+)", path.name).groups()
-        assert read_detector(path) == make_detector_config(kind.replace("-", "_"), int(width)), path.name
-
-
-REFUSED: dict[str, Any] = {
-    "rpn_head.anchor_generator.octave_base_scale": 4,
-    "rpn_head.num_convs": 2,
-    "roi_head.bbox_head.type": "DoubleConvFCBBoxHead",
-    "roi_head.bbox_head.loss_bbox.type": "GIoULoss",
-    "roi_head.bbox_roi_extractor.roi_layer.sampling_ratio": 2,
-    "roi_head.mask_head.upsample_cfg": {"type": "carafe", "scale_factor": 2},
-    "train_cfg.rcnn.sampler.type": "OHEMSampler",
-    "test_cfg.rcnn.nms.type": "soft_nms",
-    "test_cfg.rpn.min_bbox_size": -1,
-    "roi_head.mask_head.num_classes": 9,
-    "train_cfg.rpm": {},
-    "test_cfg.rcnnn": {},
-}
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("key", REFUSED)
-def test_settings_that_cannot_be_built(key: str) -> None:
-    config = small("mask_rcnn")
-    config.merge_from_dict({f"model.{key}": REFUSED[key]})
-    with pytest.raises(hf.ConfigError):
-        Detector.from_config(config)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("key", ["bbox_roi_extractor", "mask_roi_extractor"])
-def test_extractors_that_differ(key: str) -> None:
-    """The second stage pools from other levels than the first."""
-    config = small("cascade_mask_rcnn")
-    extractor = config.model.roi_head[key].to_dict()
-    config.model.roi_head[key] = [extractor] * 3
-    assert read_detector(config).roi.strides == (4, 8, 16, 32)
-    config.model.roi_head[key] = [extractor, extractor | {"finest_scale": 28}, extractor]
-    with pytest.raises(hf.ConfigError, match=f"{key} needs the same settings in every stage"):
-        read_detector(config)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_fcos_reads_its_settings() -> None:
-    """Of a file without statistics they are the shipped FCOS's; a loop beside the model is none of its settings."""
-    config = small("fcos")
-    del config.model["data_preprocessor"]
-    config.train_cfg = {"type": "EpochBasedTrainLoop", "max_epochs": 12}
-    assert read_detector(config).picture == make_detector_config("fcos").picture
-    config.model.train_cfg = {"assigner": {"type": "MaxIoUAssigner"}, "pos_weight": -1, "debug": False}
-    read_detector(config)
-    config.model.train_cfg = {"center_sampling": True}
-    with pytest.raises(hf.ConfigError, match="center_sampling"):
-        read_detector(config)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_proposals_of_training() -> None:
-    """``rpn_proposal`` is read without ``rpn``, and required beside it."""
-    config = small("faster_rcnn")
-    del config.model.train_cfg["rpn"]
-    config.model.train_cfg.rpn_proposal.nms_pre = 77
-    assert read_detector(config).rpn.train_proposals.before_nms == 77
-    config = small("faster_rcnn")
-    del config.model.train_cfg["rpn_proposal"]
-    with pytest.raises(hf.ConfigError, match=r"lacks train_cfg\.rpn_proposal"):
-        read_detector(config)
-
-
-RESIZE = {"type": "Resize", "scale": (640, 480), "keep_ratio": True}
-AUGMENT = {"type": "MultiScaleFlipAug", "img_scale": (640, 480), "flip": False, "transforms": [{"type": "Resize"}]}
-OTHER_RESIZES: list[list[dict[str, Any]]] = [
-    [RESIZE | {"keep_ratio": False}],
-    [{"type": "Resize", "scale": (640, 480)}],
-    [RESIZE | {"type": "FixScaleResize"}],
-    [{"type": "Resize", "scale_factor": 0.5, "keep_ratio": True}],
-    [RESIZE, RESIZE],
-    [AUGMENT | {"img_scale": [(640, 480), (1333, 800)]}],
-    [AUGMENT | {"transforms": [{"type": "Resize", "keep_ratio": False}]}],
-    [AUGMENT | {"flip": True}],
-]
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_the_test_pipeline() -> None:
-    config = small("faster_rcnn")
-    for step in (RESIZE, AUGMENT):
-        config.test_pipeline = [{"type": "LoadImageFromFile"}, step]
-        picture = read_detector(config).picture
-        assert (picture.long_side, picture.short_side) == (640, 480)
-    for pipeline in OTHER_RESIZES:
-        config.test_pipeline = pipeline
-        with pytest.raises(hf.ConfigError, match="test_pipeline"):
-            read_detector(config)
