@@ -123,9 +123,10 @@ class TrainingRun:
         progress, iteration, accumulate = self._progress, self._progress.iteration, self._recipe.loop.accumulate
         begin, saving = time.perf_counter(), 0.0
         if self._batches is None:
+            cropping = getattr(self._task, "collate_crops", None)
             self._batches = TrainingBatches(
-                self._task.train, self._task.collate, self._order, iteration, self._recipe.data.workers,
-                self._processes.device,
+                self._task.train, cropping or self._task.collate, self._order, iteration, self._recipe.data.workers,
+                self._processes.device, crops=cropping is not None,
             )  # fmt: skip
         self._runner.set_rate(self._schedule.factor(iteration))
         for micro in range(accumulate):
