@@ -1,13 +1,15 @@
 """Input of training: decoded, cropped and normalised batches on the device, with heatmaps or labels.
 
-This package decodes in workers and computes crops and targets for a whole batch; the contender does everything for each
-sample in its workers, as the authors' data sets do. Both read the same files with the same number of workers. A call is
-one pass over all pictures; there is no training step beside it.
+Both are read by the batches of the training loop, from the same files with the same number of workers. This package
+decodes and crops in the workers, and computes normalised inputs and targets for a whole batch; the contender does
+everything for each sample in its workers, as the authors' data sets do. A call is one pass over all pictures; there is
+no training step beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset, default_collate
 
 import hrnet_fast
 from benchmarks.harness import Case, Entry, Session
@@ -25,7 +27,9 @@ from benchmarks.numpy_loaders import UNAVAILABLE, NumpyKeypoints, NumpySegmentat
 from hrnet_fast import datasets
 from hrnet_fast.datasets.keypoint_dataset import KeypointRow
 from hrnet_fast.keypoints import KEYPOINT_SETS
-from hrnet_fast.measure import Call
+from hrnet_fast.recipes.recipe import LoopRecipe
+from hrnet_fast.trainer.batches import TrainingBatches
+from hrnet_fast.trainer.sampler import TrainingOrder
 
 PHOTOGRAPH = Path(hrnet_fast.__file__).parent / "data" / "astronaut.jpg"
 COCO = KEYPOINT_SETS["coco"]
@@ -87,22 +91,49 @@ def segmentation_data(folder: Path, size: tuple[int, int], images: int, files: i
     return datasets.SegmentationDataset(chosen, 19)
 
 
-def one_pass(loader: DataLoader[Any], made: Callable[[Any], Any]) -> list[torch.Tensor]:
-    """Make the inputs of all batches; return a number of the last, so that a pass has a result."""
-    for batch in loader:
-        inputs = made(batch)
-    return [inputs[0].shape[0] * torch.ones(())]
+@dataclass(frozen=True)
+class Stacked:
+    """A batch of the contender's tensors, as the loop takes it."""
+
+    tensors: list[torch.Tensor]
+    skipped: tuple[()] = ()
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Stacked:
+        return Stacked([part.to(device, non_blocking=non_blocking) for part in self.tensors])
+
+    def pin_memory(self) -> Stacked:
+        return Stacked([part.pin_memory() for part in self.tensors])
 
 
-def prepare(
-    dataset: Dataset[Any], collate: Any, made: Callable[[Any], Any], batch: int, workers: int, device: torch.device
-) -> Call:
-    """Return a pass over a data set, whose workers stay alive."""
-    loader = DataLoader(
-        dataset, batch, shuffle=True, num_workers=workers, collate_fn=collate, drop_last=True,
-        persistent_workers=workers > 0, pin_memory=device.type == "cuda",
-    )  # fmt: skip
-    return partial(one_pass, loader, made)
+def stack(samples: Any) -> Stacked:
+    return Stacked(default_collate(samples))
+
+
+class Passes:
+    """The batches of a training run without its steps: each call reads one epoch."""
+
+    def __init__(
+        self, dataset: Dataset[Any], collate: Any, crops: bool, made: Callable[..., Any], batch: int, workers: int,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self.order = TrainingOrder(len(dataset), LoopRecipe(epochs=10**6, batch_size=batch))  # type: ignore[arg-type]
+        self.batches = TrainingBatches(dataset, collate, self.order, 0, workers, device, crops)
+        self.made, self.iteration, self.generator = made, 0, torch.Generator()
+
+    def __call__(self) -> list[torch.Tensor]:
+        for _ in range(self.order.iterations_per_epoch):
+            self.generator.manual_seed(self.order.augmentation_seed(self.iteration, 0))
+            inputs = self.made(self.batches.next(), self.generator)
+            self.iteration += 1
+        return [inputs[0].shape[0] * torch.ones(())]
+
+
+def pose_inputs(inputs: datasets.KeypointInputs) -> tuple[torch.Tensor, ...]:
+    return inputs.images, inputs.targets, inputs.weights
+
+
+def pixel_inputs(inputs: datasets.SegmentationInputs) -> tuple[torch.Tensor, ...]:
+    return inputs.images, inputs.labels
 
 
 @pytest.mark.parametrize("task", SIZES)
@@ -111,32 +142,21 @@ def bench_input_pipeline(benchmark: BenchmarkFixture, session: Session, tmp_path
     batch, passes, workers = (16, 10, max(1, torch.get_num_threads())) if session.measuring else (2, 1, 0)
     images = batch * passes
     files = FILES if session.measuring else 2
-    generator, device = torch.Generator().manual_seed(0), session.device
+    common = (batch, workers, session.device)
     if task == "pose":
         dataset, crops = pose_data(tmp_path / "data", size, images, files), pose_crops(crop)
-        own: tuple[Any, Any] = dataset, datasets.collate_keypoints
+        own: tuple[Any, ...] = dataset, crops.collate, True, lambda *given: pose_inputs(crops(*given))
         contender: Dataset[Any] = NumpyKeypoints(dataset, crops)
-
-        def made(given: Any) -> Any:
-            inputs = crops(given.to(device, non_blocking=True), generator)
-            return inputs.images, inputs.targets, inputs.weights
     else:
         masks = segmentation_data(tmp_path / "data", size, images, files)
         cuts = datasets.SegmentationCrops(crop, max(size))
-        own, contender = (masks, datasets.CollateSegmentation(masks.ignore_label)), NumpySegmentation(masks, cuts)
-
-        def made(given: Any) -> Any:
-            inputs = cuts(given.to(device, non_blocking=True), generator)
-            return inputs.images, inputs.labels
-
-    def moved(given: Any) -> Any:
-        return [part.to(device, non_blocking=True) for part in given]
-
+        own = masks, cuts.collate, True, lambda *given: pixel_inputs(cuts(*given))
+        contender = NumpySegmentation(masks, cuts)
     entries = {
         "numpy in workers": Entry(
-            partial(prepare, contender, None, moved, batch, workers, device), unavailable=UNAVAILABLE
+            partial(Passes, contender, stack, False, lambda given, _: given.tensors, *common), unavailable=UNAVAILABLE
         ),
-        "hrnet_fast": Entry(partial(prepare, *own, made, batch, workers, device)),
+        "hrnet_fast": Entry(partial(Passes, *own, *common)),
     }
     what = f"{task} {size[0]}x{size[1]} to {crop[0]}x{crop[1]} batch {batch}"
     params = {"images": images, "batch": batch, "workers": workers}

@@ -43,7 +43,8 @@ def jpeg_operator() -> Callable[[Tensor], Tensor] | None:
     if found is None or not found.submodule_search_locations:
         return None
     try:
-        for library in Path(found.submodule_search_locations[0]).glob("image.*"):
+        folder = Path(found.submodule_search_locations[0])
+        for library in (one for one in folder.glob("image*") if one.suffix in (".so", ".pyd")):
             torch.ops.load_library(library)  # type: ignore[no-untyped-call]
         decode = functools.partial(torch.ops.image.decode_jpeg, mode=0)
         equal = all(torch.equal(decode(file), expected) for file, expected in _trial_pictures())

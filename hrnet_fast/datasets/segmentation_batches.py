@@ -28,7 +28,6 @@ from hrnet_fast.errors import InputError, shown
 from hrnet_fast.keypoints import mirror_order
 from hrnet_fast.keypoints.methods import check_size
 
-
 _NUMBERS = 4  # that a picture takes from the generator
 
 
@@ -86,9 +85,7 @@ def _labels_of(kept: Sequence[SegmentationSample]) -> list[Tensor] | None:
 def _batch_of(
     kept: Sequence[SegmentationSample], skipped: tuple[SkippedSample, ...], images: Any, labels: Any
 ) -> SegmentationBatch:
-    return SegmentationBatch(
-        images, labels, tuple(s.path for s in kept), tuple(s.row for s in kept), skipped=skipped
-    )
+    return SegmentationBatch(images, labels, tuple(s.path for s in kept), tuple(s.row for s in kept), skipped=skipped)
 
 
 @dataclass(frozen=True)
