@@ -109,15 +109,21 @@ def stack(samples: Any) -> Stacked:
     return Stacked(default_collate(samples))
 
 
+@dataclass(frozen=True)
+class Samples:
+    """What the loop asks of a task."""
+
+    train: Dataset[Any]
+    collate: Callable[..., Any]
+    collate_crops: Callable[..., Any] | None = None
+
+
 class Passes:
     """The batches of a training run without its steps: each call reads one epoch."""
 
-    def __init__(
-        self, dataset: Dataset[Any], collate: Any, crops: bool, made: Callable[..., Any], batch: int, workers: int,
-        device: torch.device,
-    ) -> None:  # fmt: skip
-        self.order = TrainingOrder(len(dataset), LoopRecipe(epochs=10**6, batch_size=batch))  # type: ignore[arg-type]
-        self.batches = TrainingBatches(dataset, collate, self.order, 0, workers, device, crops)
+    def __init__(self, task: Samples, made: Callable[..., Any], batch: int, workers: int, device: torch.device) -> None:
+        self.order = TrainingOrder(len(task.train), LoopRecipe(epochs=10**6, batch_size=batch))  # type: ignore[arg-type]
+        self.batches = TrainingBatches(task, self.order, 0, workers, device)
         self.made, self.iteration, self.generator = made, 0, torch.Generator()
 
     def __call__(self) -> list[torch.Tensor]:
@@ -145,18 +151,20 @@ def bench_input_pipeline(benchmark: BenchmarkFixture, session: Session, tmp_path
     common = (batch, workers, session.device)
     if task == "pose":
         dataset, crops = pose_data(tmp_path / "data", size, images, files), pose_crops(crop)
-        own: tuple[Any, ...] = dataset, crops.collate, True, lambda *given: pose_inputs(crops(*given))
+        own = Samples(dataset, datasets.collate_keypoints, crops.collate)
+        made: Callable[..., Any] = lambda *given: pose_inputs(crops(*given))  # noqa: E731
         contender: Dataset[Any] = NumpyKeypoints(dataset, crops)
     else:
         masks = segmentation_data(tmp_path / "data", size, images, files)
         cuts = datasets.SegmentationCrops(crop, max(size))
-        own = masks, cuts.collate, True, lambda *given: pixel_inputs(cuts(*given))
+        own = Samples(masks, datasets.CollateSegmentation(), cuts.collate)
+        made = lambda *given: pixel_inputs(cuts(*given))  # noqa: E731
         contender = NumpySegmentation(masks, cuts)
     entries = {
         "numpy in workers": Entry(
-            partial(Passes, contender, stack, False, lambda given, _: given.tensors, *common), unavailable=UNAVAILABLE
+            partial(Passes, Samples(contender, stack), lambda given, _: given.tensors, *common), unavailable=UNAVAILABLE
         ),
-        "hrnet_fast": Entry(partial(Passes, *own, *common)),
+        "hrnet_fast": Entry(partial(Passes, own, made, *common)),
     }
     what = f"{task} {size[0]}x{size[1]} to {crop[0]}x{crop[1]} batch {batch}"
     params = {"images": images, "batch": batch, "workers": workers}

@@ -150,7 +150,8 @@ class TrainingBatches:
     computes the step that was launched before.
 
     Args:
-        samples, collate, crops: the task's samples, its ``collate_crops`` or ``collate``, and whether it is the former.
+        task: has the samples ``train``, and ``collate_crops`` or ``collate``
+            (:class:`~hrnet_fast.trainer.task.TrainingTask`).
         order: which samples.
         first: the update that comes next.
         workers: processes that read; 0 reads in this one.
@@ -162,19 +163,18 @@ class TrainingBatches:
 
     def __init__(
         self,
-        samples: Dataset[Any],
-        collate: Callable[..., Any],
+        task: Any,
         order: TrainingOrder,
         first: int,
         workers: int,
         device: torch.device,
-        crops: bool = False,
     ) -> None:
+        cropping = getattr(task, "collate_crops", None)
         loader = DataLoader(
-            SeededSamples(samples),
+            SeededSamples(task.train),
             batch_sampler=MicroBatches(order, first),  # type: ignore[arg-type]
             num_workers=workers,
-            collate_fn=CollateSamples(collate, crops),  # type: ignore[arg-type]
+            collate_fn=CollateSamples(cropping or task.collate, cropping is not None),  # type: ignore[arg-type]
             pin_memory=device.type == "cuda",
             worker_init_fn=leave_signals_to_the_parent,
             generator=torch.Generator(),  # the process's own is left alone
