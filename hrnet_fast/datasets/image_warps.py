@@ -6,14 +6,12 @@ Positions are rounded to 1/32 pixel; what follows has no rounding that a device 
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
 from hrnet_fast.datasets.packed_images import PackedImages, SeparateImages, channels_of, pack_images, separated
 from hrnet_fast.errors import InputError
-from hrnet_fast.implementations import build_info
+from hrnet_fast.implementations import may_call
 from hrnet_fast.keypoints.methods import check_size, widest_float
 
 _STEPS = 32  # positions between two pixels that warpAffine distinguishes
@@ -21,10 +19,9 @@ _FINE = 1024  # precision in which it adds up rows and columns
 _RESIZE = 2048  # precision of the weights of resize
 
 
-@functools.cache
 def compiled_crops() -> bool:
     """Whether the compiled extension has the operators that crop on a CPU."""
-    return build_info() is not None and hasattr(torch.ops.hrnet_fast, "warp_pictures_cpu")
+    return may_call("warp_pictures_cpu")
 
 
 def warp_images(
