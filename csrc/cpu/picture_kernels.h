@@ -85,11 +85,10 @@ HF_INLINE void warp_row(const Picture& p, const WarpRow& r) {
   // A load of 8 bytes reads 2 beyond a pair of 3-byte pixels: the last rows are read pixel by pixel.
   const int32_t rows = static_cast<int32_t>(p.height - (p.pixel == 3 ? 2 : 1));
   const int32_t columns = static_cast<int32_t>(p.width - 1);
-  const int32_t mirror = r.flip ? -1 : 0;  // W - 1 - x as columns + ~x + 1
   const int shift = p.pixel == 3 ? 24 : 32;
-  // Where the later row lies in bytes from this one. Integers: addresses outside of the picture may be prefetched.
+  // Where the later row lies in bytes from this one. An address outside of the picture may be prefetched.
   const int64_t later = ((r.ahead_y - int64_t{r.down_y}) >> 10) * p.row +
-                        ((r.ahead_x - int64_t{r.down_x}) >> 10) * p.pixel * (mirror ? -1 : 1);
+                        ((r.ahead_x - int64_t{r.down_x}) >> 10) * p.pixel * (r.flip ? -1 : 1);
   for (int64_t start = 0; start < r.width; start += kLanes) {
     int32_t outside = 0, touching = 0;
     for (int64_t i = 0; i < kLanes; ++i) {
@@ -113,7 +112,7 @@ HF_INLINE void warp_row(const Picture& p, const WarpRow& r) {
       continue;
     }
     if (!outside) {
-      if (mirror)
+      if (r.flip)
         for (int64_t i = 0; i < kLanes; ++i) {
           column[i] = columns - 1 - column[i];
           block.right[i] = 32 - block.right[i];
@@ -129,7 +128,7 @@ HF_INLINE void warp_row(const Picture& p, const WarpRow& r) {
       }
     } else {
       for (int64_t i = 0; i < kLanes; ++i) {
-        const int64_t y = row[i], x = mirror ? columns - int64_t{column[i]} : column[i], next = mirror ? x - 1 : x + 1;
+        const int64_t y = row[i], x = r.flip ? columns - int64_t{column[i]} : column[i], next = r.flip ? x - 1 : x + 1;
         block.upper_left[i] = load_pixel(p, y, x);
         block.upper_right[i] = load_pixel(p, y, next);
         block.lower_left[i] = load_pixel(p, y + 1, x);

@@ -96,9 +96,7 @@ def test_normalised_values_are_the_same_bits(plain: Callable[[Callable[[], Any]]
 
 @needs_extension
 @pytest.mark.parametrize(("method", "sigma"), [("msra", 2.0), ("face", 1.5)])
-def test_heatmaps_are_the_same_bits(
-    method: str, sigma: float, plain: Callable[[Callable[[], Any]], Any]
-) -> None:
+def test_heatmaps_are_the_same_bits(method: str, sigma: float, plain: Callable[[Callable[[], Any]], Any]) -> None:
     points = torch.randn(3, 40, 2, generator=torch.Generator().manual_seed(0)) * 60 + 30
     points[0, 0], points[1, 1] = torch.nan, torch.inf
     visible = torch.arange(120).view(3, 40) % 3 / 2
@@ -140,7 +138,11 @@ def test_keypoints_cropped_in_workers_are_the_same_inputs(kind: str) -> None:
     crops = datasets.KeypointCrops((64, 48), (16, 12), flip_pairs=PAIRS, **AUGMENTATIONS[kind])  # type: ignore[arg-type]
 
     class Task:
-        train, collate, collate_crops = Persons(skip_broken=True), staticmethod(datasets.collate_keypoints), crops.collate
+        train, collate, collate_crops = (
+            Persons(skip_broken=True),
+            staticmethod(datasets.collate_keypoints),
+            crops.collate,
+        )
 
     class WholePictures(Task):
         collate_crops = None  # type: ignore[assignment]
@@ -167,7 +169,10 @@ def test_segments_cropped_in_workers_are_the_same_inputs(fields: dict[str, Any])
     torch.manual_seed(0)
     samples: list[Any] = [
         datasets.SegmentationSample(
-            torch.randint(0, 256, (h, 70, 3), dtype=torch.uint8), torch.randint(0, 9, (h, 70), dtype=torch.uint8), "", ""
+            torch.randint(0, 256, (h, 70, 3), dtype=torch.uint8),
+            torch.randint(0, 9, (h, 70), dtype=torch.uint8),
+            "",
+            "",
         )
         for h in (40, 50, 90)
     ]
