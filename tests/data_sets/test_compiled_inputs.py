@@ -169,10 +169,7 @@ def test_segments_cropped_in_workers_are_the_same_inputs(fields: dict[str, Any])
     torch.manual_seed(0)
     samples: list[Any] = [
         datasets.SegmentationSample(
-            torch.randint(0, 256, (h, 70, 3), dtype=torch.uint8),
-            torch.randint(0, 9, (h, 70), dtype=torch.uint8),
-            "",
-            "",
+            *(25 * torch.randint(0, 9, (h, 70, *channels), dtype=torch.uint8) for channels in ((3,), ())), "", ""
         )
         for h in (40, 50, 90)
     ]

@@ -32,11 +32,14 @@ def picture(size: tuple[int, int], pixel: int, beside: int = 0) -> tuple[Tensor,
 
 def warps() -> tuple[list[bytes], list[Tensor]]:
     cases, expected = [], []
-    for k, size in enumerate([(1, 1), (2, 3), (3, 40), (37, 50), (60, 41), (24, 90)] * 4):
+    for k, size in enumerate([(1, 1), (2, 3), (3, 40), (37, 50), (60, 41), (24, 90)] * 4 + [(17, 67)] * 4):
         pixel, (h, w), flip = 3 + k % 2, ((7, 5), (16, 64), (9, 33))[k % 3], k % 4 > 1
         image, case = picture(size, pixel, beside=3 * (k % 5 == 0))
         matrix = torch.eye(2, 3, dtype=torch.float64)[None] + 0.3 * torch.randn(1, 2, 3, dtype=torch.float64)
         matrix[..., 2] = 15 * torch.randn(1, 2)
+        if size == (17, 67):  # blocks that end with the last pair of pixels of the last rows
+            (h, w), matrix = (16, 64), torch.eye(2, 3, dtype=torch.float64)[None]
+            matrix[0, 0, 2] = 0 if flip else -2
         across, down = image_warps._fixed_positions(image_warps._inverted(matrix), h, w)
         wide = torch.cat([across, across[..., -1:].expand(-1, -1, -w % LANES)], 2)
         cases.append(numbers(WARP, ANY_TYPE) + case + numbers(h, w, flip) + raw(wide) + raw(down))
