@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from hrnet_fast.datasets.jpeg_decoding import decoded_jpeg
+from hrnet_fast.datasets.picture_decoding import quickly_decoded
 from hrnet_fast.errors import DatasetError, InputError, shown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -77,7 +77,7 @@ def read_pixels(path: str) -> Tensor:
     Raises:
         DatasetError: the file does not exist, cannot be decoded as a whole, or has other pixels than 8 bits.
     """
-    decoded = decoded_jpeg(path)
+    decoded = quickly_decoded(path)
     if decoded is not None:
         return decoded
     with _opened(path, "picture") as image:

@@ -1,4 +1,4 @@
-"""Decoding: quick JPEGs have Pillow's pixels; the cache of pictures is whole, shared, limited and removed."""
+"""Decoding: quickly decoded files have Pillow's pixels; the cache of pictures is whole, shared, limited and removed."""
 
 from __future__ import annotations
 
@@ -16,42 +16,64 @@ from PIL import Image
 
 import hrnet_fast as hf
 from hrnet_fast import datasets
-from hrnet_fast.datasets import jpeg_decoding, picture_cache
+from hrnet_fast.datasets import picture_cache, picture_decoding
 from hrnet_fast.datasets.picture_cache import PictureCache, opened_cache
 from hrnet_fast.datasets.reading import read_pixels
 
-KINDS = {"4:4:4": {"subsampling": 0}, "4:2:0": {"subsampling": 2, "quality": 60}, "progressive": {"progressive": True}}
+EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # turned by 90 degrees
+FILES = {
+    "4:4:4": (("RGB", "L", "CMYK"), ".jpeg", {"subsampling": 0}),
+    "4:2:0": (("RGB", "CMYK"), ".JPG", {"subsampling": 2, "quality": 60}),
+    "progressive": (("RGB", "L"), ".jpg", {"progressive": True}),
+    "png": (("RGB", "L", "P", "1", "RGBA", "LA"), ".png", {}),
+    "transparent": (("RGB", "L", "P"), ".png", {"transparency": 3}),
+}
+BY_PILLOW = ("CMYK", "RGBA", "LA", "P", "1")  # which have to be converted
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind, file in FILES.items() for mode in file[0]])
 def test_quickly_decoded_pixels_are_those_of_pillow(
-    mode: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "one.JPG"
-    image = Image.fromarray(pattern(61, 83)).convert(mode)
-    image.save(path, **KINDS[kind], exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0")
-    operator = jpeg_decoding.jpeg_operator()
-    if operator is not None:
-        assert (jpeg_decoding.decoded_jpeg(str(path)) is None) == (mode == "CMYK"), "Pillow converts CMYK"
+    _, suffix, options = FILES[kind]
+    path = tmp_path / f"one{suffix}"
+    if kind == "transparent" and mode == "RGB":
+        options = {"transparency": (3, 4, 5)}
+    Image.fromarray(pattern(61, 83)).convert(mode).save(path, **options, exif=EXIF)
+    if picture_decoding.quick_decoders():
+        assert (picture_decoding.quickly_decoded(str(path)) is None) == (mode in BY_PILLOW)
     quick = read_pixels(str(path))
     data = path.read_bytes()
-    broken = tmp_path / "broken.jpg"
+    broken = tmp_path / f"broken{suffix}"
     broken.write_bytes(data[: len(data) // 2])
-    with pytest.raises(hf.DatasetError, match=r"broken\.jpg: cannot be decoded"):
+    with pytest.raises(hf.DatasetError, match=r"broken\..*: cannot be decoded"):
         read_pixels(str(broken))
-    monkeypatch.setattr(jpeg_decoding, "jpeg_operator", lambda: None)
+    monkeypatch.setattr(picture_decoding, "quick_decoders", dict)
     assert torch.equal(quick, read_pixels(str(path)))
     assert quick.shape == (61, 83, 3), "the orientation is left as it is"
 
 
+def test_files_that_pillow_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / "deep.png"
+    Image.fromarray(np.zeros((4, 5), dtype=np.uint16)).save(deep)
+    with pytest.raises(hf.DatasetError, match="a picture of mode I;16"):
+        read_pixels(str(deep))
+    large = save_picture(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
+    with pytest.raises(hf.DatasetError, match="decompression bomb"):
+        read_pixels(str(large))
+
+
 def test_a_decoder_of_other_pixels_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    find = jpeg_decoding.jpeg_operator.__wrapped__
-    trials = list(jpeg_decoding._trial_pictures())
-    monkeypatch.setattr(jpeg_decoding, "_trial_pictures", lambda: [(trials[0][0], trials[0][1] + 1)])
-    assert find() is None
-    monkeypatch.setattr(jpeg_decoding.importlib.util, "find_spec", lambda name: None)
-    assert find() is None
+    find = picture_decoding.quick_decoders.__wrapped__
+    trials = {kind: list(picture_decoding._trial_pictures(kind)) for kind in ("jpeg", "png")}
+    trials["jpeg"][0][1][0, 0, 0] += 1
+    monkeypatch.setattr(picture_decoding, "_trial_pictures", lambda kind: trials[kind])
+    assert set(find()) <= {"png"}
+    monkeypatch.setattr(picture_decoding, "_trial_pictures", lambda kind: 1 / 0)
+    assert find() == {}
+    monkeypatch.setattr(picture_decoding.importlib.util, "find_spec", lambda name: None)
+    assert find() == {}
 
 
 def test_entries_are_mapped_and_follow_their_source(tmp_path: Path) -> None:
