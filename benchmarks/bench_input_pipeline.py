@@ -1,16 +1,19 @@
 """Input of training: decoded, cropped and normalised batches on the device, with heatmaps or labels.
 
-Both are read by the batches of the training loop, from the same files with the same number of workers. This package
-decodes and crops in the workers, and computes normalised inputs and targets for a whole batch; the contender does
-everything for each sample in its workers, as the authors' data sets do. A call is one pass over all pictures; there is
-no training step beside it.
+Both contenders read the same files by the parts of the training loop's loader, with the same number of workers. This
+package decodes and crops in the workers, and computes normalised inputs and targets for a whole batch; the contender
+does everything for each sample in its workers, as the authors' data sets do. With ``data.cache`` decoded pictures are
+mapped from files, which the first pass writes. A call is one pass over all pictures; there is no training step beside
+it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +22,18 @@ import pytest
 import torch
 from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 import hrnet_fast
 from benchmarks.harness import Case, Entry, Session
 from benchmarks.numpy_loaders import UNAVAILABLE, NumpyKeypoints, NumpySegmentation
 from hrnet_fast import datasets
 from hrnet_fast.datasets.keypoint_dataset import KeypointRow
+from hrnet_fast.datasets.picture_cache import PictureCache
 from hrnet_fast.keypoints import KEYPOINT_SETS
 from hrnet_fast.recipes.recipe import LoopRecipe
-from hrnet_fast.trainer.batches import TrainingBatches
-from hrnet_fast.trainer.sampler import TrainingOrder
+from hrnet_fast.trainer.batches import CollateSamples, SeededSamples
+from hrnet_fast.trainer.sampler import MicroBatches, MicroBatchKeys, TrainingOrder
 
 PHOTOGRAPH = Path(hrnet_fast.__file__).parent / "data" / "astronaut.jpg"
 COCO = KEYPOINT_SETS["coco"]
@@ -119,18 +123,30 @@ class Samples:
 
 
 class Passes:
-    """The batches of a training run without its steps: each call reads one epoch."""
+    """The batches of a training run without its steps: each call reads one epoch, by workers that stay alive.
+
+    :class:`~hrnet_fast.trainer.batches.TrainingBatches` reads on behind an epoch's end, which would run during another
+    contender's call: the loader here has its parts, and one epoch.
+    """
 
     def __init__(self, task: Samples, made: Callable[..., Any], batch: int, workers: int, device: torch.device) -> None:
-        self.order = TrainingOrder(len(task.train), LoopRecipe(epochs=10**6, batch_size=batch))  # type: ignore[arg-type]
-        self.batches = TrainingBatches(task, self.order, 0, workers, device)
-        self.made, self.iteration, self.generator = made, 0, torch.Generator()
+        count = len(task.train)  # type: ignore[arg-type]
+        self.order = TrainingOrder(count, LoopRecipe(epochs=10**6, batch_size=batch))
+        collate = CollateSamples(task.collate_crops or task.collate, task.collate_crops is not None)
+        self.loader: DataLoader[Any] = DataLoader(
+            SeededSamples(task.train), batch_sampler=self, num_workers=workers, collate_fn=collate,
+            persistent_workers=workers > 0, pin_memory=device.type == "cuda",
+        )  # type: ignore[arg-type]  # fmt: skip
+        self.made, self.device, self.first, self.generator = made, device, 0, torch.Generator()
+
+    def __iter__(self) -> Iterator[MicroBatchKeys]:
+        return islice(iter(MicroBatches(self.order, self.first)), self.order.iterations_per_epoch)
 
     def __call__(self) -> list[torch.Tensor]:
-        for _ in range(self.order.iterations_per_epoch):
-            self.generator.manual_seed(self.order.augmentation_seed(self.iteration, 0))
-            inputs = self.made(self.batches.next(), self.generator)
-            self.iteration += 1
+        for iteration, batch in enumerate(self.loader, self.first):
+            self.generator.manual_seed(self.order.augmentation_seed(iteration, 0))
+            inputs = self.made(batch.to(self.device, non_blocking=True), self.generator)
+        self.first += self.order.iterations_per_epoch
         return [inputs[0].shape[0] * torch.ones(())]
 
 
@@ -160,11 +176,15 @@ def bench_input_pipeline(benchmark: BenchmarkFixture, session: Session, tmp_path
         own = Samples(masks, datasets.CollateSegmentation(), cuts.collate)
         made = lambda *given: pixel_inputs(cuts(*given))  # noqa: E731
         contender = NumpySegmentation(masks, cuts)
+    dataset_with_cache = copy.copy(own.train)
+    dataset_with_cache.cache = PictureCache(tmp_path / "cache", 1 << 34)
+    cached = replace(own, train=dataset_with_cache)
     entries = {
         "numpy in workers": Entry(
             partial(Passes, Samples(contender, stack), lambda given, _: given.tensors, *common), unavailable=UNAVAILABLE
         ),
         "hrnet_fast": Entry(partial(Passes, own, made, *common)),
+        "hrnet_fast, data.cache": Entry(partial(Passes, cached, made, *common)),
     }
     what = f"{task} {size[0]}x{size[1]} to {crop[0]}x{crop[1]} batch {batch}"
     params = {"images": images, "batch": batch, "workers": workers}

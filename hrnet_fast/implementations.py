@@ -61,16 +61,6 @@ def build_info() -> dict[str, str] | None:
     return dict(_C.build_info())
 
 
-def may_call(name: str) -> bool:
-    """Whether ``torch.ops.hrnet_fast.<name>`` is there to call; operators for these calls are not for compilers."""
-    return not torch.compiler.is_compiling() and _has_operator(name)
-
-
-@functools.cache
-def _has_operator(name: str) -> bool:
-    return build_info() is not None and hasattr(torch.ops.hrnet_fast, name)
-
-
 def _missing_extension() -> str:
     """Say why :func:`build_info` returns None: never built, or built for another torch than runs."""
     try:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hrnet_fast.datasets.packed_images import PackedImages, SeparateImages, channels_of, pack_images, separated
 from hrnet_fast.errors import InputError
-from hrnet_fast.implementations import may_call
+from hrnet_fast.host_operators import may_call
 from hrnet_fast.keypoints.methods import check_size, widest_float
 
 _STEPS = 32  # positions between two pixels that warpAffine distinguishes

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.errors import InputError, shown
-from hrnet_fast.implementations import may_call
+from hrnet_fast.host_operators import may_call
 from hrnet_fast.keypoints.methods import as_float32, check_method, check_size, widest_float
 
 _CHUNK = 1 << 14  # values per chunk on a CPU, so that the thirty passes of _exp_float32 stay in cache

@@ -11,7 +11,7 @@ from made_files import PAIRS, UPPER, seeded_points
 from torch import Tensor
 
 import hrnet_fast as hf
-from hrnet_fast import datasets, implementations
+from hrnet_fast import datasets, host_operators
 from hrnet_fast.datasets import BoxAugmentation, ColorAugmentation
 from hrnet_fast.datasets.packed_images import separate_images
 from hrnet_fast.recipes.recipe import LoopRecipe
@@ -19,7 +19,7 @@ from hrnet_fast.trainer.batches import TrainingBatches
 from hrnet_fast.trainer.sampler import TrainingOrder
 
 needs_extension = pytest.mark.skipif(
-    not implementations.may_call("warp_pictures_cpu"), reason="the compiled extension was not built"
+    not host_operators.may_call("warp_pictures_cpu"), reason="the compiled extension was not built"
 )
 
 
@@ -29,7 +29,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], Any]
 
     def call(function: Callable[[], Any]) -> Any:
         with monkeypatch.context() as patch:
-            patch.setattr(implementations, "_has_operator", lambda name: False)
+            patch.setattr(host_operators, "_is_built", lambda name: False)
             return function()
 
     return call

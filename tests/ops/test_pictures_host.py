@@ -11,7 +11,7 @@ import torch
 from cuda_host import build, numbers, raw, run
 from torch import Tensor
 
-from hrnet_fast import datasets, implementations
+from hrnet_fast import datasets, host_operators
 from hrnet_fast.datasets import image_warps
 from hrnet_fast.datasets.packed_images import separate_images
 
@@ -67,7 +67,7 @@ def resizes() -> tuple[list[bytes], list[Tensor]]:
 
 def test_host_run(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(implementations, "_has_operator", lambda name: False)  # what is expected is PyTorch's
+    monkeypatch.setattr(host_operators, "_is_built", lambda name: False)  # what is expected is PyTorch's
     levels = torch.arange(256, dtype=torch.uint8)
     warped, resized = warps(), resizes()
     cases = [*warped[0], *resized[0], numbers(NORMALIZE, ANY_TYPE, 256) + raw(levels)]
