@@ -1,4 +1,4 @@
-"""Batches of keypoints: collation in the workers; crops, augmentation and heatmap targets on the device."""
+"""Batches of keypoints: collation, crops, augmentation and heatmap targets; crops on the device or in the workers."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def quickly_decoded(path: str) -> Tensor | None:
     largest = Image.MAX_IMAGE_PIXELS
     if channels not in (1, 3) or (largest is not None and height * width > largest):
         return None
-    return pixels.expand(3, height, width).permute(1, 2, 0)
+    return pixels.expand(3, height, width).permute(1, 2, 0).contiguous()  # colours are so already
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Batches of segmentation: collation in the workers; random scale, crop, padding and flips on the device."""
+"""Batches of segmentation: collation; random scale, crop, padding and flips, on the device or in the workers."""
 
 from __future__ import annotations
 
