@@ -1,4 +1,4 @@
-"""Batches of keypoints: collation, crops, augmentation and heatmap targets; crops on the device or in the workers."""
+"""Batches of keypoints: collation, crops, augmentation, heatmap targets; crops on the device or in the workers."""
 
 from __future__ import annotations
 
