@@ -1,14 +1,19 @@
 """Input of training: decoded, cropped and normalised batches on the device, with heatmaps or labels.
 
-This package decodes in workers and computes crops and targets for a whole batch; the contender does everything for each
-sample in its workers, as the authors' data sets do. Both read the same files with the same number of workers. A call is
-one pass over all pictures; there is no training step beside it.
+Both contenders read the same files by the parts of the training loop's loader, with the same number of workers. This
+package decodes and crops in the workers, and computes normalised inputs and targets for a whole batch; the contender
+does everything for each sample in its workers, as the authors' data sets do. With ``data.cache`` decoded pictures are
+mapped from files, which the first pass writes. A call is one pass over all pictures; there is no training step beside
+it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +22,18 @@ import pytest
 import torch
 from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 import hrnet_fast
 from benchmarks.harness import Case, Entry, Session
 from benchmarks.numpy_loaders import UNAVAILABLE, NumpyKeypoints, NumpySegmentation
 from hrnet_fast import datasets
 from hrnet_fast.datasets.keypoint_dataset import KeypointRow
+from hrnet_fast.datasets.picture_cache import PictureCache
 from hrnet_fast.keypoints import KEYPOINT_SETS
-from hrnet_fast.measure import Call
+from hrnet_fast.recipes.recipe import LoopRecipe
+from hrnet_fast.trainer.batches import CollateSamples, SeededSamples
+from hrnet_fast.trainer.sampler import MicroBatches, MicroBatchKeys, TrainingOrder
 
 PHOTOGRAPH = Path(hrnet_fast.__file__).parent / "data" / "astronaut.jpg"
 COCO = KEYPOINT_SETS["coco"]
@@ -87,22 +95,67 @@ def segmentation_data(folder: Path, size: tuple[int, int], images: int, files: i
     return datasets.SegmentationDataset(chosen, 19)
 
 
-def one_pass(loader: DataLoader[Any], made: Callable[[Any], Any]) -> list[torch.Tensor]:
-    """Make the inputs of all batches; return a number of the last, so that a pass has a result."""
-    for batch in loader:
-        inputs = made(batch)
-    return [inputs[0].shape[0] * torch.ones(())]
+@dataclass(frozen=True)
+class Stacked:
+    """A batch of the contender's tensors, as the loop takes it."""
+
+    tensors: list[torch.Tensor]
+    skipped: tuple[()] = ()
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Stacked:
+        return Stacked([part.to(device, non_blocking=non_blocking) for part in self.tensors])
+
+    def pin_memory(self) -> Stacked:
+        return Stacked([part.pin_memory() for part in self.tensors])
 
 
-def prepare(
-    dataset: Dataset[Any], collate: Any, made: Callable[[Any], Any], batch: int, workers: int, device: torch.device
-) -> Call:
-    """Return a pass over a data set, whose workers stay alive."""
-    loader = DataLoader(
-        dataset, batch, shuffle=True, num_workers=workers, collate_fn=collate, drop_last=True,
-        persistent_workers=workers > 0, pin_memory=device.type == "cuda",
-    )  # fmt: skip
-    return partial(one_pass, loader, made)
+def stack(samples: Any) -> Stacked:
+    return Stacked(default_collate(samples))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What the loop asks of a task."""
+
+    train: Dataset[Any]
+    collate: Callable[..., Any]
+    collate_crops: Callable[..., Any] | None = None
+
+
+class Passes:
+    """The batches of a training run without its steps: each call reads one epoch, by workers that stay alive.
+
+    :class:`~hrnet_fast.trainer.batches.TrainingBatches` reads on behind an epoch's end, which would run during another
+    contender's call: the loader here has its parts, and one epoch.
+    """
+
+    def __init__(self, task: Samples, made: Callable[..., Any], batch: int, workers: int, device: torch.device) -> None:
+        count = len(task.train)  # type: ignore[arg-type]
+        self.order = TrainingOrder(count, LoopRecipe(epochs=10**6, batch_size=batch))
+        collate = CollateSamples(task.collate_crops or task.collate, task.collate_crops is not None)
+        self.loader: DataLoader[Any] = DataLoader(
+            SeededSamples(task.train), batch_sampler=self, num_workers=workers, collate_fn=collate,
+            persistent_workers=workers > 0, pin_memory=device.type == "cuda",
+        )  # type: ignore[arg-type]  # fmt: skip
+        self.made, self.device, self.first, self.generator = made, device, 0, torch.Generator()
+
+    def __iter__(self) -> Iterator[MicroBatchKeys]:
+        return islice(iter(MicroBatches(self.order, self.first)), self.order.iterations_per_epoch)
+
+    def __call__(self) -> list[torch.Tensor]:
+        for iteration, batch in enumerate(self.loader, self.first):
+            self.generator.manual_seed(self.order.augmentation_seed(iteration, 0))
+            inputs = self.made(batch.to(self.device, non_blocking=True), self.generator)
+        self.first += self.order.iterations_per_epoch
+        return [inputs[0].shape[0] * torch.ones(())]
+
+
+def pose_inputs(inputs: datasets.KeypointInputs) -> tuple[torch.Tensor, ...]:
+    return inputs.images, inputs.targets, inputs.weights
+
+
+def pixel_inputs(inputs: datasets.SegmentationInputs) -> tuple[torch.Tensor, ...]:
+    return inputs.images, inputs.labels
 
 
 @pytest.mark.parametrize("task", SIZES)
@@ -111,32 +164,27 @@ def bench_input_pipeline(benchmark: BenchmarkFixture, session: Session, tmp_path
     batch, passes, workers = (16, 10, max(1, torch.get_num_threads())) if session.measuring else (2, 1, 0)
     images = batch * passes
     files = FILES if session.measuring else 2
-    generator, device = torch.Generator().manual_seed(0), session.device
+    common = (batch, workers, session.device)
     if task == "pose":
         dataset, crops = pose_data(tmp_path / "data", size, images, files), pose_crops(crop)
-        own: tuple[Any, Any] = dataset, datasets.collate_keypoints
+        own = Samples(dataset, datasets.collate_keypoints, crops.collate)
+        made: Callable[..., Any] = lambda *given: pose_inputs(crops(*given))  # noqa: E731
         contender: Dataset[Any] = NumpyKeypoints(dataset, crops)
-
-        def made(given: Any) -> Any:
-            inputs = crops(given.to(device, non_blocking=True), generator)
-            return inputs.images, inputs.targets, inputs.weights
     else:
         masks = segmentation_data(tmp_path / "data", size, images, files)
         cuts = datasets.SegmentationCrops(crop, max(size))
-        own, contender = (masks, datasets.CollateSegmentation(masks.ignore_label)), NumpySegmentation(masks, cuts)
-
-        def made(given: Any) -> Any:
-            inputs = cuts(given.to(device, non_blocking=True), generator)
-            return inputs.images, inputs.labels
-
-    def moved(given: Any) -> Any:
-        return [part.to(device, non_blocking=True) for part in given]
-
+        own = Samples(masks, datasets.CollateSegmentation(), cuts.collate)
+        made = lambda *given: pixel_inputs(cuts(*given))  # noqa: E731
+        contender = NumpySegmentation(masks, cuts)
+    dataset_with_cache = copy.copy(own.train)
+    dataset_with_cache.cache = PictureCache(tmp_path / "cache", 1 << 34)
+    cached = replace(own, train=dataset_with_cache)
     entries = {
         "numpy in workers": Entry(
-            partial(prepare, contender, None, moved, batch, workers, device), unavailable=UNAVAILABLE
+            partial(Passes, Samples(contender, stack), lambda given, _: given.tensors, *common), unavailable=UNAVAILABLE
         ),
-        "hrnet_fast": Entry(partial(prepare, *own, made, batch, workers, device)),
+        "hrnet_fast": Entry(partial(Passes, own, made, *common)),
+        "hrnet_fast, data.cache": Entry(partial(Passes, cached, made, *common)),
     }
     what = f"{task} {size[0]}x{size[1]} to {crop[0]}x{crop[1]} batch {batch}"
     params = {"images": images, "batch": batch, "workers": workers}

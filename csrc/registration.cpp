@@ -13,6 +13,8 @@
 #include "cpu/clones.h"
 #include "cpu/conv_op.h"
 #include "cpu/fuse_sum.h"
+#include "cpu/heatmaps.h"
+#include "cpu/pictures.h"
 #include "cpu/program_bindings.h"
 #include "training/bindings.h"
 #if defined(HRNET_FAST_WITH_CUDA)
@@ -106,6 +108,12 @@ TORCH_LIBRARY_FRAGMENT(hrnet_fast, m) {
       "backward_sums_cpu(Tensor grad, Tensor? addend, Tensor x, Tensor affine, Tensor? out, bool relu, bool keep) -> "
       "(Tensor, Tensor)");
   m.def("backward_input_cpu(Tensor grad, Tensor x, Tensor affine, Tensor sums, float count, bool relu) -> Tensor");
+  // Inputs and targets of training, for hrnet_fast.datasets and hrnet_fast.keypoints.
+  m.def("warp_pictures_cpu(Tensor[] pictures, Tensor across, Tensor down, Tensor flips) -> Tensor");
+  m.def("resize_pictures_cpu(Tensor[] pictures, Tensor rows, Tensor columns) -> Tensor");
+  m.def("pick_classes_cpu(Tensor[] maps, Tensor rows, Tensor columns, int outside) -> Tensor");
+  m.def("normalize_pictures_cpu(Tensor pictures, float[] mean, float[] std) -> Tensor");
+  m.def("place_patches_cpu(Tensor table, Tensor rows, Tensor columns) -> Tensor");
   // Convolution of the inference engine, for tests and benchmarks.
   m.def(
       "conv_halo_cpu(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int stride, int[2] relu, "
@@ -146,6 +154,11 @@ TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
   m.impl("bn_act_cpu", &hrnet_fast::cpu::bn_act);
   m.impl("backward_sums_cpu", &hrnet_fast::cpu::backward_sums);
   m.impl("backward_input_cpu", &hrnet_fast::cpu::backward_input);
+  m.impl("warp_pictures_cpu", &hrnet_fast::cpu::warp_pictures);
+  m.impl("resize_pictures_cpu", &hrnet_fast::cpu::resize_pictures);
+  m.impl("pick_classes_cpu", &hrnet_fast::cpu::pick_classes);
+  m.impl("normalize_pictures_cpu", &hrnet_fast::cpu::normalize_pictures);
+  m.impl("place_patches_cpu", &hrnet_fast::cpu::place_patches);
   m.impl("conv_halo_cpu", &hrnet_fast::cpu::conv_halo);
 }
 

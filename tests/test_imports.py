@@ -22,13 +22,16 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "config": ("hrnet_fast.errors", "hrnet_fast.config"),
     # Coordinates are used by evaluation and by training alike, and know no network.
     "checks": ("torch", "hrnet_fast.errors"),
-    "keypoints": ("torch", "hrnet_fast.checks", "hrnet_fast.errors", "hrnet_fast.keypoints"),
+    "host_operators": ("torch", "hrnet_fast._C"),
+    "keypoints": (
+        "torch", "hrnet_fast.checks", "hrnet_fast.errors", "hrnet_fast.host_operators", "hrnet_fast.keypoints",
+    ),
     # Figures of predictions; which network made them is not their matter.
     "metrics": ("torch", "hrnet_fast.checks", "hrnet_fast.errors", "hrnet_fast.keypoints", "hrnet_fast.metrics"),
     # Readers and batches know no network either, so that they serve any loop.
     "datasets": (
         "torch", "torchvision", "numpy", "PIL", "hrnet_fast.checks", "hrnet_fast.datasets", "hrnet_fast.errors",
-        "hrnet_fast.keypoints",
+        "hrnet_fast.host_operators", "hrnet_fast.keypoints",
     ),
     # What the reference and the fast implementations of batch normalisation both describe layers with.
     "norm_affine": ("torch",),

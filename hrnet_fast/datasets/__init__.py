@@ -1,4 +1,4 @@
-"""Data sets of the paper's tasks: readers of their layouts, and batches that are cropped and coloured on the device."""
+"""Data sets of the paper's tasks: readers of their layouts, and batches that are cropped, coloured, given targets."""
 
 from hrnet_fast.datasets.box_augmentation import BoxAugmentation, BoxDraw
 from hrnet_fast.datasets.classification import (

@@ -20,6 +20,9 @@ DISTRIBUTIONS = ("clipped_normal", "truncated_normal", "uniform")
 _NORMAL_BELOW_HALF = 0.6914624612740131
 
 
+NUMBERS = 9  # that a sample takes from the generator
+
+
 class BoxDraw(NamedTuple):
     """Boxes of the input's aspect, float64 [N, 4], their rotations in degrees [N], and which pictures are mirrored."""
 
@@ -100,11 +103,11 @@ class BoxAugmentation:
             visible: [N, K].
             widths: [N], the pictures' widths in pixels.
             input_size: (H, W) of the network's input.
-            generator: gives 9 numbers for each sample, whatever the fields are.
+            generator: gives `NUMBERS` numbers for each sample, whatever the fields are.
             upper_body: keypoints of the upper body; without them no box is cut to half a body.
             mirror_at_edge: x becomes W - x (the authors' faces) instead of W - 1 - x.
         """
-        numbers = random_numbers(generator, boxes.shape[0], 9, boxes).to(boxes.dtype)
+        numbers = random_numbers(generator, boxes.shape[0], NUMBERS, boxes).to(boxes.dtype)
         chances, spread = numbers[:, :5].unbind(1), self._spread(numbers[:, 5:])
         if upper_body and self.half_body_probability:
             halves, found = self._half_bodies(points.to(boxes), visible > 0, upper_body, chances[1], input_size)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.checks import check_integer, check_number, check_numbers, check_tensor
+from hrnet_fast.datasets.image_warps import compiled_crops
 from hrnet_fast.datasets.packed_images import constant, random_numbers
 from hrnet_fast.errors import InputError
 
@@ -42,6 +43,9 @@ def normalize(
             f"normalize: images {list(images.shape)} with mean {centre} and std {spread}; accepted are [N, C, H, W] "
             "and C numbers each, std not 0."
         )
+    if images.dtype == torch.uint8 and images.device.type == "cpu" and images.is_contiguous() and compiled_crops():
+        result: Tensor = torch.ops.hrnet_fast.normalize_pictures_cpu(images, centre, spread)
+        return result if memory_format is None else result.contiguous(memory_format=memory_format)
     shares = images.float() / 255 if images.dtype == torch.uint8 else images.clone()
     centres, spreads = (constant(v, images).view(1, -1, 1, 1) for v in (centre, spread))
     result = shares.sub_(centres).div_(spreads)

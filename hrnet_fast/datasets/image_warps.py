@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hrnet_fast.datasets.packed_images import PackedImages, channels_of
+from hrnet_fast.datasets.packed_images import PackedImages, SeparateImages, channels_of, pack_images, separated
 from hrnet_fast.errors import InputError
+from hrnet_fast.host_operators import may_call
 from hrnet_fast.keypoints.methods import check_size, widest_float
 
 _STEPS = 32  # positions between two pixels that warpAffine distinguishes
@@ -18,7 +19,14 @@ _FINE = 1024  # precision in which it adds up rows and columns
 _RESIZE = 2048  # precision of the weights of resize
 
 
-def warp_images(images: PackedImages, matrices: Tensor, size: tuple[int, int], flips: Tensor | None = None) -> Tensor:
+def compiled_crops() -> bool:
+    """Whether the compiled extension has the operators that crop on a CPU."""
+    return may_call("warp_pictures_cpu")
+
+
+def warp_images(
+    images: PackedImages | SeparateImages, matrices: Tensor, size: tuple[int, int], flips: Tensor | None = None
+) -> Tensor:
     """Return the crops that ``cv2.warpAffine`` with ``INTER_LINEAR`` makes; what is outside of a picture is 0.
 
     Args:
@@ -36,22 +44,27 @@ def warp_images(images: PackedImages, matrices: Tensor, size: tuple[int, int], f
         InputError: a shape is another one.
     """
     h, w = check_size("warp_images", "size", size)
-    count = images.sizes.shape[0]
+    count, device = images.sizes.shape[0], images.sizes.device
     if matrices.shape != (count, 2, 3):
         raise InputError(f"warp_images: matrices {list(matrices.shape)} for {count} pictures; accepted are [N, 2, 3].")
-    inverse = _inverted(matrices.to(widest_float(matrices.device)))
-    flips = torch.zeros_like(images.starts, dtype=torch.bool) if flips is None else flips
-    if images.values.device.type != "cpu":
-        return _warped(images.values, images.starts, images.sizes, inverse, flips, h, w)
+    across, down = _fixed_positions(_inverted(matrices.to(widest_float(device))), h, w)
+    flips = torch.zeros(count, dtype=torch.bool, device=device) if flips is None else flips
+    if device.type == "cpu" and compiled_crops():
+        pictures = list(separated(images).pictures)
+        crops: Tensor = torch.ops.hrnet_fast.warp_pictures_cpu(pictures, across, down, flips.contiguous())
+        return crops
+    packed = images if isinstance(images, PackedImages) else pack_images(images.pictures)
+    given = (packed.starts, packed.sizes, across, down, flips)
+    if device.type != "cpu":
+        return _warped(packed.values, *given)
     crops = torch.empty(count, 3, h, w, dtype=torch.uint8)  # one by one, so that the passes stay in cache
     for i in range(count):
-        one = slice(i, i + 1)
-        crops[one] = _warped(images.values, images.starts[one], images.sizes[one], inverse[one], flips[one], h, w)
+        crops[i : i + 1] = _warped(packed.values, *(part[i : i + 1] for part in given))
     return crops
 
 
-def _warped(values: Tensor, starts: Tensor, sizes: Tensor, inverse: Tensor, flips: Tensor, h: int, w: int) -> Tensor:
-    x, y = _fixed_positions(inverse, h, w)
+def _warped(values: Tensor, starts: Tensor, sizes: Tensor, across: Tensor, down: Tensor, flips: Tensor) -> Tensor:
+    x, y = ((down[..., None] + across[:, :, None, :]) >> 5).unbind(1)
     column, row = x >> 5, y >> 5
     right, down = (part.unsqueeze(1) for part in (x & (_STEPS - 1), y & (_STEPS - 1)))
     heights, widths = (side.to(torch.int32)[:, None, None] for side in sizes.unbind(1))
@@ -84,26 +97,26 @@ def _inverted(matrices: Tensor) -> Tensor:
 
 
 def _fixed_positions(inverse: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
-    """Return the positions (x, y) in the picture of each output pixel: int32 [N, h, w] in 1/32 pixel."""
+    """Return the parts that columns [N, 2, w] and rows [N, 2, h] have of the positions (x, y), int32 in 1/1024 pixel.
+
+    Their sums are rounded to 1/32 pixel by a shift.
+    """
     rows = torch.arange(h, device=inverse.device, dtype=inverse.dtype)
     columns = torch.arange(w, device=inverse.device, dtype=inverse.dtype)
-
-    def along(part: Tensor) -> Tensor:
-        across = torch.round(part[:, :1] * columns * _FINE).to(torch.int32)
-        down = torch.round((part[:, 1:2] * rows + part[:, 2:]) * _FINE).to(torch.int32) + _FINE // _STEPS // 2
-        return (down[:, :, None] + across[:, None, :]) >> 5
-
-    return along(inverse[:, 0]), along(inverse[:, 1])
+    across = torch.round(inverse[:, :, :1] * columns * _FINE).to(torch.int32)
+    down = torch.round((inverse[:, :, 1:2] * rows + inverse[:, :, 2:]) * _FINE).to(torch.int32)
+    return across, down + _FINE // _STEPS // 2
 
 
 def resized_parts(
-    images: PackedImages,
+    images: PackedImages | SeparateImages,
     scaled: Tensor,
     corners: Tensor,
     size: tuple[int, int],
     flips: Tensor | None = None,
     *,
     nearest: bool = False,
+    mirrored: Tensor | None = None,
 ) -> Tensor:
     """Return a part of each picture after ``cv2.resize``, without computing the rest of the resized picture.
 
@@ -114,6 +127,7 @@ def resized_parts(
         size: (h, w) of the part. What lies outside of the resized picture has the first of ``images.values``.
         flips: bool [N]; True mirrors the picture before it is resized.
         nearest: ``INTER_NEAREST`` instead of ``INTER_LINEAR``.
+        mirrored: bool [N]; True mirrors the part.
 
     Returns:
         uint8 [N, 3, h, w], or [N, 1, h, w] of classes; within one grey level of OpenCV's, equal to it for `nearest`.
@@ -129,12 +143,25 @@ def resized_parts(
     widths = images.sizes[:, 1, None]
     if flips is not None:
         columns = [torch.where(flips[:, None], widths - 1 - column, column) for column in columns]
+    if mirrored is not None:
+        right, inside_x, *columns = (
+            torch.where(mirrored[:, None], part.flip(1), part) for part in (right, inside_x, *columns)
+        )
+    if images.sizes.device.type == "cpu" and compiled_crops():
+        found = separated(images)
+        if found.pictures and found.pictures[0].dim() == (2 if nearest else 3):
+            tables = (
+                torch.stack([part.to(torch.int32) for part in axis], 1)
+                for axis in ((*rows, down, inside_y), (*columns, right, inside_x))
+            )
+            return _resized_by_extension(found, *tables)
+    packed = images if isinstance(images, PackedImages) else pack_images(images.pictures, images.outside)
     inside = inside_y[:, :, None] & inside_x[:, None, :]
-    lines = [images.starts[:, None] + row * widths for row in rows]
+    lines = [packed.starts[:, None] + row * widths for row in rows]
 
     def taken(line: Tensor, column: Tensor) -> Tensor:
         place = torch.where(inside, line[:, :, None] + column[:, None, :], 0)
-        return channels_of(_taken(images.values, place))
+        return channels_of(_taken(packed.values, place))
 
     if nearest:
         return taken(lines[0], columns[0]).to(torch.uint8)
@@ -145,6 +172,17 @@ def resized_parts(
 
     upper, lower = across(lines[0]) * (_RESIZE - to_below), across(lines[1]) * to_below
     return (((upper >> 16) + (lower >> 16) + 2) >> 2).to(torch.uint8)
+
+
+def _resized_by_extension(images: SeparateImages, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return parts by tables [N, 4, h] and [N, 4, w]: the two pixels, the second one's share, what is inside."""
+    pictures, operators = list(images.pictures), torch.ops.hrnet_fast
+    made: Tensor
+    if pictures[0].dim() == 2:
+        made = operators.pick_classes_cpu(pictures, rows, columns, images.outside)
+    else:
+        made = operators.resize_pictures_cpu(pictures, rows, columns)
+    return made
 
 
 def _axis_positions(

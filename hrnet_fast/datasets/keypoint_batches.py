@@ -1,4 +1,4 @@
-"""Batches of keypoints: collation in the workers; crops, augmentation and heatmap targets on the device."""
+"""Batches of keypoints: collation, crops, augmentation, heatmap targets; crops on the device or in the workers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.checks import check_bool, check_number, check_numbers
-from hrnet_fast.datasets.box_augmentation import BoxAugmentation, BoxDraw
+from hrnet_fast.datasets.box_augmentation import NUMBERS, BoxAugmentation, BoxDraw
 from hrnet_fast.datasets.colors import MEAN, STD, ColorAugmentation, check_statistics, normalize
 from hrnet_fast.datasets.image_warps import warp_images
-from hrnet_fast.datasets.packed_images import MovedTogether, PackedImages, constant, pack_images, part_skipped
+from hrnet_fast.datasets.packed_images import (
+    CroppedImages,
+    MovedTogether,
+    PackedImages,
+    SeparateImages,
+    constant,
+    pack_images,
+    part_skipped,
+    separate_images,
+    skip_random_numbers,
+)
 from hrnet_fast.datasets.samples import KeypointSample, SkippedSample
 from hrnet_fast.errors import InputError, shown
 from hrnet_fast.keypoints import encode_keypoints, fit_boxes, mirror_order, warp_matrices
@@ -20,11 +30,29 @@ from hrnet_fast.keypoints.methods import check_method, check_size, widest_float
 
 
 @dataclass(frozen=True)
+class CroppedKeypoints(CroppedImages):
+    """Crops of N pictures, and the :class:`~hrnet_fast.datasets.BoxDraw` that they are of.
+
+    Attributes:
+        boxes, rotations, flips: of the draw.
+    """
+
+    boxes: Tensor
+    rotations: Tensor
+    flips: Tensor
+
+    @property
+    def draw(self) -> BoxDraw:
+        """The boxes, rotations and mirrored pictures."""
+        return BoxDraw(self.boxes, self.rotations, self.flips)
+
+
+@dataclass(frozen=True)
 class KeypointBatch(MovedTogether):
     """N samples; see :class:`~hrnet_fast.datasets.KeypointSample`.
 
     Attributes:
-        images: the pictures.
+        images: the pictures, or their crops with the boxes that were drawn (:meth:`KeypointCrops.collate`).
         points, visible, boxes: float32 [N, K, 2], [N, K], [N, 4].
         scores, box_sizes: float64 [N].
         image_ids: int64 [N].
@@ -32,7 +60,7 @@ class KeypointBatch(MovedTogether):
         skipped: what was left out of the batch.
     """
 
-    images: PackedImages
+    images: PackedImages | CroppedKeypoints
     points: Tensor
     visible: Tensor
     boxes: Tensor
@@ -50,12 +78,18 @@ class KeypointBatch(MovedTogether):
 def collate_keypoints(samples: Sequence[KeypointSample | SkippedSample]) -> KeypointBatch:
     """Return samples as a batch, for ``DataLoader(collate_fn=...)``; skipped ones are listed apart."""
     kept, skipped = part_skipped(samples)
+    return _batch_of(kept, skipped, pack_images([s.image for s in kept if s.image is not None]))
+
+
+def _batch_of(
+    kept: Sequence[KeypointSample], skipped: tuple[SkippedSample, ...], images: PackedImages | CroppedKeypoints
+) -> KeypointBatch:
 
     def stacked(tensors: list[Tensor], *shape: int) -> Tensor:
         return torch.stack(tensors) if tensors else torch.zeros(0, *shape)
 
     return KeypointBatch(
-        images=pack_images([s.image for s in kept if s.image is not None]),
+        images=images,
         points=stacked([s.points for s in kept], 0, 2),
         visible=stacked([s.visible for s in kept], 0),
         boxes=stacked([s.box for s in kept], 4),
@@ -160,14 +194,35 @@ class KeypointCrops:
         Raises:
             InputError: the batch has another number of keypoints than `flip_pairs` or `keypoint_weights` have.
         """
-        return self.apply(batch, self.draw(batch, generator), generator)
+        if not isinstance(batch.images, CroppedKeypoints):
+            return self.apply(batch, self.draw(batch, generator), generator)
+        if self.augmentation is not None and generator is not None:  # so that colours get the same numbers
+            skip_random_numbers(generator, len(batch), NUMBERS)
+        return self.apply(batch, batch.images.draw, generator)
+
+    def collate(
+        self, samples: Sequence[KeypointSample | SkippedSample], generator: torch.Generator | None = None
+    ) -> KeypointBatch:
+        """Return a batch as :func:`collate_keypoints` does, of crops in place of whole pictures.
+
+        In a worker this leaves less to copy. Calling this object with the batch, and a generator in the state that this
+        one was in, gives the inputs that it gives with the whole pictures.
+        """
+        kept, skipped = part_skipped(samples)
+        images = separate_images([s.image for s in kept if s.image is not None])
+        nothing = torch.empty(0)
+        batch = _batch_of(kept, skipped, CroppedKeypoints(nothing, images.sizes, nothing, nothing, nothing))
+        draw = self.draw(batch, generator)
+        crops = self._cropped(images, draw)
+        return replace(batch, images=CroppedKeypoints(crops, images.sizes, *draw))
 
     def apply(self, batch: KeypointBatch, draw: BoxDraw, generator: torch.Generator | None = None) -> KeypointInputs:
         """Return inputs and targets for given boxes; `generator` is for colours."""
         points, visible = self._mirrored(batch, draw.flips)
-        matrices = warp_matrices(draw.boxes, self.input_size, self.method, draw.rotations)
+        matrices = self._matrices(draw)
         points = (points @ matrices[:, :, :2].mT + matrices[:, None, :, 2]) * (visible > 0)[..., None]
-        crops = warp_images(batch.images, self._pixel_matrices(matrices), self.input_size, draw.flips)
+        images = batch.images
+        crops = images.pixels if isinstance(images, CroppedKeypoints) else self._cropped(images, draw)
         targets, weights = encode_keypoints(
             points, visible, self.input_size, self.heatmap_size, self.method, self.sigma
         )
@@ -225,9 +280,13 @@ class KeypointCrops:
         visible = torch.where(flips[:, None], batch.visible[:, order], batch.visible)
         return torch.where(flips[:, None, None], there, points), visible
 
-    def _pixel_matrices(self, matrices: Tensor) -> Tensor:
-        """Return the maps of pixels: ``face`` resizes a crop, which aligns edges of pixels instead of centres."""
-        if self.method != "face":
-            return matrices
-        moved = matrices[:, :, 2] + matrices[:, :, :2].sum(2) / 2 - 0.5
-        return torch.cat([matrices[:, :, :2], moved[..., None]], dim=2)
+    def _matrices(self, draw: BoxDraw) -> Tensor:
+        return warp_matrices(draw.boxes, self.input_size, self.method, draw.rotations)
+
+    def _cropped(self, images: PackedImages | SeparateImages, draw: BoxDraw) -> Tensor:
+        """Return crops uint8 [N, 3, H, W]. ``face`` resizes them, which aligns edges of pixels instead of centres."""
+        matrices = self._matrices(draw)
+        if self.method == "face":
+            moved = matrices[:, :, 2] + matrices[:, :, :2].sum(2) / 2 - 0.5
+            matrices = torch.cat([matrices[:, :, :2], moved[..., None]], dim=2)
+        return warp_images(images, matrices, self.input_size, draw.flips)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hrnet_fast.datasets.reading import fail, read_pixels
+from hrnet_fast.datasets.reading import fail
 from hrnet_fast.datasets.samples import KeypointSample
 from hrnet_fast.datasets.skipping import AnnotatedImages
 from hrnet_fast.errors import DatasetError
@@ -138,7 +138,7 @@ class KeypointDataset(AnnotatedImages[KeypointSample]):
             DatasetError: the picture cannot be decoded, or the box is outside of it.
         """
         found = self.annotation(index)
-        image = read_pixels(found.path)
+        image = self._pixels(found.path)
         height, width = image.shape[:2]
         box = found.box
         if bool(torch.isnan(box).any()):

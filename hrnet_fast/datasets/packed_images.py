@@ -32,6 +32,11 @@ def random_numbers(generator: torch.Generator, count: int, each: int, like: Tens
     return drawn.to(widest_float(like.device)).to(like.device, non_blocking=True)
 
 
+def skip_random_numbers(generator: torch.Generator, count: int, each: int) -> None:
+    """Leave a generator in the state behind :func:`random_numbers`."""
+    random_numbers(generator, count, each, torch.empty(0, device=generator.device))
+
+
 class MovedTogether:
     """A dataclass whose tensors move to a device, and into pinned memory, together."""
 
@@ -78,6 +83,58 @@ class PackedImages(MovedTogether):
         return channels_of(self.values[1:].view(len(sizes), height, width)).to(torch.uint8)
 
 
+@dataclass(frozen=True)
+class SeparateImages:
+    """N pictures as they were decoded, which nothing has packed.
+
+    Attributes:
+        pictures: uint8 [H, W, 3] each, or maps of classes [H, W].
+        sizes: int64 [N, 2] as (height, width).
+        outside: value of what lies outside of a map.
+    """
+
+    pictures: tuple[Tensor, ...]
+    sizes: Tensor
+    outside: int = 0
+
+
+@dataclass(frozen=True)
+class CroppedImages(MovedTogether):
+    """N crops, of which the pictures stayed in the worker.
+
+    Attributes:
+        pixels: uint8 [N, 3, h, w], or [N, 1, h, w] of classes.
+        sizes: int64 [N, 2] as (height, width) of the pictures.
+    """
+
+    pixels: Tensor
+    sizes: Tensor
+
+
+def separate_images(images: Sequence[Tensor], outside: int = 0) -> SeparateImages:
+    """Return pictures [H, W, 3], or maps of classes [H, W], with their sizes."""
+    return SeparateImages(tuple(images), _sizes_of(images), outside)
+
+
+def separated(images: PackedImages | SeparateImages) -> SeparateImages:
+    """Return packed pictures on a CPU as views of each one."""
+    if isinstance(images, SeparateImages):
+        return images
+    values, parts = images.values, []
+    if values.dtype != torch.uint8:
+        values = values.view(torch.uint8).view(-1, 4)
+    for start, (height, width) in zip(images.starts.tolist(), images.sizes.tolist(), strict=True):
+        part = values[start : start + height * width]
+        parts.append(part.view(height, width, *part.shape[1:]))
+    if images.values.dtype == torch.uint8:
+        return SeparateImages(tuple(parts), images.sizes, int(values[0]))
+    return SeparateImages(tuple(part[..., :3] for part in parts), images.sizes)
+
+
+def _sizes_of(images: Sequence[Tensor]) -> Tensor:
+    return torch.tensor([image.shape[:2] for image in images], dtype=torch.int64).reshape(-1, 2)
+
+
 def channels_of(pixels: Tensor) -> Tensor:
     """Return packed pixels [N, ...] as int32 [N, C, ...], of one channel for classes."""
     if pixels.dtype == torch.uint8:
@@ -92,7 +149,7 @@ def pack_images(images: Sequence[Tensor], outside: int = 0) -> PackedImages:
         images: all of the one or of the other kind.
         outside: value of what lies outside of a map.
     """
-    sizes = torch.tensor([image.shape[:2] for image in images], dtype=torch.int64).reshape(-1, 2)
+    sizes = _sizes_of(images)
     counts = sizes.prod(1)
     starts = 1 + counts.cumsum(0) - counts
     if images and images[0].dim() == 2:

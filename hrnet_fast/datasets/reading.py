@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from hrnet_fast.datasets.picture_decoding import quickly_decoded
 from hrnet_fast.errors import DatasetError, InputError, shown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -71,18 +72,18 @@ def _opened(path: str, what: str) -> Iterator[Image.Image]:
 
 
 def read_pixels(path: str) -> Tensor:
-    """Return a picture as uint8 RGB [H, W, 3], without its EXIF orientation; a view of four bytes a pixel.
+    """Return a picture as uint8 RGB [H, W, 3], without its EXIF orientation.
 
     Raises:
         DatasetError: the file does not exist, cannot be decoded as a whole, or has other pixels than 8 bits.
     """
+    decoded = quickly_decoded(path)
+    if decoded is not None:
+        return decoded
     with _opened(path, "picture") as image:
         if image.mode not in _COLOURS:
             raise fail(path, "", f"a picture of mode {image.mode}", "a picture of 8 bits a channel")
-        # Pillow has RGB in four bytes a pixel; this keeps its bytes, of which the fourth is not looked at.
-        colours = image if image.mode == "RGB" else image.convert("RGB")
-        pixels = torch.frombuffer(bytearray(colours.tobytes("raw", "RGBX")), dtype=torch.uint8)
-        return pixels.view(colours.height, colours.width, 4)[..., :3]
+        return torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB")))
 
 
 def read_classes(path: str) -> NDArray[Any]:

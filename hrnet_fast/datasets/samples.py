@@ -13,8 +13,7 @@ class KeypointSample:
 
     Attributes:
         image: uint8 RGB [H, W, 3] as stored, without the EXIF orientation (the upstreams' points belong to those
-            pixels). A view of four bytes a pixel; ``image.contiguous()`` is for code that needs three. None from
-            :meth:`~hrnet_fast.datasets.KeypointDataset.annotation`.
+            pixels). None from :meth:`~hrnet_fast.datasets.KeypointDataset.annotation`.
         points: float32 [K, 2] as (x, y) in picture pixels, 0 at the centre of the first; 0 where invisible.
         visible: float32 [K], 1 or 0. Keypoints that are labelled but hidden count as visible, as in every upstream.
         box: float32 [4] as (left, top, width, height) in picture pixels, before it is fitted to the input's aspect.

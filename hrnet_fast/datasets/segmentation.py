@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hrnet_fast.checks import check_integer, check_path
-from hrnet_fast.datasets.reading import check_folder, fail, image_files, read_classes, read_pixels, read_text
+from hrnet_fast.datasets.reading import check_folder, fail, image_files, read_classes, read_text
 from hrnet_fast.datasets.samples import SegmentationSample
 from hrnet_fast.datasets.skipping import AnnotatedImages
 from hrnet_fast.errors import DatasetError, InputError, shown
@@ -59,6 +60,7 @@ class SegmentationDataset(AnnotatedImages[SegmentationSample]):
         self.swapped_classes, self.names = tuple(swapped_classes), tuple(names)
         self._files = list(files)
         self._table = _label_table(what, num_classes, ignore_label, label_map)
+        self._kind = f"labels {hashlib.sha256(self._table.tobytes()).hexdigest()}"  # what a cache holds
 
     def __len__(self) -> int:
         return len(self._files)
@@ -80,21 +82,33 @@ class SegmentationDataset(AnnotatedImages[SegmentationSample]):
             DatasetError: a file cannot be decoded, the mask has another size, or a class is out of range.
         """
         path, mask, row = self._files[index]
-        image = read_pixels(path)
+        image = self._pixels(path)
         return SegmentationSample(image, None if mask is None else self._labels(mask, row, image), path, row)
 
     def _labels(self, mask: str, row: str, image: Tensor) -> Tensor:
-        values = read_classes(mask)
         height, width = image.shape[:2]
-        if values.shape != (height, width):
-            given = f"a mask of {values.shape[1]} x {values.shape[0]} for a picture of {width} x {height}"
-            raise fail(mask, row, given, "a mask of the picture's size")
+        if self.cache is None:
+            labels = self._read_labels(mask, row, (height, width))
+        else:
+            labels = self.cache.array(mask, self._kind, lambda: self._read_labels(mask, row, (height, width)))
+            self._check_size(mask, row, labels.shape, (height, width))
+        return torch.from_numpy(labels)
+
+    def _read_labels(self, mask: str, row: str, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Return training classes and the ignored label, uint8 [H, W]."""
+        values = read_classes(mask)
+        self._check_size(mask, row, values.shape, size)
         if values.max() >= len(self._table) or values.min() < 0:
             raise self._out_of_range(mask, row, values)
-        labels = self._table[values]
+        labels = np.take(self._table, values)
         if labels.min() < 0:
             raise self._out_of_range(mask, row, values)
-        return torch.from_numpy(labels.astype(np.uint8))
+        return labels.astype(np.uint8)
+
+    def _check_size(self, mask: str, row: str, found: tuple[int, ...], size: tuple[int, int]) -> None:
+        if found != size:
+            given = f"a mask of {found[1]} x {found[0]} for a picture of {size[1]} x {size[0]}"
+            raise fail(mask, row, given, "a mask of the picture's size")
 
     def _out_of_range(self, mask: str, row: str, values: NDArray[np.int64]) -> DatasetError:
         known = [int(v) for v in np.flatnonzero(self._table >= 0)]
@@ -103,7 +117,7 @@ class SegmentationDataset(AnnotatedImages[SegmentationSample]):
         return fail(mask, row, f"classes {wrong[:6]}, out of range", f"{accepted} ({self.num_classes} classes)")
 
 
-def _label_table(what: str, classes: int, ignored: int, label_map: Mapping[int, int] | None) -> NDArray[np.int64]:
+def _label_table(what: str, classes: int, ignored: int, label_map: Mapping[int, int] | None) -> NDArray[np.int16]:
     """Return the training class of each value of a mask, -1 where the value is not accepted."""
     if not isinstance(label_map, (Mapping, type(None))):
         raise InputError(f"{what}: label_map={shown(label_map)}; accepted is a mapping of values to classes, or None.")
@@ -116,7 +130,7 @@ def _label_table(what: str, classes: int, ignored: int, label_map: Mapping[int, 
                 f"from 0 to {classes - 1} or the ignored label {ignored}."
             )
     given.setdefault(ignored, ignored)
-    table = np.full(max(given) + 1, -1, dtype=np.int64)
+    table = np.full(max(given) + 1, -1, dtype=np.int16)
     for value, label in given.items():
         if value >= 0:  # a PNG has no -1
             table[value] = label

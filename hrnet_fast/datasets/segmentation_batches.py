@@ -1,9 +1,10 @@
-"""Batches of segmentation: collation in the workers; random scale, crop, padding and flips on the device."""
+"""Batches of segmentation: collation; random scale, crop, padding and flips, on the device or in the workers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,17 +13,22 @@ from hrnet_fast.checks import check_bool, check_integer, check_number, check_num
 from hrnet_fast.datasets.colors import MEAN, STD, ColorAugmentation, check_statistics, normalize
 from hrnet_fast.datasets.image_warps import resized_parts
 from hrnet_fast.datasets.packed_images import (
+    CroppedImages,
     MovedTogether,
     PackedImages,
     constant,
     pack_images,
     part_skipped,
     random_numbers,
+    separate_images,
+    skip_random_numbers,
 )
 from hrnet_fast.datasets.samples import SegmentationSample, SkippedSample
 from hrnet_fast.errors import InputError, shown
 from hrnet_fast.keypoints import mirror_order
 from hrnet_fast.keypoints.methods import check_size
+
+_NUMBERS = 4  # that a picture takes from the generator
 
 
 @dataclass(frozen=True)
@@ -30,14 +36,14 @@ class SegmentationBatch(MovedTogether):
     """N samples; see :class:`~hrnet_fast.datasets.SegmentationSample`.
 
     Attributes:
-        images: the pictures.
+        images: the pictures, or their crops (:meth:`SegmentationCrops.collate`).
         labels: the classes, outside of a picture the ignored label; None without masks.
         paths, rows: of each sample.
         skipped: what was left out of the batch.
     """
 
-    images: PackedImages
-    labels: PackedImages | None
+    images: PackedImages | CroppedImages
+    labels: PackedImages | CroppedImages | None
     paths: tuple[str, ...]
     rows: tuple[str, ...]
     skipped: tuple[SkippedSample, ...]
@@ -63,16 +69,23 @@ class CollateSegmentation:
             InputError: some pictures have a mask and some have none.
         """
         kept, skipped = part_skipped(samples)
-        labels = [s.labels for s in kept if s.labels is not None]
-        if len(labels) not in (0, len(kept)):
-            raise InputError(f"CollateSegmentation: {len(labels)} masks for {len(kept)} pictures; give all or none.")
-        return SegmentationBatch(
-            images=pack_images([s.image for s in kept]),
-            labels=pack_images(labels, self.ignore_label) if labels or not kept else None,
-            paths=tuple(s.path for s in kept),
-            rows=tuple(s.row for s in kept),
-            skipped=skipped,
-        )
+        labels = _labels_of(kept)
+        images = pack_images([s.image for s in kept])
+        return _batch_of(kept, skipped, images, None if labels is None else pack_images(labels, self.ignore_label))
+
+
+def _labels_of(kept: Sequence[SegmentationSample]) -> list[Tensor] | None:
+    """Return the masks of all samples; None where none has one."""
+    labels = [s.labels for s in kept if s.labels is not None]
+    if len(labels) not in (0, len(kept)):
+        raise InputError(f"CollateSegmentation: {len(labels)} masks for {len(kept)} pictures; give all or none.")
+    return labels if labels or not kept else None
+
+
+def _batch_of(
+    kept: Sequence[SegmentationSample], skipped: tuple[SkippedSample, ...], images: Any, labels: Any
+) -> SegmentationBatch:
+    return SegmentationBatch(images, labels, tuple(s.path for s in kept), tuple(s.row for s in kept), skipped=skipped)
 
 
 @dataclass(frozen=True)
@@ -158,23 +171,49 @@ class SegmentationCrops:
         """
         if batch.labels is None:
             raise InputError("SegmentationCrops: pictures without masks given; training needs masks.")
-        scaled, corners, flips = self._draw(batch.images.sizes, generator)
-        sources, first = (batch.images, batch.labels), flips if self.flip_first else None
-        if self.stretch:
-            sources, first = (
-                (self._stretched(sources[0], first), self._stretched(sources[1], first, nearest=True)),
-                None,
-            )
-        images = resized_parts(sources[0], scaled, corners, self.crop_size, first)
-        labels = resized_parts(sources[1], scaled, corners, self.crop_size, first, nearest=True)[:, 0]
-        if not self.flip_first:
-            images = torch.where(flips[:, None, None, None], images.flip(3), images)
-            labels = torch.where(flips[:, None, None], labels.flip(2), labels)
-        if self.swapped_classes:
-            order = constant(mirror_order(self.swapped_classes, 256), labels, torch.uint8)
-            labels = torch.where(flips[:, None, None], order[labels.int()], labels)
+        if isinstance(batch.images, CroppedImages):
+            assert isinstance(batch.labels, CroppedImages)
+            skip_random_numbers(generator, len(batch), _NUMBERS)  # so that colours get the same numbers
+            images, labels = batch.images.pixels, batch.labels.pixels
+        else:
+            images, labels = self._cropped(batch.images, batch.labels, generator)
         pixels = images if self.colors is None else self.colors(images, generator)
-        return SegmentationInputs(normalize(pixels, self.mean, self.std), labels.long())
+        return SegmentationInputs(normalize(pixels, self.mean, self.std), labels[:, 0].long())
+
+    def collate(
+        self, samples: Sequence[SegmentationSample | SkippedSample], generator: torch.Generator, ignore_label: int = 255
+    ) -> SegmentationBatch:
+        """Return a batch as :class:`CollateSegmentation` does, of crops in place of whole pictures with masks.
+
+        In a worker this leaves less to copy. Calling this object with the batch, and a generator in the state that this
+        one was in, gives the inputs that it gives with the whole pictures.
+
+        Raises:
+            InputError: some pictures have a mask and some have none.
+        """
+        kept, skipped = part_skipped(samples)
+        labels = _labels_of(kept)
+        if labels is None:
+            return CollateSegmentation(ignore_label)(samples)
+        pack: Any = pack_images if self.stretch else separate_images
+        sources = pack([s.image for s in kept]), pack(labels, ignore_label)
+        images, classes = self._cropped(*sources, generator)
+        sizes = sources[0].sizes
+        return _batch_of(kept, skipped, CroppedImages(images, sizes), CroppedImages(classes, sizes))
+
+    def _cropped(self, images: Any, labels: Any, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return crops uint8 [N, 3, H, W] and their labels uint8 [N, 1, H, W]."""
+        scaled, corners, flips = self._draw(images.sizes, generator)
+        first, last = (flips, None) if self.flip_first else (None, flips)
+        if self.stretch:
+            images, labels = self._stretched(images, first), self._stretched(labels, first, nearest=True)
+            first = None
+        crops = resized_parts(images, scaled, corners, self.crop_size, first, mirrored=last)
+        classes = resized_parts(labels, scaled, corners, self.crop_size, first, nearest=True, mirrored=last)
+        if self.swapped_classes:
+            order = constant(mirror_order(self.swapped_classes, 256), classes, torch.uint8)
+            classes = torch.where(flips[:, None, None, None], order[classes.int()], classes)
+        return crops, classes
 
     def _stretched(self, images: PackedImages, flips: Tensor | None, *, nearest: bool = False) -> PackedImages:
         """Return the pictures resized to `crop_size`, packed again."""
@@ -189,7 +228,7 @@ class SegmentationCrops:
 
     def _draw(self, sizes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return the scaled sizes [N, 2], the crops' corners in them [N, 2], and what is mirrored [N]."""
-        chance, *place, flip = random_numbers(generator, sizes.shape[0], 4, sizes).unbind(1)
+        chance, *place, flip = random_numbers(generator, sizes.shape[0], _NUMBERS, sizes).unbind(1)
         least, most = self.scales
         if self.scale_step:
             steps = round((most - least) / self.scale_step)

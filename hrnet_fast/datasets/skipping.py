@@ -6,9 +6,13 @@ import copy
 from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from hrnet_fast.checks import check_bool
+from hrnet_fast.datasets.picture_cache import PictureCache
+from hrnet_fast.datasets.reading import read_pixels
 from hrnet_fast.datasets.samples import SkippedSample
 from hrnet_fast.errors import DatasetError, InputError, shown
 
@@ -26,7 +30,12 @@ class AnnotatedImages(Dataset[Any], Generic[Sample]):
 
     Args:
         skip_broken: count broken samples in :attr:`skipped` instead of raising.
+
+    Attributes:
+        cache: of decoded pictures; None decodes them each time.
     """
+
+    cache: PictureCache | None = None
 
     def __init__(self, skip_broken: bool = False) -> None:
         check_bool(type(self).__name__, skip_broken=skip_broken)
@@ -49,6 +58,12 @@ class AnnotatedImages(Dataset[Any], Generic[Sample]):
         sample = SkippedSample(error.path, error.row, str(error))
         self.add_skipped([sample])
         return sample
+
+    def _pixels(self, path: str) -> Tensor:
+        """Return a picture, uint8 RGB [H, W, 3], from the cache where there is one."""
+        if self.cache is None:
+            return read_pixels(path)
+        return torch.from_numpy(self.cache.array(path, "pixels", lambda: read_pixels(path).numpy()))
 
     def _copied(self: Readers) -> Readers:
         part = copy.copy(self)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.datasets import KeypointCrops, KeypointDataset, collate_keypoints
+from hrnet_fast.datasets.image_warps import compiled_crops
 from hrnet_fast.errors import InputError
 from hrnet_fast.evaluation.batches import (
     EvaluationBatches,
@@ -73,9 +74,9 @@ def evaluate_keypoints(
     """
     check_network(WHAT, network)
     fill = metric_of(evaluation)
-    loader = EvaluationBatches(
-        dataset, collate_keypoints, device, workers=workers, batch_size=batch_size, progress=progress
-    )
+    in_workers = torch.device(device).type == "cpu" or compiled_crops()
+    collate = crops.evaluating().collate if in_workers else collate_keypoints
+    loader = EvaluationBatches(dataset, collate, device, workers=workers, batch_size=batch_size, progress=progress)
     found = _predict(network, loader, dataset, crops, evaluation)
     count, skipped = total_of(len(found.paths), loader.skipped)
     if not count:

@@ -168,15 +168,21 @@ class _ScoredBatches:
 
         `there` is `batch` on the host.
         """
-        resized = None if self._size is None else self._scores(_resized(batch.images, self._size))
+        resized = None if self._size is None else self._scores(_resized(_whole(batch), self._size))
         for size, members in _by_size(there).items():
             if resized is None:
-                yield size, members, self._scores(_stacked(batch.images, there.images, members, size))
+                yield size, members, self._scores(_stacked(_whole(batch), _whole(there), members, size))
             else:
                 yield size, members, self._passes.to_size(torch.stack([resized[i] for i in members]), size)
 
     def _scores(self, images: Tensor) -> Tensor:
         return self._passes(self._network, normalize(images, self._crops.mean, self._crops.std))
+
+
+def _whole(batch: SegmentationBatch) -> PackedImages:
+    """Return the pictures, which evaluation does not crop in workers."""
+    assert isinstance(batch.images, PackedImages)
+    return batch.images
 
 
 def _by_size(batch: SegmentationBatch) -> dict[tuple[int, int], list[int]]:

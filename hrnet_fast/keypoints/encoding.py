@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.errors import InputError, shown
+from hrnet_fast.host_operators import may_call
 from hrnet_fast.keypoints.methods import as_float32, check_method, check_size, widest_float
 
 _CHUNK = 1 << 14  # values per chunk on a CPU, so that the thirty passes of _exp_float32 stay in cache
@@ -60,7 +61,9 @@ def encode_keypoints(
     inside = x.inside & y.inside
     # The code bases differ in whether exactly one half is visible.
     drawn = inside & ((seen > 0.5) if method in ("msra", "face") else (seen >= 0.5))
-    maps = {"dark": _dark_heatmaps, "udp": _udp_heatmaps}.get(method, _msra_heatmaps)(x, y, float(sigma))
+    if method in ("msra", "face"):
+        return _msra_heatmaps(x, y, float(sigma), drawn), seen * inside
+    maps = {"dark": _dark_heatmaps, "udp": _udp_heatmaps}[method](x, y, float(sigma))
     return torch.where(drawn[..., None, None], maps, 0.0), seen * inside
 
 
@@ -143,13 +146,23 @@ def _dark_heatmaps(x: _Axis, y: _Axis, sigma: float) -> Tensor:
     return _exp_float32(-_round_to_float32(dx[..., None, :] + dy[..., :, None]) / as_float32(2 * sigma**2))
 
 
-def _msra_heatmaps(x: _Axis, y: _Axis, sigma: float) -> Tensor:
-    """Return heatmaps [N, K, h, w] of MSRA and face: one table of patch values, placed at the nearest pixels."""
+def _msra_heatmaps(x: _Axis, y: _Axis, sigma: float, drawn: Tensor) -> Tensor:
+    """Return heatmaps [N, K, h, w] of MSRA and face: one table of patch values, placed at the nearest pixels.
+
+    Where `drawn` [N, K] is false they are 0.
+    """
     place = torch.arange(_patch_size(sigma), device=x.column.device, dtype=x.column.dtype)
     squares = (place - _patch_centre(sigma)) ** 2
     table = _exp_float32(-(squares[:, None] + squares) / as_float32(2 * sigma**2)).to(x.column.dtype)
+    drawn = drawn[..., None]
+    if table.device.type == "cpu" and may_call("place_patches_cpu"):
+        places = (torch.where(axis.covered & drawn, axis.column, -1).to(torch.int32) for axis in (y, x))
+        maps: Tensor = torch.ops.hrnet_fast.place_patches_cpu(table.float(), *places)
+        return maps
     # Products with matrices of ones and zeros select rows and columns exactly in float64.
-    rows, columns = (((axis.column[..., None] == place) & axis.covered[..., None]).to(table) for axis in (y, x))
+    rows, columns = (
+        ((axis.column[..., None] == place) & (axis.covered & drawn)[..., None]).to(table) for axis in (y, x)
+    )
     return (rows @ table @ columns.mT).float()
 
 

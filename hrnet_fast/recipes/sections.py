@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,6 +88,10 @@ class DataRecipe:
             own; 0 keeps none. All samples of a picture stay together.
         workers: processes that decode, for each device.
         skip_broken: leave broken files out and count them, instead of raising.
+        cache: ``"off"``, or how much of the decoded pictures a training run keeps in memory-mapped files, such as
+            ``"8 GiB"``: later epochs, and persons of one picture, are not decoded again. All processes of a machine
+            share it.
+        cache_folder: where these files are kept from run to run; None takes a temporary folder, removed at the end.
     """
 
     layout: str
@@ -95,15 +100,28 @@ class DataRecipe:
     hold_out: int = 0
     workers: int = 4
     skip_broken: bool = False
+    cache: str = "off"
+    cache_folder: str | None = None
 
     def __post_init__(self) -> None:
         convert_section(self, "data")
+        if not self.cache_bytes and self.cache_folder is not None:
+            raise ConfigError(f"data.cache_folder={self.cache_folder!r} with data.cache=off; give data.cache a limit.")
         check_range("data.workers", self.workers, 0)
         check_range("data.hold_out", self.hold_out, 0)
         if self.hold_out == 1:
             raise ConfigError("data.hold_out=1 keeps every picture for evaluation; accepted are 0 and numbers from 2.")
         if self.hold_out and self.val is not None:
             raise ConfigError(f"data.hold_out={self.hold_out} beside data.val; give one of the two.")
+
+    @property
+    def cache_bytes(self) -> int:
+        """The limit of `cache` in bytes, 0 for ``"off"``."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MGT])iB", self.cache)
+        limit = round(float(found[1]) * 2.0 ** {"M": 20, "G": 30, "T": 40}[found[2]]) if found else 0
+        if self.cache != "off" and not limit:
+            raise ConfigError(f"data.cache={shown(self.cache)}; accepted are 'off' and limits such as '8 GiB'.")
+        return limit
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from hrnet_fast.datasets.samples import SkippedSample
 from hrnet_fast.errors import DatasetError, TrainingError
 from hrnet_fast.random_states import kept_host_random_states, seed_host_generators
-from hrnet_fast.trainer.sampler import MicroBatches, SampleKey, TrainingOrder
+from hrnet_fast.trainer.sampler import MicroBatches, MicroBatchKeys, SampleKey, TrainingOrder
 
 SUBSTITUTES = 20  # broken samples in a row that others stand in for
 
@@ -44,6 +44,13 @@ class ReadingFailure:
         return error
 
 
+class ReadSamples(NamedTuple):
+    """The items of a micro-batch, and the seed of what is random in its inputs."""
+
+    items: list[list[Any] | ReadingFailure]
+    seed: int
+
+
 class SeededSamples(Dataset[Any]):
     """A data set that is indexed by :class:`SampleKey`: what is random in a sample depends on its seed alone.
 
@@ -58,6 +65,10 @@ class SeededSamples(Dataset[Any]):
         with kept_host_random_states() if get_worker_info() is None else nullcontext():
             seed_host_generators(key.seed)
             return self._read(key.sample)
+
+    def __getitems__(self, keys: MicroBatchKeys) -> ReadSamples:
+        """Return the samples of a micro-batch; PyTorch's loader asks for all of them at once."""
+        return ReadSamples([self[key] for key in keys.samples], keys.seed)
 
     def _read(self, index: int) -> list[Any] | ReadingFailure:
         found: list[Any] = []
@@ -92,18 +103,21 @@ class CollateSamples:
 
     Args:
         collate: the task's; it lists skipped samples apart.
+        crops: whether `collate` crops too, with a generator in the state that the task's inputs will find theirs in.
     """
 
-    def __init__(self, collate: Callable[[Sequence[Any]], Any]) -> None:
-        self.collate = collate
+    def __init__(self, collate: Callable[..., Any], crops: bool = False) -> None:
+        self.collate, self.crops = collate, crops
 
-    def __call__(self, items: Sequence[list[Any] | ReadingFailure]) -> Any:
+    def __call__(self, read: ReadSamples) -> Any:
         samples: list[Any] = []
-        for item in items:
+        for item in read.items:
             if isinstance(item, ReadingFailure):
                 return item
             samples += item
         try:
+            if self.crops:
+                return self.collate(samples, torch.Generator().manual_seed(read.seed))
             return self.collate(samples)
         except Exception as error:
             paths = ", ".join(str(getattr(one, "path", "?")) for one in samples)
@@ -136,7 +150,8 @@ class TrainingBatches:
     computes the step that was launched before.
 
     Args:
-        samples, collate: the task's.
+        task: has the samples ``train``, and ``collate_crops`` or ``collate``
+            (:class:`~hrnet_fast.trainer.task.TrainingTask`).
         order: which samples.
         first: the update that comes next.
         workers: processes that read; 0 reads in this one.
@@ -148,18 +163,18 @@ class TrainingBatches:
 
     def __init__(
         self,
-        samples: Dataset[Any],
-        collate: Callable[[Sequence[Any]], Any],
+        task: Any,
         order: TrainingOrder,
         first: int,
         workers: int,
         device: torch.device,
     ) -> None:
+        cropping = getattr(task, "collate_crops", None)
         loader = DataLoader(
-            SeededSamples(samples),
-            batch_sampler=MicroBatches(order, first),
+            SeededSamples(task.train),
+            batch_sampler=MicroBatches(order, first),  # type: ignore[arg-type]
             num_workers=workers,
-            collate_fn=CollateSamples(collate),
+            collate_fn=CollateSamples(cropping or task.collate, cropping is not None),  # type: ignore[arg-type]
             pin_memory=device.type == "cuda",
             worker_init_fn=leave_signals_to_the_parent,
             generator=torch.Generator(),  # the process's own is left alone

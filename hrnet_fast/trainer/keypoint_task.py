@@ -59,6 +59,8 @@ class KeypointTask(RecipeTask):
         super().__init__(*arguments)
         self.collate = collate_keypoints
         self.crops: KeypointCrops = self._make_crops()
+        if self._crops_in_workers():
+            self.collate_crops = self.crops.collate
         height, width = self.crops.input_size
         expected = (height, width) if self.config.head.upsample_logits else (-(-height // 4), -(-width // 4))
         if self.crops.heatmap_size != expected:

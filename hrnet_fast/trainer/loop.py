@@ -7,10 +7,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from hrnet_fast.checks import check_bool, check_integer, check_number, check_path
+from hrnet_fast.datasets.picture_cache import PictureCache, opened_cache
+from hrnet_fast.datasets.skipping import AnnotatedImages
 from hrnet_fast.errors import ConfigError, InputError, shown
 from hrnet_fast.evaluation.result import EvaluationResult
 from hrnet_fast.random_states import kept_host_random_states
@@ -76,7 +79,7 @@ def train(
         recipe: the loop, the optimizer and the schedule.
         out: the run's folder. It is made; it may not have a run, unless `resume` is True.
         device: ``"cpu"``, ``"cuda"`` or a device's name.
-        resume: continue the run in `out`; its recipe must be this one, workers and evaluation apart.
+        resume: continue the run in `out`; its recipe must be this one, workers, cache and evaluation apart.
         callbacks: receive records and progress.
         log_every: updates between two records of the loss.
         save_seconds, save_iterations: time and updates between two checkpoints within an epoch; 0 has none. There is
@@ -109,12 +112,39 @@ def train(
         stack.enter_context(kept_host_random_states())
         stack.enter_context(_process_settings(recipe.loop, processes.device))
         requests = stack.enter_context(StopRequests())
+        cache = stack.enter_context(opened_cache(recipe.data.cache_bytes, recipe.data.cache_folder, folder))
+        stack.enter_context(_cached_samples(task, cache))
         run = TrainingRun(
             task, recipe, folder, processes, requests, callbacks if processes.first else (),
             resume=resume, log_every=log_every, save_seconds=save_seconds, save_iterations=save_iterations,
         )  # fmt: skip
         stack.callback(run.close)
         return run.run()
+
+
+@contextlib.contextmanager
+def _cached_samples(task: TrainingTask, cache: PictureCache | None) -> Iterator[None]:
+    """Let the task's data sets read through a cache.
+
+    Raises:
+        ConfigError: a data set has none.
+    """
+    if cache is None:
+        yield
+        return
+    samples: list[AnnotatedImages[Any]] = []
+    for one in (task.train, task.val):
+        if isinstance(one, AnnotatedImages):
+            samples.append(one)
+        elif one is not None:
+            raise ConfigError(f"data.cache: {type(one).__name__} reads its pictures itself; leave data.cache off.")
+    try:
+        for one in samples:
+            one.cache = cache
+        yield
+    finally:
+        for one in samples:
+            one.cache = None
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hrnet_fast.config import HRNetConfig
+from hrnet_fast.datasets.image_warps import compiled_crops
 from hrnet_fast.errors import ConfigError, InputError
 from hrnet_fast.evaluation.result import EvaluationResult
 from hrnet_fast.keypoints.methods import NO_HEATMAPS
@@ -41,7 +42,7 @@ class RecipeTask(ABC):
         DatasetError: a list or a folder is missing or malformed.
 
     Attributes:
-        train, val, collate, best, higher_is_better: as in that protocol.
+        train, val, collate, collate_crops, best, higher_is_better: as in that protocol.
         config: of the network.
         crops: what makes the inputs.
         evaluator: name of the function in :mod:`hrnet_fast.evaluation`.
@@ -50,6 +51,7 @@ class RecipeTask(ABC):
     train: Any
     val: Any
     collate: Callable[[Sequence[Any]], Any]
+    collate_crops: Callable[..., Any] | None = None
     crops: Any
     evaluator: str
 
@@ -134,6 +136,10 @@ class RecipeTask(ABC):
         result = getattr(evaluation, self.evaluator)(network, self.val, crops, self.evaluation(), device, **options)
         assert isinstance(result, EvaluationResult)
         return result
+
+    def _crops_in_workers(self) -> bool:
+        """Whether workers send crops in place of pictures: on a CPU, and where they have a quick operator for it."""
+        return self.device.type == "cpu" or compiled_crops()
 
     def _check_best(self, figures: Collection[str]) -> None:
         """Refuse a figure that evaluations will not have, before training."""

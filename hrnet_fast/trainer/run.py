@@ -124,9 +124,8 @@ class TrainingRun:
         begin, saving = time.perf_counter(), 0.0
         if self._batches is None:
             self._batches = TrainingBatches(
-                self._task.train, self._task.collate, self._order, iteration, self._recipe.data.workers,
-                self._processes.device,
-            )  # fmt: skip
+                self._task, self._order, iteration, self._recipe.data.workers, self._processes.device
+            )
         self._runner.set_rate(self._schedule.factor(iteration))
         for micro in range(accumulate):
             batch, error = self._next_batch(self._batches, micro == 0)
@@ -149,8 +148,9 @@ class TrainingRun:
             self._read_losses(all_of_them=True)
             self._agree_on_losses()
             self._reports.epoch()
-            if self._runner.graphed is not None and progress.iteration == self._order.iterations_per_epoch:
-                self._reports.write("note", text=str(self._runner.graphed.explain()))
+            explained = (self._runner.graphed, getattr(self._task.train, "cache", None))
+            for one in explained if progress.iteration == self._order.iterations_per_epoch else ():
+                self._reports.note(one)
         return False
 
     def _next_batch(self, batches: TrainingBatches, first: bool) -> tuple[Any, HRNetFastError | None]:

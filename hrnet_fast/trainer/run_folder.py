@@ -22,7 +22,7 @@ RECIPE, ENVIRONMENT, LOG, LAST = "recipe.yaml", "environment.json", "log.jsonl",
 WEIGHTS = ("best.pth", "best_ema.pth", "final.pth", "final_ema.pth")
 FORMAT = 1  # of last.pt
 # Beginnings of the fields that a resumed run may have otherwise: they change no weight, a broken file's apart.
-MAY_DIFFER = ("data.workers", "data.skip_broken", "evaluation.")
+MAY_DIFFER = ("data.workers", "data.skip_broken", "data.cache", "evaluation.")
 
 
 class RunFolder:

@@ -53,6 +53,11 @@ class RunReports:
         for one in self._callbacks:
             one.record(full)
 
+    def note(self, part: Any) -> None:
+        """Write what a part of the run says of itself, where there is such a part."""
+        if part is not None:
+            self.write("note", text=str(part.explain()))
+
     def start(self, runner: StepRunner, environment: Mapping[str, Any], *, resumed: bool, note: str) -> None:
         """Write how the run begins: length, first weights, fast paths and their reasons, environment."""
         order = self._order

@@ -20,6 +20,13 @@ class SampleKey(NamedTuple):
     seed: int
 
 
+class MicroBatchKeys(NamedTuple):
+    """The samples of a micro-batch, and the seed of what is random in its inputs."""
+
+    samples: list[SampleKey]
+    seed: int
+
+
 def derived_seed(*parts: int | str) -> int:
     """Return a seed from 0 to 2**63 - 1 that depends on all `parts`."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
@@ -117,13 +124,15 @@ class TrainingOrder:
 
 
 class MicroBatches:
-    """The ``batch_sampler`` of a data loader: :meth:`TrainingOrder.micro_batches` from one update on."""
+    """The ``batch_sampler`` of a data loader: the micro-batches from one update on, with the seeds of their inputs."""
 
     def __init__(self, order: TrainingOrder, first: int) -> None:
         self._order, self._first = order, first
 
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        return self._order.micro_batches(self._first)
+    def __iter__(self) -> Iterator[MicroBatchKeys]:
+        for place, samples in enumerate(self._order.micro_batches(self._first)):
+            iteration, micro = divmod(place, self._order.loop.accumulate)
+            yield MicroBatchKeys(samples, self._order.augmentation_seed(self._first + iteration, micro))
 
     def __len__(self) -> int:
         return (self._order.iterations - self._first) * self._order.loop.accumulate

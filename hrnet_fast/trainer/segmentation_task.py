@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ class SegmentationTask(RecipeTask):
         changes = {} if given["swapped_classes"] else {"swapped_classes": self.train.swapped_classes}
         self.crops: SegmentationCrops = make_inputs(self.recipe.task, given, **changes)
         self.collate = CollateSegmentation(self.train.ignore_label)
+        if self._crops_in_workers():
+            self.collate_crops = partial(self.crops.collate, ignore_label=self.train.ignore_label)
         if self.val is not None:
             self._check_best(check_segmentation_evaluation(self.val, self.evaluation()))
 

@@ -20,6 +20,8 @@ class TrainingTask(Protocol):
         val: the samples for evaluation, or None.
         collate: samples to a batch, in the workers. A batch has ``to(device, non_blocking)``, ``len``, ``paths``,
             ``rows`` and ``skipped``.
+            A task may have ``collate_crops(samples, generator)`` beside it, which the loop then takes: it draws in the
+            workers what :meth:`inputs` draws, from a generator in the same state.
         best: the figure that chooses the best checkpoint.
         higher_is_better: its direction.
     """

@@ -1,7 +1,7 @@
-"""Host runs of CUDA kernels: builds a program of ``tests/cuda_host`` under ASan and UBSan, and feeds it cases.
+"""Host runs of kernels: builds a program of ``tests/cuda_host`` under ASan and UBSan, and feeds it cases.
 
-``tests/cuda_host`` compiles the very ``.cuh`` with a C++ compiler. What that cannot show is what only a GPU does:
-races between warps, and speed.
+``tests/cuda_host`` compiles the very ``.cuh`` with a C++ compiler, and the kernels of ``csrc/cpu/picture_kernels.h``.
+What that cannot show is what only a GPU does: races between warps, and speed.
 """
 
 from __future__ import annotations

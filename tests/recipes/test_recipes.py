@@ -119,6 +119,8 @@ def test_overrides(setting: str, path: tuple[str, ...], value: object) -> None:
         ("loop.dtype=half", "accepted are 'float32', 'bfloat16', 'float16'"),
         ("schedule.milestones=[5, 3]", "accepted are ascending epochs"),
         ("data.hold_out=4", "beside data.val"),
+        ("data.cache=8 GB", "data.cache='8 GB'; accepted are 'off' and limits such as '8 GiB'"),
+        ("data.cache_folder=/tmp", "cache_folder='/tmp' with data.cache=off"),
         ("data.layout=cityscapes", "data.layout of task pose='cityscapes'"),
         ("inputs.sigma=-1", "sigma=-1.0 must be positive"),
         ("inputs.augmentation.scale=1.5", "scale=1.5; accepted are numbers from 0 to 1"),

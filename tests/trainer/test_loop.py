@@ -7,17 +7,20 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from made_task import At, Batch, MadeTask, Pictures, recipe
+from made_task import At, Batch, MadeTask, Pictures, Sample, recipe
+from PIL import Image
 from run_states import differences, state_of
 from torch import Tensor, nn
 
 import hrnet_fast as hf
+from hrnet_fast.datasets import AnnotatedImages
 from hrnet_fast.errors import DatasetError, MissingPackageError
 from hrnet_fast.evaluation.result import EvaluationResult
 from hrnet_fast.implementations import select_implementation
@@ -176,6 +179,43 @@ def test_what_cannot_be_had_is_refused_before_there_is_a_folder(
     with pytest.raises(hf.ConfigError, match=named):
         train(MadeTask(), recipe(**options), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class Files(AnnotatedImages[Sample]):
+    """Twelve pictures in files."""
+
+    dtype = torch.float32
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        for k in range(12):
+            pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(folder / f"{k}.png")
+
+    def __len__(self) -> int:
+        return 12
+
+    def read(self, index: int) -> Sample:
+        path = str(self.folder / f"{index}.png")
+        return Sample(index, self._pixels(path).permute(2, 0, 1) / 255, path)
+
+
+def test_a_run_with_a_cache_of_pictures_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = MadeTask(Files(tmp_path))  # type: ignore[arg-type]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    train(task, recipe(), tmp_path / "off")
+    cached = recipe().override("data.cache=1 MiB")
+    train(task, cached, tmp_path / "on", callbacks=[At(5, lambda: signal.raise_signal(signal.SIGTERM))])
+    assert train(task, cached.override("data.cache=20 MiB"), tmp_path / "on", resume=True).finished
+    assert differences(state_of(tmp_path / "off")["model"], state_of(tmp_path / "on")["model"]) == []
+    assert [note["text"] for note in records(tmp_path / "on", "note")] == [
+        "data.cache keeps 12 decoded pictures and masks in 0.00 GiB"
+    ]
+    assert task.train.cache is None
+    assert not list(tmp_path.glob("hrnet_fast_pictures*"))
+    with pytest.raises(hf.ConfigError, match=r"data\.cache: Pictures reads its pictures itself"):
+        train(MadeTask(), cached, tmp_path / "made")
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
