@@ -24,7 +24,7 @@ EVALUATORS = {
     "pycocotools": ("pycocotools.coco", "pycocotools.cocoeval", "COCOeval"),
 }
 KEYPOINT_FIGURES = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
-_BOX_FIGURES = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100", "ARS", "ARM", "ARL")
+BOX_FIGURES = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100", "ARS", "ARM", "ARL")
 _SUPPRESSIONS = {"oks": oks_nms, "soft": soft_oks_nms}
 
 
@@ -57,6 +57,14 @@ class _COCOMetric(Metric):
         Raises:
             InputError: a result's image is not among the annotated ones.
         """
+        return self._figures(self._evaluated())
+
+    def _figures(self, evaluation: Any) -> dict[str, float]:
+        names = KEYPOINT_FIGURES if self._kind == "keypoints" else BOX_FIGURES
+        return {name: float(value) for name, value in zip(names, evaluation.stats, strict=True)}
+
+    def _evaluated(self) -> Any:
+        """Return COCO's evaluation after its summary."""
         results = self.results()
         known = {image["id"] for image in self._annotations["images"]}
         others = sorted({str(result["image_id"]) for result in results if result["image_id"] not in known})
@@ -75,8 +83,7 @@ class _COCOMetric(Metric):
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-        names = KEYPOINT_FIGURES if self._kind == "keypoints" else _BOX_FIGURES
-        return {name: float(value) for name, value in zip(names, evaluation.stats, strict=True)}
+        return evaluation
 
 
 class COCODetectionAP(_COCOMetric):
@@ -121,6 +128,19 @@ class COCODetectionAP(_COCOMetric):
     def results(self) -> list[dict[str, Any]]:
         """Return the detections in COCO's result format."""
         return [dict(record) for record in self._records]
+
+    def compute_with_classes(self) -> dict[str, float]:
+        """Return what :meth:`compute` does, and ``AP/<category>`` of each category that is annotated."""
+        evaluation = self._evaluated()
+        names = {category["id"]: str(category["name"]) for category in self._annotations["categories"]}
+        # IoU thresholds, recalls, categories, sizes (the first is all), numbers of detections (the last is the largest).
+        precision = torch.as_tensor(evaluation.eval["precision"])[:, :, :, 0, -1]
+        figures = self._figures(evaluation)
+        for number, values in zip(evaluation.params.catIds, precision.unbind(2), strict=True):
+            counted = values[values > -1]
+            if len(counted):
+                figures[f"AP/{names[number]}"] = float(counted.mean())
+        return figures
 
 
 class COCOKeypointAP(_COCOMetric):

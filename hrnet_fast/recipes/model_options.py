@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hrnet_fast.errors import ConfigError
 from hrnet_fast.recipes.sections import ModelRecipe
-from hrnet_fast.recipes.values import as_plain
+from hrnet_fast.recipes.values import as_plain, check_mapping
 
 if TYPE_CHECKING:
     from hrnet_fast.config import HRNetConfig
+    from hrnet_fast.detection import DetectorConfig
 
 _HEATMAPS = ("v1", "v1h", "v2", "face")
 HEADS_OF_TASK = {
@@ -18,6 +20,7 @@ HEADS_OF_TASK = {
     "landmarks": _HEATMAPS,
     "segmentation": ("v1", "v1h", "v2", "ocr", "face"),
     "classification": ("c", "ci", "cii"),
+    "detection": ("v2p",),
 }
 
 
@@ -38,6 +41,42 @@ def network_config(recipe: ModelRecipe, num_outputs: int) -> HRNetConfig:
         return get_config(recipe.name, **options) if recipe.name else HRNetConfig.make(**options)
     except TypeError as error:
         raise ConfigError(f"model.options: {error}") from error
+
+
+def detector_config(recipe: ModelRecipe, num_classes: int) -> DetectorConfig:
+    """Return the configuration of a recipe's detector for the data's classes.
+
+    Raises:
+        ConfigError: an option does not exist or does not fit.
+    """
+    from hrnet_fast.detection import make_detector_config
+
+    options = {key: _as_part(key, value) for key, value in recipe.options.items()}
+    parts = {name: recipe.options[name] for name in ("rpn", "roi", "fcos") if options.pop(name, None) is not None}
+    try:
+        config = make_detector_config(recipe.name, num_classes=num_classes, **options)
+    except TypeError as error:
+        raise ConfigError(f"model.options: {error}") from error
+    for name, changes in parts.items():
+        path, part = f"model.options.{name}", getattr(config, name)
+        if part is None:
+            raise ConfigError(f"{path}: {recipe.name} has none; remove it.")
+        config = dataclasses.replace(config, **{name: _changed(part, changes, path)})
+    return config
+
+
+def _changed(part: Any, changes: Any, path: str) -> Any:
+    """Return a part of a configuration with fields changed, in the parts within it as well."""
+    if isinstance(part, tuple) and part and dataclasses.is_dataclass(part[0]):
+        each = changes if isinstance(changes, list) else [changes] * len(part)
+        if len(each) != len(part):
+            raise ConfigError(f"{path}: {len(each)} given; accepted is one mapping, or {len(part)} in a list.")
+        return tuple(_changed(one, change, f"{path}[{i}]") for i, (one, change) in enumerate(zip(part, each, strict=True)))
+    if not dataclasses.is_dataclass(part) or changes is None:
+        return _as_tuple(changes)
+    given = check_mapping(type(part), changes, path)  # type: ignore[arg-type]
+    fields = {name: _changed(getattr(part, name), value, f"{path}.{name}") for name, value in given.items()}
+    return dataclasses.replace(part, **fields)  # type: ignore[type-var]
 
 
 def _as_part(key: str, value: Any) -> Any:
@@ -61,6 +100,9 @@ def check_model(task: str, recipe: ModelRecipe) -> None:
     Raises:
         ConfigError: there is no such network, or its head is none of the task's.
     """
+    if task == "detection":
+        detector_config(recipe, 1)
+        return
     kind = network_config(recipe, recipe.options.get("num_outputs", 1)).head.kind
     if kind not in HEADS_OF_TASK[task]:
         name = recipe.name or dict(recipe.options)

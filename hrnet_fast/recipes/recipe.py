@@ -47,11 +47,12 @@ class Recipe:
     """How a network is trained and evaluated. Immutable; :meth:`override` returns a changed copy.
 
     Attributes:
-        task: ``"pose"``, ``"landmarks"``, ``"segmentation"`` or ``"classification"``.
+        task: ``"pose"``, ``"landmarks"``, ``"segmentation"``, ``"classification"`` or ``"detection"``.
         description: one line, with the source.
         inputs: arguments of the task's input pipeline: fields of :class:`hrnet_fast.datasets.KeypointCrops`
             (``augmentation`` and ``colors`` as mappings of their fields), of
-            :class:`hrnet_fast.datasets.SegmentationCrops`, or of :class:`hrnet_fast.datasets.ClassificationCrops`.
+            :class:`hrnet_fast.datasets.SegmentationCrops`, of :class:`hrnet_fast.datasets.ClassificationCrops`, or of
+            :class:`hrnet_fast.datasets.DetectionScaling`.
             Fields that are not given are filled in with their defaults.
         loss: ``kind`` and the arguments of a loss in :mod:`hrnet_fast.training.losses`
             (:data:`hrnet_fast.recipes.task_fields.LOSSES`), filled in likewise.

@@ -12,7 +12,7 @@ from hrnet_fast.recipes.values import check_above_zero, check_choice, check_rang
 DTYPES = ("float32", "bfloat16", "float16")
 MEMORIES = ("fast", "lean", "min")
 CHOICES = ("auto", "on", "off")
-METRICS = ("coco", "pckh", "pck", "nme", "miou", "top_k")
+METRICS = ("coco", "pckh", "pck", "nme", "miou", "top_k", "detection_ap")
 AVERAGES = ("logits", "exp")
 # The fields that belong to some kinds alone, by kind.
 FIELDS_OF_KIND: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -61,10 +61,13 @@ class ModelRecipe:
     """The network.
 
     Attributes:
-        name: a name of :func:`hrnet_fast.list_models`, or ``""`` for a network of `options` alone.
+        name: a name of :func:`hrnet_fast.list_models`, or ``""`` for a network of `options` alone; for detection one of
+            :data:`hrnet_fast.detection.KINDS`.
         options: with a name, overrides of its configuration, as :func:`hrnet_fast.create_model` takes them; without
             one, arguments of :meth:`hrnet_fast.HRNetConfig.make`. ``stages`` and ``norm`` may be mappings.
-            ``num_outputs`` comes from the data where it is not given.
+            ``num_outputs`` comes from the data where it is not given. For detection, arguments of
+            :func:`hrnet_fast.detection.make_detector_config`, and fields of its ``rpn``, ``roi`` and ``fcos`` to change,
+            as mappings; ``stages`` of ``roi`` is one mapping for all or a list with one for each.
     """
 
     name: str
@@ -80,7 +83,7 @@ class DataRecipe:
 
     Attributes:
         layout: a reader: ``"coco_keypoints"``, ``"mpii"``, ``"deeplabcut"``, ``"cityscapes"``, ``"camvid"``,
-            ``"mask_folders"``, ``"image_folder"`` and so on.
+            ``"mask_folders"``, ``"image_folder"``, ``"coco_instances"`` and so on.
         train, val: the reader's arguments for each part; paths are relative to the folder. Without `val` nothing is
             evaluated, unless `hold_out` is given.
         hold_out: every how many-th picture of the training list is kept for evaluation, for data without a part of its
@@ -118,6 +121,8 @@ class OptimizerRecipe:
         betas: of Adam.
         head_lr_factor: factor on the head's learning rate (segmentation's ``NONBACKBONE_MULT``).
         decay_norms: whether normalisations and biases decay too, as in the authors' code.
+        bias_lr_factor: factor on the learning rate of biases other than normalisations' (FCOS: 2).
+        decay_biases: whether these biases decay, where `decay_norms` is true (FCOS: false).
     """
 
     kind: str
@@ -128,6 +133,8 @@ class OptimizerRecipe:
     betas: tuple[float, float] = (0.9, 0.999)
     head_lr_factor: float = 1.0
     decay_norms: bool = True
+    bias_lr_factor: float = 1.0
+    decay_biases: bool = True
 
     def __post_init__(self) -> None:
         convert_section(self, "optimizer")
@@ -138,6 +145,7 @@ class OptimizerRecipe:
         for beta in self.betas:
             check_range("optimizer.betas", beta, 0, 1, open_end=True)
         check_above_zero("optimizer.head_lr_factor", self.head_lr_factor)
+        check_above_zero("optimizer.bias_lr_factor", self.bias_lr_factor)
         check_kind(self, "optimizer")
         if self.nesterov and not self.momentum:
             raise ConfigError("optimizer.nesterov=true; accepted is true with an optimizer.momentum above 0 alone.")
@@ -160,7 +168,8 @@ class ScheduleRecipe:
         delay: iterations by which ``"poly"`` and ``"cosine"`` are late. The authors' segmentation code sets the rate
             after the step, so that it takes effect one iteration later (1).
         least: the factor at the end of ``"poly"`` and ``"cosine"``.
-        warmup_iterations, warmup_factor: the factor grows linearly from `warmup_factor` to 1.
+        warmup_iterations, warmup_factor, warmup_kind: the factor grows from `warmup_factor` to 1 (``"linear"``), or is
+            `warmup_factor` until then (``"constant"``, mmdetection's FCOS).
     """
 
     kind: str = "step"
@@ -172,6 +181,7 @@ class ScheduleRecipe:
     least: float = 0.0
     warmup_iterations: int = 0
     warmup_factor: float = 0.001
+    warmup_kind: str = "linear"
 
     def __post_init__(self) -> None:
         convert_section(self, "schedule")
@@ -184,6 +194,7 @@ class ScheduleRecipe:
         check_range("schedule.least", self.least, 0, 1)
         check_range("schedule.warmup_iterations", self.warmup_iterations, 0)
         check_range("schedule.warmup_factor", self.warmup_factor, 0, 1)
+        check_choice("schedule.warmup_kind", self.warmup_kind, ("linear", "constant"))
         check_kind(self, "schedule")
 
 
@@ -264,7 +275,7 @@ class EvaluationRecipe:
         whole_pixels: points in the picture are cut to whole pixels and counted from 1, as in the authors' face code
             (keypoints).
         detections: a file of a detector's boxes, relative to the data folder; None takes annotated boxes (COCO).
-        metric: ``"coco"``, ``"pckh"``, ``"pck"``, ``"nme"``, ``"miou"`` or ``"top_k"``.
+        metric: ``"coco"``, ``"pckh"``, ``"pck"``, ``"nme"``, ``"miou"``, ``"top_k"`` or ``"detection_ap"``.
         metric_options: arguments of the metric in :mod:`hrnet_fast.metrics`.
         best: the figure that chooses the best checkpoint; "" takes the metric's first.
         batch_size: pictures for each call; None takes the loop's.

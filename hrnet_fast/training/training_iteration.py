@@ -79,6 +79,7 @@ class TrainingIteration:
         """Compute one micro-batch; return what the loss returned, detached.
 
         Args:
+            images: the model's argument, or a tuple of its arguments.
             captured: whether this is within a capture. Gradients of several micro-batches are then in buffers that
                 graphs share.
         """
@@ -107,7 +108,8 @@ class TrainingIteration:
             if self.dtype is not None:
                 device = next(self.model.parameters()).device.type
                 stack.enter_context(torch.autocast(device, dtype=self.dtype))
-            result = self.loss(self.model(images), targets)
+            outputs = self.model(*images) if isinstance(images, tuple) else self.model(images)
+            result = self.loss(outputs, targets)
         value = loss_of(result)
         if self.accumulate > 1:
             value = value / self.accumulate
