@@ -47,19 +47,24 @@ def object_masks(segmentations: Sequence[Any], size: tuple[int, int], path: str,
     module = mask_module()
     masks = np.zeros((len(segmentations), *size), dtype=np.uint8)
     for mask, segmentation in zip(masks, segmentations, strict=True):
+        given = tuple(segmentation.get("size", ())) if isinstance(segmentation, dict) else size
+        if given != size:
+            raise fail(path, row, f"a mask of the size {given} for a picture of {size}", "one (height, width) for both")
         try:
-            if isinstance(segmentation, dict):
-                given = tuple(segmentation["size"])
-                encoded: Any = segmentation
-                if isinstance(segmentation["counts"], list):
-                    encoded = module.frPyObjects(segmentation, *given)
-            else:
-                given, encoded = size, module.merge(module.frPyObjects(segmentation, *size))
+            mask[:] = module.decode(_encoded(module, segmentation, size))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             reason = f"a mask that cannot be decoded ({type(error).__name__}: {str(error)[:80]})"
             raise fail(path, row, reason, "polygons of 3 points or more, or a run-length encoding") from error
-        if given != size:
-            given_text = f"a mask of {given[1]} x {given[0]} for a picture of {size[1]} x {size[0]}"
-            raise fail(path, row, given_text, "a mask of the picture's size")
-        mask[:] = module.decode(encoded)
     return torch.from_numpy(masks)
+
+
+def _encoded(module: Any, segmentation: Any, size: tuple[int, int]) -> Any:
+    """Return a run-length encoding with compressed counts."""
+    if isinstance(segmentation, dict):
+        plain = isinstance(segmentation["counts"], list)
+        if plain and sum(segmentation["counts"]) != size[0] * size[1]:
+            raise ValueError(f"its counts are {sum(segmentation['counts'])} pixels together")
+        return module.frPyObjects(segmentation, *size) if plain else segmentation
+    if any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
+        raise ValueError("a polygon with fewer than 6 numbers, or an odd count")
+    return module.merge(module.frPyObjects(segmentation, *size))
