@@ -107,11 +107,12 @@ def test_figures_are_those_of_pycocotools(data: Path, masks: bool) -> None:
         given = [{k: v for k, v in entry.items() if k != "bbox" or kind == "bbox"} for entry in results]
         with contextlib.redirect_stdout(io.StringIO()):
             truth = COCO(str(data / "objects.json"))
-            whole = COCOeval(truth, truth.loadRes(given), kind)
+            loaded = truth.loadRes(given)
+            whole = COCOeval(truth, loaded, kind)
             whole.evaluate()
             whole.accumulate()
             whole.summarize()
-            of_fly = COCOeval(truth, truth.loadRes(given), kind)
+            of_fly = COCOeval(truth, loaded, kind)
             of_fly.params.catIds = [3]
             of_fly.evaluate()
             of_fly.accumulate()
