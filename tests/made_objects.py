@@ -10,7 +10,10 @@ from PIL import Image
 
 from hrnet_fast.recipes import Recipe, get_recipe
 
-NETWORK = "width: 4, channels: 8, num_blocks: 1, num_modules: [1, 1, 1], stage1_channels: 4, stage1_blocks: 1, stem_channels: 8"
+NETWORK = (
+    "width: 4, channels: 8, num_blocks: 1, num_modules: [1, 1, 1], stage1_channels: 4, stage1_blocks: 1, "
+    "stem_channels: 8"
+)
 STAGE = "fc_channels: 16, sample: {number: 16}"
 RPN = "rpn: {channels: 8, anchors: {scales: [4]}, train_proposals: {per_image: 40}, test_proposals: {per_image: 20}}"
 OPTIONS = {
@@ -72,4 +75,3 @@ def detector_settings(kind: str = "faster_rcnn", *more: str) -> list[str]:
 
 def detector_recipe(kind: str = "faster_rcnn", *more: str) -> Recipe:
     return get_recipe("small/bccd").override(*detector_settings(kind, *more))
-

@@ -181,8 +181,8 @@ def load_network(
 ) -> HRNet | Detector:
     """Return the checkpoint's network, whose heatmaps are decoded as the recipe says.
 
-    A detector takes the recipe's settings where it is the recipe's, and otherwise those of its family, with the recipe's
-    size of pictures.
+    A detector takes the recipe's settings where it is the recipe's; otherwise those of its file or its family, with the
+    recipe's size of pictures.
 
     Raises:
         InputError: its head is none of the task's, or it has another number of outputs than the data.
@@ -214,7 +214,9 @@ def _load_detector(checkpoint: Path, task: RecipeTask, how: dict[str, Any]) -> D
         raise InputError(f"{checkpoint}: a {model.config.head.kind} head cannot do detection; that takes a detector.")
     if model.config.num_classes != len(task.outputs):  # type: ignore[arg-type]
         wanted = len(task.outputs)  # type: ignore[arg-type]
-        raise InputError(f"{checkpoint}: has {model.config.num_classes} outputs and the data {wanted}; they must be equal.")
+        raise InputError(
+            f"{checkpoint}: has {model.config.num_classes} outputs and the data {wanted}; they must be equal."
+        )
     own, picture = task.config, task.config.picture
     if own.kind != model.config.kind or detector_shapes(own) != detector_shapes(model.config):
         config = model.config.override(long_side=picture.long_side, short_side=picture.short_side)
@@ -222,7 +224,7 @@ def _load_detector(checkpoint: Path, task: RecipeTask, how: dict[str, Any]) -> D
         config = own
     made = Detector(config, impl=how["impl"])
     made.load_state_dict(model.state_dict())
-    made.set_origin(model.family, model.notes, () if config is own else model.assumptions)
+    made.set_origin(model.family or "", model.notes, () if config is own else model.assumptions)
     return made.eval()
 
 

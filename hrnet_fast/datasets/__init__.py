@@ -11,12 +11,7 @@ from hrnet_fast.datasets.classification import (
 )
 from hrnet_fast.datasets.coco import COCO_UPPER_BODY, coco_keypoints
 from hrnet_fast.datasets.colors import MEAN, STD, ColorAugmentation, normalize
-from hrnet_fast.datasets.detection_batches import (
-    DetectionBatch,
-    DetectionInputs,
-    DetectionScaling,
-    collate_detection,
-)
+from hrnet_fast.datasets.detection_batches import DetectionBatch, collate_detection
 from hrnet_fast.datasets.detection_dataset import DetectionDataset
 from hrnet_fast.datasets.detection_layouts import VOC_NAMES, coco_instances, voc_boxes
 from hrnet_fast.datasets.image_warps import resized_parts, warp_images
@@ -60,9 +55,7 @@ __all__ = [
     "ColorAugmentation",
     "DetectionBatch",
     "DetectionDataset",
-    "DetectionInputs",
     "DetectionSample",
-    "DetectionScaling",
     "KeypointBatch",
     "KeypointCrops",
     "KeypointDataset",

@@ -45,7 +45,7 @@ def coco_instances(
         images: the folder in which the pictures' ``file_name`` is.
         classes: names of the categories to read, in the order of the network's outputs; () reads all, by their ids.
         masks: read segmentations as well.
-        semantic: a folder with the class of each pixel, PNGs named as the pictures, such as ``stuffthingmaps/train2017``.
+        semantic: a folder with the class of each pixel, PNGs named as the pictures: ``stuffthingmaps/train2017``.
         filter_empty: leave pictures without an object out, as mmdetection's configurations train (``filter_empty_gt``).
         least_side: leave pictures with a side of fewer pixels out (mmdetection's ``min_size``: 32).
         skip_broken: see :class:`~hrnet_fast.datasets.AnnotatedImages`. A picture with a broken annotation is left out.
@@ -208,7 +208,9 @@ def _voc_row(folder: Path, stem: str, number: int, names: Sequence[str]) -> Pict
         tree = ElementTree.fromstring(read_text(path))
         size = (int(_text(tree, "size/height")), int(_text(tree, "size/width")))
     except (ElementTree.ParseError, ValueError) as error:
-        raise fail(path, "", f"no annotation of VOC ({str(error)[:80]})", "VOC's XML with the picture's size") from error
+        raise fail(
+            path, "", f"no annotation of VOC ({str(error)[:80]})", "VOC's XML with the picture's size"
+        ) from error
     found = PictureRow(str(folder / "JPEGImages" / f"{stem}.jpg"), f"row {number}", number, size)
     for place, element in enumerate(tree.iter("object"), 1):
         name = f"object {place}"

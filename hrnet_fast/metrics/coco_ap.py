@@ -133,7 +133,7 @@ class COCODetectionAP(_COCOMetric):
         """Return what :meth:`compute` does, and ``AP/<category>`` of each category that is annotated."""
         evaluation = self._evaluated()
         names = {category["id"]: str(category["name"]) for category in self._annotations["categories"]}
-        # IoU thresholds, recalls, categories, sizes (the first is all), numbers of detections (the last is the largest).
+        # IoU thresholds, recalls, categories; of sizes the first, which is all; of numbers of detections the largest.
         precision = torch.as_tensor(evaluation.eval["precision"])[:, :, :, 0, -1]
         figures = self._figures(evaluation)
         for number, values in zip(evaluation.params.catIds, precision.unbind(2), strict=True):

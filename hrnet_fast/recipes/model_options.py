@@ -71,7 +71,9 @@ def _changed(part: Any, changes: Any, path: str) -> Any:
         each = changes if isinstance(changes, list) else [changes] * len(part)
         if len(each) != len(part):
             raise ConfigError(f"{path}: {len(each)} given; accepted is one mapping, or {len(part)} in a list.")
-        return tuple(_changed(one, change, f"{path}[{i}]") for i, (one, change) in enumerate(zip(part, each, strict=True)))
+        return tuple(
+            _changed(one, change, f"{path}[{i}]") for i, (one, change) in enumerate(zip(part, each, strict=True))
+        )
     if not dataclasses.is_dataclass(part) or changes is None:
         return _as_tuple(changes)
     given = check_mapping(type(part), changes, path)  # type: ignore[arg-type]

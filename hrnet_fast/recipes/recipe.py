@@ -52,7 +52,7 @@ class Recipe:
         inputs: arguments of the task's input pipeline: fields of :class:`hrnet_fast.datasets.KeypointCrops`
             (``augmentation`` and ``colors`` as mappings of their fields), of
             :class:`hrnet_fast.datasets.SegmentationCrops`, of :class:`hrnet_fast.datasets.ClassificationCrops`, or of
-            :class:`hrnet_fast.datasets.DetectionScaling`.
+            :class:`hrnet_fast.detection.training_inputs.DetectionScaling`.
             Fields that are not given are filled in with their defaults.
         loss: ``kind`` and the arguments of a loss in :mod:`hrnet_fast.training.losses`
             (:data:`hrnet_fast.recipes.task_fields.LOSSES`), filled in likewise.

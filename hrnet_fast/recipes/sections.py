@@ -66,8 +66,8 @@ class ModelRecipe:
         options: with a name, overrides of its configuration, as :func:`hrnet_fast.create_model` takes them; without
             one, arguments of :meth:`hrnet_fast.HRNetConfig.make`. ``stages`` and ``norm`` may be mappings.
             ``num_outputs`` comes from the data where it is not given. For detection, arguments of
-            :func:`hrnet_fast.detection.make_detector_config`, and fields of its ``rpn``, ``roi`` and ``fcos`` to change,
-            as mappings; ``stages`` of ``roi`` is one mapping for all or a list with one for each.
+            :func:`hrnet_fast.detection.make_detector_config`, and fields of its ``rpn``, ``roi`` and ``fcos`` as
+            mappings; ``stages`` of ``roi`` is one mapping for all or a list with one for each.
     """
 
     name: str

@@ -184,8 +184,9 @@ def filled_loss(task: str, loss: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def inputs_class(task: str) -> type:
-    """Return the class of :mod:`hrnet_fast.datasets` that makes the inputs of a task."""
-    from hrnet_fast.datasets import ClassificationCrops, DetectionScaling, KeypointCrops, SegmentationCrops
+    """Return the class that makes the inputs of a task."""
+    from hrnet_fast.datasets import ClassificationCrops, KeypointCrops, SegmentationCrops
+    from hrnet_fast.detection.training_inputs import DetectionScaling
 
     others = {"segmentation": SegmentationCrops, "classification": ClassificationCrops, "detection": DetectionScaling}
     return others.get(task, KeypointCrops)

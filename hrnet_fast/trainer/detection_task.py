@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hrnet_fast.datasets import DetectionBatch, DetectionDataset, DetectionScaling, collate_detection
+from hrnet_fast.datasets import DetectionBatch, DetectionDataset, collate_detection
 from hrnet_fast.detection import Detector, DetectorConfig, ImageMeta, Target, total_loss
 from hrnet_fast.detection.detector import Losses
+from hrnet_fast.detection.training_inputs import DetectionScaling
 from hrnet_fast.errors import ConfigError
 from hrnet_fast.evaluation.detection import check_detection_evaluation
 from hrnet_fast.recipes.model_options import detector_config
@@ -64,9 +65,14 @@ class DetectionTask(RecipeTask):
         """
         roi, train = self.config.roi, self.train
         masks, semantic = roi is not None and roi.mask is not None, roi is not None and roi.semantic is not None
-        for name, lacking in {"masks: true": masks and not train.has_masks, "semantic": semantic and not train.has_maps}.items():
+        for name, lacking in {
+            "masks: true": masks and not train.has_masks,
+            "semantic": semantic and not train.has_maps,
+        }.items():
             if lacking:
-                raise ConfigError(f"model.name={self.recipe.model.name}: is trained on more than boxes; give data.train {name}.")
+                raise ConfigError(
+                    f"model.name={self.recipe.model.name}: is trained on more than boxes; give data.train {name}."
+                )
         return detection_loss
 
     def plain_network(self) -> Detector:

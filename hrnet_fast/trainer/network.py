@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from torch import nn
 
 from hrnet_fast.checkpoints.family import is_trunk
+from hrnet_fast.checkpoints.infer_detector import TRUNK
 from hrnet_fast.checkpoints.load import load_backbone
 from hrnet_fast.checkpoints.parsing import parse_checkpoint
-from hrnet_fast.checkpoints.infer_detector import TRUNK
 from hrnet_fast.detection import Detector
 from hrnet_fast.errors import CheckpointError, ConfigError
 from hrnet_fast.models.hrnet import HRNet
@@ -44,7 +44,8 @@ def _initialise(model: HRNet | Detector, init: str | os.PathLike[str]) -> None:
     detector = isinstance(model, Detector)
     try:
         outputs = model.config.num_classes if isinstance(model, Detector) else model.config.head.num_outputs
-        found = parse_checkpoint(init, head="keep", **{"num_classes" if detector else "num_outputs": outputs})
+        given: dict[str, Any] = {"num_classes" if detector else "num_outputs": outputs}
+        found = parse_checkpoint(init, head="keep", **given)
         state = {key: value for key, value in found.state.items() if key not in found.drawn}
         if detector and found.detector is not None:
             state = dict(found.family.from_canonical(state))
@@ -67,7 +68,8 @@ def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str
     """Return the optimizer's groups of trainable parameters: ``params``, ``lr`` and ``weight_decay`` of each.
 
     The trunk (stem, stages, transitions) and the head are groups of their own where `head_lr_factor` is not 1,
-    normalisations and biases where they do not decay, and biases where their rate has a factor. Otherwise there is one group, in the model's order.
+    normalisations and biases where they do not decay, and biases where their rate has a factor. Otherwise there is one
+    group, in the model's order.
 
     Args:
         model: the network, accelerated or not, also wrapped by ``DistributedDataParallel`` or ``torch.compile``.

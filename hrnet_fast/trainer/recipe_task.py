@@ -96,7 +96,8 @@ class RecipeTask(ABC):
 
     def make_model(self) -> nn.Module:
         """Return the network on a CPU with plain modules, random weights and those of `init`, in training mode."""
-        return initialised(self.plain_network(), self.init)
+        model: nn.Module = initialised(self.plain_network(), self.init)
+        return model
 
     def plain_network(self) -> Any:
         """Return the network on a CPU with plain modules and random weights."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 import torch
+from PIL import Image
 from torch import Tensor
 
 from hrnet_fast.datasets import DetectionDataset, KeypointDataset, SegmentationDataset

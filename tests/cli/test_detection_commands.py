@@ -50,6 +50,10 @@ def test_a_detector_is_trained_reported_and_evaluated(capsys: pytest.CaptureFixt
     metric = COCODetectionAP(data / "val.json", "segm")
     metric.update(entries)
     assert metric.compute()["AP"] == pytest.approx(found["figures"]["mask_AP"])
+    # The file tells its settings, so pictures are detected as they were in training.
+    loaded = hf.load_checkpoint(run / "best.pth")
+    assert (loaded.config.rpn.anchors.scales, loaded.config.picture.short_side, loaded.assumptions) == ((4,), 48, ())
+    assert hf.load_checkpoint(run / "best.pth", score_threshold=0.3).config.roi.score_threshold == 0.3
     code, out, err = call(capsys, *evaluate, "--engine", "on")
     assert code == 0, err
     assert json.loads(out)["ran"].startswith("engine")

@@ -9,9 +9,10 @@ import torch
 from made_files import pattern
 from tiny_detectors import tiny_detector_config
 
-from hrnet_fast.datasets import ColorAugmentation, DetectionSample, DetectionScaling, SkippedSample, collate_detection
+from hrnet_fast.datasets import ColorAugmentation, DetectionSample, SkippedSample, collate_detection
 from hrnet_fast.detection.detector_config import PictureConfig
 from hrnet_fast.detection.pictures import prepare
+from hrnet_fast.detection.training_inputs import DetectionScaling
 from hrnet_fast.errors import InputError
 
 SIZES = ((40, 60), (50, 32))

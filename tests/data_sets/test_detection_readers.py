@@ -101,7 +101,10 @@ def test_a_semantic_map_belongs_to_its_picture(tmp_path: Path) -> None:
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown category": ({"category_id": 9}, 'id 1.*category_id 9; accepted is an id of "categories"'),
-    "a box outside": ({"bbox": [40.0, 2.0, 5.0, 5.0]}, r"a box from \(40.0, 2.0\) .* outside of its picture of 32 x 24"),
+    "a box outside": (
+        {"bbox": [40.0, 2.0, 5.0, 5.0]},
+        r"a box from \(40.0, 2.0\) .* outside of its picture of 32 x 24",
+    ),
     "a box of NaN": ({"bbox": [float("nan"), 2.0, 5.0, 5.0]}, "bbox"),
     "a box of three": ({"bbox": [1.0, 2.0, 5.0]}, "malformed annotation"),
     "an unknown picture": ({"image_id": 9}, "image_id 9"),

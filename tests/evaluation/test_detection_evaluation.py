@@ -84,7 +84,9 @@ class MadeDetector:
         if self.empty:
             boxes, labels = boxes[:0], labels[:0]
         scores = np.sort(draw.random(len(labels)))[::-1]
-        found = [torch.from_numpy(part.copy()) for part in (boxes, scores, labels if self.label is None else labels + 9)]
+        found = [
+            torch.from_numpy(part.copy()) for part in (boxes, scores, labels if self.label is None else labels + 9)
+        ]
         return Detections(*found, torch.from_numpy(masks_in(boxes)) if self.masks else None)  # type: ignore[arg-type]
 
 

@@ -103,7 +103,9 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(objects: Path, tmp_path: Pat
     assert whole.finished
     train(task, recipe, tmp_path / "part", callbacks=[At(4, terminate)], log_every=2)
     torch.rand(5)
-    assert train(build_task(recipe, objects, device="cpu"), recipe, tmp_path / "part", resume=True, log_every=2).finished
+    assert train(
+        build_task(recipe, objects, device="cpu"), recipe, tmp_path / "part", resume=True, log_every=2
+    ).finished
     assert_same_run(tmp_path / "part", tmp_path / "whole")
     steps = [record for record in read_log(tmp_path / "whole" / "log.jsonl") if record["kind"] == "step"]
     assert set(steps[0]["losses"]) == {"loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "acc", "loss_bbox"}
@@ -140,7 +142,11 @@ def test_first_weights(objects: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     same, other = Detector(config), Detector(config.override(num_classes=4))
     trunk = {k.removeprefix("backbone."): v for k, v in same.state_dict().items() if k.startswith("backbone.")}
-    for name, state, fits in (("same", same.state_dict(), True), ("other", other.state_dict(), False), ("trunk", trunk, None)):
+    for name, state, fits in (
+        ("same", same.state_dict(), True),
+        ("other", other.state_dict(), False),
+        ("trunk", trunk, None),
+    ):
         hf.save_checkpoint(state, tmp_path / f"{name}.pth")
         torch.manual_seed(0)
         task = build_task(detector_recipe(), objects, device="cpu", init=tmp_path / f"{name}.pth")
