@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hrnet_fast.errors import ConfigError
 from hrnet_fast.recipes.sections import ModelRecipe
-from hrnet_fast.recipes.values import as_plain, check_mapping
+from hrnet_fast.recipes.values import as_plain, check_mapping, field_names
 
 if TYPE_CHECKING:
     from hrnet_fast.config import HRNetConfig
@@ -136,6 +136,37 @@ def describe_network(config: HRNetConfig) -> ModelRecipe:
     if fewest is None:
         raise ConfigError(f"No network of list_models() has the head {config.head.kind!r}, which no recipe trains.")
     return found
+
+
+def describe_detector(config: DetectorConfig) -> ModelRecipe:
+    """Return the section of a detector, with the options that differ from what mmdetection ships.
+
+    Raises:
+        ConfigError: it is none of mmdetection's kinds with other settings.
+    """
+    from hrnet_fast.detection import make_detector_config
+
+    width = config.network.out_channels[0]
+    base = make_detector_config(config.kind, width, config.num_classes)
+    wanted, have = _options(config.network), _options(base.network)
+    options: dict[str, Any] = {"width": width} | {k: v for k, v in wanted.items() if have[k] != v}
+    for name in ("rpn", "roi", "fcos"):
+        changes = _difference(getattr(config, name), getattr(base, name))
+        if changes != {}:
+            options[name] = changes
+    return ModelRecipe(config.kind, options)
+
+
+def _difference(part: Any, base: Any) -> Any:
+    """Return what :func:`_changed` makes `part` of `base` with; an empty mapping where they are equal."""
+    if part == base:
+        return {}
+    if isinstance(part, tuple) and part and dataclasses.is_dataclass(part[0]):
+        return [_difference(one, other) for one, other in zip(part, base, strict=True)]
+    if not dataclasses.is_dataclass(part) or base is None:
+        return as_plain(dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part)  # type: ignore[arg-type]
+    pairs = {name: (getattr(part, name), getattr(base, name)) for name in field_names(type(part))}  # type: ignore[arg-type]
+    return {name: _difference(own, other) for name, (own, other) in pairs.items() if own != other}
 
 
 def _options(config: HRNetConfig) -> dict[str, Any]:

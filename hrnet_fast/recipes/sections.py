@@ -122,7 +122,7 @@ class OptimizerRecipe:
         head_lr_factor: factor on the head's learning rate (segmentation's ``NONBACKBONE_MULT``).
         decay_norms: whether normalisations and biases decay too, as in the authors' code.
         bias_lr_factor: factor on the learning rate of biases other than normalisations' (FCOS: 2).
-        decay_biases: whether these biases decay, where `decay_norms` is true (FCOS: false).
+        decay_biases: whether biases decay, normalisations' too, where `decay_norms` is true (FCOS: false).
     """
 
     kind: str

@@ -87,7 +87,7 @@ def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str
         weight = named.get(f"{name.removesuffix('bias')}weight") if name.endswith(".bias") else None
         bias = weight is not None and weight.dim() > 1  # a normalisation's has a weight of one dimension beside it
         rate = recipe.lr * (recipe.head_lr_factor if head else 1.0) * (recipe.bias_lr_factor if bias else 1.0)
-        decays = parameter.dim() > 1 or (recipe.decay_norms and (recipe.decay_biases or not bias))
+        decays = parameter.dim() > 1 or (recipe.decay_norms and (recipe.decay_biases or not name.endswith("bias")))
         decay = recipe.weight_decay if decays else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     if not groups:

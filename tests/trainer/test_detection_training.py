@@ -67,8 +67,15 @@ def test_accelerated_steps_are_those_of_a_plain_loop(kind: str, objects: Path) -
         for layer in model.modules()
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)) and layer.bias is not None
     ]
-    others = [p for p in model.parameters() if all(p is not bias for bias in biases)]
-    groups = [{"params": others}, {"params": biases, "lr": 0.04, "weight_decay": 0.0}]
+    norms = [
+        layer.bias for layer in model.modules() if isinstance(layer, (nn.BatchNorm2d, nn.GroupNorm)) and layer.affine
+    ]
+    others = [p for p in model.parameters() if all(p is not bias for bias in (*biases, *norms))]
+    groups = [
+        {"params": others},
+        {"params": biases, "weight_decay": 0.0},
+        {"params": norms, "weight_decay": 0.0},
+    ]
     optimizer = optim.SGD(groups, lr=0.02, momentum=0.9, weight_decay=0.01)
     schedule = Schedule(recipe.schedule, 3, 2)
     batches = list(DataLoader(task.train, batch_size=2, collate_fn=task.collate)) * 4
@@ -78,7 +85,7 @@ def test_accelerated_steps_are_those_of_a_plain_loop(kind: str, objects: Path) -
         loss, named = runner.run(*task.inputs(batch, torch.Generator().manual_seed(i)), 0)
         found.append(float(loss))
         assert sum(float(part) for name, part in named.items() if "loss" in name) == pytest.approx(float(loss))
-        for group, rate in zip(optimizer.param_groups, (0.02, 0.04), strict=True):
+        for group, rate in zip(optimizer.param_groups, (0.02, 0.04, 0.02), strict=True):
             group["lr"] = rate * schedule.factor(i)
         (images, targets, metas, generator), _ = task.inputs(batch, torch.Generator().manual_seed(i))
         optimizer.zero_grad()
