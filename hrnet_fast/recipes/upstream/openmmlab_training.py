@@ -1,4 +1,4 @@
-"""Readers that mmpose, mmsegmentation and mmdetection share: optimizer, schedule, loop, normalisation of pictures, transforms."""
+"""Readers that mmpose, mmsegmentation and mmdetection share: optimizer, schedule, loop, statistics, transforms."""
 
 from __future__ import annotations
 
