@@ -50,19 +50,19 @@ def detector_config(recipe: ModelRecipe, num_classes: int) -> DetectorConfig:
         ConfigError: an option does not exist or does not fit.
     """
     from hrnet_fast.detection import make_detector_config
+    from hrnet_fast.detection.defaults import default_heads
 
-    options = {key: _as_part(key, value) for key, value in recipe.options.items()}
-    parts = {name: recipe.options[name] for name in ("rpn", "roi", "fcos") if options.pop(name, None) is not None}
+    parts = ("rpn", "roi", "fcos")
+    options = {key: _as_part(key, value) for key, value in recipe.options.items() if key not in parts}
+    shipped, heads = default_heads(recipe.name), {}
+    for name in (name for name in parts if recipe.options.get(name) is not None):
+        if name not in shipped:
+            raise ConfigError(f"model.options.{name}: {recipe.name} has none; remove it.")
+        heads[name] = _changed(shipped[name], recipe.options[name], f"model.options.{name}")
     try:
-        config = make_detector_config(recipe.name, num_classes=num_classes, **options)
+        return make_detector_config(recipe.name, num_classes=num_classes, heads=heads, **options)
     except TypeError as error:
         raise ConfigError(f"model.options: {error}") from error
-    for name, changes in parts.items():
-        path, part = f"model.options.{name}", getattr(config, name)
-        if part is None:
-            raise ConfigError(f"{path}: {recipe.name} has none; remove it.")
-        config = dataclasses.replace(config, **{name: _changed(part, changes, path)})
-    return config
 
 
 def _changed(part: Any, changes: Any, path: str) -> Any:

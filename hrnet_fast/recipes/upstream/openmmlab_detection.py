@@ -45,9 +45,7 @@ def read_detection_sections(
     run = read_loop(cfg, train_images or _TRAIN_IMAGES, batch, name_of(sets["train"]))
     schedule = read_schedule(cfg, optimizer["lr"], run.pop("total"), run.pop("by_epoch"))
     parts = {part: _data(Section(values, f"{part}_dataloader.dataset", MM_CALLER)) for part, values in sets.items()}
-    parts["train"] |= {"masks": steps["masks"]} | (
-        {"semantic": parts["train"]["semantic"]} if steps["semantic"] else {}
-    )
+    parts["train"]["masks"] = steps["masks"]
     for part, values in parts.items():
         if part == "val" or not steps["semantic"]:
             values.pop("semantic", None)
