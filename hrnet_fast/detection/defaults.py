@@ -71,4 +71,6 @@ def make_detector_config(
     """
     stride = 2 if kind == "fcos" else 1
     options = {"pyramid_stride": stride, "norm_eval": True} | network
-    return DetectorConfig(HRNetConfig.make(width, "v2p", **options), num_classes, **default_heads(kind) | dict(heads or {}))
+    return DetectorConfig(
+        HRNetConfig.make(width, "v2p", **options), num_classes, **default_heads(kind) | dict(heads or {})
+    )

@@ -10,17 +10,13 @@ from typing import Any
 from hrnet_fast.errors import ConfigError, HRNetFastError, shown
 from hrnet_fast.recipes.layouts import check_layout
 from hrnet_fast.recipes.model_options import check_model
-from hrnet_fast.recipes.sections import (
+from hrnet_fast.recipes.optimizer_sections import (
     FIELDS_OF_KIND,
-    DataRecipe,
-    EvaluationRecipe,
-    LoopRecipe,
-    ModelRecipe,
     OptimizerRecipe,
     ScheduleRecipe,
-    convert_section,
     defaults_of_other_kinds,
 )
+from hrnet_fast.recipes.sections import DataRecipe, EvaluationRecipe, LoopRecipe, ModelRecipe
 from hrnet_fast.recipes.task_fields import (
     METRICS_OF_TASK,
     NEEDED_FIELDS,
@@ -29,7 +25,7 @@ from hrnet_fast.recipes.task_fields import (
     filled_inputs,
     filled_loss,
 )
-from hrnet_fast.recipes.values import as_plain, build, check_choice, field_names, unknown_name
+from hrnet_fast.recipes.values import as_plain, build, check_choice, convert_section, field_names, unknown_name
 
 __all__ = [
     "DataRecipe",

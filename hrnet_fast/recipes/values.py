@@ -38,6 +38,17 @@ def converted_fields(cls: type, values: Any, path: str, *, need: bool = True) ->
     return {key: converted(value, hints[key], join(path, key)) for key, value in values.items()}
 
 
+def convert_section(section: Any, path: str) -> None:
+    """Convert all fields of a section to their types.
+
+    Raises:
+        ConfigError: a field has another type.
+    """
+    given = {name: getattr(section, name) for name in field_names(type(section))}
+    for name, value in converted_fields(type(section), given, path).items():
+        object.__setattr__(section, name, value)
+
+
 def check_mapping(cls: type, values: Any, path: str) -> Mapping[str, Any]:
     """Return a mapping of fields of a dataclass.
 

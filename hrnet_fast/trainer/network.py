@@ -15,7 +15,7 @@ from hrnet_fast.checkpoints.parsing import parse_checkpoint
 from hrnet_fast.detection import Detector
 from hrnet_fast.errors import CheckpointError, ConfigError
 from hrnet_fast.models.hrnet import HRNet
-from hrnet_fast.recipes.sections import OptimizerRecipe
+from hrnet_fast.recipes.optimizer_sections import OptimizerRecipe
 
 Network = TypeVar("Network", HRNet, Detector)
 logger = logging.getLogger("hrnet_fast.trainer")

@@ -6,7 +6,7 @@ import bisect
 import math
 
 from hrnet_fast.checks import check_integer
-from hrnet_fast.recipes.sections import ScheduleRecipe
+from hrnet_fast.recipes.optimizer_sections import ScheduleRecipe
 
 
 class Schedule:
