@@ -113,6 +113,14 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def test_annotations_that_are_none(tmp_path: Path) -> None:
+    """No mapping, and no mask where masks are read."""
+    bare = {name: value for name, value in annotation(2).items() if name != "segmentation"}
+    for item, message in ((5, "entry 0.*malformed"), (bare, "id 2.*no segmentation")):
+        with pytest.raises(DatasetError, match=message):
+            datasets.coco_instances(save_objects(tmp_path, [item]), tmp_path, masks=True)
+
+
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_annotation_names_its_file(case: str, tmp_path: Path) -> None:
     changes, message = BROKEN[case]
