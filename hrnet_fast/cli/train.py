@@ -129,7 +129,7 @@ def _last_evaluation(outcome: TrainingOutcome, task: RecipeTask, device: str) ->
     if task.val is None:
         return None, None
     ema = (outcome.folder / "final_ema.pth").exists()
-    network = task.plain_network()
+    network = task.random_network("auto")
     weights = load_checkpoint(outcome.folder / ("final_ema.pth" if ema else "final.pth")).state_dict()
     network.load_state_dict(weights)
     network.eval().to(device)

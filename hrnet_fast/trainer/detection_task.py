@@ -75,8 +75,8 @@ class DetectionTask(RecipeTask):
                 )
         return detection_loss
 
-    def plain_network(self) -> Detector:
-        return Detector(self.config, impl="reference")
+    def random_network(self, impl: str = "reference") -> Detector:
+        return Detector(self.config, impl=impl)
 
     def inputs(self, batch: DetectionBatch, generator: torch.Generator) -> tuple[Arguments, None]:
         """Return the arguments of a detector in training: images [N, 3, H, W], targets, sizes and a generator."""

@@ -96,12 +96,12 @@ class RecipeTask(ABC):
 
     def make_model(self) -> nn.Module:
         """Return the network on a CPU with plain modules, random weights and those of `init`, in training mode."""
-        model: nn.Module = initialised(self.plain_network(), self.init)
+        model: nn.Module = initialised(self.random_network(), self.init)
         return model
 
-    def plain_network(self) -> Any:
-        """Return the network on a CPU with plain modules and random weights."""
-        model = HRNet(self.config, impl="reference")
+    def random_network(self, impl: str = "reference") -> Any:
+        """Return the network on a CPU with random weights; `impl` as in :class:`hrnet_fast.HRNet`."""
+        model = HRNet(self.config, impl=impl)
         model.keypoints = self.keypoints
         return model
 

@@ -157,7 +157,7 @@ def test_first_weights(objects: Path, tmp_path: Path) -> None:
         hf.save_checkpoint(state, tmp_path / f"{name}.pth")
         torch.manual_seed(0)
         task = build_task(detector_recipe(), objects, device="cpu", init=tmp_path / f"{name}.pth")
-        found, plain = task.make_model().state_dict(), task.plain_network().state_dict()
+        found, plain = task.make_model().state_dict(), task.random_network().state_dict()
         source = other.state_dict() if name == "other" else same.state_dict()
         key = "rpn_head.rpn_conv.weight"
         assert torch.equal(found["backbone.conv1.weight"], source["backbone.conv1.weight"])
