@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.datasets import DetectionBatch, DetectionDataset, collate_detection
-from hrnet_fast.detection import Detector, DetectorConfig, ImageMeta, Target, total_loss
+from hrnet_fast.detection import Detector, DetectorConfig, total_loss
 from hrnet_fast.detection.detector import Losses
 from hrnet_fast.detection.training_inputs import DetectionScaling
 from hrnet_fast.errors import ConfigError
@@ -17,8 +17,7 @@ from hrnet_fast.evaluation.detection import check_detection_evaluation
 from hrnet_fast.recipes.model_options import detector_config
 from hrnet_fast.recipes.task_fields import make_inputs
 from hrnet_fast.trainer.recipe_task import RecipeTask
-
-Arguments = tuple[Tensor, list[Target], list[ImageMeta], torch.Generator]
+from hrnet_fast.training.training_iteration import Arguments
 
 
 def detection_loss(losses: Losses, targets: None = None) -> dict[str, Tensor]:
@@ -81,7 +80,7 @@ class DetectionTask(RecipeTask):
     def inputs(self, batch: DetectionBatch, generator: torch.Generator) -> tuple[Arguments, None]:
         """Return the arguments of a detector in training: images [N, 3, H, W], targets, sizes and a generator."""
         made = self.crops(batch, generator)
-        return (made.images, made.targets, made.metas, generator), None
+        return Arguments((made.images, made.targets, made.metas, generator)), None
 
     def _network_config(self) -> DetectorConfig:
         self.crops: DetectionScaling = make_inputs(self.recipe.task, self.recipe.inputs)

@@ -91,7 +91,8 @@ class RecipeTask(ABC):
     def inputs(self, batch: Any, generator: torch.Generator) -> tuple[Any, Any]:
         """Return the network's input and the targets of a batch, on its device, without waiting for it.
 
-        The input is images [N, 3, H, W], or a tuple of the network's arguments that begins with them.
+        The input is images [N, 3, H, W], or the network's
+        :class:`~hrnet_fast.training.training_iteration.Arguments`, which begin with them.
         """
 
     def make_model(self) -> nn.Module:

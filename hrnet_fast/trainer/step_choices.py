@@ -15,6 +15,7 @@ from hrnet_fast.implementations import BY_DEVICE, request, select_implementation
 from hrnet_fast.recipes.recipe import LoopRecipe
 from hrnet_fast.training import accelerate, restore
 from hrnet_fast.training.accelerate import is_fusion
+from hrnet_fast.training.training_iteration import Arguments
 
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}  # None: without it
 
@@ -130,6 +131,6 @@ def prepare_model(model: nn.Module, choices: StepChoices, loop: LoopRecipe, devi
 
 def in_format(images: Any, choices: StepChoices) -> Any:
     """Return images, or arguments that begin with them, in the memory format of the weights."""
-    if isinstance(images, tuple):
-        return in_format(images[0], choices), *images[1:]
+    if isinstance(images, Arguments):
+        return Arguments((in_format(images[0], choices), *images[1:]))
     return images.contiguous(memory_format=torch.channels_last) if choices.channels_last else images

@@ -24,7 +24,7 @@ from hrnet_fast.trainer.build_task import build_task
 from hrnet_fast.trainer.processes import Processes
 from hrnet_fast.trainer.schedule import Schedule
 from hrnet_fast.trainer.step_runner import StepRunner
-from hrnet_fast.training.training_iteration import MicroBatch, TrainingIteration
+from hrnet_fast.training.training_iteration import Arguments, MicroBatch, TrainingIteration
 
 CPU = torch.device("cpu")
 
@@ -41,7 +41,7 @@ def in_float64(recipe: Recipe, folder: Path) -> Any:
 
     def doubled(batch: Any, generator: torch.Generator) -> Any:
         (images, *others), targets = inputs(batch, generator)
-        return (images.double(), *others), targets
+        return Arguments((images.double(), *others)), targets
 
     torch.manual_seed(0)
     model = make_model().double()
