@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.checkpoints.containers import read_torch_file
+from hrnet_fast.detection.detector_config import DetectorConfig
 from hrnet_fast.errors import CheckpointError, shown
 from hrnet_fast.whole_files import written_whole
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".ckpt")
 SAFETENSORS = ".safetensors"
+DETECTOR_SETTINGS = "detector_config"  # the entry beside a detector's weights
 
 
 def _checked_suffix(path: Path) -> str:
@@ -84,11 +86,24 @@ def _safetensors(path: Path) -> Any:
     return safetensors.torch
 
 
-def save_checkpoint(state: Mapping[str, Tensor], path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+def save_checkpoint(
+    state: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    detector: DetectorConfig | None = None,
+) -> None:
     """Write a state_dict to a ``.pth``, ``.pt`` or ``.safetensors`` file atomically.
 
     A temporary file in the same folder is renamed to `path` when complete, so an interrupted or failed write keeps an
     earlier file.
+
+    Args:
+        state: names to tensors.
+        path: the file.
+        overwrite: replace an existing file.
+        detector: settings that ``load_checkpoint`` is to find beside the weights: anchors, thresholds, sizes.
+            The file has the weights under ``state_dict`` then, as mmdetection's files. ``.safetensors`` has no place.
 
     Raises:
         CheckpointError: `state` is no mapping of names to tensors, the suffix is another one, the folder is missing,
@@ -102,13 +117,16 @@ def save_checkpoint(state: Mapping[str, Tensor], path: str | os.PathLike[str], *
     if os.path.exists(path) and not overwrite:  # unlike Path.exists, False in a folder without search permission
         raise CheckpointError(f"{path}: exists already; give another name, or overwrite it explicitly.")
     safetensors = _safetensors(path) if suffix == SAFETENSORS else None
+    if safetensors is not None and detector is not None:
+        raise CheckpointError(f"{path}: {SAFETENSORS} files have tensors alone; give .pth, or leave out detector.")
+    content = dict(state) if detector is None else {"state_dict": dict(state), DETECTOR_SETTINGS: detector.to_dict()}
     try:
         # torch.save writes the name of a path, here a random one, into the file; that of a handle it does not know.
         with written_whole(path) as unfinished, unfinished.open("wb") as handle:
             if safetensors is not None:
                 handle.write(safetensors.save(_without_shared_memory(state)))
             else:
-                torch.save(dict(state), handle)
+                torch.save(content, handle)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError when the disk is full
         raise CheckpointError(f"{path}: cannot be written ({_first_line(error)}).") from error
 

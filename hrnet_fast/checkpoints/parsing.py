@@ -16,7 +16,7 @@ from hrnet_fast.checkpoints.channels import adapt_input
 from hrnet_fast.checkpoints.comparison import check_state, expected_shapes, suspicious_values
 from hrnet_fast.checkpoints.families import get_family
 from hrnet_fast.checkpoints.family import Family, is_trunk
-from hrnet_fast.checkpoints.files import read_file
+from hrnet_fast.checkpoints.files import DETECTOR_SETTINGS, read_file
 from hrnet_fast.checkpoints.infer import infer_config
 from hrnet_fast.checkpoints.infer_detector import detector_shapes, infer_detector
 from hrnet_fast.checkpoints.mmdet_1x import upgrade_detector
@@ -134,9 +134,11 @@ def parse_checkpoint(
     if part != WHOLE:
         found = as_backbone(found)
     defaults, detector = found.defaults_for(named, notes), None
+    stored = data.get(DETECTOR_SETTINGS) if isinstance(data, Mapping) and part == WHOLE else None
     if found.detector and part == WHOLE:
+        whole_network = _infer_network(state, found, defaults, {}) if stored is None else None
         given = overrides if upgraded is None else {"legacy": True} | overrides
-        detector = _infer_detector(state, _infer_network(state, found, defaults, {}), found, given)
+        detector = _changed_detector(_find_detector(state, whole_network, found, stored), given)
         config, expected = detector.network, detector_shapes(detector)
     else:
         config = _infer_network(state, found, defaults, overrides)
@@ -153,7 +155,7 @@ def parse_checkpoint(
     notes += suspicious_values(state)
     whole = whole if part == WHOLE else dataclasses.replace(whole, keypoints=None)
     assumed = find_assumptions(whole, config, overrides | {"decode": decode}, named)
-    if detector is not None:
+    if detector is not None and stored is None:
         assumed += detector_assumptions(detector, overrides)
     return Checkpoint(state, found, config, tuple(notes), decode or found.keypoints, drawn, assumed, detector)
 
@@ -205,16 +207,25 @@ def _group_notes(config: HRNetConfig, given: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _infer_detector(
-    state: Mapping[str, Tensor], network: HRNetConfig, family: Family, overrides: Mapping[str, Any]
+def _find_detector(
+    state: Mapping[str, Tensor], network: HRNetConfig | None, family: Family, stored: Any
 ) -> DetectorConfig:
+    """Return the detector of the settings in the file, or of its keys and shapes around a network."""
+    if network is None:
+        try:
+            return DetectorConfig.from_dict(stored)
+        except (ConfigError, TypeError) as error:
+            raise CheckpointError(f"The checkpoint's {DETECTOR_SETTINGS} is no detector: {error}") from error
     try:
-        config = infer_detector({k: tuple(v.shape) for k, v in state.items()}, network, family.detector)
+        return infer_detector({k: tuple(v.shape) for k, v in state.items()}, network, family.detector)
     except ConfigError as error:
         raise CheckpointError(f"The checkpoint's shapes belong to no detector: {error} {_PYRAMID_ALONE}") from error
     except CheckpointError as error:
         error.args = (f"{error} {_PYRAMID_ALONE}",)
         raise
+
+
+def _changed_detector(config: DetectorConfig, overrides: Mapping[str, Any]) -> DetectorConfig:
     changed = config.override(**overrides)
     _check_effect(config.network, changed.network)
     if "mask_threshold" in overrides and changed.roi is not None and changed.roi.mask is None:

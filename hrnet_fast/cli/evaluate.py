@@ -27,6 +27,7 @@ from hrnet_fast.cli.run import DECODINGS, describe_execution, make_network
 from hrnet_fast.errors import InputError
 
 if TYPE_CHECKING:
+    from hrnet_fast.detection import Detector
     from hrnet_fast.models import HRNet
     from hrnet_fast.recipes import Recipe
     from hrnet_fast.trainer.recipe_task import RecipeTask
@@ -63,8 +64,9 @@ if TYPE_CHECKING:
     help="Mode of the network's bilinear interpolation; the family's by default, since files do not contain it.",
 )  # fmt: skip
 @click.option(
-    "--output", "-o", type=click.Path(path_type=Path), help="A JSON file to write, with every sample's answer."
-)
+    "--output", "-o", type=click.Path(path_type=Path),
+    help="A JSON file to write, with every sample's answer; of detections, COCO's list of results.",
+)  # fmt: skip
 @weights_option
 @torch04_option
 @impl_option
@@ -134,6 +136,7 @@ def evaluate(
         with sample_bar(processes.first) as progress:
             result = task.evaluate(network, processes.device, progress=progress)
         seconds = time.perf_counter() - begin
+        samples = [sample for part in processes.gathered(result.samples) for sample in part]
         if not processes.first:
             return
     about = {
@@ -150,7 +153,10 @@ def evaluate(
         speed = result.count / seconds if seconds else 0.0
         click.echo(f"{result.count} samples, {result.skipped} skipped; {speed:.1f} a second ({about['ran']})")
     if output is not None:  # behind the figures, which a full disk then does not lose
-        _write(output, about | {"samples": [dataclasses.asdict(sample) for sample in result.samples]})
+        if found.task == "detection":  # the list that COCO's tools and servers read
+            _write(output, [entry for sample in samples for entry in sample.answer["detections"]])
+        else:
+            _write(output, about | {"samples": [dataclasses.asdict(sample) for sample in samples]})
 
 
 def validation_task(recipe: Recipe, data: Path, device: str) -> RecipeTask:
@@ -170,8 +176,13 @@ def validation_task(recipe: Recipe, data: Path, device: str) -> RecipeTask:
     return build_task(dataclasses.replace(recipe, data=section, loop=loop, evaluation=evaluation), data, device=device)
 
 
-def load_network(checkpoint: Path, task: RecipeTask, align_corners: bool | None, how: dict[str, Any]) -> HRNet:
+def load_network(
+    checkpoint: Path, task: RecipeTask, align_corners: bool | None, how: dict[str, Any]
+) -> HRNet | Detector:
     """Return the checkpoint's network, whose heatmaps are decoded as the recipe says.
+
+    A detector takes the recipe's settings where it is the recipe's; otherwise those of its file or its family, with the
+    recipe's size of pictures.
 
     Raises:
         InputError: its head is none of the task's, or it has another number of outputs than the data.
@@ -179,6 +190,8 @@ def load_network(checkpoint: Path, task: RecipeTask, align_corners: bool | None,
     from hrnet_fast.checkpoints import load_checkpoint
 
     overrides: dict[str, Any] = {} if align_corners is None else {"align_corners": align_corners}
+    if task.recipe.task == "detection":
+        return _load_detector(checkpoint, task, how | overrides)
     if task.recipe.task in ("pose", "landmarks"):
         overrides["decode"] = task.recipe.evaluation.decode or task.keypoints
     try:
@@ -189,6 +202,30 @@ def load_network(checkpoint: Path, task: RecipeTask, align_corners: bool | None,
         raise
     _check_outputs(checkpoint, model, task)
     return model
+
+
+def _load_detector(checkpoint: Path, task: RecipeTask, how: dict[str, Any]) -> Detector:
+    from hrnet_fast.checkpoints import load_checkpoint
+    from hrnet_fast.checkpoints.infer_detector import detector_shapes
+    from hrnet_fast.detection import Detector
+
+    model = load_checkpoint(checkpoint, **how)
+    if not isinstance(model, Detector):
+        raise InputError(f"{checkpoint}: a {model.config.head.kind} head cannot do detection; that takes a detector.")
+    if model.config.num_classes != len(task.outputs):  # type: ignore[arg-type]
+        wanted = len(task.outputs)  # type: ignore[arg-type]
+        raise InputError(
+            f"{checkpoint}: has {model.config.num_classes} outputs and the data {wanted}; they must be equal."
+        )
+    own, picture = task.config, task.config.picture
+    if own.kind != model.config.kind or detector_shapes(own) != detector_shapes(model.config):
+        config = model.config.override(long_side=picture.long_side, short_side=picture.short_side)
+    else:
+        config = own
+    made = Detector(config, impl=how["impl"])
+    made.load_state_dict(model.state_dict())
+    made.set_origin(model.family or "", model.notes, () if config is own else model.assumptions)
+    return made.eval()
 
 
 def _check_outputs(checkpoint: Path, model: HRNet, task: RecipeTask) -> None:
@@ -211,6 +248,8 @@ def _check_outputs(checkpoint: Path, model: HRNet, task: RecipeTask) -> None:
 def one_size(recipe: Recipe) -> bool:
     """Whether a network's inputs have one size: an engine prepares each size anew."""
     evaluation = recipe.evaluation
+    if recipe.task == "detection":
+        return False
     return recipe.task != "segmentation" or (evaluation.size is not None and len(evaluation.scales) == 1)
 
 

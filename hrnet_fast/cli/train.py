@@ -125,13 +125,11 @@ def _last_evaluation(outcome: TrainingOutcome, task: RecipeTask, device: str) ->
     import torch
 
     from hrnet_fast.checkpoints import load_checkpoint
-    from hrnet_fast.models import HRNet
 
     if task.val is None:
         return None, None
     ema = (outcome.folder / "final_ema.pth").exists()
-    network = HRNet(task.config)
-    network.keypoints = task.keypoints
+    network = task.random_network("auto")
     weights = load_checkpoint(outcome.folder / ("final_ema.pth" if ema else "final.pth")).state_dict()
     network.load_state_dict(weights)
     network.eval().to(device)
@@ -150,6 +148,8 @@ def task_drawing(task: RecipeTask, network: Any, device: str) -> dict[str, Any]:
             "lower_is_better": False,
             "classes": lambda index: predict_classes(network, task.val, index, task.crops, evaluation, device),
         }
+    if kind == "detection":
+        return {"lower_is_better": False, "names": task.val.names}
     if kind == "classification":
         return {"lower_is_better": False, "names": tuple(task.val.names)}
     return {"lower_is_better": True}

@@ -11,13 +11,16 @@ from hrnet_fast.datasets.classification import (
 )
 from hrnet_fast.datasets.coco import COCO_UPPER_BODY, coco_keypoints
 from hrnet_fast.datasets.colors import MEAN, STD, ColorAugmentation, normalize
+from hrnet_fast.datasets.detection_batches import DetectionBatch, collate_detection
+from hrnet_fast.datasets.detection_dataset import DetectionDataset
+from hrnet_fast.datasets.detection_layouts import VOC_NAMES, coco_instances, voc_boxes
 from hrnet_fast.datasets.image_warps import resized_parts, warp_images
 from hrnet_fast.datasets.keypoint_batches import KeypointBatch, KeypointCrops, KeypointInputs, collate_keypoints
 from hrnet_fast.datasets.keypoint_dataset import KeypointDataset
 from hrnet_fast.datasets.mpii import MPII_UPPER_BODY, mpii
 from hrnet_fast.datasets.packed_images import PackedImages, pack_images
 from hrnet_fast.datasets.point_tables import deeplabcut, face_landmarks, points_csv
-from hrnet_fast.datasets.samples import KeypointSample, SegmentationSample, SkippedSample
+from hrnet_fast.datasets.samples import DetectionSample, KeypointSample, SegmentationSample, SkippedSample
 from hrnet_fast.datasets.segmentation import SegmentationDataset, mask_folders, segmentation_list
 from hrnet_fast.datasets.segmentation_batches import (
     CollateSegmentation,
@@ -40,6 +43,7 @@ __all__ = [
     "MEAN",
     "MPII_UPPER_BODY",
     "STD",
+    "VOC_NAMES",
     "AnnotatedImages",
     "BoxAugmentation",
     "BoxDraw",
@@ -49,6 +53,9 @@ __all__ = [
     "ClassificationDataset",
     "CollateSegmentation",
     "ColorAugmentation",
+    "DetectionBatch",
+    "DetectionDataset",
+    "DetectionSample",
     "KeypointBatch",
     "KeypointCrops",
     "KeypointDataset",
@@ -64,8 +71,10 @@ __all__ = [
     "camvid",
     "cityscapes",
     "cityscapes_label_map",
+    "coco_instances",
     "coco_keypoints",
     "collate_classification",
+    "collate_detection",
     "collate_keypoints",
     "deeplabcut",
     "face_landmarks",
@@ -80,5 +89,6 @@ __all__ = [
     "points_csv",
     "resized_parts",
     "segmentation_list",
+    "voc_boxes",
     "warp_images",
 ]

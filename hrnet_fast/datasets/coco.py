@@ -53,9 +53,7 @@ def coco_keypoints(
     if category is not None:
         check_text("coco_keypoints", category=category)
     source, folder = check_path("coco_keypoints", annotations), check_folder("coco_keypoints", images)
-    content = read_json(source)
-    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "categories")):
-        raise fail(source, "", "no COCO annotations", 'a JSON object with the lists "images" and "categories"')
+    content = read_coco(source)
     chosen = _choose_category(source, content["categories"], category)
     names = tuple(map(str, chosen["keypoints"]))
     pairs = flip_pairs if flip_pairs is not None else chosen.get("flip_pairs", pairs_of_names(names))
@@ -77,6 +75,18 @@ def coco_keypoints(
         found = read_json(source)
         rows = _rows_of(source, found, lambda d: _detected(source, folder, pictures, d, chosen))
     return dataset.fill(rows, str(source))
+
+
+def read_coco(source: Path) -> dict[str, Any]:
+    """Return the content of an annotation file in COCO's format.
+
+    Raises:
+        DatasetError: it has no pictures or categories.
+    """
+    content = read_json(source)
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "categories")):
+        raise fail(source, "", "no COCO annotations", 'a JSON object with the lists "images" and "categories"')
+    return content
 
 
 def _choose_category(source: Path, categories: list[Any], name: str | None) -> dict[str, Any]:
@@ -122,14 +132,19 @@ def _annotated(
         raise fail(source, name, "keypoints with other values", "finite x and y, and 0, 1 or 2 for the visibility")
     if not (triples[:, 2] > 0).any():
         return None
-    picture = _picture(source, pictures, item, name)
+    picture = picture_of(source, pictures, item, name)
     box = _cut_box(source, name, item["bbox"], picture, int(narrow))
     path = str(folder / picture["file_name"])
     visible = (triples[:, 2] > 0).astype(np.float64)
     return KeypointRow(path, name, triples[:, :2], visible, box, int(item["image_id"]))
 
 
-def _picture(source: Path, pictures: dict[Any, Any], item: Any, name: str) -> dict[str, Any]:
+def picture_of(source: Path, pictures: dict[Any, Any], item: Any, name: str) -> dict[str, Any]:
+    """Return the picture of an annotation called `name`, from those by their ids.
+
+    Raises:
+        DatasetError: there is none.
+    """
     if item["image_id"] not in pictures:
         raise fail(source, name, f"image_id {shown(item['image_id'])}", 'an id of "images"')
     return dict(pictures[item["image_id"]])
@@ -166,7 +181,7 @@ def _detected(
     if item["category_id"] != category["id"]:
         return None
     name, count = f"image_id {item['image_id']}", len(category["keypoints"])
-    picture = _picture(source, pictures, item, name)
+    picture = picture_of(source, pictures, item, name)
     left, top, width, height = _four_numbers(source, name, item["bbox"])
     score = float(item["score"])
     if not np.isfinite(score):

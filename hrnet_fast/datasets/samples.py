@@ -1,4 +1,4 @@
-"""What the readers return: one dataclass for pictures with points, one for pictures with a class per pixel."""
+"""What the readers return: dataclasses of pictures with points, with a class per pixel, and with boxes of objects."""
 
 from __future__ import annotations
 
@@ -50,6 +50,33 @@ class SegmentationSample:
     labels: Tensor | None
     path: str
     row: str
+
+
+@dataclass(frozen=True)
+class DetectionSample:
+    """One picture with its objects.
+
+    Attributes:
+        image: as in :class:`KeypointSample`; None from :meth:`~hrnet_fast.datasets.DetectionDataset.annotation`.
+        boxes: float32 [M, 4] as x1, y1, x2, y2 in picture pixels, 0 at the left and upper border of the first.
+        labels: int64 [M], from 0.
+        ignored: float32 [K, 4], boxes of crowds and of objects that are marked as difficult.
+        path: the picture's file.
+        row: the picture's number or the row of the list.
+        image_id: COCO's id of the picture, or its place in the list.
+        masks: uint8 [M, H, W] of 0 and 1; None where they are not read.
+        semantic: uint8 [H, W], the class of each pixel, for detectors with a semantic branch; None where not read.
+    """
+
+    image: Tensor | None
+    boxes: Tensor
+    labels: Tensor
+    ignored: Tensor
+    path: str
+    row: str
+    image_id: int
+    masks: Tensor | None = None
+    semantic: Tensor | None = None
 
 
 @dataclass(frozen=True)

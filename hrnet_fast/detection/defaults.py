@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from hrnet_fast.config import HRNetConfig
@@ -53,13 +54,16 @@ def default_heads(kind: str) -> dict[str, Any]:
     return {"rpn": _CASCADE_RPN, "roi": RoIConfig(stages, mask=mask, **more)}
 
 
-def make_detector_config(kind: str, width: int = 32, num_classes: int = 80, **network: Any) -> DetectorConfig:
+def make_detector_config(
+    kind: str, width: int = 32, num_classes: int = 80, *, heads: Mapping[str, Any] | None = None, **network: Any
+) -> DetectorConfig:
     """Return the configuration of a detector that mmdetection ships, by its name.
 
     Args:
         kind: one of :data:`KINDS`.
         width: of the HRNet, C.
         num_classes: without the background.
+        heads: fields of :class:`DetectorConfig` in the place of those of :func:`default_heads`.
         network: arguments of :meth:`HRNetConfig.make` and fields of :class:`HRNetConfig` that are to differ.
 
     Raises:
@@ -67,4 +71,6 @@ def make_detector_config(kind: str, width: int = 32, num_classes: int = 80, **ne
     """
     stride = 2 if kind == "fcos" else 1
     options = {"pyramid_stride": stride, "norm_eval": True} | network
-    return DetectorConfig(HRNetConfig.make(width, "v2p", **options), num_classes, **default_heads(kind))
+    return DetectorConfig(
+        HRNetConfig.make(width, "v2p", **options), num_classes, **default_heads(kind) | dict(heads or {})
+    )

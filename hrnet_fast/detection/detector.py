@@ -104,13 +104,14 @@ class Detector(nn.Module):
         images: Any,
         targets: Sequence[Target] | None = None,
         metas: Sequence[ImageMeta] | None = None,
+        generator: torch.Generator | None = None,
     ) -> Any:
         """Return the detections of each image, or with targets the losses of a batch.
 
         Args:
             images: a list of pictures (paths, Pillow images or RGB bytes [H, W, 3]), which are scaled and normalised as
                 ``config.picture`` says; or a normalised batch [N, C, H, W] as in :meth:`predict`.
-            targets, metas: as in :meth:`losses`, with a batch.
+            targets, metas, generator: as in :meth:`losses`, with a batch.
 
         Returns:
             A list of :class:`Detections`, in pixels of the pictures; what :meth:`losses` returns with targets.
@@ -119,7 +120,7 @@ class Detector(nn.Module):
             InputError: images, targets or sizes do not fit.
         """
         if targets is not None:
-            return self.losses(images, targets, metas)
+            return self.losses(images, targets, metas, generator)
         if isinstance(images, (list, tuple)) and metas is None:
             images, metas = self.prepare(images)
         return self.predict(images, metas)

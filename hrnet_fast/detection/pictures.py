@@ -39,20 +39,36 @@ def prepare(pictures: Sequence[Any], config: PictureConfig, like: Tensor) -> tup
     for index, picture in enumerate(pictures):
         pixels = torch.as_tensor(_rgb(picture, index)).to(like.device)
         height, width = pixels.shape[:2]
-        factor = min(config.long_side / max(height, width), config.short_side / min(height, width))
-        size = max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+        size = fitted_size((height, width), config.long_side, config.short_side)
         x = pixels.permute(2, 0, 1)[None].float()
         if size != (height, width):
             x = interpolate(x, size, mode="bilinear", align_corners=False).round()
         scaled.append(x[0].flip(0) if config.channel_order == "bgr" else x[0])
-        padded = tuple(-(-n // config.divisor) * config.divisor for n in size)
-        metas.append(ImageMeta(size, (height, width), (size[1] / width, size[0] / height), (padded[0], padded[1])))
+        metas.append(scaled_meta((height, width), size, config.divisor))
     mean, std = (torch.tensor(values, device=like.device)[:, None, None] for values in (config.mean, config.std))
-    high, wide = (max(meta.padded_size[k] for meta in metas if meta.padded_size is not None) for k in (0, 1))
-    batch = like.new_zeros(len(scaled), 3, high, wide)
+    batch = like.new_zeros(len(scaled), 3, *batch_size(metas))
     for out, x in zip(batch, scaled, strict=True):
         out[:, : x.shape[1], : x.shape[2]] = (x - mean) / std
     return batch, metas
+
+
+def fitted_size(size: tuple[int, int], long_side: int, short_side: int) -> tuple[int, int]:
+    """Return the (height, width) of a picture scaled until its long or its short side has the given length."""
+    factor = min(long_side / max(size), short_side / min(size))
+    return max(1, int(size[0] * factor + 0.5)), max(1, int(size[1] * factor + 0.5))
+
+
+def scaled_meta(original: tuple[int, int], size: tuple[int, int], divisor: int) -> ImageMeta:
+    """Return the sizes of a picture that was scaled from `original` to `size`, both (height, width)."""
+    scale = size[1] / original[1], size[0] / original[0]
+    padded = -(-size[0] // divisor) * divisor, -(-size[1] // divisor) * divisor
+    return ImageMeta(size, original, scale, padded)
+
+
+def batch_size(metas: Sequence[ImageMeta]) -> tuple[int, int]:
+    """Return the (height, width) of the batch that pictures with :func:`scaled_meta` make."""
+    sizes = [meta.padded_size or meta.size for meta in metas]
+    return max(height for height, _ in sizes), max(width for _, width in sizes)
 
 
 def _rgb(picture: Any, index: int) -> Any:

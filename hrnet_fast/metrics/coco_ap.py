@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,18 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hrnet_fast.checks import check_bool, check_integer, check_number, check_path, check_tensor
+from hrnet_fast.checks import check_bool, check_integer, check_number, check_tensor
 from hrnet_fast.errors import InputError, shown, some_of
+from hrnet_fast.metrics.coco_files import find_evaluator, index_annotations, read_annotations
 from hrnet_fast.metrics.keypoint_similarity import check_sigmas, oks_nms, rescore_poses, soft_oks_nms
 from hrnet_fast.metrics.metric import Metric
 
-# Package: the modules of its COCO and of its evaluation, and the evaluation's class.
-EVALUATORS = {
-    "faster-coco-eval": ("faster_coco_eval", "faster_coco_eval", "COCOeval_faster"),
-    "pycocotools": ("pycocotools.coco", "pycocotools.cocoeval", "COCOeval"),
-}
 KEYPOINT_FIGURES = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
-_BOX_FIGURES = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100", "ARS", "ARM", "ARL")
+BOX_FIGURES = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100", "ARS", "ARM", "ARL")
 _SUPPRESSIONS = {"oks": oks_nms, "soft": soft_oks_nms}
 
 
@@ -43,8 +37,8 @@ class _COCOMetric(Metric):
         *settings: object,
     ) -> None:
         super().__init__(kind, sigmas, *settings)
-        self._modules = _find_evaluator(evaluator)
-        self._annotations = _read_annotations(annotations)
+        self._modules = find_evaluator(evaluator)
+        self._annotations = read_annotations(annotations)
         self._kind, self._sigmas = kind, sigmas
 
     def results(self) -> list[dict[str, Any]]:
@@ -57,6 +51,14 @@ class _COCOMetric(Metric):
         Raises:
             InputError: a result's image is not among the annotated ones.
         """
+        return self._figures(self._evaluated())
+
+    def _figures(self, evaluation: Any) -> dict[str, float]:
+        names = KEYPOINT_FIGURES if self._kind == "keypoints" else BOX_FIGURES
+        return {name: float(value) for name, value in zip(names, evaluation.stats, strict=True)}
+
+    def _evaluated(self) -> Any:
+        """Return COCO's evaluation after its summary."""
         results = self.results()
         known = {image["id"] for image in self._annotations["images"]}
         others = sorted({str(result["image_id"]) for result in results if result["image_id"] not in known})
@@ -64,19 +66,18 @@ class _COCOMetric(Metric):
             raise InputError(f"{type(self).__name__}: results of images {some_of(others)}, which are not annotated.")
         coco_class, evaluation_class = self._modules
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-            truth = _index(coco_class(), self._annotations)
+            truth = index_annotations(coco_class(), self._annotations)
             if results:
                 found = truth.loadRes(results)
             else:  # pycocotools' loadRes reads the first result
-                found = _index(coco_class(), {**self._annotations, "annotations": []})
+                found = index_annotations(coco_class(), {**self._annotations, "annotations": []})
             evaluation = evaluation_class(truth, found, self._kind)
             if self._sigmas is not None:
                 evaluation.params.kpt_oks_sigmas = torch.tensor(self._sigmas, dtype=torch.float64).numpy()
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-        names = KEYPOINT_FIGURES if self._kind == "keypoints" else _BOX_FIGURES
-        return {name: float(value) for name, value in zip(names, evaluation.stats, strict=True)}
+        return evaluation
 
 
 class COCODetectionAP(_COCOMetric):
@@ -121,6 +122,19 @@ class COCODetectionAP(_COCOMetric):
     def results(self) -> list[dict[str, Any]]:
         """Return the detections in COCO's result format."""
         return [dict(record) for record in self._records]
+
+    def compute_with_classes(self) -> dict[str, float]:
+        """Return what :meth:`compute` does, and ``AP/<category>`` of each category that is annotated."""
+        evaluation = self._evaluated()
+        names = {category["id"]: str(category["name"]) for category in self._annotations["categories"]}
+        # IoU thresholds, recalls, categories; of sizes the first, which is all; of numbers of detections the largest.
+        precision = torch.as_tensor(evaluation.eval["precision"])[:, :, :, 0, -1]
+        figures = self._figures(evaluation)
+        for number, values in zip(evaluation.params.catIds, precision.unbind(2), strict=True):
+            counted = values[values > -1]
+            if len(counted):
+                figures[f"AP/{names[number]}"] = float(counted.mean())
+        return figures
 
 
 class COCOKeypointAP(_COCOMetric):
@@ -240,58 +254,3 @@ class COCOKeypointAP(_COCOMetric):
                 for pose in (poses[i] for i in kept)
             ]
         return results
-
-
-def _find_evaluator(evaluator: str | None) -> tuple[Any, Any]:
-    """Return the classes COCO and COCOeval of a package.
-
-    Raises:
-        InputError: the package is unknown or not installed.
-    """
-    if evaluator is not None and evaluator not in EVALUATORS:
-        raise InputError(f"evaluator={shown(evaluator)} given; accepted are {', '.join(EVALUATORS)} and None.")
-    missing = []
-    for package in EVALUATORS if evaluator is None else (evaluator,):
-        coco_module, evaluation_module, name = EVALUATORS[package]
-        try:
-            return importlib.import_module(coco_module).COCO, getattr(importlib.import_module(evaluation_module), name)
-        except ImportError as error:
-            missing.append(f"{package} ({error})")
-    raise InputError(
-        f"COCO's average precision needs {' or '.join(missing)}. Install one: pip install faster-coco-eval, or pip "
-        "install 'hrnet-fast[coco]'."
-    )
-
-
-def _read_annotations(annotations: str | Path | Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of COCO's annotation file.
-
-    Raises:
-        InputError: it is no such file or mapping.
-    """
-    content: Any = annotations
-    name = "annotations"
-    if not isinstance(annotations, Mapping):
-        path = check_path("annotations", annotations)
-        name = str(path)
-        try:
-            content = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{name}: COCO's annotations cannot be read ({error}).") from error
-    lacking = [
-        key for key in ("images", "annotations", "categories") if not isinstance(content, Mapping) or key not in content
-    ]
-    if lacking:
-        raise InputError(f"{name}: {', '.join(lacking)} missing; needed are COCO's images, annotations and categories.")
-    return dict(content)
-
-
-def _index(coco: Any, content: Mapping[str, Any]) -> Any:
-    """Return a COCO object with a copy of annotations, to which the evaluation adds keys, numbered from 1.
-
-    In COCO's evaluation the id 0 means "no match": an annotation with that id would never count as found.
-    """
-    numbered = [annotation | {"id": i} for i, annotation in enumerate(content["annotations"], start=1)]
-    coco.dataset = {**content, "annotations": numbered}
-    coco.createIndex()
-    return coco

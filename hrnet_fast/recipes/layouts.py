@@ -48,6 +48,8 @@ LAYOUTS: Mapping[str, Layout] = {
         Layout("mask_folders", ("segmentation",), ("images", "masks"), ()),
         Layout("segmentation_list", ("segmentation",), ("list_file", "images", "masks"), ("images",)),
         Layout("image_folder", ("classification",)),
+        Layout("coco_instances", ("detection",), ("annotations", "images", "semantic"), ()),
+        Layout("voc_boxes", ("detection",)),
     )
 }
 # Values of `label_map` that stand for a table: {value of a mask: training class}.

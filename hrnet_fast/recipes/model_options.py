@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hrnet_fast.errors import ConfigError
 from hrnet_fast.recipes.sections import ModelRecipe
-from hrnet_fast.recipes.values import as_plain
+from hrnet_fast.recipes.values import as_plain, check_mapping, field_names
 
 if TYPE_CHECKING:
     from hrnet_fast.config import HRNetConfig
+    from hrnet_fast.detection import DetectorConfig
 
 _HEATMAPS = ("v1", "v1h", "v2", "face")
 HEADS_OF_TASK = {
@@ -18,6 +20,7 @@ HEADS_OF_TASK = {
     "landmarks": _HEATMAPS,
     "segmentation": ("v1", "v1h", "v2", "ocr", "face"),
     "classification": ("c", "ci", "cii"),
+    "detection": ("v2p",),
 }
 
 
@@ -38,6 +41,44 @@ def network_config(recipe: ModelRecipe, num_outputs: int) -> HRNetConfig:
         return get_config(recipe.name, **options) if recipe.name else HRNetConfig.make(**options)
     except TypeError as error:
         raise ConfigError(f"model.options: {error}") from error
+
+
+def detector_config(recipe: ModelRecipe, num_classes: int) -> DetectorConfig:
+    """Return the configuration of a recipe's detector for the data's classes.
+
+    Raises:
+        ConfigError: an option does not exist or does not fit.
+    """
+    from hrnet_fast.detection import make_detector_config
+    from hrnet_fast.detection.defaults import default_heads
+
+    parts = ("rpn", "roi", "fcos")
+    options = {key: _as_part(key, value) for key, value in recipe.options.items() if key not in parts}
+    shipped, heads = default_heads(recipe.name), {}
+    for name in (name for name in parts if recipe.options.get(name) is not None):
+        if name not in shipped:
+            raise ConfigError(f"model.options.{name}: {recipe.name} has none; remove it.")
+        heads[name] = _changed(shipped[name], recipe.options[name], f"model.options.{name}")
+    try:
+        return make_detector_config(recipe.name, num_classes=num_classes, heads=heads, **options)
+    except TypeError as error:
+        raise ConfigError(f"model.options: {error}") from error
+
+
+def _changed(part: Any, changes: Any, path: str) -> Any:
+    """Return a part of a configuration with fields changed, in the parts within it as well."""
+    if isinstance(part, tuple) and part and dataclasses.is_dataclass(part[0]):
+        each = changes if isinstance(changes, list) else [changes] * len(part)
+        if len(each) != len(part):
+            raise ConfigError(f"{path}: {len(each)} given; accepted is one mapping, or {len(part)} in a list.")
+        return tuple(
+            _changed(one, change, f"{path}[{i}]") for i, (one, change) in enumerate(zip(part, each, strict=True))
+        )
+    if not dataclasses.is_dataclass(part) or changes is None:
+        return _as_tuple(changes)
+    given = check_mapping(type(part), changes, path)  # type: ignore[arg-type]
+    fields = {name: _changed(getattr(part, name), value, f"{path}.{name}") for name, value in given.items()}
+    return dataclasses.replace(part, **fields)  # type: ignore[type-var]
 
 
 def _as_part(key: str, value: Any) -> Any:
@@ -61,6 +102,9 @@ def check_model(task: str, recipe: ModelRecipe) -> None:
     Raises:
         ConfigError: there is no such network, or its head is none of the task's.
     """
+    if task == "detection":
+        detector_config(recipe, 1)
+        return
     kind = network_config(recipe, recipe.options.get("num_outputs", 1)).head.kind
     if kind not in HEADS_OF_TASK[task]:
         name = recipe.name or dict(recipe.options)
@@ -92,6 +136,37 @@ def describe_network(config: HRNetConfig) -> ModelRecipe:
     if fewest is None:
         raise ConfigError(f"No network of list_models() has the head {config.head.kind!r}, which no recipe trains.")
     return found
+
+
+def describe_detector(config: DetectorConfig) -> ModelRecipe:
+    """Return the section of a detector, with the options that differ from what mmdetection ships.
+
+    Raises:
+        ConfigError: it is none of mmdetection's kinds with other settings.
+    """
+    from hrnet_fast.detection import make_detector_config
+
+    width = config.network.out_channels[0]
+    base = make_detector_config(config.kind, width, config.num_classes)
+    wanted, have = _options(config.network), _options(base.network)
+    options: dict[str, Any] = {"width": width} | {k: v for k, v in wanted.items() if have[k] != v}
+    for name in ("rpn", "roi", "fcos"):
+        changes = _difference(getattr(config, name), getattr(base, name))
+        if changes != {}:
+            options[name] = changes
+    return ModelRecipe(config.kind, options)
+
+
+def _difference(part: Any, base: Any) -> Any:
+    """Return what :func:`_changed` makes `part` of `base` with; an empty mapping where they are equal."""
+    if part == base:
+        return {}
+    if isinstance(part, tuple) and part and dataclasses.is_dataclass(part[0]):
+        return [_difference(one, other) for one, other in zip(part, base, strict=True)]
+    if not dataclasses.is_dataclass(part) or base is None:
+        return as_plain(dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part)  # type: ignore[arg-type]
+    pairs = {name: (getattr(part, name), getattr(base, name)) for name in field_names(type(part))}  # type: ignore[arg-type]
+    return {name: _difference(own, other) for name, (own, other) in pairs.items() if own != other}
 
 
 def _options(config: HRNetConfig) -> dict[str, Any]:

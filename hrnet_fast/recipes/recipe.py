@@ -10,17 +10,13 @@ from typing import Any
 from hrnet_fast.errors import ConfigError, HRNetFastError, shown
 from hrnet_fast.recipes.layouts import check_layout
 from hrnet_fast.recipes.model_options import check_model
-from hrnet_fast.recipes.sections import (
+from hrnet_fast.recipes.optimizer_sections import (
     FIELDS_OF_KIND,
-    DataRecipe,
-    EvaluationRecipe,
-    LoopRecipe,
-    ModelRecipe,
     OptimizerRecipe,
     ScheduleRecipe,
-    convert_section,
     defaults_of_other_kinds,
 )
+from hrnet_fast.recipes.sections import DataRecipe, EvaluationRecipe, LoopRecipe, ModelRecipe
 from hrnet_fast.recipes.task_fields import (
     METRICS_OF_TASK,
     NEEDED_FIELDS,
@@ -29,7 +25,7 @@ from hrnet_fast.recipes.task_fields import (
     filled_inputs,
     filled_loss,
 )
-from hrnet_fast.recipes.values import as_plain, build, check_choice, field_names, unknown_name
+from hrnet_fast.recipes.values import as_plain, build, check_choice, convert_section, field_names, unknown_name
 
 __all__ = [
     "DataRecipe",
@@ -47,11 +43,12 @@ class Recipe:
     """How a network is trained and evaluated. Immutable; :meth:`override` returns a changed copy.
 
     Attributes:
-        task: ``"pose"``, ``"landmarks"``, ``"segmentation"`` or ``"classification"``.
+        task: ``"pose"``, ``"landmarks"``, ``"segmentation"``, ``"classification"`` or ``"detection"``.
         description: one line, with the source.
         inputs: arguments of the task's input pipeline: fields of :class:`hrnet_fast.datasets.KeypointCrops`
             (``augmentation`` and ``colors`` as mappings of their fields), of
-            :class:`hrnet_fast.datasets.SegmentationCrops`, or of :class:`hrnet_fast.datasets.ClassificationCrops`.
+            :class:`hrnet_fast.datasets.SegmentationCrops`, of :class:`hrnet_fast.datasets.ClassificationCrops`, or of
+            :class:`hrnet_fast.detection.training_inputs.DetectionScaling`.
             Fields that are not given are filled in with their defaults.
         loss: ``kind`` and the arguments of a loss in :mod:`hrnet_fast.training.losses`
             (:data:`hrnet_fast.recipes.task_fields.LOSSES`), filled in likewise.

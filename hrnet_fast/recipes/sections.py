@@ -1,4 +1,4 @@
-"""The sections of a recipe: model, data, optimizer, schedule, loop, evaluation. Each checks its fields."""
+"""The sections of a recipe but optimizer and schedule: model, data, loop, evaluation. Each checks its fields."""
 
 from __future__ import annotations
 
@@ -8,53 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hrnet_fast.errors import ConfigError, shown
-from hrnet_fast.recipes.values import check_above_zero, check_choice, check_range, converted_fields, field_names
+from hrnet_fast.recipes.values import check_above_zero, check_choice, check_range, convert_section
 
 DTYPES = ("float32", "bfloat16", "float16")
 MEMORIES = ("fast", "lean", "min")
 CHOICES = ("auto", "on", "off")
-METRICS = ("coco", "pckh", "pck", "nme", "miou", "top_k")
+METRICS = ("coco", "pckh", "pck", "nme", "miou", "top_k", "detection_ap")
 AVERAGES = ("logits", "exp")
-# The fields that belong to some kinds alone, by kind.
-FIELDS_OF_KIND: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "optimizer": {"adam": ("betas",), "adamw": ("betas",), "sgd": ("momentum", "nesterov")},
-    "schedule": {
-        "step": ("milestones", "factor", "before_epoch"),
-        "poly": ("power", "delay", "least"),
-        "cosine": ("delay", "least"),
-        "constant": (),
-    },
-}
-
-
-def convert_section(section: Any, path: str) -> None:
-    """Convert all fields of a section to their types.
-
-    Raises:
-        ConfigError: a field has another type.
-    """
-    given = {name: getattr(section, name) for name in field_names(type(section))}
-    for name, value in converted_fields(type(section), given, path).items():
-        object.__setattr__(section, name, value)
-
-
-def defaults_of_other_kinds(section: str, kind: str) -> dict[str, Any]:
-    """Return the fields of an optimizer or a schedule that `kind` does not use, with their defaults."""
-    fields = FIELDS_OF_KIND[section]
-    cls = {"optimizer": OptimizerRecipe, "schedule": ScheduleRecipe}[section]
-    return {n: getattr(cls, n) for names in fields.values() for n in names if n not in fields[kind]}
-
-
-def check_kind(section: OptimizerRecipe | ScheduleRecipe, path: str) -> None:
-    """Raise ConfigError unless the fields that the kind does not use have their defaults."""
-    for name, default in defaults_of_other_kinds(path, section.kind).items():
-        value = getattr(section, name)
-        if value != default:
-            users = [kind for kind, names in FIELDS_OF_KIND[path].items() if name in names]
-            raise ConfigError(
-                f"{path}.{name}={shown(value)}: kind: {section.kind} does not use it; remove it, give its default "
-                f"{shown(default)}, or take kind: {' or '.join(users)}."
-            )
 
 
 @dataclass(frozen=True)
@@ -62,10 +22,13 @@ class ModelRecipe:
     """The network.
 
     Attributes:
-        name: a name of :func:`hrnet_fast.list_models`, or ``""`` for a network of `options` alone.
+        name: a name of :func:`hrnet_fast.list_models`, or ``""`` for a network of `options` alone; for detection one of
+            :data:`hrnet_fast.detection.KINDS`.
         options: with a name, overrides of its configuration, as :func:`hrnet_fast.create_model` takes them; without
             one, arguments of :meth:`hrnet_fast.HRNetConfig.make`. ``stages`` and ``norm`` may be mappings.
-            ``num_outputs`` comes from the data where it is not given.
+            ``num_outputs`` comes from the data where it is not given. For detection, arguments of
+            :func:`hrnet_fast.detection.make_detector_config`, and fields of its ``rpn``, ``roi`` and ``fcos`` as
+            mappings; ``stages`` of ``roi`` is one mapping for all or a list with one for each.
     """
 
     name: str
@@ -81,7 +44,7 @@ class DataRecipe:
 
     Attributes:
         layout: a reader: ``"coco_keypoints"``, ``"mpii"``, ``"deeplabcut"``, ``"cityscapes"``, ``"camvid"``,
-            ``"mask_folders"``, ``"image_folder"`` and so on.
+            ``"mask_folders"``, ``"image_folder"``, ``"coco_instances"`` and so on.
         train, val: the reader's arguments for each part; paths are relative to the folder. Without `val` nothing is
             evaluated, unless `hold_out` is given.
         hold_out: every how many-th picture of the training list is kept for evaluation, for data without a part of its
@@ -122,87 +85,6 @@ class DataRecipe:
         if self.cache != "off" and not limit:
             raise ConfigError(f"data.cache={shown(self.cache)}; accepted are 'off' and limits such as '8 GiB'.")
         return limit
-
-
-@dataclass(frozen=True)
-class OptimizerRecipe:
-    """The optimizer; fields that its kind does not use must keep their default.
-
-    Attributes:
-        kind: ``"adam"``, ``"adamw"`` or ``"sgd"``.
-        lr: the learning rate for a whole global batch.
-        weight_decay: the authors' pose configurations name one that their code never gives to Adam: 0 here.
-        momentum, nesterov: of SGD.
-        betas: of Adam.
-        head_lr_factor: factor on the head's learning rate (segmentation's ``NONBACKBONE_MULT``).
-        decay_norms: whether normalisations and biases decay too, as in the authors' code.
-    """
-
-    kind: str
-    lr: float
-    weight_decay: float = 0.0
-    momentum: float = 0.9
-    nesterov: bool = False
-    betas: tuple[float, float] = (0.9, 0.999)
-    head_lr_factor: float = 1.0
-    decay_norms: bool = True
-
-    def __post_init__(self) -> None:
-        convert_section(self, "optimizer")
-        check_choice("optimizer.kind", self.kind, FIELDS_OF_KIND["optimizer"])
-        check_above_zero("optimizer.lr", self.lr)
-        check_range("optimizer.weight_decay", self.weight_decay, 0)
-        check_range("optimizer.momentum", self.momentum, 0, 1, open_end=True)
-        for beta in self.betas:
-            check_range("optimizer.betas", beta, 0, 1, open_end=True)
-        check_above_zero("optimizer.head_lr_factor", self.head_lr_factor)
-        check_kind(self, "optimizer")
-        if self.nesterov and not self.momentum:
-            raise ConfigError("optimizer.nesterov=true; accepted is true with an optimizer.momentum above 0 alone.")
-
-
-@dataclass(frozen=True)
-class ScheduleRecipe:
-    """The learning rate over time: a factor on the optimizer's, after a linear warm-up.
-
-    Fields that the kind does not use must keep their default.
-
-    Attributes:
-        kind: ``"step"`` (times `factor` at each of `milestones`, in epochs), ``"poly"`` ((1 - t / T)^power by
-            iteration), ``"cosine"`` (by iteration) or ``"constant"``.
-        milestones, factor: of ``"step"``.
-        before_epoch: of ``"step"``: milestones take effect one epoch earlier. The authors' pose, face and
-            classification code steps its scheduler before each epoch. With PyTorch 1.0, which they had, the milestones
-            are at their epochs (False); from 1.1 on the same code has them one epoch earlier (True).
-        power: of ``"poly"``.
-        delay: iterations by which ``"poly"`` and ``"cosine"`` are late. The authors' segmentation code sets the rate
-            after the step, so that it takes effect one iteration later (1).
-        least: the factor at the end of ``"poly"`` and ``"cosine"``.
-        warmup_iterations, warmup_factor: the factor grows linearly from `warmup_factor` to 1.
-    """
-
-    kind: str = "step"
-    milestones: tuple[int, ...] = ()
-    factor: float = 0.1
-    before_epoch: bool = False
-    power: float = 0.9
-    delay: int = 0
-    least: float = 0.0
-    warmup_iterations: int = 0
-    warmup_factor: float = 0.001
-
-    def __post_init__(self) -> None:
-        convert_section(self, "schedule")
-        check_choice("schedule.kind", self.kind, FIELDS_OF_KIND["schedule"])
-        if any(m < 0 for m in self.milestones) or list(self.milestones) != sorted(self.milestones):
-            raise ConfigError(f"schedule.milestones={list(self.milestones)}; accepted are ascending epochs from 0.")
-        check_above_zero("schedule.factor", self.factor)
-        check_above_zero("schedule.power", self.power)
-        check_range("schedule.delay", self.delay, 0)
-        check_range("schedule.least", self.least, 0, 1)
-        check_range("schedule.warmup_iterations", self.warmup_iterations, 0)
-        check_range("schedule.warmup_factor", self.warmup_factor, 0, 1)
-        check_kind(self, "schedule")
 
 
 @dataclass(frozen=True)
@@ -282,7 +164,7 @@ class EvaluationRecipe:
         whole_pixels: points in the picture are cut to whole pixels and counted from 1, as in the authors' face code
             (keypoints).
         detections: a file of a detector's boxes, relative to the data folder; None takes annotated boxes (COCO).
-        metric: ``"coco"``, ``"pckh"``, ``"pck"``, ``"nme"``, ``"miou"`` or ``"top_k"``.
+        metric: ``"coco"``, ``"pckh"``, ``"pck"``, ``"nme"``, ``"miou"``, ``"top_k"`` or ``"detection_ap"``.
         metric_options: arguments of the metric in :mod:`hrnet_fast.metrics`.
         best: the figure that chooses the best checkpoint; "" takes the metric's first.
         batch_size: pictures for each call; None takes the loop's.

@@ -25,6 +25,7 @@ METRICS_OF_TASK = {
     "landmarks": ("nme", "pck"),
     "segmentation": ("miou",),
     "classification": ("top_k",),
+    "detection": ("detection_ap",),
 }
 # The metrics' classes, and what the evaluation itself takes beside their arguments.
 _METRIC_CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -34,14 +35,16 @@ _METRIC_CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "nme": ("NME", ()),
     "miou": ("ConfusionMatrix", ()),
     "top_k": ("TopKAccuracy", ()),
+    "detection_ap": ("COCODetectionAP", ()),
 }
-_OF_DATA = ("annotations", "classes", "ignore_label")
+_OF_DATA = ("annotations", "classes", "ignore_label", "kind")
 _KEYPOINT_LOSSES = ("keypoint_mse", "keypoint_ohkm", "landmark_mse")
 LOSSES_OF_TASK = {
     "pose": _KEYPOINT_LOSSES,
     "landmarks": _KEYPOINT_LOSSES,
     "segmentation": ("pixel_cross_entropy", "ohem_cross_entropy"),
     "classification": ("cross_entropy",),
+    "detection": ("detection_losses",),
 }
 DIVISORS = ("weights", "pixels")
 _OF_ALL = ("metric", "metric_options", "best", "batch_size", "flip")
@@ -49,7 +52,13 @@ _OF_KEYPOINTS = (*_OF_ALL, "shift", "decode", "whole_pixels", "detections")
 _OF_PIXELS = (*_OF_ALL, "scales", "base_size", "window", "stride", "pad_windows", "average", "size")
 # Fields that another one has to turn on.
 NEEDED_FIELDS = {"shift": "flip", "stride": "window", "pad_windows": "window"}
-_USED = {"pose": _OF_KEYPOINTS, "landmarks": _OF_KEYPOINTS, "segmentation": _OF_PIXELS, "classification": _OF_ALL}
+_USED = {
+    "pose": _OF_KEYPOINTS,
+    "landmarks": _OF_KEYPOINTS,
+    "segmentation": _OF_PIXELS,
+    "classification": _OF_ALL,
+    "detection": ("metric", "metric_options", "best", "batch_size"),
+}
 
 
 @dataclass(frozen=True)
@@ -133,6 +142,11 @@ class ClassLoss:
     label_smoothing: float = 0.0
 
 
+@dataclass(frozen=True)
+class DetectionLosses:
+    """The detector's own losses have no arguments: their kinds and weights are in ``model.options``."""
+
+
 LOSSES: Mapping[str, type] = {
     "keypoint_mse": KeypointLoss,
     "keypoint_ohkm": HardKeypointLoss,
@@ -140,6 +154,7 @@ LOSSES: Mapping[str, type] = {
     "pixel_cross_entropy": PlainPixelLoss,
     "ohem_cross_entropy": HardPixelLoss,
     "cross_entropy": ClassLoss,
+    "detection_losses": DetectionLosses,
 }
 
 
@@ -169,10 +184,12 @@ def filled_loss(task: str, loss: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def inputs_class(task: str) -> type:
-    """Return the class of :mod:`hrnet_fast.datasets` that makes the inputs of a task."""
+    """Return the class that makes the inputs of a task."""
     from hrnet_fast.datasets import ClassificationCrops, KeypointCrops, SegmentationCrops
+    from hrnet_fast.detection.training_inputs import DetectionScaling
 
-    return {"segmentation": SegmentationCrops, "classification": ClassificationCrops}.get(task, KeypointCrops)
+    others = {"segmentation": SegmentationCrops, "classification": ClassificationCrops, "detection": DetectionScaling}
+    return others.get(task, KeypointCrops)
 
 
 def make_inputs(task: str, inputs: Mapping[str, Any], **changes: Any) -> Any:
@@ -194,7 +211,7 @@ def filled_inputs(task: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: as :func:`make_inputs`.
     """
-    pairs = {} if task in ("segmentation", "classification") or inputs.get("flip_pairs") else {"flip_pairs": ()}
+    pairs = {"flip_pairs": ()} if task in ("pose", "landmarks") and not inputs.get("flip_pairs") else {}
     fields: dict[str, Any] = dataclasses.asdict(make_inputs(task, inputs, **pairs))
     return fields | dict.fromkeys(pairs, inputs.get("flip_pairs"))
 

@@ -8,7 +8,7 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar, Union
+from typing import Any, Literal, TypeVar, Union
 
 from hrnet_fast.errors import ConfigError, shown
 
@@ -26,13 +26,8 @@ def build(cls: type[Part], values: Any, path: str) -> Part:
 
 def converted_fields(cls: type, values: Any, path: str, *, need: bool = True) -> dict[str, Any]:
     """Return the mapping with values of the fields' types; without `need`, fields without default may be absent."""
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{path}: {shown(values)} given; accepted is a mapping of {', '.join(field_names(cls))}.")
     hints = typing.get_type_hints(cls)
-    names = field_names(cls)
-    for key in values:
-        if key not in names:
-            raise unknown_name(path, key, names)
+    check_mapping(cls, values, path)
     lacking = [
         f.name
         for f in dataclasses.fields(cls)
@@ -41,6 +36,32 @@ def converted_fields(cls: type, values: Any, path: str, *, need: bool = True) ->
     if lacking and need:
         raise ConfigError(f"{path or 'recipe'}: {', '.join(lacking)} missing; a recipe has to give it.")
     return {key: converted(value, hints[key], join(path, key)) for key, value in values.items()}
+
+
+def convert_section(section: Any, path: str) -> None:
+    """Convert all fields of a section to their types.
+
+    Raises:
+        ConfigError: a field has another type.
+    """
+    given = {name: getattr(section, name) for name in field_names(type(section))}
+    for name, value in converted_fields(type(section), given, path).items():
+        object.__setattr__(section, name, value)
+
+
+def check_mapping(cls: type, values: Any, path: str) -> Mapping[str, Any]:
+    """Return a mapping of fields of a dataclass.
+
+    Raises:
+        ConfigError: it is none, or a field is unknown.
+    """
+    names = field_names(cls)
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}: {shown(values)} given; accepted is a mapping of {', '.join(names)}.")
+    for key in values:
+        if key not in names:
+            raise unknown_name(path, key, names)
+    return values
 
 
 def field_names(cls: type) -> tuple[str, ...]:
@@ -95,6 +116,9 @@ def converted(value: Any, hint: Any, path: str) -> Any:
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
+        return value
+    if origin is Literal:
+        check_choice(path, value, arguments)
         return value
     if origin in (Union, types.UnionType):
         return _one_of(value, arguments, path)

@@ -10,6 +10,7 @@ from hrnet_fast.checks import check_device, check_path
 from hrnet_fast.errors import ConfigError, shown
 from hrnet_fast.recipes.recipe import Recipe
 from hrnet_fast.trainer.classification_task import ClassificationTask
+from hrnet_fast.trainer.detection_task import DetectionTask
 from hrnet_fast.trainer.keypoint_task import KeypointTask
 from hrnet_fast.trainer.recipe_task import RecipeTask
 from hrnet_fast.trainer.segmentation_task import SegmentationTask
@@ -19,6 +20,7 @@ _TASKS: dict[str, type[RecipeTask]] = {
     "landmarks": KeypointTask,
     "segmentation": SegmentationTask,
     "classification": ClassificationTask,
+    "detection": DetectionTask,
 }
 
 

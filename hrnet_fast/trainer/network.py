@@ -4,47 +4,51 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from hrnet_fast.checkpoints.family import is_trunk
+from hrnet_fast.checkpoints.infer_detector import TRUNK
 from hrnet_fast.checkpoints.load import load_backbone
 from hrnet_fast.checkpoints.parsing import parse_checkpoint
-from hrnet_fast.config import HRNetConfig
+from hrnet_fast.detection import Detector
 from hrnet_fast.errors import CheckpointError, ConfigError
 from hrnet_fast.models.hrnet import HRNet
-from hrnet_fast.recipes.sections import OptimizerRecipe
+from hrnet_fast.recipes.optimizer_sections import OptimizerRecipe
 
+Network = TypeVar("Network", HRNet, Detector)
 logger = logging.getLogger("hrnet_fast.trainer")
 _WRAPPERS = ("module.", "_orig_mod.")
 
 
-def make_network(config: HRNetConfig, keypoints: str, init: str | os.PathLike[str] | None) -> HRNet:
-    """Return the network in training mode, with plain modules and the weights of a checkpoint if one is given.
+def initialised(model: Network, init: str | os.PathLike[str] | None) -> Network:
+    """Return the network in training mode, with the weights of a checkpoint if one is given.
 
     Args:
-        config: the network.
-        keypoints: decoding method of its heatmaps, ``"none"`` for other maps.
+        model: the network, with random weights.
         init: a checkpoint of any family. All layers that fit are loaded where it is the same network, up to the number
             of its outputs; otherwise its trunk (ImageNet weights, as the authors' ``MODEL.PRETRAINED``).
 
     Raises:
         CheckpointError: the checkpoint has no trunk that fits.
     """
-    model = HRNet(config, impl="reference")
-    model.keypoints = keypoints
     if init is not None:
         _initialise(model, init)
     model.train()
     return model
 
 
-def _initialise(model: HRNet, init: str | os.PathLike[str]) -> None:
+def _initialise(model: HRNet | Detector, init: str | os.PathLike[str]) -> None:
     own = model.state_dict()
+    detector = isinstance(model, Detector)
     try:
-        found = parse_checkpoint(init, head="keep", num_outputs=model.config.head.num_outputs)
+        outputs = model.config.num_classes if isinstance(model, Detector) else model.config.head.num_outputs
+        given: dict[str, Any] = {"num_classes" if detector else "num_outputs": outputs}
+        found = parse_checkpoint(init, head="keep", **given)
         state = {key: value for key, value in found.state.items() if key not in found.drawn}
+        if detector and found.detector is not None:
+            state = dict(found.family.from_canonical(state))
     except (CheckpointError, ConfigError) as error:
         logger.debug("%s is no whole network: %s", init, error)
         state = {}
@@ -54,7 +58,7 @@ def _initialise(model: HRNet, init: str | os.PathLike[str]) -> None:
         text = f"; {', '.join(drawn)} have random weights" if drawn else ""
         note = f"initialised with all layers of {os.fspath(init)}{text}"
     else:
-        load_backbone(model, init)
+        load_backbone(model.backbone if isinstance(model, Detector) else model, init)
         note = f"initialised with the trunk of {os.fspath(init)}; the head has random weights"
     model.notes = (*model.notes, note)
     logger.warning("%s", note)
@@ -63,8 +67,9 @@ def _initialise(model: HRNet, init: str | os.PathLike[str]) -> None:
 def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str, Any]]:
     """Return the optimizer's groups of trainable parameters: ``params``, ``lr`` and ``weight_decay`` of each.
 
-    The trunk (stem, stages, transitions) and the head are groups of their own where `head_lr_factor` is not 1, and
-    normalisations and biases where they do not decay. Otherwise there is one group, in the model's order.
+    The trunk (stem, stages, transitions) and the head are groups of their own where `head_lr_factor` is not 1,
+    normalisations and biases where they do not decay, and biases where their rate has a factor. Otherwise there is one
+    group, in the model's order.
 
     Args:
         model: the network, accelerated or not, also wrapped by ``DistributedDataParallel`` or ``torch.compile``.
@@ -74,12 +79,16 @@ def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str
         ConfigError: nothing is trainable.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    named = dict(model.named_parameters())
+    for name, parameter in named.items():
         if not parameter.requires_grad:
             continue
-        head = recipe.head_lr_factor != 1 and not is_trunk(_unwrapped(name))
-        rate = recipe.lr * (recipe.head_lr_factor if head else 1.0)
-        decay = recipe.weight_decay if recipe.decay_norms or parameter.dim() > 1 else 0.0
+        head = recipe.head_lr_factor != 1 and not is_trunk(_unwrapped(name).removeprefix(TRUNK))
+        weight = named.get(f"{name.removesuffix('bias')}weight") if name.endswith(".bias") else None
+        bias = weight is not None and weight.dim() > 1  # a normalisation's has a weight of one dimension beside it
+        rate = recipe.lr * (recipe.head_lr_factor if head else 1.0) * (recipe.bias_lr_factor if bias else 1.0)
+        decays = parameter.dim() > 1 or (recipe.decay_norms and (recipe.decay_biases or not name.endswith("bias")))
+        decay = recipe.weight_decay if decays else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     if not groups:
         raise ConfigError("parameter_groups: no parameter of the network is trainable.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +22,14 @@ class UpdateLoss:
         iteration: the update, counted from 0.
         places: file and row of the samples of this process.
         value: mean over the micro-batches, once it is read.
+        named: likewise of its named parts.
     """
 
     iteration: int
     places: list[tuple[str, str]] = field(default_factory=list)
     value: float = math.nan
+    named: dict[str, float] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
     parts: list[Tensor] = field(default_factory=list)
     arrived: Any = None
 
@@ -52,7 +56,9 @@ class PendingLosses:
         self._pending: deque[UpdateLoss] = deque()
         self._free: list[Tensor] = []
 
-    def add(self, iteration: int, loss: Tensor, batch: Any, last: bool) -> None:
+    def add(
+        self, iteration: int, loss: Tensor, batch: Any, last: bool, named: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Note the loss of a micro-batch.
 
         Args:
@@ -60,14 +66,18 @@ class PendingLosses:
             loss: one element, on the device.
             batch: has ``paths`` and ``rows``.
             last: whether it is the update's last micro-batch.
+            named: parts of the loss, the same ones each time.
         """
         if not self._pending or self._pending[-1].iteration != iteration:
             self._pending.append(UpdateLoss(iteration))
         entry = self._pending[-1]
         entry.places += zip(batch.paths, batch.rows, strict=True)
         loss = loss.detach().reshape(())
+        if named:
+            entry.names = tuple(named)
+            loss = torch.stack([loss, *(part.detach().to(loss.dtype).reshape(()) for part in named.values())])
         if self._device.type == "cuda":
-            host = self._free.pop() if self._free else torch.empty((), dtype=loss.dtype, pin_memory=True)
+            host = self._free.pop() if self._free else torch.empty(loss.shape, dtype=loss.dtype, pin_memory=True)
             entry.parts.append(host.copy_(loss, non_blocking=True))
             if last:
                 entry.arrived = torch.cuda.current_stream(self._device).record_event()
@@ -85,7 +95,9 @@ class PendingLosses:
             entry = self._pending.popleft()
             if entry.arrived is not None and not entry.arrived.query():
                 entry.arrived.synchronize()
-            entry.value = sum(float(part) for part in entry.parts) / len(entry.parts)
+            columns = zip(*(part.reshape(-1).tolist() for part in entry.parts), strict=True)
+            entry.value, *means = (sum(column) / len(entry.parts) for column in columns)
+            entry.named = dict(zip(entry.names, means, strict=True))
             if entry.arrived is not None:
                 self._free += entry.parts
             entry.parts = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ class RunProgress:
         iteration: updates done.
         evaluated: the iteration of the last evaluation, 0 before.
         window: losses since the last record of a step.
+        window_parts: likewise the named parts of the loss.
         epoch_loss: sum of this epoch's losses so far.
         epoch_seconds, epoch_waited: time of this epoch so far, and of it waiting for data.
         best: the best figure by the kind of weights, ``"raw"`` or ``"ema"``, and ``best_epoch`` its epoch.
@@ -29,6 +31,7 @@ class RunProgress:
     iteration: int = 0
     evaluated: int = 0
     window: list[float] = field(default_factory=list)
+    window_parts: dict[str, list[float]] = field(default_factory=dict)
     epoch_loss: float = 0.0
     epoch_seconds: float = 0.0
     epoch_waited: float = 0.0
@@ -37,9 +40,11 @@ class RunProgress:
     skipped: list[list[str]] = field(default_factory=list)
     finished: bool = False
 
-    def add_loss(self, value: float) -> None:
-        """Count the loss of an update."""
+    def add_loss(self, value: float, named: Mapping[str, float]) -> None:
+        """Count the loss of an update and its named parts."""
         self.window.append(value)
+        for name, part in named.items():
+            self.window_parts.setdefault(name, []).append(part)
         self.epoch_loss += value
 
     def add_skipped(self, samples: tuple[SkippedSample, ...]) -> None:

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hrnet_fast.config import HRNetConfig
 from hrnet_fast.datasets.image_warps import compiled_crops
 from hrnet_fast.errors import ConfigError, InputError
 from hrnet_fast.evaluation.result import EvaluationResult
 from hrnet_fast.keypoints.methods import NO_HEATMAPS
+from hrnet_fast.models.hrnet import HRNet
 from hrnet_fast.recipes.layouts import read_data
 from hrnet_fast.recipes.model_options import network_config
 from hrnet_fast.recipes.recipe import Recipe
 from hrnet_fast.recipes.sections import EvaluationRecipe
-from hrnet_fast.trainer.network import make_network, parameter_groups
+from hrnet_fast.trainer.network import initialised, parameter_groups
 
 # The main figure of each metric, which chooses the best checkpoint unless a recipe names another one.
-_BEST = {"coco": "AP", "pckh": "mean@0.5", "nme": "nme", "miou": "miou", "top_k": "top1"}
+_BEST = {"coco": "AP", "pckh": "mean@0.5", "nme": "nme", "miou": "miou", "top_k": "top1", "detection_ap": "AP"}
 _ERRORS = ("nme", "failure", "rmse", "mean_error")
 
 
@@ -90,12 +90,23 @@ class RecipeTask(ABC):
         """Return the loss on the task's device: ``loss(outputs, targets)``."""
 
     @abstractmethod
-    def inputs(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, Any]:
-        """Return images [N, 3, H, W] and targets of a batch, on its device, without waiting for it."""
+    def inputs(self, batch: Any, generator: torch.Generator) -> tuple[Any, Any]:
+        """Return the network's input and the targets of a batch, on its device, without waiting for it.
+
+        The input is images [N, 3, H, W], or the network's
+        :class:`~hrnet_fast.training.training_iteration.Arguments`, which begin with them.
+        """
 
     def make_model(self) -> nn.Module:
         """Return the network on a CPU with plain modules, random weights and those of `init`, in training mode."""
-        return make_network(self.config, self.keypoints, self.init)
+        model: nn.Module = initialised(self.random_network(), self.init)
+        return model
+
+    def random_network(self, impl: str = "reference") -> Any:
+        """Return the network on a CPU with random weights; `impl` as in :class:`hrnet_fast.HRNet`."""
+        model = HRNet(self.config, impl=impl)
+        model.keypoints = self.keypoints
+        return model
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Return the optimizer's groups: ``params``, ``lr`` and ``weight_decay`` of each."""
@@ -104,6 +115,10 @@ class RecipeTask(ABC):
     def evaluation(self) -> EvaluationRecipe:
         """Return the recipe's evaluation, completed from the data."""
         return self.recipe.evaluation
+
+    def evaluator_arguments(self) -> tuple[Any, ...]:
+        """Return the evaluator's arguments between the data set and the device."""
+        return self.crops, self.evaluation()
 
     def evaluator_options(self) -> dict[str, Any]:
         """Return further arguments of the evaluator."""
@@ -130,10 +145,11 @@ class RecipeTask(ABC):
 
         if self.val is None:
             raise ConfigError("evaluate: the recipe has no data for evaluation; give data.val or data.hold_out.")
-        recipe, crops = self.recipe, self.crops
+        recipe = self.recipe
         size = recipe.evaluation.batch_size or max(1, recipe.loop.batch_size // recipe.loop.accumulate)
         options = {"workers": recipe.data.workers, "batch_size": size, "progress": progress, **self.evaluator_options()}
-        result = getattr(evaluation, self.evaluator)(network, self.val, crops, self.evaluation(), device, **options)
+        evaluator = getattr(evaluation, self.evaluator)
+        result = evaluator(network, self.val, *self.evaluator_arguments(), device, **options)
         assert isinstance(result, EvaluationResult)
         return result
 
@@ -146,7 +162,7 @@ class RecipeTask(ABC):
         if self.best not in figures:
             raise ConfigError(f"evaluation.best={self.best!r}; accepted are {', '.join(sorted(figures))}.")
 
-    def _network_config(self) -> HRNetConfig:
+    def _network_config(self) -> Any:
         outputs = self.outputs
         return network_config(self.recipe.model, outputs if isinstance(outputs, int) else len(outputs))
 

@@ -138,8 +138,8 @@ class TrainingRun:
                 saving += time.perf_counter()
             self._generator.manual_seed(self._order.augmentation_seed(iteration, micro))
             images, targets = self._task.inputs(batch, self._generator)
-            loss = self._runner.run(images, targets, micro)
-            self._losses.add(iteration, loss, batch, micro == accumulate - 1)
+            loss, named = self._runner.run(images, targets, micro)
+            self._losses.add(iteration, loss, batch, micro == accumulate - 1, named)
             self._batches.prefetch()
         progress.iteration += 1
         self._reports.updated(iteration, time.perf_counter() - begin - saving, self._batches.take_waited())
@@ -199,7 +199,7 @@ class TrainingRun:
             if self._bad is None and not math.isfinite(entry.value):
                 self._bad = entry
             rate = self._recipe.optimizer.lr * self._schedule.factor(entry.iteration)
-            self._reports.loss(entry.iteration, entry.value, rate)
+            self._reports.loss(entry.iteration, entry.value, rate, entry.named)
         if self._processes.count == 1 and self._bad is not None:
             self._raise_bad_loss()
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.checkpoints import FAMILIES, convert_checkpoint, save_checkpoint
+from hrnet_fast.detection import Detector
 from hrnet_fast.errors import CheckpointError, ConfigError, HRNetFastError, InputError, shown
 from hrnet_fast.models import HRNet
 from hrnet_fast.recipes.recipe import Recipe
@@ -126,7 +127,8 @@ class RunFolder:
             CheckpointError: it cannot be written.
         """
         plain = {key: value.detach().cpu() for key, value in state.items()}
-        save_checkpoint(upstream_names(network, plain), self.path / name, overwrite=True)
+        settings = network.config if isinstance(network, Detector) else None
+        save_checkpoint(upstream_names(network, plain), self.path / name, overwrite=True, detector=settings)
 
 
 def upstream_names(network: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -85,18 +85,23 @@ class RunReports:
         for one in self._callbacks:
             one.iteration(iteration + 1, self._order.iterations)
 
-    def loss(self, iteration: int, value: float, rate: float) -> None:
-        """Count the loss of an update, counted from 0, with its learning rate; write the record that it completes."""
+    def loss(self, iteration: int, value: float, rate: float, named: Mapping[str, float]) -> None:
+        """Count the loss of an update, counted from 0, with its learning rate and named parts.
+
+        Write the record that it completes.
+        """
         done, progress = iteration + 1, self._progress
-        progress.add_loss(value)
+        progress.add_loss(value, named)
         if done % self._every and done % self._order.iterations_per_epoch:
             return
-        local = [sum(progress.window) / len(progress.window), self._seconds, self._waited]
-        loss, seconds, waited = self._processes.means(local)
+        windows = [progress.window, *progress.window_parts.values()]
+        local = [self._seconds, self._waited, *(sum(window) / len(window) for window in windows)]
+        seconds, waited, loss, *means = self._processes.means(local)
+        parts = {"losses": dict(zip(progress.window_parts, means, strict=True))} if means else {}
         epoch = iteration // self._order.iterations_per_epoch + 1
         speed = self._speed(self._images, seconds, waited)
-        self.write("step", iteration=done, epoch=epoch, loss=loss, lr=rate, **speed)
-        progress.window = []
+        self.write("step", iteration=done, epoch=epoch, loss=loss, lr=rate, **parts, **speed)
+        progress.window, progress.window_parts = [], {}
         self._seconds = self._waited = 0.0
         self._images = 0
 

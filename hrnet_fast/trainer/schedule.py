@@ -6,7 +6,7 @@ import bisect
 import math
 
 from hrnet_fast.checks import check_integer
-from hrnet_fast.recipes.sections import ScheduleRecipe
+from hrnet_fast.recipes.optimizer_sections import ScheduleRecipe
 
 
 class Schedule:
@@ -40,6 +40,8 @@ class Schedule:
         recipe = self.recipe
         if iteration >= recipe.warmup_iterations:
             return 1.0
+        if recipe.warmup_kind == "constant":
+            return recipe.warmup_factor
         return recipe.warmup_factor + (1 - recipe.warmup_factor) * iteration / recipe.warmup_iterations
 
     def _decay(self, iteration: int) -> float:

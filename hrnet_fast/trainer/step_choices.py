@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from hrnet_fast.detection import Detector
 from hrnet_fast.errors import ConfigError, InputError
 from hrnet_fast.implementations import BY_DEVICE, request, select_implementation
 from hrnet_fast.recipes.recipe import LoopRecipe
 from hrnet_fast.training import accelerate, restore
 from hrnet_fast.training.accelerate import is_fusion
+from hrnet_fast.training.training_iteration import Arguments
 
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}  # None: without it
 
@@ -43,13 +46,13 @@ def choose(loop: LoopRecipe, model: nn.Module, device: torch.device, processes: 
     - ``channels_last`` (None): on CPUs, where it is quicker with plain and fused modules alike; on CUDA devices under
       autocast, whose convolutions use it.
     - ``graph``: on a CUDA device with one process, and without deterministic algorithms, some of which a capture
-      refuses.
+      refuses; not for detectors, whose shapes depend on their data.
 
     Raises:
         ConfigError: the recipe asks for what cannot be had here.
     """
     fused, fused_reason = _accelerate(loop, model, device)
-    graph, graph_reason = _graph(loop, device, processes)
+    graph, graph_reason = _graph(loop, model, device, processes)
     if loop.channels_last is not None:
         last, last_reason = loop.channels_last, "the recipe says so"
     elif device.type == "cuda":
@@ -83,9 +86,14 @@ def _empty(device: torch.device) -> torch.Tensor:
     return torch.empty(0, device=device)
 
 
-def _graph(loop: LoopRecipe, device: torch.device, processes: int) -> tuple[bool, str]:
+def _graph(loop: LoopRecipe, model: nn.Module, device: torch.device, processes: int) -> tuple[bool, str]:
     if loop.graph == "off":
         return False, "the recipe says so"
+    if isinstance(model, Detector):
+        reason = "shapes in a detector depend on its data"
+        if loop.graph == "on":
+            raise ConfigError(f"loop.graph='on': {reason}, so its step is no graph; accepted are 'auto' and 'off'.")
+        return False, reason
     if device.type != "cuda":
         if loop.graph == "on":
             raise ConfigError(
@@ -121,6 +129,8 @@ def prepare_model(model: nn.Module, choices: StepChoices, loop: LoopRecipe, devi
     return model.train()
 
 
-def in_format(images: torch.Tensor, choices: StepChoices) -> torch.Tensor:
-    """Return images in the memory format of the weights."""
+def in_format(images: Any, choices: StepChoices) -> Any:
+    """Return images, or arguments that begin with them, in the memory format of the weights."""
+    if isinstance(images, Arguments):
+        return Arguments((in_format(images[0], choices), *images[1:]))
     return images.contiguous(memory_format=torch.channels_last) if choices.channels_last else images

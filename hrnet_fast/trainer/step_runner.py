@@ -77,13 +77,19 @@ class StepRunner:
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
 
-    def run(self, images: Tensor, targets: Any, micro: int) -> Tensor:
-        """Compute a micro-batch, and with an update's last one the update. Return the loss, which may be pending."""
+    def run(self, images: Any, targets: Any, micro: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute a micro-batch, and with an update's last one the update.
+
+        Returns:
+            The loss and its named parts, where the task's loss has them. They may be pending.
+        """
         images = in_format(images, self.choices)
         if self.graphed is not None:
-            return loss_of(self.graphed(images, targets))
+            return loss_of(self.graphed(images, targets)), {}
         place = MicroBatch(micro == 0, micro == self._accumulate - 1)
-        return loss_of(self._iteration.run(images, targets, place))
+        result = self._iteration.run(images, targets, place)
+        named = {name: part for name, part in result.items() if name != "loss"} if isinstance(result, dict) else {}
+        return loss_of(result), named
 
     def explain(self) -> dict[str, Any]:
         """Return the choices, their reasons, and which blocks take the fused path."""

@@ -35,11 +35,15 @@ class TrainingTask(Protocol):
     def make_model(self) -> nn.Module:
         """Return the network with random weights, from torch's global generator."""
 
-    def make_loss(self) -> Callable[[Any, Any], Tensor]:
-        """Return the loss: ``loss(outputs, targets)``."""
+    def make_loss(self) -> Callable[[Any, Any], Any]:
+        """Return the loss: ``loss(outputs, targets)``, or a mapping with it as ``"loss"`` and its named parts."""
 
-    def inputs(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, Any]:
-        """Return images [N, 3, H, W] and targets of a batch, on its device, without waiting for it."""
+    def inputs(self, batch: Any, generator: torch.Generator) -> tuple[Any, Any]:
+        """Return the network's input and the targets of a batch, on its device, without waiting for it.
+
+        The input is images [N, 3, H, W], or the network's
+        :class:`~hrnet_fast.training.training_iteration.Arguments`, which begin with them.
+        """
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Return the optimizer's groups: ``params``, ``lr`` and ``weight_decay`` of each."""

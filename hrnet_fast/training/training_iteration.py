@@ -29,6 +29,10 @@ class MicroBatch(NamedTuple):
         return "first micro-batch" if self.first else "last micro-batch" if self.last else "middle micro-batch"
 
 
+class Arguments(tuple[Any, ...]):
+    """Several arguments of a model; any other tuple is one argument."""
+
+
 class NotCapturableError(Exception):
     """A capture shows that its graph would compute something else than the step."""
 
@@ -79,6 +83,7 @@ class TrainingIteration:
         """Compute one micro-batch; return what the loss returned, detached.
 
         Args:
+            images: the model's argument, or its :class:`Arguments`.
             captured: whether this is within a capture. Gradients of several micro-batches are then in buffers that
                 graphs share.
         """
@@ -107,7 +112,8 @@ class TrainingIteration:
             if self.dtype is not None:
                 device = next(self.model.parameters()).device.type
                 stack.enter_context(torch.autocast(device, dtype=self.dtype))
-            result = self.loss(self.model(images), targets)
+            arguments = images if isinstance(images, Arguments) else (images,)
+            result = self.loss(self.model(*arguments), targets)  # a name for the outputs would keep them in backward
         value = loss_of(result)
         if self.accumulate > 1:
             value = value / self.accumulate

@@ -46,6 +46,9 @@ def collect_curves(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Curve
     epochs = [(r["epoch"], r) for r in records if r["kind"] == "epoch"]
     add("loss", "steps", [(x, r["loss"]) for x, r in steps])
     add("loss", "mean of the epoch", [(x, r["loss"]) for x, r in epochs])
+    for name in dict.fromkeys(name for _, r in steps for name in r.get("losses", ())):
+        if "loss" in name:  # others are percentages
+            add("parts of the loss", name, [(x, r.get("losses", {}).get(name)) for x, r in steps])
     add("learning rate", "", [(x, r["lr"]) for x, r in steps])
     evaluations = [r for r in records if r["kind"] == "evaluation"]
     names = [name for name in dict.fromkeys(n for r in evaluations for n in r["figures"]) if "/" not in name]

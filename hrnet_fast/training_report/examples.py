@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
-from hrnet_fast.datasets import KeypointDataset, SegmentationDataset
+from hrnet_fast.datasets import DetectionDataset, KeypointDataset, SegmentationDataset
+from hrnet_fast.detection import Detections
 from hrnet_fast.evaluation import EvaluationResult, SampleResult
+from hrnet_fast.evaluation.detection import SHOWN
 from hrnet_fast.tasks import draw
 from hrnet_fast.tasks.prediction import Options
 
@@ -53,7 +56,7 @@ def draw_examples(
         dataset: its data set.
         lower_is_better: the figures are errors.
         classes: the predicted class of each pixel, [H, W], of a sample's index, for segmentation.
-        names: of the classes, for classification.
+        names: of the classes, for classification and detection.
         count: number of best and of worst samples.
 
     Raises:
@@ -72,6 +75,8 @@ def draw_examples(
             picture = _draw_keypoints(dataset, index, sample)
         elif isinstance(dataset, SegmentationDataset):
             picture = _draw_classes(dataset, index, classes)
+        elif isinstance(dataset, DetectionDataset):
+            picture = _draw_objects(dataset, index, sample)
         else:
             picture = _fitted(Image.open(sample.path).convert("RGB"))
         caption = " ".join(filter(None, (Path(sample.path).name, sample.row, _told(sample, names))))
@@ -90,6 +95,11 @@ def legend(dataset: Any) -> str:
         )
     if isinstance(dataset, SegmentationDataset):
         return "The mask lies over the picture above, the prediction below. The figure is the share of correct pixels."
+    if isinstance(dataset, DetectionDataset):
+        return (
+            f"Annotated objects above, detections with a score of {SHOWN} or more below. The figure is the F1 score of "
+            "these detections at an IoU of 0.5."
+        )
     return "The picture's class with its predicted probability, and the predicted class where it is another one."
 
 
@@ -146,6 +156,24 @@ def _draw_classes(dataset: SegmentationDataset, index: int, classes: Callable[[i
         known = labels < dataset.num_classes
         over = np.array(draw.overlay(image, np.where(known, labels, 0), dataset.num_classes))
         drawn.append(_fitted(Image.fromarray(np.where(known[..., None], over, 0).astype(np.uint8))))
+    return _stacked(drawn)
+
+
+def _draw_objects(dataset: DetectionDataset, index: int, sample: SampleResult) -> Image.Image:
+    """Draw the annotated objects, and below them the detections."""
+    image = Image.open(sample.path).convert("RGB")
+    annotated = dataset.annotation(index)
+    known = Detections(annotated.boxes, torch.ones(len(annotated.labels)), annotated.labels)
+    entries = sample.answer["detections"]
+    boxes = torch.tensor([entry["bbox"] for entry in entries], dtype=torch.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    labels = torch.tensor([dataset.categories.index(entry["category_id"]) for entry in entries], dtype=torch.int64)
+    found = Detections(boxes, torch.tensor([entry["score"] for entry in entries]), labels)
+    return _stacked([_fitted(draw.detections(image, one, dataset.names, SHOWN)) for one in (known, found)])
+
+
+def _stacked(drawn: list[Image.Image]) -> Image.Image:
+    """Return pictures of :data:`WIDTH` pixels one below the other."""
     both = Image.new("RGB", (WIDTH, sum(one.height for one in drawn) + 4 * (len(drawn) - 1)), (255, 255, 255))
     top = 0
     for one in drawn:

@@ -52,6 +52,30 @@ def test_settings_can_be_given() -> None:
         hf.load_checkpoint(state, mask_threshold=0.7)
 
 
+def test_settings_beside_the_weights(tmp_path: Path) -> None:
+    """Anchors, thresholds and sizes that a state_dict does not tell, of files that training writes."""
+    model = tiny_detector("faster_rcnn", norm_eval=True, score_threshold=0.02, short_side=96)
+    anchors = dataclasses.replace(model.config.rpn.anchors, scales=(2,), ratios=(1.0, 2.0))
+    config = dataclasses.replace(model.config, rpn=dataclasses.replace(model.config.rpn, anchors=anchors))
+    state = Detector(config).state_dict()
+    hf.save_checkpoint(state, tmp_path / "own.pth", detector=config)
+    loaded = hf.load_checkpoint(tmp_path / "own.pth")
+    assert loaded.config == config
+    assert loaded.assumptions == ()
+    assert all(torch.equal(loaded.state_dict()[key], value) for key, value in state.items())
+    changed = hf.load_checkpoint(tmp_path / "own.pth", short_side=64, head="keep", num_classes=5).config
+    assert changed == dataclasses.replace(config, num_classes=5).override(short_side=64)
+    assert hf.load_checkpoint(tmp_path / "own.pth", family="mmdet").config.head.kind == "v2p"
+    content = torch.load(tmp_path / "own.pth")
+    for wrong in ({**config.to_dict(), "num_classes": 0}, {}, 5):
+        with pytest.raises(hf.CheckpointError, match="detector_config is no detector"):
+            hf.load_checkpoint(content | {"detector_config": wrong})
+    with pytest.raises(hf.CheckpointError, match="mis-shaped"):
+        hf.load_checkpoint(content | {"detector_config": model.config.to_dict()})
+    with pytest.raises(hf.CheckpointError, match="have tensors alone"):
+        hf.save_checkpoint(state, tmp_path / "own.safetensors", detector=config)
+
+
 def test_another_number_of_classes() -> None:
     """For transfer: the layers that fit are loaded, the others drawn."""
     state = tiny_detector("mask_rcnn").state_dict()

@@ -47,7 +47,7 @@ def trainer(package: Any, folder: Path, *callbacks: Any, **options: Any) -> Any:
     )  # fmt: skip
 
 
-def plain_network() -> nn.Module:
+def random_network() -> nn.Module:
     return hf.restore(tiny("v1").double()).train()
 
 
@@ -67,7 +67,7 @@ def test_the_callback_accelerates(
             super().__init__()
             self.network = network
 
-    network = plain_network()
+    network = random_network()
     plain, fast = Module(copy.deepcopy(network)), Module(network)
     trainer(package, tmp_path).fit(plain, loader())
     with caplog.at_level(logging.INFO):
@@ -85,7 +85,7 @@ class LateModule(Task, lightning.pytorch.LightningModule):  # type: ignore[misc]
     """Builds its network where Lightning tells large ones to be built."""
 
     def configure_model(self) -> None:
-        self.network = plain_network()
+        self.network = random_network()
 
 
 def test_a_network_that_is_configured_late_is_accelerated_under_ddp(tmp_path: Path) -> None:

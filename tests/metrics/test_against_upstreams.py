@@ -9,7 +9,7 @@ import torch
 from made_predictions import FACES, classification, faces, golden, mpii, peaks, poses, segmentation
 
 from hrnet_fast import metrics
-from hrnet_fast.metrics.coco_ap import EVALUATORS
+from hrnet_fast.metrics.coco_files import EVALUATORS
 
 
 @pytest.mark.parametrize("evaluator", EVALUATORS)

@@ -76,7 +76,7 @@ def steps_of_the_loop(task: Any, batches: list[Any], accelerate: str) -> list[fl
         assert runner.choices.accelerate == (accelerate == "on")
         for iteration, (images, targets) in enumerate(batches):
             runner.set_rate(schedule.factor(iteration))
-            losses.append(runner.run(images, targets, 0).item())
+            losses.append(runner.run(images, targets, 0)[0].item())
     if accelerate == "on":
         assert "fused" in str(hf.explain(runner.model))
     return losses

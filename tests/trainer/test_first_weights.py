@@ -11,8 +11,9 @@ from made_task import MadeTask, recipe
 from tiny_networks import tiny, tiny_config
 from torch import nn
 
+import hrnet_fast as hf
 from hrnet_fast.trainer import read_log, train
-from hrnet_fast.trainer.network import make_network
+from hrnet_fast.trainer.network import initialised
 
 
 def test_what_a_checkpoint_gave_is_logged_and_recorded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -21,7 +22,7 @@ def test_what_a_checkpoint_gave_is_logged_and_recorded(tmp_path: Path, caplog: p
 
     class Begun(MadeTask):
         def make_model(self) -> nn.Module:
-            return make_network(tiny_config("v1", num_outputs=1), "msra", file)
+            return initialised(hf.HRNet(tiny_config("v1", num_outputs=1), impl="reference"), file)
 
     logger = logging.getLogger("hrnet_fast.trainer")
     logger.addHandler(caplog.handler)

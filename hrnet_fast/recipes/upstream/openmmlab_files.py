@@ -1,4 +1,4 @@
-"""``from_openmmlab_config``: configurations of mmpose 1.x and mmsegmentation 1.x as recipes."""
+"""``from_openmmlab_config``: configurations of mmpose 1.x, mmsegmentation 1.x and mmdetection 3.x as recipes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SECTIONS = (
 def from_openmmlab_config(
     source: str | os.PathLike[str] | Any, *, gpus: int | None = None, train_images: int | None = None
 ) -> Recipe:
-    """Return the recipe of a top-down configuration of mmpose, or of a configuration of mmsegmentation.
+    """Return the recipe of a top-down configuration of mmpose, of one of mmsegmentation, or of a detector's.
 
     Transforms, losses, optimizers, schedules, data sets and metrics that a recipe has are converted; every other one
     raises an error with its name. What differs is in :attr:`Recipe.notes`, and is logged (``hrnet_fast.recipes``). The
@@ -33,28 +33,46 @@ def from_openmmlab_config(
         source: a ``.py`` file (read by mmengine, which runs it), an mmengine ``Config`` or a mapping.
         gpus: devices that the batch size of ``train_dataloader`` is for. None: as the file's name (``8xb64``) or
             ``auto_scale_lr`` says, otherwise one.
-        train_images: pictures of the training set, to give iterations in epochs. None: known for Cityscapes, ADE20K and
-            PASCAL-Context.
+        train_images: pictures of the training set, to give iterations in epochs. None: known for Cityscapes, ADE20K,
+            PASCAL-Context and COCO.
 
     Raises:
         ConfigError: the configuration has something that no recipe has, or a key that is not known.
     """
-    from hrnet_fast.models.upstream import read_configuration
     from hrnet_fast.models.upstream.config_files import read_source
     from hrnet_fast.models.upstream.section import Section
-    from hrnet_fast.recipes.model_options import describe_network
-    from hrnet_fast.recipes.upstream.openmmlab_pose import read_pose_sections
-    from hrnet_fast.recipes.upstream.openmmlab_segmentation import read_segmentation_sections
+    from hrnet_fast.recipes.upstream.openmmlab_detection import read_detection_sections
 
     data = read_source(source)
     lacking = [name for name in ("model", "train_dataloader", "optim_wrapper", "train_cfg") if not data.get(name)]
     if lacking:
         raise ConfigError(f"{MM_CALLER}: {', '.join(lacking)} missing; accepted is a whole file of version 1.x.")
-    network = read_configuration(data)
-    notes = list(network.notes)
     cfg = Section({key: data[key] for key in _SECTIONS if data.get(key) is not None}, caller=MM_CALLER)
     file = os.path.basename(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else ""
+    notes: list[str] = []
     batch = _batch_size(data, file, gpus, notes)
+    if {"rpn_head", "bbox_head"} & set(data["model"]):
+        recipe, origin = read_detection_sections(cfg, data, notes, batch, train_images), "mmdetection"
+    else:
+        recipe, origin = _read_maps(cfg, data, notes, batch, train_images)
+    _read_rest(cfg, recipe, notes)
+    for note in notes:
+        logger.warning("%s", note)
+    description = f"{file or name_of(data['model'])}, from {origin}"
+    return Recipe.from_dict({"description": description, **recipe, "notes": notes})
+
+
+def _read_maps(
+    cfg: Any, data: Mapping[str, Any], notes: list[str], batch: int, train_images: int | None
+) -> tuple[dict[str, Any], str]:
+    """Return all sections of a network of heatmaps or of classes of pixels, and its code base."""
+    from hrnet_fast.models.upstream import read_configuration
+    from hrnet_fast.recipes.model_options import describe_network
+    from hrnet_fast.recipes.upstream.openmmlab_pose import read_pose_sections
+    from hrnet_fast.recipes.upstream.openmmlab_segmentation import read_segmentation_sections
+
+    network = read_configuration(data)
+    notes += network.notes
     config, sync = network.config, network.config.norm.kind == "syncbn"
     if sync:
         config = config.override(norm_kind="bn")
@@ -67,17 +85,11 @@ def from_openmmlab_config(
         config = config.override(init="normal")  # as mmpose's HRNet and HeatmapHead
     else:
         raise ConfigError(
-            f"{MM_CALLER}: {name_of(data['model'])} is neither trained on heatmaps of boxes nor on masks."
+            f"{MM_CALLER}: {name_of(data['model'])} is neither a detector nor trained on heatmaps of boxes or on masks."
         )
     recipe["loop"]["sync_bn"] = sync
     recipe["model"] = describe_network(config)
-    _read_rest(cfg, recipe, notes)
-    for note in notes:
-        logger.warning("%s", note)
-    description = (
-        f"{file or name_of(data['model'])}, from {'mmsegmentation' if 'decode_head' in data['model'] else 'mmpose'}"
-    )
-    return Recipe.from_dict({"description": description, **recipe, "notes": notes})
+    return recipe, "mmsegmentation" if "decode_head" in data["model"] else "mmpose"
 
 
 def name_of(part: Any) -> str:

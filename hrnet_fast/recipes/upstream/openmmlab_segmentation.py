@@ -10,6 +10,7 @@ from hrnet_fast.models.upstream.section import Section
 from hrnet_fast.recipes.upstream.openmmlab_files import MM_CALLER, name_of
 from hrnet_fast.recipes.upstream.openmmlab_training import (
     nothing,
+    read_loop,
     read_optimizer,
     read_pipeline,
     read_schedule,
@@ -49,7 +50,7 @@ def read_segmentation_sections(
         raise ConfigError(f"{MM_CALLER}: train_pipeline has no RandomResize or no RandomCrop; a recipe needs both.")
     side, size = _base_side(steps["base"], name)
     optimizer, loop = read_optimizer(cfg)
-    run = _run(cfg, train_images or _DATASETS[name][2], batch, name)
+    run = read_loop(cfg, train_images or _DATASETS[name][2], batch, name)
     heads = data["model"]["decode_head"]
     heads = [heads] if isinstance(heads, Mapping) else heads
     classes = heads[-1]["num_classes"]
@@ -128,30 +129,6 @@ def _base_side(scale: tuple[int, ...], name: str) -> tuple[str, int]:
     if longer == shorter or (name == "CityscapesDataset" and longer == 2 * shorter):
         return "longer", longer
     return "shorter", shorter  # no picture is so long that its longer side decides
-
-
-def _run(cfg: Section, images: int | None, batch: int, name: str) -> dict[str, Any]:
-    section = cfg.section("train_cfg")
-    kind = name_of(section.get("type", "EpochBasedTrainLoop"))
-    interval = section.get("val_interval", 1)
-    section.no_effect("val_begin", "by_epoch")
-    section.expect("dynamic_intervals", None)
-    if kind == "EpochBasedTrainLoop":
-        epochs = section.get("max_epochs")
-        section.close()
-        return {"epochs": epochs, "evaluate_every": interval, "total": epochs, "by_epoch": True}
-    if kind != "IterBasedTrainLoop":
-        raise unsupported("train_cfg", kind, ("IterBasedTrainLoop", "EpochBasedTrainLoop"))
-    total = section.get("max_iters")
-    section.close()
-    if images is None:
-        raise ConfigError(
-            f"{MM_CALLER}: train_cfg has {total} iterations, and the number of pictures of {name} is not known; give "
-            "train_images=."
-        )
-    each = max(1, images // batch)
-    every = max(1, round(interval / each))
-    return {"epochs": max(1, round(total / each)), "evaluate_every": every, "total": total, "by_epoch": False}
 
 
 def _data(name: str, sets: Mapping[str, Any], classes: int, reduced: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Readers that mmpose and mmsegmentation share: optimizer, schedule, loop, normalisation of pictures, transforms."""
+"""Readers that mmpose, mmsegmentation and mmdetection share: optimizer, schedule, loop, statistics, transforms."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def read_optimizer(cfg: Section) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _parameters(wrapper: Section) -> dict[str, Any]:
-    """Return the fields of ``paramwise_cfg``: no decay of normalisations and biases, and a factor on the head."""
+    """Return the fields of ``paramwise_cfg``: decay of normalisations and biases, factors on biases and the head."""
     values = wrapper.get("paramwise_cfg", None)
     if not values:
         return {}
@@ -109,12 +109,16 @@ def _parameters(wrapper: Section) -> dict[str, Any]:
     found: dict[str, Any] = {}
     decays = section.get("norm_decay_mult", 1), section.get("bias_decay_mult", 1)
     section.no_effect("bypass_duplicate")
-    if decays not in ((1, 1), (0, 0)):
+    if decays not in ((1, 1), (0, 0), (1, 0)) or (decays == (1, 0) and "norm_decay_mult" in values):
         raise ConfigError(
             f"{MM_CALLER}: paramwise_cfg has norm_decay_mult={decays[0]} and bias_decay_mult={decays[1]}; a recipe has "
-            "both 1 or both 0."
+            "both 1, both 0, or bias_decay_mult=0 alone."
         )
-    found["decay_norms"] = decays == (1, 1)
+    found["decay_norms"] = decays[0] == 1
+    if decays == (1, 0):
+        found["decay_biases"] = False
+    if "bias_lr_mult" in values:
+        found["bias_lr_factor"] = float(section.get("bias_lr_mult"))
     for key, options in section.get("custom_keys", {}).items():
         if key not in ("head", "decode_head", "keypoint_head") or set(options) != {"lr_mult"}:
             raise ConfigError(
@@ -149,6 +153,9 @@ def read_schedule(cfg: Section, lr: float, total: int, by_epoch: bool) -> dict[s
             # Its last factor, 1, is reached one iteration before its end.
             found |= {"warmup_iterations": section.get("end") - 1, "warmup_factor": section.get("start_factor", 1 / 3)}
             section.expect("end_factor", 1, 1.0)
+        elif name == "ConstantLR" and not epochs:
+            warmup = {"warmup_iterations": section.get("end") - 1, "warmup_factor": section.get("factor", 1 / 3)}
+            found |= warmup | {"warmup_kind": "constant"}
         elif name == "MultiStepLR" and epochs:
             section.no_effect("end")
             milestones = [m for m in section.get("milestones") if m < total]
@@ -162,7 +169,42 @@ def read_schedule(cfg: Section, lr: float, total: int, by_epoch: bool) -> dict[s
             kind = "poly" if name == "PolyLR" else "cosine"
             found |= {"kind": kind} | ({"power": section.get("power", 1.0)} if kind == "poly" else {})
         else:
-            accepted = ("LinearLR by iteration", "MultiStepLR by epoch", "PolyLR", "CosineAnnealingLR")
+            accepted = ("LinearLR and ConstantLR by iteration", "MultiStepLR by epoch", "PolyLR", "CosineAnnealingLR")
             raise unsupported("param_scheduler", f"{name} (by_epoch={epochs})", accepted)
         section.close()
     return found
+
+
+def read_loop(cfg: Section, images: int | None, batch: int, name: str) -> dict[str, Any]:
+    """Return ``epochs`` and ``evaluate_every``, and for :func:`read_schedule` ``total`` and ``by_epoch``.
+
+    Args:
+        cfg: the configuration.
+        images: pictures of the training set, or None where that is not known.
+        batch: pictures of an update.
+        name: of the data set, for messages.
+
+    Raises:
+        ConfigError: another loop than a recipe has, or iterations of an unknown number of pictures.
+    """
+    section = cfg.section("train_cfg")
+    kind = name_of(section.get("type", "EpochBasedTrainLoop"))
+    interval = section.get("val_interval", 1)
+    section.no_effect("val_begin", "by_epoch")
+    section.expect("dynamic_intervals", None)
+    if kind == "EpochBasedTrainLoop":
+        epochs = section.get("max_epochs")
+        section.close()
+        return {"epochs": epochs, "evaluate_every": interval, "total": epochs, "by_epoch": True}
+    if kind != "IterBasedTrainLoop":
+        raise unsupported("train_cfg", kind, ("IterBasedTrainLoop", "EpochBasedTrainLoop"))
+    total = section.get("max_iters")
+    section.close()
+    if images is None:
+        raise ConfigError(
+            f"{MM_CALLER}: train_cfg has {total} iterations, and the number of pictures of {name} is not known; give "
+            "train_images=."
+        )
+    each = max(1, images // batch)
+    every = max(1, round(interval / each))
+    return {"epochs": max(1, round(total / each)), "evaluate_every": every, "total": total, "by_epoch": False}
