@@ -53,6 +53,21 @@ py::dict build_info() {
 
 }  // namespace
 
+namespace {
+
+// Operators return defined tensors, none of which is another.
+template <auto kFunction>
+std::vector<at::Tensor> fuse_sum_backward(const at::Tensor& grad, const at::Tensor& out, at::TensorList xs,
+                                          at::TensorList scales, at::IntArrayRef sizes, int64_t mode, bool relu,
+                                          at::IntArrayRef wanted) {
+  auto found = kFunction(grad, out, xs, scales, sizes, mode, relu, wanted);
+  for (at::Tensor& t : found)
+    if (!t.defined()) t = at::empty({0}, grad.options());
+  return found;
+}
+
+}  // namespace
+
 #if defined(HRNET_FAST_WITH_CUDA)
 namespace {
 
@@ -139,7 +154,7 @@ TORCH_LIBRARY_FRAGMENT(hrnet_fast, m) {
 
 TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
   m.impl("fuse_sum_cpu", &hrnet_fast::cpu::fuse_sum_forward);
-  m.impl("fuse_sum_backward_cpu", &hrnet_fast::cpu::fuse_sum_backward);
+  m.impl("fuse_sum_backward_cpu", &fuse_sum_backward<hrnet_fast::cpu::fuse_sum_backward>);
   m.impl("batch_affine_cpu", &hrnet_fast::cpu::batch_affine);
   m.impl("running_affine_cpu", &hrnet_fast::cpu::running_affine);
   m.impl("statistics_cpu", &hrnet_fast::cpu::statistics);
@@ -152,7 +167,7 @@ TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
 #if defined(HRNET_FAST_WITH_CUDA)
 TORCH_LIBRARY_IMPL(hrnet_fast, CUDA, m) {
   m.impl("fuse_sum_cuda", &hrnet_fast::cuda::fuse_sum_forward_tensors);
-  m.impl("fuse_sum_backward_cuda", &hrnet_fast::cuda::fuse_sum_backward_tensors);
+  m.impl("fuse_sum_backward_cuda", &fuse_sum_backward<hrnet_fast::cuda::fuse_sum_backward_tensors>);
   m.impl("batch_affine_cuda", &hrnet_fast::cuda::batch_affine);
   m.impl("running_affine_cuda", &running_affine);
   m.impl("statistics_cuda", &hrnet_fast::cuda::statistics);

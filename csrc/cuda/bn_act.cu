@@ -28,7 +28,7 @@ Kind kind_of(at::ScalarType type) {
   }
 }
 
-// An empty tensor stands for an absent parameter.
+// An empty or undefined tensor is an absent parameter.
 Parameter parameter(const at::Tensor& t, int64_t channels, c10::Device device, bool written) {
   if (t.numel() == 0) return {};
   TORCH_CHECK(t.dim() == 1 && t.numel() == channels && t.device() == device, "normalisation of ", channels,

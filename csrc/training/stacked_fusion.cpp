@@ -203,15 +203,14 @@ std::vector<at::Tensor> Fusion::forward(const std::vector<at::Tensor>& xs, Kept*
     }
     activate(wave, outputs, affines, hidden);
   }
-  const at::Tensor absent = at::empty({0}, xs[0].options().memory_format({}));
   std::vector<at::Tensor> outs;
   for (const auto& row : rows_) {
     std::vector<at::Tensor> maps, scales, shifts;
     for (const Term& term : row) {
       if (term.layers.empty()) {
         maps.push_back(xs[term.source]);
-        scales.push_back(absent);
-        shifts.push_back(absent);
+        scales.emplace_back();
+        shifts.emplace_back();
         continue;
       }
       const Place at = place(term);
@@ -284,7 +283,8 @@ Fusion::Result Fusion::backward(Kept kept, const std::vector<at::Tensor>& xs, co
       if (same[j] && first == row.size()) first = j;
       want[j] = !same[j] || j == first;
     }
-    const auto found = fuse_sum_backward(grads[r], outs[r], sizes, mode_, true, want);
+    const std::vector<at::Tensor> none(row.size());
+    const auto found = fuse_sum_backward(grads[r], outs[r], none, none, sizes, mode_, true, want);
     for (size_t j = 0; j < row.size(); ++j) {
       const at::Tensor& g = same[j] ? found[first] : found[j];
       if (row[j].layers.empty())
