@@ -66,12 +66,24 @@ std::vector<at::Tensor> fuse_sum_backward(const at::Tensor& grad, const at::Tens
   return found;
 }
 
+using hrnet_fast::OptionalTensor;
+
+std::tuple<at::Tensor, at::Tensor> with_masked(at::Tensor sums, at::Tensor masked, const at::Tensor& x) {
+  if (!masked.defined()) masked = at::empty({0}, x.options());
+  return {std::move(sums), std::move(masked)};
+}
+
+std::tuple<at::Tensor, at::Tensor> backward_sums_cpu(const at::Tensor& grad, const OptionalTensor& addend,
+                                                     const at::Tensor& x, const at::Tensor& affine,
+                                                     const OptionalTensor& out, bool relu, bool keep) {
+  auto [sums, masked] = hrnet_fast::cpu::backward_sums(grad, addend, x, affine, out, relu, keep);
+  return with_masked(std::move(sums), std::move(masked), x);
+}
+
 }  // namespace
 
 #if defined(HRNET_FAST_WITH_CUDA)
 namespace {
-
-using hrnet_fast::OptionalTensor;
 
 // The passes of one map, as operators.
 at::Tensor running_affine(at::IntArrayRef channels, at::TensorList weights, at::TensorList biases,
@@ -92,7 +104,7 @@ std::tuple<at::Tensor, at::Tensor> backward_sums(const at::Tensor& grad, const O
                                                  const at::Tensor& x, const at::Tensor& affine,
                                                  const OptionalTensor& out, bool relu, bool keep) {
   auto found = hrnet_fast::cuda::backward_sums({{grad, addend, x, affine, out, relu, keep}});
-  return {found[0].sums, found[0].masked};
+  return with_masked(found[0].sums, found[0].masked, x);
 }
 
 at::Tensor backward_input(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& affine, const at::Tensor& sums,
@@ -159,7 +171,7 @@ TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
   m.impl("running_affine_cpu", &hrnet_fast::cpu::running_affine);
   m.impl("statistics_cpu", &hrnet_fast::cpu::statistics);
   m.impl("bn_act_cpu", &hrnet_fast::cpu::bn_act);
-  m.impl("backward_sums_cpu", &hrnet_fast::cpu::backward_sums);
+  m.impl("backward_sums_cpu", &backward_sums_cpu);
   m.impl("backward_input_cpu", &hrnet_fast::cpu::backward_input);
   m.impl("conv_halo_cpu", &hrnet_fast::cpu::conv_halo);
 }

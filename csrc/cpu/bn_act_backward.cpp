@@ -134,7 +134,7 @@ std::tuple<at::Tensor, at::Tensor> backward_sums(const at::Tensor& given_grad, c
     TORCH_CHECK(!t.defined() || (t.sizes() == x.sizes() && t.scalar_type() == x.scalar_type()),
                 "backward_sums: gradients and activations must be as the map is, ", x.sizes());
   TORCH_CHECK(affine.size(1) == channels, "backward_sums: an affine of another width than ", x.sizes());
-  at::Tensor kept = keep ? at::empty_like(x, shape.format()) : at::empty({0}, x.options().memory_format({}));
+  at::Tensor kept = keep ? at::empty_like(x, shape.format()) : at::Tensor();
   at::Tensor result = at::empty({2, channels}, affine.options());
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "bn_backward_sums", [&] {
     using M = math_t<scalar_t>;

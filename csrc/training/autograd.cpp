@@ -141,8 +141,8 @@ struct ChainsFunction : torch::autograd::Function<ChainsFunction> {
     if (state->memory == Memory::kFast) saved.insert(saved.end(), outs.begin(), outs.end());
     for (size_t k = 0; k < chains; ++k)
       if (!state->recomputations[k]) saved.push_back(xs[k]);
-    const variable_list parameters = state->call->parameters();
-    saved.insert(saved.end(), parameters.begin(), parameters.end());
+    const variable_list weights = state->call->weights();
+    saved.insert(saved.end(), weights.begin(), weights.end());
     ctx->save_for_backward(std::move(saved));
     for (size_t k = 0; k < chains; ++k) outs[k] = in_input_format(outs[k], tensors[k]);
     return outs;
@@ -202,8 +202,8 @@ struct FusionFunction : torch::autograd::Function<FusionFunction> {
     saved.insert(saved.end(), outs.begin(), outs.end());
     for (size_t k = 0; k < sources; ++k)
       if (!state->recomputations[k]) saved.push_back(tensors[k]);
-    const variable_list parameters = state->call->parameters();
-    saved.insert(saved.end(), parameters.begin(), parameters.end());
+    const variable_list weights = state->call->weights();
+    saved.insert(saved.end(), weights.begin(), weights.end());
     ctx->save_for_backward(std::move(saved));
     return outs;
   }

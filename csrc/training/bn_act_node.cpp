@@ -87,8 +87,8 @@ struct BnActFunction : torch::autograd::Function<BnActFunction> {
         found[1] = backward_input({{keep ? sums.masked : grad, x, affine, sums.sums, count, state->relu && !keep}})[0]
                        .contiguous(dense_format(x));
       }
-      if (state->weight) found.push_back(want_weight ? cast(sums.sums[1], *state->weight) : at::Tensor());
-      if (state->bias) found.push_back(want_bias ? cast(sums.sums[0], *state->bias) : at::Tensor());
+      if (state->weight) found.push_back(want_weight ? cast(row_of(sums.sums, 1), *state->weight) : at::Tensor());
+      if (state->bias) found.push_back(want_bias ? cast(row_of(sums.sums, 0), *state->bias) : at::Tensor());
       if (want_residual && keep) found.push_back(sums.masked.contiguous(dense_format(x)));
     }
     differentiate_once(found, {grad, x});

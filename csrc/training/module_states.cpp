@@ -2,6 +2,10 @@
 
 #include "module_states.h"
 
+#include <algorithm>
+
+#include "dictionary_tag.h"
+
 namespace py = pybind11;
 
 namespace hrnet_fast::training {
@@ -47,12 +51,11 @@ bool same_container(const py::handle& now, const py::handle& then) {
 ModuleStates::ModuleStates(const py::iterable& modules, const py::tuple& apart) : apart_(apart) {
   for (const py::handle& module : modules) {
     const py::handle kind = py::type::handle_of(module);
-    State state{py::reinterpret_borrow<py::object>(module),
-                py::reinterpret_borrow<py::object>(kind),
-                method(kind, names().forward),
-                method(kind, names().conv_forward),
-                module.attr("__dict__"),
-                {}};
+    if (std::none_of(kinds_.begin(), kinds_.end(), [&](const Kind& known) { return known.kind.is(kind); }))
+      kinds_.push_back({py::reinterpret_borrow<py::object>(kind), method(kind, names().forward),
+                        method(kind, names().conv_forward)});
+    State state{py::reinterpret_borrow<py::object>(module), py::reinterpret_borrow<py::object>(kind),
+                module.attr("__dict__"), {}, 0, {}};
     const py::dict own = state.own.attr("copy")();  // at once: other threads may add to it
     for (const auto& [name, value] : own) {
       const bool left_out = apart.contains(name), copied = !left_out && is_container(value);
@@ -67,23 +70,49 @@ ModuleStates::ModuleStates(const py::iterable& modules, const py::tuple& apart) 
 }
 
 // The usual case, without a lookup: the same names in the same order, with the same values. Most are empty: hooks.
-bool ModuleStates::in_order(const State& state) {
+bool ModuleStates::in_order(State& state) {
+  // Before anything is compared, which may run Python: a change meanwhile moves it on.
+  const uint64_t tag = dictionary_tag(state.own.ptr());
+  state.tag = 0;
+  state.containers.clear();
   py::ssize_t at = 0;
   size_t k = 0;
   PyObject *key, *now;
   while (PyDict_Next(state.own.ptr(), &at, &key, &now)) {
     const py::handle name(key), value(now);
     if (k == state.attributes.size() || !state.attributes[k].name.is(name)) return false;
-    const Attribute& then = state.attributes[k++];
-    if (then.apart || (then.empty && PyDict_Check(now) && PyDict_GET_SIZE(now) == 0)) continue;
+    const size_t number = k++;
+    const Attribute& then = state.attributes[number];
+    if (then.apart) continue;
     if (!then.copied || !is_container(value)) {
       if (!then.value.is(value)) return false;
       continue;
     }
+    const uint64_t before = PyDict_CheckExact(now) ? dictionary_tag(now) : 0;
     const py::object held = py::reinterpret_borrow<py::object>(value);  // a comparison may run Python
     if (!same_container(held, then.value)) return false;
+    state.containers.push_back({now, number, before});
   }
-  return k == state.attributes.size();
+  if (k != state.attributes.size()) return false;
+  state.tag = tag;
+  return true;
+}
+
+// Of a module whose attributes are the objects that they were.
+bool ModuleStates::same_containers(State& state) {
+  for (Container& container : state.containers) {
+    PyObject* now = container.now;
+    const Attribute& then = state.attributes[container.attribute];
+    if (then.empty && PyDict_Check(now) && PyDict_GET_SIZE(now) == 0) continue;
+    const uint64_t tag = PyDict_CheckExact(now) ? dictionary_tag(now) : 0;
+    if (tag != 0 && tag == container.tag) continue;
+    container.tag = 0;
+    const py::object held = py::reinterpret_borrow<py::object>(now);
+    // A comparison may run Python, and that may change the attributes.
+    if (!same_container(held, then.value) || dictionary_tag(state.own.ptr()) != state.tag) return false;
+    container.tag = tag;
+  }
+  return true;
 }
 
 bool ModuleStates::by_name(const State& state) const {
@@ -104,25 +133,30 @@ bool ModuleStates::by_name(const State& state) const {
   return PyDict_Size(state.own.ptr()) - left_out == then;
 }
 
-bool ModuleStates::unchanged() const {
+bool ModuleStates::unchanged() {
   const Names& n = names();
-  for (const State& state : states_) {
-    const py::handle kind = py::type::handle_of(state.module);
-    if (!kind.is(state.kind) || !method(kind, n.forward).is(state.forward) ||
-        !method(kind, n.conv_forward).is(state.conv_forward))
+  for (const Kind& known : kinds_)
+    if (!method(known.kind, n.forward).is(known.forward) || !method(known.kind, n.conv_forward).is(known.conv_forward))
       return false;
-    if (!in_order(state) && !by_name(state)) return false;
+  for (State& state : states_) {
+    if (!py::type::handle_of(state.module).is(state.kind)) return false;
+    if (state.tag != 0 && state.tag == dictionary_tag(state.own.ptr())) {
+      if (!same_containers(state)) return false;
+    } else if (!in_order(state) && !by_name(state)) {
+      return false;
+    }
   }
   return true;
 }
 
 int ModuleStates::traverse(visitproc visit, void* arg) const {
   for (const State& state : states_) {
-    for (const py::object* held : {&state.module, &state.kind, &state.forward, &state.conv_forward})
-      Py_VISIT(held->ptr());
+    for (const py::object* held : {&state.module, &state.kind}) Py_VISIT(held->ptr());
     Py_VISIT(state.own.ptr());
     for (const Attribute& attribute : state.attributes) Py_VISIT(attribute.value.ptr());
   }
+  for (const Kind& known : kinds_)
+    for (const py::object* held : {&known.kind, &known.forward, &known.conv_forward}) Py_VISIT(held->ptr());
   return 0;
 }
 

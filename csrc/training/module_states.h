@@ -4,6 +4,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
 #include <vector>
 
 namespace hrnet_fast::training {
@@ -15,27 +16,43 @@ class ModuleStates {
   ModuleStates(const pybind11::iterable& modules, const pybind11::tuple& apart);
 
   // Whether all of them are as they were. An attribute that cannot be compared counts as changed.
-  bool unchanged() const;
+  bool unchanged();
 
   // Python's garbage collector follows the references to modules.
   int traverse(visitproc visit, void* arg) const;
-  void clear() { states_.clear(); }
+  void clear() {
+    states_.clear();
+    kinds_.clear();
+  }
 
  private:
   struct Attribute {
     pybind11::object name, value;
     bool copied, apart, empty;
   };
+  // A container in a module's attributes: the object, what it held, and its state when it was last compared.
+  struct Container {
+    PyObject* now;
+    size_t attribute;
+    uint64_t tag;
+  };
   struct State {
-    pybind11::object module, kind, forward, conv_forward;
+    pybind11::object module, kind;
     pybind11::dict own;
     std::vector<Attribute> attributes;  // in the order of the dictionary
+    uint64_t tag = 0;                   // of the dictionary, when it was last compared
+    std::vector<Container> containers;  // as they were then
   };
-  static bool in_order(const State& state);
+  struct Kind {
+    pybind11::object kind, forward, conv_forward;
+  };
+  static bool in_order(State& state);
+  static bool same_containers(State& state);
   bool by_name(const State& state) const;
 
   pybind11::tuple apart_;
   std::vector<State> states_;
+  std::vector<Kind> kinds_;  // of the modules, each once
 };
 
 }  // namespace hrnet_fast::training

@@ -9,6 +9,8 @@
 
 #include <cstring>
 
+#include "dictionary_tag.h"
+
 namespace py = pybind11;
 
 namespace hrnet_fast::training {
@@ -20,15 +22,6 @@ constexpr size_t kAhead = 12;  // how many tensors or dictionaries are fetched a
 void fetch([[maybe_unused]] const void* address) {
 #if defined(__GNUC__) || defined(__clang__)
   __builtin_prefetch(address);
-#endif
-}
-
-// A number that no other state of any dictionary has, or 0 where Python has none: since 3.12, its bits are watchers'.
-uint64_t tag_of([[maybe_unused]] PyObject* dictionary) {
-#if PY_VERSION_HEX < 0x030C0000 && !defined(PYPY_VERSION)
-  return reinterpret_cast<PyDictObject*>(dictionary)->ma_version_tag;
-#else
-  return 0;
 #endif
 }
 
@@ -76,7 +69,7 @@ void TensorVersions::State::prefetch() const {
 }
 
 bool TensorVersions::Dictionary::unchanged() {
-  const uint64_t now = tag_of(own.ptr());
+  const uint64_t now = dictionary_tag(own.ptr());
   if (now != 0 && now == tag) return true;
   py::ssize_t at = 0;
   size_t k = 0;
