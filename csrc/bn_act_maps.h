@@ -35,7 +35,8 @@ struct BackwardInputMap {
   bool relu = true;
 };
 
-// A contiguous part of contiguous memory, from element `first` on: at::as_strided below autograd, in a fifth of its time.
+// A contiguous part of contiguous memory, from element `first` on: at::as_strided below autograd, in a fifth of its
+// time.
 inline at::Tensor part_of(const at::Tensor& memory, int64_t first, c10::IntArrayRef sizes) {
   at::Tensor part = at::detail::make_tensor<c10::TensorImpl>(c10::TensorImpl::VIEW, c10::Storage(memory.storage()),
                                                              memory.key_set(), memory.dtype());

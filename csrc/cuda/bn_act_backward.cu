@@ -46,8 +46,8 @@ std::vector<BackwardSums> backward_sums(const std::vector<BackwardSumsMap>& maps
       continue;
     }
     summed.push_back({layout, layout.laid_out(kName, map.grad), layout.laid_out(kName, map.x),
-                      layout.laid_out(kName, map.addend), layout.laid_out(kName, map.out), affine,
-                      kept, results.back().sums, map.relu});
+                      layout.laid_out(kName, map.addend), layout.laid_out(kName, map.out), affine, kept,
+                      results.back().sums, map.relu});
   }
   in_launches(summed, [](const Summed* own, int count) {
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, own->layout.type, "bn_backward_sums_cuda", [&] {

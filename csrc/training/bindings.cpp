@@ -170,8 +170,8 @@ void bind_training(py::module_& m) {
   m.def("bn_act", &run_bn_act);
   m.def("fuse_sum", &run_fuse_sum);
   py::class_<ModuleStates>(m, "ModuleStates", collectable<ModuleStates>())
-      .def(py::init<const py::iterable&, const py::tuple&>())
-      .def("unchanged", &ModuleStates::unchanged);
+      .def(py::init<const py::handle&, const py::iterable&, const py::tuple&>())
+      .def("unchanged", py::overload_cast<const py::handle&>(&ModuleStates::unchanged));
   py::class_<TensorVersions>(m, "TensorVersions", collectable<TensorVersions>())
       .def(py::init<const py::iterable&>())
       .def("unchanged", &TensorVersions::unchanged);

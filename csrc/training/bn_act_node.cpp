@@ -18,10 +18,9 @@ using torch::autograd::variable_list;
 
 bool are_plain(at::TensorList tensors) {
   using c10::DispatchKey;
-  constexpr c10::DispatchKeySet kPlain({DispatchKey::CPU, DispatchKey::CUDA, DispatchKey::AutogradCPU,
-                                        DispatchKey::AutogradCUDA, DispatchKey::ADInplaceOrView,
-                                        DispatchKey::AutocastCPU, DispatchKey::AutocastCUDA,
-                                        DispatchKey::BackendSelect});
+  constexpr c10::DispatchKeySet kPlain(
+      {DispatchKey::CPU, DispatchKey::CUDA, DispatchKey::AutogradCPU, DispatchKey::AutogradCUDA,
+       DispatchKey::ADInplaceOrView, DispatchKey::AutocastCPU, DispatchKey::AutocastCUDA, DispatchKey::BackendSelect});
   const auto local = c10::impl::tls_local_dispatch_key_set();
   c10::DispatchKeySet keys = local.included_;
   for (const at::Tensor& t : tensors)
@@ -82,8 +81,8 @@ struct BnActFunction : torch::autograd::Function<BnActFunction> {
       if (want_weight || want_bias || keep || (want_x && state->batch))
         sums = backward_sums({{grad, std::nullopt, x, affine, out, state->relu, keep}})[0];
       if (want_x) {
-        const double count = state->batch ? static_cast<double>(x.numel() / x.size(1))
-                                          : std::numeric_limits<double>::infinity();
+        const double count =
+            state->batch ? static_cast<double>(x.numel() / x.size(1)) : std::numeric_limits<double>::infinity();
         found[1] = backward_input({{keep ? sums.masked : grad, x, affine, sums.sums, count, state->relu && !keep}})[0]
                        .contiguous(dense_format(x));
       }
@@ -103,8 +102,8 @@ at::Tensor affine_of(const BnActCall& call) {
   if (!call.batch)
     return running_affine(channels, call.weight, call.bias, call.running_mean, call.running_var, eps,
                           call.x.scalar_type() == at::kDouble);
-  const at::Tensor made = batch_affine(call.x, channels, call.weight, call.bias, call.running_mean, call.running_var,
-                                       momenta, eps)[0];
+  const at::Tensor made =
+      batch_affine(call.x, channels, call.weight, call.bias, call.running_mean, call.running_var, momenta, eps)[0];
   for (const at::Tensor* moved : {&call.running_mean, &call.running_var})  // below autograd nothing else shows it
     if (moved->defined() && !moved->is_inference()) moved->unsafeGetTensorImpl()->bump_version();
   return made;

@@ -128,8 +128,8 @@ std::vector<Saved> normalise(const std::vector<at::Tensor>& ys, const std::vecto
     all.add(norms[k]);
   }
   if (!batches.empty())
-    affines = batch_affine(batches, all.channels, all.scales, all.shifts, all.means, all.variances, all.momenta,
-                           all.eps);
+    affines =
+        batch_affine(batches, all.channels, all.scales, all.shifts, all.means, all.variances, all.momenta, all.eps);
   std::vector<Saved> saved;
   size_t next = 0;
   for (size_t k = 0; k < ys.size(); ++k) {

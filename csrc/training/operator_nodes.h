@@ -1,7 +1,7 @@
 // The operators bn_act and fuse_sum as nodes of autograd's graph, on devices that have the elementwise passes.
 //
-// They compute what the registered operators of hrnet_fast/ops compute, without the dispatcher and Python. Those are for
-// calls that something else observes or transforms: compilers, modes, functorch, other tensor classes.
+// They compute what the registered operators of hrnet_fast/ops compute, without the dispatcher and Python. Those are
+// for calls that something else observes or transforms: compilers, modes, functorch, other tensor classes.
 
 #pragma once
 
