@@ -55,10 +55,37 @@ py::dict build_info() {
 
 }  // namespace
 
-#if defined(HRNET_FAST_WITH_CUDA)
 namespace {
 
+// Operators return defined tensors, none of which is another.
+template <auto kFunction>
+std::vector<at::Tensor> fuse_sum_backward(const at::Tensor& grad, const at::Tensor& out, at::TensorList xs,
+                                          at::TensorList scales, at::IntArrayRef sizes, int64_t mode, bool relu,
+                                          at::IntArrayRef wanted) {
+  auto found = kFunction(grad, out, xs, scales, sizes, mode, relu, wanted);
+  for (at::Tensor& t : found)
+    if (!t.defined()) t = at::empty({0}, grad.options());
+  return found;
+}
+
 using hrnet_fast::OptionalTensor;
+
+std::tuple<at::Tensor, at::Tensor> with_masked(at::Tensor sums, at::Tensor masked, const at::Tensor& x) {
+  if (!masked.defined()) masked = at::empty({0}, x.options());
+  return {std::move(sums), std::move(masked)};
+}
+
+std::tuple<at::Tensor, at::Tensor> backward_sums_cpu(const at::Tensor& grad, const OptionalTensor& addend,
+                                                     const at::Tensor& x, const at::Tensor& affine,
+                                                     const OptionalTensor& out, bool relu, bool keep) {
+  auto [sums, masked] = hrnet_fast::cpu::backward_sums(grad, addend, x, affine, out, relu, keep);
+  return with_masked(std::move(sums), std::move(masked), x);
+}
+
+}  // namespace
+
+#if defined(HRNET_FAST_WITH_CUDA)
+namespace {
 
 // The passes of one map, as operators.
 at::Tensor running_affine(at::IntArrayRef channels, at::TensorList weights, at::TensorList biases,
@@ -79,7 +106,7 @@ std::tuple<at::Tensor, at::Tensor> backward_sums(const at::Tensor& grad, const O
                                                  const at::Tensor& x, const at::Tensor& affine,
                                                  const OptionalTensor& out, bool relu, bool keep) {
   auto found = hrnet_fast::cuda::backward_sums({{grad, addend, x, affine, out, relu, keep}});
-  return {found[0].sums, found[0].masked};
+  return with_masked(found[0].sums, found[0].masked, x);
 }
 
 at::Tensor backward_input(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& affine, const at::Tensor& sums,
@@ -147,12 +174,12 @@ TORCH_LIBRARY_FRAGMENT(hrnet_fast, m) {
 
 TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
   m.impl("fuse_sum_cpu", &hrnet_fast::cpu::fuse_sum_forward);
-  m.impl("fuse_sum_backward_cpu", &hrnet_fast::cpu::fuse_sum_backward);
+  m.impl("fuse_sum_backward_cpu", &fuse_sum_backward<hrnet_fast::cpu::fuse_sum_backward>);
   m.impl("batch_affine_cpu", &hrnet_fast::cpu::batch_affine);
   m.impl("running_affine_cpu", &hrnet_fast::cpu::running_affine);
   m.impl("statistics_cpu", &hrnet_fast::cpu::statistics);
   m.impl("bn_act_cpu", &hrnet_fast::cpu::bn_act);
-  m.impl("backward_sums_cpu", &hrnet_fast::cpu::backward_sums);
+  m.impl("backward_sums_cpu", &backward_sums_cpu);
   m.impl("backward_input_cpu", &hrnet_fast::cpu::backward_input);
   m.impl("warp_pictures_cpu", &hrnet_fast::cpu::warp_pictures);
   m.impl("resize_pictures_cpu", &hrnet_fast::cpu::resize_pictures);
@@ -165,7 +192,7 @@ TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
 #if defined(HRNET_FAST_WITH_CUDA)
 TORCH_LIBRARY_IMPL(hrnet_fast, CUDA, m) {
   m.impl("fuse_sum_cuda", &hrnet_fast::cuda::fuse_sum_forward_tensors);
-  m.impl("fuse_sum_backward_cuda", &hrnet_fast::cuda::fuse_sum_backward_tensors);
+  m.impl("fuse_sum_backward_cuda", &fuse_sum_backward<hrnet_fast::cuda::fuse_sum_backward_tensors>);
   m.impl("batch_affine_cuda", &hrnet_fast::cuda::batch_affine);
   m.impl("running_affine_cuda", &running_affine);
   m.impl("statistics_cuda", &hrnet_fast::cuda::statistics);

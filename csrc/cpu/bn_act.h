@@ -29,7 +29,7 @@ at::Tensor statistics(const at::Tensor& x);
 at::Tensor bn_act(const at::Tensor& x, const at::Tensor& affine, const OptionalTensor& residual,
                   const OptionalTensor& residual_affine, bool relu);
 
-// ([2, C] sums of g and of g * xhat, g or an empty tensor); g is grad + addend where the activation was positive.
+// ([2, C] sums of g and of g * xhat, g or an undefined tensor); g is grad + addend where the activation was positive.
 std::tuple<at::Tensor, at::Tensor> backward_sums(const at::Tensor& grad, const OptionalTensor& addend,
                                                  const at::Tensor& x, const at::Tensor& affine,
                                                  const OptionalTensor& out, bool relu, bool keep);

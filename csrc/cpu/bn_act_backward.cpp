@@ -156,7 +156,7 @@ std::tuple<at::Tensor, at::Tensor> backward_sums(const at::Tensor& given_grad, c
     TORCH_CHECK(!t.defined() || (t.sizes() == x.sizes() && t.scalar_type() == x.scalar_type()),
                 "backward_sums: gradients and activations must be as the map is, ", x.sizes());
   TORCH_CHECK(affine.size(1) == channels, "backward_sums: an affine of another width than ", x.sizes());
-  at::Tensor kept = keep ? at::empty_like(x, shape.format()) : at::empty({0}, x.options().memory_format({}));
+  at::Tensor kept = keep ? at::empty_like(x, shape.format()) : at::Tensor();
   at::Tensor result = at::empty({2, channels}, affine.options());
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "bn_backward_sums", [&] {
     using M = math_t<scalar_t>;
@@ -194,17 +194,18 @@ at::Tensor backward_input(const at::Tensor& given_grad, const at::Tensor& given_
   const Shape shape = Shape::of(given_x);
   const int64_t channels = shape.channels;
   const at::Tensor x = given_x.contiguous(shape.format()), grad = given_grad.contiguous(shape.format());
-  const at::Tensor affine = given_affine.contiguous(), totals = sums.contiguous();
+  // Constant statistics have no sums, and the tensor may be empty or undefined.
+  const bool batch = std::isfinite(count);
+  const at::Tensor affine = given_affine.contiguous(), totals = batch ? sums.contiguous() : at::Tensor();
   TORCH_CHECK(grad.sizes() == x.sizes() && grad.scalar_type() == x.scalar_type() && affine.size(1) == channels,
               "backward_input: gradient and affine must be as the map is, ", x.sizes());
   at::Tensor dx = at::empty_like(x, shape.format());
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "bn_backward_input", [&] {
     using M = math_t<scalar_t>;
     const M* a = affine.const_data_ptr<M>();
-    const M* s = totals.const_data_ptr<M>();
+    const M* s = batch ? totals.const_data_ptr<M>() : nullptr;
     std::vector<M> b(channels, M(0)), c(channels, M(0));
-    // Constant statistics have no sums, and the tensor may be empty.
-    for (int64_t k = 0; std::isfinite(count) && k < channels; ++k) {
+    for (int64_t k = 0; batch && k < channels; ++k) {
       b[k] = static_cast<M>(-static_cast<double>(a[2 * channels + k]) * s[k] / count);
       c[k] = static_cast<M>(-static_cast<double>(a[2 * channels + k]) * a[channels + k] * s[channels + k] / count);
     }
@@ -214,7 +215,7 @@ at::Tensor backward_input(const at::Tensor& given_grad, const at::Tensor& given_
                               x.const_data_ptr<scalar_t>(),
                               dx.mutable_data_ptr<scalar_t>(),
                               relu ? Mask::kRecomputed : Mask::kNone,
-                              !std::isfinite(count),
+                              !batch,
                               nullptr};
     at::parallel_for(0, shape.chunks(), shape.grain(), [&](int64_t b, int64_t e) { input(job, b, e); });
   });

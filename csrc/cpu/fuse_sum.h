@@ -32,7 +32,7 @@ struct Prepared {
 
 inline at::ScalarType math_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
 
-// An empty tensor marks an absent one.
+// An empty or undefined tensor is an absent one.
 inline at::Tensor present(const at::Tensor& t, at::ScalarType type) {
   return t.numel() > 0 ? t.to(type).contiguous() : at::Tensor();
 }
@@ -63,13 +63,13 @@ std::vector<Tables<M>> make_tables(const Prepared& p) {
 // Minimum number of rows per thread, so that the work outweighs the dispatch.
 inline int64_t grain(int64_t row_elements) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, row_elements)); }
 
-// Arguments are checked by hrnet_fast/ops/fuse_sum.py. Empty tensors mark absent affines; `size` is (H, W).
+// Arguments are checked by hrnet_fast/ops/fuse_sum.py. Empty or undefined tensors are absent affines; `size` is (H, W).
 at::Tensor fuse_sum_forward(at::TensorList xs, at::TensorList scales, at::TensorList shifts, at::IntArrayRef size,
                             int64_t mode, bool relu);
 
-// `sizes` holds (height, width) of every term. xs[k] may be empty if no affine gradient is needed. `wanted` flags
+// `sizes` holds (height, width) of every term. xs[k] may be absent if no affine gradient is needed. `wanted` flags
 // the gradients of all xs, then of all affines. Returns those of xs, scales and shifts; one that is not needed is
-// empty.
+// undefined.
 std::vector<at::Tensor> fuse_sum_backward(const at::Tensor& grad, const at::Tensor& out, at::TensorList xs,
                                           at::TensorList scales, at::IntArrayRef sizes, int64_t mode, bool relu,
                                           at::IntArrayRef wanted);

@@ -332,8 +332,6 @@ std::vector<at::Tensor> fuse_sum_backward(const at::Tensor& given, const at::Ten
     p.widths.push_back(sizes[2 * k + 1]);
   }
   std::vector<at::Tensor> results(3 * n);
-  for (at::Tensor& result : results)
-    result = at::empty({0}, given.options());  // separate tensors: results must not alias
   const auto settle = [&](size_t k, const at::Tensor& x, const at::Tensor& scale, const at::Tensor& shift) {
     if (wanted[k]) results[k] = x;
     if (!wanted[n + k]) return;

@@ -28,7 +28,7 @@ Kind kind_of(at::ScalarType type) {
   }
 }
 
-// An empty tensor stands for an absent parameter.
+// An empty or undefined tensor is an absent parameter.
 Parameter parameter(const at::Tensor& t, int64_t channels, c10::Device device, bool written) {
   if (t.numel() == 0) return {};
   TORCH_CHECK(t.dim() == 1 && t.numel() == channels && t.device() == device, "normalisation of ", channels,
@@ -91,7 +91,7 @@ struct Launch {
     }
     a.count = static_cast<int>(xs.size());
     const auto stream = c10::cuda::getCurrentCUDAStream();
-    const at::Tensor partials = at::empty({bn_statistics_partials(a)}, results[0].options());
+    const at::Tensor partials = new_values({bn_statistics_partials(a)}, results[0].scalar_type(), results[0].device());
     a.partials = partials.mutable_data_ptr<math_t<T>>();
     a.counters = counters_of(stream);
     check_launch("bn_statistics", bn_statistics(a, stream), xs[0]);
@@ -104,17 +104,30 @@ struct Launch {
   }
 };
 
-// Without values there are no statistics: NaN, as the framework's.
-at::Tensor table_for(const at::Tensor& x, int64_t rows) {
-  const auto options = x.options().dtype(math_type(x.scalar_type()));
-  return x.numel() > 0 ? at::empty({rows, x.size(1)}, options) : at::full({rows, x.size(1)}, NAN, options);
+// Tables [rows, C] of all maps in one allocation for each type. Without values there are no statistics: NaN, as the
+// framework's.
+std::vector<at::Tensor> tables_for(at::TensorList xs, int64_t rows) {
+  std::vector<at::Tensor> tables;
+  for (size_t k = 0, end; k < xs.size(); k = end) {
+    const auto type = math_type(xs[k].scalar_type());
+    int64_t all = 0;
+    for (end = k; end < xs.size() && math_type(xs[end].scalar_type()) == type; ++end) all += rows * xs[end].size(1);
+    const at::Tensor memory = new_values({all}, type, xs[k].device());
+    int64_t first = 0;
+    for (size_t j = k; j < end; ++j) {
+      tables.push_back(part_of(memory, first, {rows, xs[j].size(1)}));
+      first += rows * xs[j].size(1);
+      if (xs[j].numel() == 0) tables.back().fill_(NAN);
+    }
+  }
+  return tables;
 }
 
 }  // namespace
 
 at::Tensor statistics(const at::Tensor& x) {
   const c10::cuda::CUDAGuard guard(x.device());
-  at::Tensor result = table_for(x, 2);
+  at::Tensor result = tables_for(x, 2)[0];
   Launch launch;
   if (x.numel() > 0) launch.add(x, result, {});
   launch.run();
@@ -129,10 +142,11 @@ std::vector<at::Tensor> batch_affine(at::TensorList xs, at::IntArrayRef channels
   norms.check("batch_affine");
   TORCH_CHECK(momenta.size() == channels.size(), "batch_affine: lists of parameters of different lengths");
   const c10::cuda::CUDAGuard guard(xs[0].device());
-  std::vector<at::Tensor> results;
+  std::vector<at::Tensor> results = tables_for(xs, 4);
   Launch launch;
   size_t j = 0;  // the norm
-  for (const at::Tensor& x : xs) {
+  for (size_t k = 0; k < xs.size(); ++k) {
+    const at::Tensor& x = xs[k];
     TORCH_CHECK(x.device() == xs[0].device(), "batch_affine: maps on ", x.device(), " and ", xs[0].device());
     std::vector<NormArguments> own;
     int64_t begin = 0;
@@ -142,10 +156,9 @@ std::vector<at::Tensor> batch_affine(at::TensorList xs, at::IntArrayRef channels
     }
     TORCH_CHECK(begin == x.size(1) && own.size() <= kMaxNorms, "batch_affine: ", own.size(), " normalisations of ",
                 begin, " channels for a map of ", x.sizes(), "; at most ", kMaxNorms, " are accepted");
-    results.push_back(table_for(x, 4));
     if (x.numel() == 0) continue;
     if (!launch.takes(x, own.size())) launch.run();
-    launch.add(x, results.back(), std::move(own));
+    launch.add(x, results[k], std::move(own));
   }
   TORCH_CHECK(j == channels.size(), "batch_affine: ", channels.size(), " normalisations, of which the maps have ", j);
   launch.run();
@@ -164,7 +177,7 @@ std::vector<at::Tensor> running_affines(at::IntArrayRef tables, at::IntArrayRef 
   for (const int64_t n : tables) all += n;
   TORCH_CHECK(width == all, "running_affine: normalisations of ", width, " channels for tables of ", all);
   // One buffer for all: the tables are slices of it.
-  const at::Tensor memory = at::empty({4 * width}, at::device(norms.device).dtype(wide ? at::kDouble : at::kFloat));
+  const at::Tensor memory = new_values({4 * width}, wide ? at::kDouble : at::kFloat, norms.device);
   AT_DISPATCH_FLOATING_TYPES(memory.scalar_type(), "bn_running_affine_cuda", [&] {
     int64_t begin = 0, first = 0;  // of the norm, of its table
     size_t table = 0;
@@ -185,7 +198,7 @@ std::vector<at::Tensor> running_affines(at::IntArrayRef tables, at::IntArrayRef 
   std::vector<at::Tensor> results;
   int64_t first = 0;
   for (const int64_t n : tables) {
-    results.push_back(memory.as_strided({4, n}, {n, 1}, 4 * first));
+    results.push_back(part_of(memory, 4 * first, {4, n}));
     first += n;
   }
   return results;
@@ -208,7 +221,7 @@ std::vector<at::Tensor> bn_act(const std::vector<BnActMap>& maps) {
   std::vector<Applied> applied;
   for (const BnActMap& map : maps) {
     const Layout layout(map.x);
-    outs.push_back(at::empty(map.x.sizes(), map.x.options(), layout.format));
+    outs.push_back(new_map(map.x, layout.format));
     if (outs.back().numel() == 0) continue;
     applied.push_back({layout, layout.laid_out("bn_act", map.x), layout.laid_out("bn_act", map.residual),
                        layout.table("bn_act", map.affine, 4),

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include <ATen/Functions.h>
+#include <ATen/cuda/EmptyTensor.h>
 
 #include <vector>
 
@@ -10,6 +10,14 @@
 #include "maps.h"
 
 namespace hrnet_fast::cuda {
+
+// New memory on the device of `like`, without the dispatcher.
+inline at::Tensor new_map(const at::Tensor& like, at::MemoryFormat format) {
+  return at::detail::empty_cuda(like.sizes(), like.scalar_type(), like.device(), format);
+}
+inline at::Tensor new_values(c10::IntArrayRef sizes, at::ScalarType type, c10::Device device) {
+  return at::detail::empty_cuda(sizes, type, device, std::nullopt);
+}
 
 struct Layout {
   MapShape shape;

@@ -39,16 +39,15 @@ std::vector<BackwardSums> backward_sums(const std::vector<BackwardSumsMap>& maps
   for (const BackwardSumsMap& map : maps) {
     const Layout layout(map.x);
     const at::Tensor affine = layout.table(kName, map.affine, 4);
-    const at::Tensor kept = map.keep ? at::empty(layout.sizes, map.x.options(), layout.format)
-                                     : at::empty({0}, map.x.options().memory_format({}));
-    results.push_back({at::empty({2, layout.shape.channels}, affine.options()), kept});
+    const at::Tensor kept = map.keep ? new_map(map.x, layout.format) : at::Tensor();
+    results.push_back({new_values({2, layout.shape.channels}, affine.scalar_type(), affine.device()), kept});
     if (map.x.numel() == 0) {
       results.back().sums.zero_();
       continue;
     }
     summed.push_back({layout, layout.laid_out(kName, map.grad), layout.laid_out(kName, map.x),
-                      layout.laid_out(kName, map.addend), layout.laid_out(kName, map.out), affine,
-                      map.keep ? kept : at::Tensor(), results.back().sums, map.relu});
+                      layout.laid_out(kName, map.addend), layout.laid_out(kName, map.out), affine, kept,
+                      results.back().sums, map.relu});
   }
   in_launches(summed, [](const Summed* own, int count) {
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, own->layout.type, "bn_backward_sums_cuda", [&] {
@@ -70,7 +69,7 @@ std::vector<BackwardSums> backward_sums(const std::vector<BackwardSumsMap>& maps
         all += bn_backward_sums_partials(a[k]);
       }
       const auto stream = c10::cuda::getCurrentCUDAStream();
-      const at::Tensor memory = at::empty({all}, own->affine.options());
+      const at::Tensor memory = new_values({all}, own->affine.scalar_type(), own->affine.device());
       uint32_t* const counters = counters_of(stream);
       for (int k = 0; k < count; ++k) {
         a[k].partials = memory.mutable_data_ptr<math_t<T>>() + partials[k];
@@ -90,7 +89,7 @@ std::vector<at::Tensor> backward_input(const std::vector<BackwardInputMap>& maps
   std::vector<Differentiated> all;
   for (const BackwardInputMap& map : maps) {
     const Layout layout(map.x);
-    results.push_back(at::empty(layout.sizes, map.x.options(), layout.format));
+    results.push_back(new_map(map.x, layout.format));
     if (map.x.numel() == 0) continue;
     // Given statistics are constants: there are no sums then, and the tensor may be empty.
     const bool batch = std::isfinite(map.count);

@@ -59,8 +59,6 @@ std::vector<at::Tensor> fuse_sum_backward_tensors(const at::Tensor& grad, const 
   const bool last = out.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
   const at::Tensor own_grad = as_map(grad, last), own_out = as_map(out, last);
   std::vector<at::Tensor> results(3 * n);
-  for (at::Tensor& result : results)
-    result = at::empty({0}, grad.options());  // separate tensors: results must not alias
   for (size_t k = 0; k < n; ++k) {
     const bool want_x = wanted[k] != 0, want_affine = wanted[n + k] != 0;
     if (!want_x && !want_affine) continue;

@@ -64,7 +64,7 @@ Map<T> map_of(const at::Tensor& t, bool channels_last) {
   return {data, t.size(0) > 1 ? t.stride(0) : 0, step_of(t, channels_last)};
 }
 
-// An empty tensor stands for an absent affine.
+// An empty or undefined tensor is an absent affine.
 inline at::Tensor present(const at::Tensor& t, at::ScalarType type) {
   return t.numel() > 0 ? t.to(type).contiguous() : at::Tensor();
 }

@@ -3,8 +3,6 @@
 #include "autograd.h"
 
 #include <ATen/autocast_mode.h>
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/utils/pybind.h>
@@ -14,6 +12,7 @@
 #include <mutex>
 
 #include "memory_format.h"
+#include "once_differentiable.h"
 
 namespace py = pybind11;
 
@@ -40,12 +39,6 @@ struct NodeState : torch::CustomClassHolder {
 
 namespace {
 
-// Code below autograd and autocast, which the node stands for.
-struct Below {
-  at::AutoDispatchBelowADInplaceOrView autograd;
-  c10::impl::ExcludeDispatchKeyGuard autocast{c10::autocast_dispatch_keyset};
-};
-
 constexpr char kState[] = "state";
 
 template <typename State>
@@ -57,13 +50,6 @@ std::optional<at::ScalarType> autocast_dtype(const at::Tensor& x) {
   const auto kind = x.device().type();
   if (!at::autocast::is_autocast_enabled(kind) || x.scalar_type() == at::kDouble) return std::nullopt;
   return at::autocast::get_autocast_dtype(kind);
-}
-
-bool any_requires_grad(const variable_list& tensors) {
-  if (!at::GradMode::is_enabled()) return false;
-  for (const at::Tensor& t : tensors)
-    if (t.defined() && t.requires_grad()) return true;
-  return false;
 }
 
 // The inputs of a node: the maps and the parameters that layers have.
@@ -94,18 +80,6 @@ std::vector<std::optional<Recomputation>> recomputations_of(const std::vector<at
   return found;
 }
 
-// Gradients behind a node that raises: a gradient of them would be wrong in silence.
-struct DifferentiatedTwice : torch::autograd::Function<DifferentiatedTwice> {
-  static variable_list forward(AutogradContext*, size_t count, at::TensorList tensors) {
-    variable_list found;
-    for (const at::Tensor& t : tensors.slice(0, count)) found.push_back(t.detach());
-    return found;
-  }
-  static variable_list backward(AutogradContext*, const variable_list&) {
-    TORCH_CHECK(false, "trying to differentiate twice a function that was marked with @once_differentiable");
-  }
-};
-
 // A node's result, of gradients of `maps` maps and of all parameters: one for each input, behind the one argument that
 // is no tensor; differentiable no further.
 variable_list result_of_node(const variable_list& found, size_t maps, const variable_list& parameters,
@@ -113,16 +87,7 @@ variable_list result_of_node(const variable_list& found, size_t maps, const vari
   variable_list result(1);
   for (size_t k = 0; k < found.size(); ++k)
     if (k < maps || parameters[k - maps].defined()) result.push_back(found[k]);
-  if (!any_requires_grad(grads)) return result;
-  variable_list tensors;
-  for (const variable_list* part : {static_cast<const variable_list*>(&result), &grads})
-    for (const at::Tensor& t : *part)
-      if (t.defined()) tensors.push_back(t);
-  const size_t count = std::count_if(result.begin(), result.end(), [](const at::Tensor& t) { return t.defined(); });
-  const variable_list behind = DifferentiatedTwice::apply(count, at::TensorList(tensors));
-  auto next = behind.begin();
-  for (at::Tensor& t : result)
-    if (t.defined()) t = *next++;
+  differentiate_once(result, grads);
   return result;
 }
 
@@ -176,8 +141,8 @@ struct ChainsFunction : torch::autograd::Function<ChainsFunction> {
     if (state->memory == Memory::kFast) saved.insert(saved.end(), outs.begin(), outs.end());
     for (size_t k = 0; k < chains; ++k)
       if (!state->recomputations[k]) saved.push_back(xs[k]);
-    const variable_list parameters = state->call->parameters();
-    saved.insert(saved.end(), parameters.begin(), parameters.end());
+    const variable_list weights = state->call->weights();
+    saved.insert(saved.end(), weights.begin(), weights.end());
     ctx->save_for_backward(std::move(saved));
     for (size_t k = 0; k < chains; ++k) outs[k] = in_input_format(outs[k], tensors[k]);
     return outs;
@@ -237,8 +202,8 @@ struct FusionFunction : torch::autograd::Function<FusionFunction> {
     saved.insert(saved.end(), outs.begin(), outs.end());
     for (size_t k = 0; k < sources; ++k)
       if (!state->recomputations[k]) saved.push_back(tensors[k]);
-    const variable_list parameters = state->call->parameters();
-    saved.insert(saved.end(), parameters.begin(), parameters.end());
+    const variable_list weights = state->call->weights();
+    saved.insert(saved.end(), weights.begin(), weights.end());
     ctx->save_for_backward(std::move(saved));
     return outs;
   }

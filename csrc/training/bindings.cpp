@@ -3,6 +3,7 @@
 #include "bindings.h"
 
 #include <pybind11/stl.h>
+#include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <memory>
@@ -10,6 +11,7 @@
 #include "autograd.h"
 #include "module_reader.h"
 #include "module_states.h"
+#include "operator_nodes.h"
 #include "tensor_versions.h"
 
 namespace py = pybind11;
@@ -127,12 +129,49 @@ class FusionModules {
   int64_t mode_;
 };
 
+// A tensor, undefined for None; or nothing for an object of another class, which may mean something else by it.
+std::optional<at::Tensor> plain_tensor(const py::handle& given) {
+  if (given.is_none()) return at::Tensor();
+  if (!THPVariable_CheckExact(given.ptr())) return std::nullopt;
+  return THPVariable_Unpack(given.ptr());
+}
+
+std::optional<std::vector<at::Tensor>> plain_tensors(const py::list& given) {
+  std::vector<at::Tensor> found;
+  for (const py::handle& one : given) {
+    auto tensor = plain_tensor(one);
+    if (!tensor) return std::nullopt;
+    found.push_back(std::move(*tensor));
+  }
+  return found;
+}
+
+std::optional<at::Tensor> run_bn_act(const py::list& given, bool relu, bool batch, double momentum, double eps) {
+  const auto tensors = plain_tensors(given);
+  if (!tensors) return std::nullopt;
+  const auto& t = *tensors;
+  const BnActCall call{t.at(0), t.at(1), t.at(2), t.at(3), t.at(4), t.at(5), relu, batch, momentum, eps};
+  const py::gil_scoped_release unlocked;
+  return bn_act_node(call);
+}
+
+std::optional<at::Tensor> run_fuse_sum(const py::list& xs, const py::list& scales, const py::list& shifts,
+                                       std::vector<int64_t> size, int64_t mode, bool relu) {
+  auto maps = plain_tensors(xs), own_scales = plain_tensors(scales), own_shifts = plain_tensors(shifts);
+  if (!maps || !own_scales || !own_shifts) return std::nullopt;
+  const FuseSumCall call{std::move(*maps), std::move(*own_scales), std::move(*own_shifts), std::move(size), mode, relu};
+  const py::gil_scoped_release unlocked;
+  return fuse_sum_node(call);
+}
+
 }  // namespace
 
 void bind_training(py::module_& m) {
+  m.def("bn_act", &run_bn_act);
+  m.def("fuse_sum", &run_fuse_sum);
   py::class_<ModuleStates>(m, "ModuleStates", collectable<ModuleStates>())
-      .def(py::init<const py::iterable&, const py::tuple&>())
-      .def("unchanged", &ModuleStates::unchanged);
+      .def(py::init<const py::handle&, const py::iterable&, const py::tuple&>())
+      .def("unchanged", py::overload_cast<const py::handle&>(&ModuleStates::unchanged));
   py::class_<TensorVersions>(m, "TensorVersions", collectable<TensorVersions>())
       .def(py::init<const py::iterable&>())
       .def("unchanged", &TensorVersions::unchanged);

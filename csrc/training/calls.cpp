@@ -50,6 +50,13 @@ std::vector<at::Tensor> ChainsCall::parameters() const {
   return found;
 }
 
+std::vector<at::Tensor> ChainsCall::weights() const {
+  std::vector<at::Tensor> found;
+  for (const Chain& chain : chains_)
+    for (const ConvNorm* layer : chain.layers()) found.push_back(layer->weight);
+  return found;
+}
+
 bool ChainsCall::requires_grad() const {
   for (const at::Tensor& parameter : parameters())
     if (parameter.defined() && parameter.requires_grad()) return true;
@@ -102,7 +109,7 @@ std::pair<std::vector<at::Tensor>, std::vector<at::Tensor>> ChainsCall::forward(
 }
 
 std::vector<Kept> ChainsCall::recompute(const std::vector<at::Tensor>& saved, const std::vector<at::Tensor>& xs,
-                                        const std::vector<at::Tensor>& parameters,
+                                        const std::vector<at::Tensor>& weights,
                                         const std::vector<at::Tensor>& outs) const {
   std::vector<Kept> kept(chains_.size());
   auto next = saved.begin();
@@ -120,7 +127,7 @@ std::vector<Kept> ChainsCall::recompute(const std::vector<at::Tensor>& saved, co
     own.inner = take(n.inner);
     own.activations = take(n.activations);
     if (!outs.empty()) own.activations.push_back(outs[c]);
-    for (size_t k = 0; k < n.affines; ++k) own.weights.push_back(parameters[4 * layer++]);
+    for (size_t k = 0; k < n.affines; ++k) own.weights.push_back(weights[layer++]);
     for (const size_t k : n.cast) own.weights[k] = *next++;
   }
   chains_recompute(chains_, xs, runs_together(xs[0]), kept);

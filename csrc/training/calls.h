@@ -31,6 +31,8 @@ class ChainsCall : public Joint {
 
   // Weight, bias, scale and shift of every layer.
   std::vector<at::Tensor> parameters() const;
+  // What backward needs of these: affines hold the others' values.
+  std::vector<at::Tensor> weights() const;
   bool requires_grad() const;
   // Whether all layers compute in `dtype` without autocast.
   bool computes_in(at::ScalarType dtype) const;
@@ -51,7 +53,7 @@ class ChainsCall : public Joint {
 
   // What backward needs, of the tensors that forward kept, the chains' inputs and the outputs (with Memory::kFast).
   std::vector<Kept> recompute(const std::vector<at::Tensor>& saved, const std::vector<at::Tensor>& xs,
-                              const std::vector<at::Tensor>& parameters, const std::vector<at::Tensor>& outs) const;
+                              const std::vector<at::Tensor>& weights, const std::vector<at::Tensor>& outs) const;
 
   // Gradients of the inputs, then of every layer's parameters; undefined where an output was not used or a gradient is
   // not wanted.

@@ -25,8 +25,6 @@ bool wrong_in_bfloat16(const at::Tensor& x, int64_t width, const at::Tensor& wei
 
 constexpr std::array<int64_t, 2> kNone{0, 0};  // padding of outputs
 
-at::Tensor or_empty(const at::Tensor& tensor, const at::Tensor& empty) { return tensor.defined() ? tensor : empty; }
-
 }  // namespace
 
 void count_batches(const std::vector<const ConvNorm*>& layers) {
@@ -67,8 +65,6 @@ namespace {
 
 // What the passes are told of norms.
 struct NormLists {
-  explicit NormLists(const at::Tensor& like) : empty(at::empty({0}, at::TensorOptions().device(like.device()))) {}
-  at::Tensor empty;
   std::vector<int64_t> channels;
   std::vector<at::Tensor> scales, shifts, means, variances;
   std::vector<double> momenta, eps;
@@ -77,10 +73,10 @@ struct NormLists {
     int64_t width = 0;
     for (const ConvNorm* layer : norms) {
       channels.push_back(layer->weight.size(0));
-      scales.push_back(or_empty(layer->scale, empty));
-      shifts.push_back(or_empty(layer->shift, empty));
-      means.push_back(or_empty(layer->running_mean, empty));
-      variances.push_back(or_empty(layer->running_var, empty));
+      scales.push_back(layer->scale);
+      shifts.push_back(layer->shift);
+      means.push_back(layer->running_mean);
+      variances.push_back(layer->running_var);
       momenta.push_back(layer->momentum);
       eps.push_back(layer->eps);
       width += channels.back();
@@ -97,7 +93,7 @@ std::vector<at::Tensor> running_affines(const std::vector<Norms>& norms, at::Sca
   const bool wide = dtype == at::kDouble;
   std::vector<size_t> places;
   std::vector<int64_t> tables;
-  NormLists all(norms[0][0]->weight);
+  NormLists all;
   for (size_t k = 0; k < norms.size(); ++k) {
     if (norms[k][0]->batch) continue;
     if (norms[k][0]->weight.is_cuda()) {
@@ -105,7 +101,7 @@ std::vector<at::Tensor> running_affines(const std::vector<Norms>& norms, at::Sca
       places.push_back(k);
       continue;
     }
-    NormLists own(norms[k][0]->weight);
+    NormLists own;
     own.add(norms[k]);
     found[k] = cpu::running_affine(own.channels, own.scales, own.shifts, own.means, own.variances, own.eps, wide);
   }
@@ -121,7 +117,7 @@ std::vector<at::Tensor> running_affines(const std::vector<Norms>& norms, at::Sca
 
 std::vector<Saved> normalise(const std::vector<at::Tensor>& ys, const std::vector<Norms>& norms,
                              const std::vector<at::Tensor>& running) {
-  NormLists all(ys[0]);
+  NormLists all;
   std::vector<at::Tensor> batches, affines;
   for (size_t k = 0; k < ys.size(); ++k) {
     const at::Tensor& y = ys[k];
@@ -131,16 +127,9 @@ std::vector<Saved> normalise(const std::vector<at::Tensor>& ys, const std::vecto
     batches.push_back(y);
     all.add(norms[k]);
   }
-  const auto batch_affine = [&](auto function) {
-    return function(batches, all.channels, all.scales, all.shifts, all.means, all.variances, all.momenta, all.eps);
-  };
-  if (!batches.empty()) {
-#if defined(HRNET_FAST_WITH_CUDA)
-    affines = ys[0].is_cuda() ? batch_affine(cuda::batch_affine) : batch_affine(cpu::batch_affine);
-#else
-    affines = batch_affine(cpu::batch_affine);
-#endif
-  }
+  if (!batches.empty())
+    affines =
+        batch_affine(batches, all.channels, all.scales, all.shifts, all.means, all.variances, all.momenta, all.eps);
   std::vector<Saved> saved;
   size_t next = 0;
   for (size_t k = 0; k < ys.size(); ++k) {
@@ -166,6 +155,29 @@ ConvGradients convolve_backward(const at::Tensor& given_grad, const at::Tensor& 
                                                layer.padding, layer.dilation, false, kNone, layer.groups, wanted);
   return {wanted[0] ? cast(dx, given_x.scalar_type()) : at::Tensor(), wanted[1] ? dw : at::Tensor(),
           wanted[2] ? db : at::Tensor()};
+}
+
+std::vector<at::Tensor> batch_affine(at::TensorList xs, at::IntArrayRef channels, at::TensorList weights,
+                                     at::TensorList biases, at::TensorList running_means, at::TensorList running_vars,
+                                     at::ArrayRef<double> momenta, at::ArrayRef<double> eps) {
+#if defined(HRNET_FAST_WITH_CUDA)
+  if (xs[0].is_cuda())
+    return cuda::batch_affine(xs, channels, weights, biases, running_means, running_vars, momenta, eps);
+#endif
+  return cpu::batch_affine(xs, channels, weights, biases, running_means, running_vars, momenta, eps);
+}
+
+at::Tensor running_affine(at::IntArrayRef channels, at::TensorList weights, at::TensorList biases,
+                          at::TensorList running_means, at::TensorList running_vars, at::ArrayRef<double> eps,
+                          bool wide) {
+#if defined(HRNET_FAST_WITH_CUDA)
+  if (running_means[0].is_cuda()) {
+    int64_t width = 0;
+    for (const int64_t n : channels) width += n;
+    return cuda::running_affines({width}, channels, weights, biases, running_means, running_vars, eps, wide)[0];
+  }
+#endif
+  return cpu::running_affine(channels, weights, biases, running_means, running_vars, eps, wide);
 }
 
 std::vector<at::Tensor> bn_act(const std::vector<BnActMap>& maps) {
@@ -208,8 +220,8 @@ at::MemoryFormat format_of(const at::Tensor& x) {
 
 }  // namespace
 
-at::Tensor fuse_sum(const std::vector<at::Tensor>& xs, const std::vector<at::Tensor>& scales,
-                    const std::vector<at::Tensor>& shifts, at::IntArrayRef size, int64_t mode, bool relu) {
+at::Tensor fuse_sum(at::TensorList xs, at::TensorList scales, at::TensorList shifts, at::IntArrayRef size, int64_t mode,
+                    bool relu) {
   const at::Tensor* largest = &xs[0];
   for (const at::Tensor& x : xs)
     if (x.size(-2) * x.size(-1) > largest->size(-2) * largest->size(-1)) largest = &x;
@@ -220,19 +232,18 @@ at::Tensor fuse_sum(const std::vector<at::Tensor>& xs, const std::vector<at::Ten
   return cpu::fuse_sum_forward(xs, scales, shifts, size, mode, relu).contiguous(format_of(*largest));
 }
 
-std::vector<at::Tensor> fuse_sum_backward(const at::Tensor& grad, const at::Tensor& out, at::IntArrayRef sizes,
-                                          int64_t mode, bool relu, const std::vector<int64_t>& wanted) {
-  const std::vector<at::Tensor> none(sizes.size() / 2, at::empty({0}, grad.options().memory_format({})));
+std::vector<at::Tensor> fuse_sum_backward(const at::Tensor& grad, const at::Tensor& out, at::TensorList xs,
+                                          at::TensorList scales, at::IntArrayRef sizes, int64_t mode, bool relu,
+                                          at::IntArrayRef wanted) {
   std::vector<at::Tensor> found;
 #if defined(HRNET_FAST_WITH_CUDA)
   if (grad.is_cuda())
-    found = cuda::fuse_sum_backward_tensors(grad, out, none, none, sizes, mode, relu, wanted);
+    found = cuda::fuse_sum_backward_tensors(grad, out, xs, scales, sizes, mode, relu, wanted);
   else
 #endif
-    found = cpu::fuse_sum_backward(grad, out, none, none, sizes, mode, relu, wanted);
-  found.resize(none.size());
-  for (at::Tensor& g : found)
-    if (g.dim() == 4) g = g.contiguous(format_of(out));
+    found = cpu::fuse_sum_backward(grad, out, xs, scales, sizes, mode, relu, wanted);
+  for (size_t k = 0; k < xs.size(); ++k)
+    if (found[k].defined()) found[k] = found[k].contiguous(format_of(out));
   return found;
 }
 

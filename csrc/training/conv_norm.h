@@ -64,14 +64,22 @@ struct ConvGradients {
 ConvGradients convolve_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
                                 const ConvNorm& layer, std::array<bool, 3> wanted);
 
-// The elementwise passes of several maps, on the device that they are on; see csrc/cpu/bn_act.h.
+// The passes of several maps, on the device that they are on; see csrc/cpu/bn_act.h and csrc/cpu/fuse_sum.h. Absent
+// tensors are undefined.
+std::vector<at::Tensor> batch_affine(at::TensorList xs, at::IntArrayRef channels, at::TensorList weights,
+                                     at::TensorList biases, at::TensorList running_means, at::TensorList running_vars,
+                                     at::ArrayRef<double> momenta, at::ArrayRef<double> eps);
+at::Tensor running_affine(at::IntArrayRef channels, at::TensorList weights, at::TensorList biases,
+                          at::TensorList running_means, at::TensorList running_vars, at::ArrayRef<double> eps,
+                          bool wide);
 std::vector<at::Tensor> bn_act(const std::vector<BnActMap>& maps);
 std::vector<BackwardSums> backward_sums(const std::vector<BackwardSumsMap>& maps);
 std::vector<at::Tensor> backward_input(const std::vector<BackwardInputMap>& maps);
-at::Tensor fuse_sum(const std::vector<at::Tensor>& xs, const std::vector<at::Tensor>& scales,
-                    const std::vector<at::Tensor>& shifts, at::IntArrayRef size, int64_t mode, bool relu);
-std::vector<at::Tensor> fuse_sum_backward(const at::Tensor& grad, const at::Tensor& out, at::IntArrayRef sizes,
-                                          int64_t mode, bool relu, const std::vector<int64_t>& wanted);
+at::Tensor fuse_sum(at::TensorList xs, at::TensorList scales, at::TensorList shifts, at::IntArrayRef size, int64_t mode,
+                    bool relu);
+std::vector<at::Tensor> fuse_sum_backward(const at::Tensor& grad, const at::Tensor& out, at::TensorList xs,
+                                          at::TensorList scales, at::IntArrayRef sizes, int64_t mode, bool relu,
+                                          at::IntArrayRef wanted);
 
 // `tensor` in `dtype`, itself where it is already.
 inline at::Tensor cast(const at::Tensor& tensor, at::ScalarType dtype) {

@@ -2,6 +2,10 @@
 
 #include "module_states.h"
 
+#include <algorithm>
+
+#include "dictionary_tag.h"
+
 namespace py = pybind11;
 
 namespace hrnet_fast::training {
@@ -44,55 +48,84 @@ bool same_container(const py::handle& now, const py::handle& then) {
 
 }  // namespace
 
-ModuleStates::ModuleStates(const py::iterable& modules, const py::tuple& apart) : apart_(apart) {
-  for (const py::handle& module : modules) {
-    const py::handle kind = py::type::handle_of(module);
-    State state{py::reinterpret_borrow<py::object>(module),
-                py::reinterpret_borrow<py::object>(kind),
-                method(kind, names().forward),
-                method(kind, names().conv_forward),
-                module.attr("__dict__"),
-                {}};
-    const py::dict own = state.own.attr("copy")();  // at once: other threads may add to it
-    for (const auto& [name, value] : own) {
-      const bool left_out = apart.contains(name), copied = !left_out && is_container(value);
-      py::object then = py::reinterpret_borrow<py::object>(value);
-      if (copied) then = value.attr("copy")();
-      if (left_out) then = py::none();
-      const bool empty = copied && PyObject_Size(then.ptr()) == 0;
-      state.attributes.push_back({py::reinterpret_borrow<py::object>(name), std::move(then), copied, left_out, empty});
-    }
-    states_.push_back(std::move(state));
+ModuleStates::ModuleStates(const py::handle& root, const py::iterable& others, const py::tuple& apart) : apart_(apart) {
+  states_.push_back(state_of(root));
+  for (const py::handle& module : others) {
+    states_.push_back(state_of(module));
+    states_.back().module = py::reinterpret_borrow<py::object>(module);
   }
 }
 
+ModuleStates::State ModuleStates::state_of(const py::handle& module) {
+  const auto kind = py::reinterpret_borrow<py::object>(py::type::handle_of(module));
+  if (std::none_of(kinds_.begin(), kinds_.end(), [&](const Kind& known) { return known.kind.is(kind); }))
+    kinds_.push_back({kind, method(kind, names().forward), method(kind, names().conv_forward)});
+  State state{{}, kind, {}, 0, {}};
+  const py::dict own = module.attr("__dict__").attr("copy")();  // at once: other threads may add to it
+  for (const auto& [name, value] : own) {
+    const bool left_out = apart_.contains(name), copied = !left_out && is_container(value);
+    py::object then = py::reinterpret_borrow<py::object>(value);
+    if (copied) then = value.attr("copy")();
+    if (left_out) then = py::none();
+    const bool empty = copied && PyObject_Size(then.ptr()) == 0;
+    state.attributes.push_back({py::reinterpret_borrow<py::object>(name), std::move(then), copied, left_out, empty});
+  }
+  return state;
+}
+
 // The usual case, without a lookup: the same names in the same order, with the same values. Most are empty: hooks.
-bool ModuleStates::in_order(const State& state) {
+bool ModuleStates::in_order(State& state, PyObject* own) {
+  // Before anything is compared, which may run Python: a change meanwhile moves it on.
+  const uint64_t tag = dictionary_tag(own);
+  state.tag = 0;
+  state.containers.clear();
   py::ssize_t at = 0;
   size_t k = 0;
   PyObject *key, *now;
-  while (PyDict_Next(state.own.ptr(), &at, &key, &now)) {
+  while (PyDict_Next(own, &at, &key, &now)) {
     const py::handle name(key), value(now);
     if (k == state.attributes.size() || !state.attributes[k].name.is(name)) return false;
-    const Attribute& then = state.attributes[k++];
-    if (then.apart || (then.empty && PyDict_Check(now) && PyDict_GET_SIZE(now) == 0)) continue;
+    const size_t number = k++;
+    const Attribute& then = state.attributes[number];
+    if (then.apart) continue;
     if (!then.copied || !is_container(value)) {
       if (!then.value.is(value)) return false;
       continue;
     }
+    const uint64_t before = PyDict_CheckExact(now) ? dictionary_tag(now) : 0;
     const py::object held = py::reinterpret_borrow<py::object>(value);  // a comparison may run Python
     if (!same_container(held, then.value)) return false;
+    state.containers.push_back({now, number, before});
   }
-  return k == state.attributes.size();
+  if (k != state.attributes.size()) return false;
+  state.tag = tag;
+  return true;
 }
 
-bool ModuleStates::by_name(const State& state) const {
+// Of a module whose attributes are the objects that they were.
+bool ModuleStates::same_containers(State& state, PyObject* own) {
+  for (Container& container : state.containers) {
+    PyObject* now = container.now;
+    const Attribute& then = state.attributes[container.attribute];
+    if (then.empty && PyDict_Check(now) && PyDict_GET_SIZE(now) == 0) continue;
+    const uint64_t tag = PyDict_CheckExact(now) ? dictionary_tag(now) : 0;
+    if (tag != 0 && tag == container.tag) continue;
+    container.tag = 0;
+    const py::object held = py::reinterpret_borrow<py::object>(now);
+    // A comparison may run Python, and that may change the attributes.
+    if (!same_container(held, then.value) || dictionary_tag(own) != state.tag) return false;
+    container.tag = tag;
+  }
+  return true;
+}
+
+bool ModuleStates::by_name(const State& state, PyObject* own) const {
   py::ssize_t left_out = 0, then = 0;
-  for (const py::handle& name : apart_) left_out += PyDict_Contains(state.own.ptr(), name.ptr()) == 1;
+  for (const py::handle& name : apart_) left_out += PyDict_Contains(own, name.ptr()) == 1;
   for (const Attribute& attribute : state.attributes) {
     if (attribute.apart) continue;
     ++then;
-    PyObject* now = PyDict_GetItemWithError(state.own.ptr(), attribute.name.ptr());
+    PyObject* now = PyDict_GetItemWithError(own, attribute.name.ptr());
     if (now == nullptr) {
       PyErr_Clear();
       return false;
@@ -101,28 +134,35 @@ bool ModuleStates::by_name(const State& state) const {
     if (attribute.copied && is_container(held) ? !same_container(held, attribute.value) : !equal(held, attribute.value))
       return false;
   }
-  return PyDict_Size(state.own.ptr()) - left_out == then;
+  return PyDict_Size(own) - left_out == then;
 }
 
-bool ModuleStates::unchanged() const {
+bool ModuleStates::unchanged(State& state, const py::handle& module) const {
+  if (!py::type::handle_of(module).is(state.kind)) return false;
+  const auto dictionary = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module.ptr(), nullptr));
+  if (!dictionary) throw py::error_already_set();
+  PyObject* own = dictionary.ptr();
+  if (state.tag != 0 && state.tag == dictionary_tag(own)) return same_containers(state, own);
+  return in_order(state, own) || by_name(state, own);
+}
+
+bool ModuleStates::unchanged(const py::handle& root) {
   const Names& n = names();
-  for (const State& state : states_) {
-    const py::handle kind = py::type::handle_of(state.module);
-    if (!kind.is(state.kind) || !method(kind, n.forward).is(state.forward) ||
-        !method(kind, n.conv_forward).is(state.conv_forward))
+  for (const Kind& known : kinds_)
+    if (!method(known.kind, n.forward).is(known.forward) || !method(known.kind, n.conv_forward).is(known.conv_forward))
       return false;
-    if (!in_order(state) && !by_name(state)) return false;
-  }
+  for (State& state : states_)
+    if (!unchanged(state, state.module ? state.module : root)) return false;
   return true;
 }
 
 int ModuleStates::traverse(visitproc visit, void* arg) const {
   for (const State& state : states_) {
-    for (const py::object* held : {&state.module, &state.kind, &state.forward, &state.conv_forward})
-      Py_VISIT(held->ptr());
-    Py_VISIT(state.own.ptr());
+    for (const py::object* held : {&state.module, &state.kind}) Py_VISIT(held->ptr());
     for (const Attribute& attribute : state.attributes) Py_VISIT(attribute.value.ptr());
   }
+  for (const Kind& known : kinds_)
+    for (const py::object* held : {&known.kind, &known.forward, &known.conv_forward}) Py_VISIT(held->ptr());
   return 0;
 }
 

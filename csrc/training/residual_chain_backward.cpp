@@ -10,8 +10,8 @@ namespace {
 
 Gradients of_norm(const at::Tensor& sums, const ConvNorm& layer, const Wanted& wanted) {
   Gradients found;
-  if (wanted[2] && layer.scale.defined()) found.scale = cast(sums[1], layer.scale.scalar_type());
-  if (wanted[3] && layer.shift.defined()) found.shift = cast(sums[0], layer.shift.scalar_type());
+  if (wanted[2] && layer.scale.defined()) found.scale = cast(row_of(sums, 1), layer.scale.scalar_type());
+  if (wanted[3] && layer.shift.defined()) found.shift = cast(row_of(sums, 0), layer.shift.scalar_type());
   return found;
 }
 

@@ -203,23 +203,23 @@ std::vector<at::Tensor> Fusion::forward(const std::vector<at::Tensor>& xs, Kept*
     }
     activate(wave, outputs, affines, hidden);
   }
-  const at::Tensor absent = at::empty({0}, xs[0].options().memory_format({}));
   std::vector<at::Tensor> outs;
   for (const auto& row : rows_) {
     std::vector<at::Tensor> maps, scales, shifts;
     for (const Term& term : row) {
       if (term.layers.empty()) {
         maps.push_back(xs[term.source]);
-        scales.push_back(absent);
-        shifts.push_back(absent);
+        scales.emplace_back();
+        shifts.emplace_back();
         continue;
       }
       const Place at = place(term);
       const Member& member = groups_[at.group].members[at.member];
       const int64_t width = member.end - member.begin;
       maps.push_back(outputs[at.group].narrow(1, member.begin, width));
-      scales.push_back(affines[at.group][2].narrow(0, member.begin, width));
-      shifts.push_back(affines[at.group][3].narrow(0, member.begin, width));
+      const int64_t all = groups_[at.group].channels();
+      scales.push_back(part_of(affines[at.group], 2 * all + member.begin, {width}));
+      shifts.push_back(part_of(affines[at.group], 3 * all + member.begin, {width}));
     }
     const at::Tensor& target = xs[row[0].target];
     const int64_t size[2] = {target.size(2), target.size(3)};
@@ -284,7 +284,8 @@ Fusion::Result Fusion::backward(Kept kept, const std::vector<at::Tensor>& xs, co
       if (same[j] && first == row.size()) first = j;
       want[j] = !same[j] || j == first;
     }
-    const auto found = fuse_sum_backward(grads[r], outs[r], sizes, mode_, true, want);
+    const std::vector<at::Tensor> none(row.size());
+    const auto found = fuse_sum_backward(grads[r], outs[r], none, none, sizes, mode_, true, want);
     for (size_t j = 0; j < row.size(); ++j) {
       const at::Tensor& g = same[j] ? found[first] : found[j];
       if (row[j].layers.empty())
@@ -347,6 +348,7 @@ Fusion::Result Fusion::backward(Kept kept, const std::vector<at::Tensor>& xs, co
           add(group.source, found.x);
       }
       weights[k] = found.weight;
+      const int64_t all = group.channels();
       const at::Tensor bias = cast(found.bias, group.layer().weight.scalar_type());
       for (size_t j = 0; j < group.members.size(); ++j) {
         if (!of_member[k][j].defined()) continue;
@@ -356,9 +358,9 @@ Fusion::Result Fusion::backward(Kept kept, const std::vector<at::Tensor>& xs, co
         Gradients& gradients = result.members[starts[k] + j];
         gradients.bias = bias;
         if (own[j][2] && layer.scale.defined())
-          gradients.scale = cast(sums[i].sums[1].narrow(0, member.begin, width), layer.scale.scalar_type());
+          gradients.scale = cast(part_of(sums[i].sums, all + member.begin, {width}), layer.scale.scalar_type());
         if (own[j][3] && layer.shift.defined())
-          gradients.shift = cast(sums[i].sums[0].narrow(0, member.begin, width), layer.shift.scalar_type());
+          gradients.shift = cast(part_of(sums[i].sums, member.begin, {width}), layer.shift.scalar_type());
         of_member[k][j] = at::Tensor();
         has_weight[starts[k] + j] = own[j][0];
       }

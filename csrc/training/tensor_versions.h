@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <c10/core/TensorImpl.h>
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
@@ -16,29 +17,38 @@ class TensorVersions {
   explicit TensorVersions(const pybind11::iterable& dictionaries);
 
   // Whether all of them are as they were. Writes through `.data` move no version counter and go unnoticed.
-  bool unchanged() const;
+  bool unchanged();
 
   // Python's garbage collector follows the references to modules and tensors.
   int traverse(visitproc visit, void* arg) const;
-  void clear() { dictionaries_.clear(); }
+  void clear();
 
  private:
+  // One tensor. Its object is alive while its dictionary's values are; what else it points to may be gone, and is for
+  // comparisons and prefetching alone.
   struct State {
-    const void* tensor = nullptr;  // of other values
-    const void* address = nullptr;
-    uint32_t version = 0;
-    bool operator==(const State& other) const {
-      return tensor == other.tensor && address == other.address && version == other.version;
-    }
+    PyObject* object;
+    const c10::TensorImpl* tensor;
+    const void* storage;
+    const void* counter;
+    const void* address;
+    uint32_t version;
+    bool counted;  // inference tensors have no version
+
+    static State of(PyObject* object);
+    bool unchanged() const;
+    void prefetch() const;
   };
   struct Dictionary {
     pybind11::dict own;
     std::vector<pybind11::object> values;  // in its order
-    std::vector<State> states;
+    uint64_t tag = 0;                      // what Python gives a dictionary at every change, where it does
+
+    bool unchanged();
   };
-  static State state(PyObject* tensor);
 
   std::vector<Dictionary> dictionaries_;
+  std::vector<State> tensors_;  // of all dictionaries
 };
 
 }  // namespace hrnet_fast::training

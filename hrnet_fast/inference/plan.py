@@ -5,6 +5,7 @@ Executors run it; :mod:`hrnet_fast.inference.execution.evaluator` runs it in pla
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -76,7 +77,7 @@ class Plan:
         ]
         return replace(self, steps=tuple(steps))
 
-    @property
+    @functools.cached_property
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """Scale and shift per channel of images of bytes; None for floating inputs."""
         found = (s for s in self.steps if isinstance(s, ImportStep) and s.slot == 0)

@@ -15,6 +15,7 @@ from hrnet_fast.errors import InputError, shown
 from hrnet_fast.norm_affine import Norm, math_dtype
 from hrnet_fast.ops.bn_act_primitives import bn_act_primitives
 from hrnet_fast.ops.common import check_dtype, dense_format
+from hrnet_fast.ops.compiled import compiled_operator
 
 
 def bn_act(
@@ -78,27 +79,31 @@ def bn_act(
         raise InputError("bn_act: one of running_mean and running_var alone is given; give both or neither.")
     if process_group is not None and not sync:
         raise InputError("bn_act: a process_group is given, but sync=False; take sync=True to join its processes.")
-    relu = activation == "relu"
-    if not training:
-        if running_mean is None or running_var is None:
-            raise InputError("bn_act: training=False normalises with running_mean and running_var; give both.")
-        affine = _running_affine(x.detach(), _detached(weight), _detached(bias), running_mean, running_var, eps, impl)
-        frozen: Tensor = _bn_act(x, weight, bias, affine, residual, relu, False, impl)
-        return frozen
-    joined = sync and _processes(process_group) > 1
-    if x.shape[0] * x.shape[2] * x.shape[3] == 1 and not joined:
-        raise InputError(
-            f"bn_act: expected more than 1 value per channel when training, got input size {tuple(x.shape)}; take "
-            "training=False or a larger batch."
-        )
-    share = _momentum(momentum, num_batches_tracked, running_mean is not None)
-    if joined:
-        from hrnet_fast.ops.bn_act_sync import synchronised
+    relu, share = activation == "relu", 0.0
+    if training:
+        joined = sync and _processes(process_group) > 1
+        if x.shape[0] * x.shape[2] * x.shape[3] == 1 and not joined:
+            raise InputError(
+                f"bn_act: expected more than 1 value per channel when training, got input size {tuple(x.shape)}; take "
+                "training=False or a larger batch."
+            )
+        share = _momentum(momentum, num_batches_tracked, running_mean is not None)
+        if joined:
+            from hrnet_fast.ops.bn_act_sync import synchronised
 
-        norm = Norm(x.shape[1], weight, bias, running_mean, running_var, share, eps)
-        return synchronised(x, norm, residual, relu, process_group, impl)
-    affine = _batch_affine(x.detach(), _detached(weight), _detached(bias), running_mean, running_var, share, eps, impl)
-    result: Tensor = _bn_act(x, weight, bias, affine, residual, relu, True, impl)
+            norm = Norm(x.shape[1], weight, bias, running_mean, running_var, share, eps)
+            return synchronised(x, norm, residual, relu, process_group, impl)
+    elif running_mean is None or running_var is None:
+        raise InputError("bn_act: training=False normalises with running_mean and running_var; give both.")
+    compiled = compiled_operator("bn_act", impl, x)
+    if compiled is not None:
+        tensors = [x, weight, bias, running_mean, running_var, residual]
+        out = compiled(tensors, relu, training, share, eps)
+        if out is not None:
+            return out
+    given = (x.detach(), _detached(weight), _detached(bias), running_mean, running_var)
+    affine = _batch_affine(*given, share, eps, impl) if training else _running_affine(*given, eps, impl)  # type: ignore[arg-type]
+    result: Tensor = _bn_act(x, weight, bias, affine, residual, relu, training, impl)
     return result
 
 

@@ -15,6 +15,7 @@ from hrnet_fast.checks import check_bool, check_tensors, check_text
 from hrnet_fast.errors import InputError, shown
 from hrnet_fast.implementations import request, select_implementation
 from hrnet_fast.ops.common import check_dtype, check_like, memory_format_of, target_size, unaliased
+from hrnet_fast.ops.compiled import compiled_operator
 
 MAX_TERMS = 8
 # The values of hrnet_fast::Resample in kernels/cuda/resample.h, by (mode, align_corners).
@@ -57,9 +58,23 @@ def fuse_sum(
     check_bool("fuse_sum", align_corners=align_corners)
     check_text("fuse_sum", mode=mode, impl=impl)
     size = _checked_size(xs, size, mode, activation)
-    scale_list, shift_list = _affines(xs, scales, shifts)
-    result: Tensor = _fuse_sum(xs, scale_list, shift_list, list(size), mode, align_corners, activation == "relu", impl)
+    scales, shifts = _affines(xs, scales, shifts)
+    relu = activation == "relu"
+    compiled = None if _is_interpolation(xs, scales, relu) else compiled_operator("fuse_sum", impl, xs[0])
+    if compiled is not None:
+        out = compiled(xs, scales, shifts, size, RESAMPLE[mode, align_corners], relu)
+        if out is not None:
+            return out
+    # Operators take lists of tensors only.
+    absent = xs[0].new_empty(0)
+    scale_list, shift_list = ([absent if t is None else t for t in ts] for ts in (scales, shifts))
+    result: Tensor = _fuse_sum(xs, scale_list, shift_list, list(size), mode, align_corners, relu, impl)
     return result
+
+
+def _is_interpolation(xs: Sequence[Tensor], scales: Sequence[Tensor | None], relu: bool) -> bool:
+    """Whether there is no pass over memory to save: the library's interpolation is faster on a CPU."""
+    return len(xs) == 1 and not relu and (scales[0] is None or not scales[0].numel())
 
 
 def _checked_size(xs: list[Tensor], size: tuple[int, int] | None, mode: str, activation: str | None) -> tuple[int, int]:
@@ -83,8 +98,8 @@ def _checked_size(xs: list[Tensor], size: tuple[int, int] | None, mode: str, act
 
 def _affines(
     xs: list[Tensor], scales: Sequence[Tensor | None] | None, shifts: Sequence[Tensor | None] | None
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return both lists with an empty tensor for every absent affine: operators take lists of tensors only."""
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Return both as lists."""
     scales = [None] * len(xs) if scales is None else check_tensors("fuse_sum", "scales", scales, optional=True)
     shifts = [None] * len(xs) if shifts is None else check_tensors("fuse_sum", "shifts", shifts, optional=True)
     if len(scales) != len(xs) or len(shifts) != len(xs):
@@ -104,8 +119,7 @@ def _affines(
                     f"fuse_sum: term {k} has an affine of {affine.dtype} on {affine.device}; it must be floating, on "
                     f"the terms' {xs[0].device}."
                 )
-    absent = xs[0].new_empty(0)
-    return [absent if s is None else s for s in scales], [absent if s is None else s for s in shifts]
+    return scales, shifts
 
 
 def fuse_sum_forward(
@@ -124,9 +138,8 @@ def fuse_sum_forward(
     """
     # Selected here and not by the caller: a compiled graph does not trace the selection.
     implementation = select_implementation("fuse_sum", impl, xs[0])
-    plain = len(xs) == 1 and not relu and not scales[0].numel()
-    if plain and implementation == "cpu" and request(impl).name == "auto":
-        implementation = "reference"  # one interpolation: no pass to save, and the library's is faster
+    if _is_interpolation(xs, scales, relu) and implementation == "cpu" and request(impl).name == "auto":
+        implementation = "reference"
     code, layout = RESAMPLE[mode, align_corners], _result_format(xs)
     if implementation in ("cpu", "cuda"):
         compiled = getattr(torch.ops.hrnet_fast, f"fuse_sum_{implementation}")

@@ -31,16 +31,15 @@ class CachedStructure:
     def __init__(self, root: nn.Module, others: Iterable[nn.Module], value: Any) -> None:
         self.value = value
         self._root = weakref.ref(root)
-        self._own = _State(root)
         extension = load_compiled()
-        self._others = _States(others) if extension is None else extension.ModuleStates(others, APART)
+        self._states = _States(root, others) if extension is None else extension.ModuleStates(root, others, APART)
 
     def is_valid(self, root: nn.Module) -> bool:
         """Whether nothing changed since, and `root` is the module itself: replicas have copies of its attributes."""
         if self._root() is not root or hooked([]):
             return False
         try:
-            return self._own.matches(root) and self._others.unchanged()
+            return bool(self._states.unchanged(root))
         except Exception:  # attributes that cannot be compared count as changed
             return False
 
@@ -93,8 +92,9 @@ class _State:
 class _States:
     """The states of several modules, as the compiled extension's ``ModuleStates`` has them."""
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._states = [(m, _State(m)) for m in modules]
+    def __init__(self, root: nn.Module, others: Iterable[nn.Module]) -> None:
+        self._own = _State(root)
+        self._others = [(m, _State(m)) for m in others]
 
-    def unchanged(self) -> bool:
-        return all(state.matches(m) for m, state in self._states)
+    def unchanged(self, root: nn.Module) -> bool:
+        return self._own.matches(root) and all(state.matches(m) for m, state in self._others)

@@ -6,8 +6,9 @@ a fixed order. The number of programs depends on the shape alone, so results are
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -21,7 +22,7 @@ from hrnet_fast.kernels.triton.bn_act_kernels import (
     bn_moments_kernel,
     bn_statistics_kernel,
 )
-from hrnet_fast.kernels.triton.launch import launch
+from hrnet_fast.kernels.triton.launch import ceiling, launch
 from hrnet_fast.norm_affine import Norm, norms_of_maps
 
 # Programs of a reduction over all blocks of channels: several for each multiprocessor of the largest devices.
@@ -39,22 +40,43 @@ def tile(channels: int, pixels: int, channels_last: bool) -> dict[str, Any]:
     return {"CHANNELS_LAST": False, "BLOCK_P": block_p, "BLOCK_C": 1024 // block_p}
 
 
+class _Walk(NamedTuple):
+    """How kernels walk maps of one shape and layout: their size arguments and grids."""
+
+    format: torch.memory_format
+    channels: int
+    pixels: int
+    blocks: dict[str, Any]
+    columns: int
+    tiles: int
+    per_program: int
+    rows: int
+
+
+@functools.lru_cache(4096)
+def _walk(shape: torch.Size, channels_last: bool) -> _Walk:
+    batch, channels, height, width = shape
+    # Images of one pixel have the same memory in both layouts; channels-last then uses all lanes.
+    last = channels_last or height * width == 1
+    images, pixels = (1, batch * height * width) if last else (batch, height * width)
+    blocks = tile(channels, pixels, last)
+    columns = ceiling(channels, blocks["BLOCK_C"])
+    tiles = images * ceiling(pixels, blocks["BLOCK_P"])
+    wanted = max(1, min(tiles, PROGRAMS // max(1, columns)))
+    per_program = max(1, ceiling(tiles, wanted))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return _Walk(layout, channels, pixels, blocks, columns, tiles, per_program, max(1, ceiling(tiles, per_program)))
+
+
 class _View:
     """A map's memory as kernels read it: dense tensors, the kernels' size arguments and their grids."""
 
     def __init__(self, x: Tensor) -> None:
-        batch, self.channels, height, width = x.shape
-        last = x.is_contiguous(memory_format=torch.channels_last)
-        self.format = torch.channels_last if last and not x.is_contiguous() else torch.contiguous_format
-        # Images of one pixel have the same memory in both layouts; channels-last then uses all lanes.
-        last = self.format is torch.channels_last or height * width == 1
-        images, self.pixels = (1, batch * height * width) if last else (batch, height * width)
-        self.blocks = tile(self.channels, self.pixels, last)
-        self.columns = triton.cdiv(self.channels, self.blocks["BLOCK_C"])
-        self.tiles = images * triton.cdiv(self.pixels, self.blocks["BLOCK_P"])
-        wanted = max(1, min(self.tiles, PROGRAMS // max(1, self.columns)))
-        self.per_program = max(1, triton.cdiv(self.tiles, wanted))
-        self.rows = max(1, triton.cdiv(self.tiles, self.per_program))
+        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        walk = _walk(x.shape, last)
+        self.format, self.channels, self.pixels, self.blocks, self.columns, self.tiles, self.per_program, self.rows = (
+            walk
+        )
         self.device = x.device
 
     def dense(self, t: Tensor) -> Tensor:
@@ -83,7 +105,7 @@ def statistics(x: Tensor) -> Tensor:
         return view.table(2).fill_(torch.nan)
     result = view.table(2)
     launch(
-        bn_moments_kernel, (triton.cdiv(view.channels, COMBINE["BLOCK_C"]),), view.device,
+        bn_moments_kernel, (ceiling(view.channels, COMBINE["BLOCK_C"]),), view.device,
         _partial_moments(view, x), result, view.rows, view.channels, **COMBINE,
     )  # fmt: skip
     return result
@@ -125,7 +147,7 @@ def _affine_of(norms: Sequence[Norm], result: Tensor, partials: Tensor | None, r
     has_mean, means = given([n.running_mean for n in norms], written=batch)
     has_variance, variances = given([n.running_var for n in norms], written=batch)
     launch(
-        bn_affine_kernel, (triton.cdiv(max(sizes), COMBINE["BLOCK_C"]), len(sizes)), result.device,
+        bn_affine_kernel, (ceiling(max(sizes), COMBINE["BLOCK_C"]), len(sizes)), result.device,
         result if partials is None else partials, result, rows, result.shape[1], unbiased,
         tuple(sum(sizes[:i]) for i in range(len(sizes))), tuple(sizes), weights, biases, means, variances,
         tuple(float(n.momentum) for n in norms), tuple(float(n.eps) for n in norms),

@@ -8,6 +8,7 @@ a partial, and PyTorch reduces the partials.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hrnet_fast.kernels.triton.launch import launch
+from hrnet_fast.kernels.triton.launch import ceiling, launch
 
 NEAREST, BILINEAR, ALIGNED = 0, 1, 2
 
@@ -169,6 +170,7 @@ def fuse_sum_backward_kernel(
         tl.store(grad_x + at, total.to(grad_x.dtype.element_ty), mask=inside)
 
 
+@functools.cache
 def tile(channels: int, channels_last: bool) -> tuple[int, int]:
     """Return pixels and channels of a tile, wide along contiguous memory.
 
@@ -209,7 +211,7 @@ def forward(
         size = (1, size[0] * size[1])
         sizes = [size] * len(terms)
     block_p, block_c = tile(channels, channels_last)
-    grid = (batch * triton.cdiv(size[0] * size[1], block_p), triton.cdiv(channels, block_c))
+    grid = (batch * ceiling(size[0] * size[1], block_p), ceiling(channels, block_c))
     launch(
         fuse_sum_kernel, grid, out.device,
         out, tuple(terms), tuple(scales), tuple(shifts), tuple(h for h, _ in sizes), tuple(w for _, w in sizes),
@@ -249,23 +251,24 @@ def backward(
         x: the term, or empty if no gradient of the affine is needed.
         size: (h, w) of the term.
     """
-    layout = _format(channels_last)
+    none, layout = grad.new_empty(0), _format(channels_last)
+    if not want_x and not want_affine:
+        return none, none.new_empty(0), none.new_empty(0)
     grad, out = grad.contiguous(memory_format=layout), out.contiguous(memory_format=layout)
     batch, channels, height, width = out.shape
     h, w = size
-    none = grad.new_empty(0)
     block_p, block_c = tile(channels, channels_last)
-    rows = batch * triton.cdiv(h * w, block_p)
-    partial = (rows, channels) if want_affine else (0,)
-    sums = torch.empty(partial, dtype=torch.float32, device=grad.device)
-    products = torch.empty_like(sums)
+    rows = batch * ceiling(h * w, block_p)
+    sums = products = torch.empty((rows, channels) if want_affine else 0, dtype=torch.float32, device=grad.device)
+    if want_affine:
+        products = torch.empty_like(sums)
     grad_x = none
     if want_x:
         grad_x = torch.empty((batch, channels, h, w), dtype=grad.dtype, device=grad.device, memory_format=layout)
     same = (h, w) == (height, width)
     if out.numel() and batch * h * w:
         launch(
-            fuse_sum_backward_kernel, (rows, triton.cdiv(channels, block_c)), out.device,
+            fuse_sum_backward_kernel, (rows, ceiling(channels, block_c)), out.device,
             grad, out, x.contiguous(memory_format=layout) if want_affine else grad, scale if scale.numel() else grad,
             grad_x if want_x else grad, sums, products, channels, height, width, h, w,
             1 if same else _longest_reach(mode, h, height), 1 if same else _longest_reach(mode, w, width),

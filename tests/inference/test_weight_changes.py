@@ -214,6 +214,9 @@ def test_odd_tensors(change: Callable[[Odd], None]) -> None:
     model = Odd()
     versions = WeightVersions(model)
     assert versions.unchanged()
+    weight, model.conv.weight = model.conv.weight, nn.Parameter(torch.zeros(3, 3, 1, 1))
+    assert not versions.unchanged()
+    model.conv.weight = weight
     assert versions.unchanged()
     change(model)
     assert not versions.unchanged()

@@ -48,3 +48,21 @@ def test_launches_go_to_the_tensors_device(what: str, impl: str) -> None:
         call(impl)
     assert n.launches == n.launches_beyond_device_0 > 0
     assert (n.errors, n.synchronizations, torch.cuda.current_device()) == (0, 0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("impl", ["triton", "cuda"])
+def test_backward_launches_for_what_is_wanted(impl: str) -> None:
+    """On the tensors' device, and nothing for a term that needs no gradient."""
+    x, c = on(2, 8, 8, 8).requires_grad_(), on(8).requires_grad_()
+    calls: dict[int, Callable[[], Tensor]] = {
+        2 if impl == "cuda" else 3: lambda: ops.bn_act(x, c, c, on(8), on(8), impl=impl),
+        1: lambda: ops.fuse_sum([x, on(2, 8, 4, 4)], impl=impl),
+    }
+    for launches, call in calls.items():
+        torch.autograd.grad(call(), x, on(2, 8, 8, 8))
+        out, grad = call(), on(2, 8, 8, 8)
+        with device_counters.counting() as n:
+            torch.autograd.grad(out, x, grad)
+        assert n.launches == n.launches_beyond_device_0 == launches
+        assert (n.errors, n.synchronizations) == (0, 0)

@@ -261,13 +261,15 @@ def test_changed_modules(change: str) -> None:
     extension = load_compiled()
     assert extension is not None
     block = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
-    states = extension.ModuleStates(list(block), ("_parameters", "_buffers"))
+    states = extension.ModuleStates(block, list(block), ("_parameters", "_buffers"))
     block[0].weight = nn.Parameter(torch.zeros(3, 3, 1, 1))
-    assert states.unchanged()  # parameters are read at every call
+    assert states.unchanged(block)  # parameters are read at every call
     CHANGES[change][0](block)
-    assert not states.unchanged()
+    assert not states.unchanged(block)
     CHANGES[change][1](block)
-    assert states.unchanged()
+    assert states.unchanged(block)
+    block.extra = 1
+    assert not states.unchanged(block)
 
 
 @pytest.mark.slow
@@ -277,7 +279,7 @@ def test_cycles_through_compiled_objects_are_collected() -> None:
     block = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
     block[0].owner = [block]
     chain = compiled.compile_chain([(((block[0], block[1]),), None)])
-    block.cache = extension.ModuleStates(list(block), ("_parameters", "_buffers")), chain
+    block.cache = extension.ModuleStates(block, list(block), ("_parameters", "_buffers")), chain
     freed = weakref.ref(block)
     del block, chain
     gc.collect()

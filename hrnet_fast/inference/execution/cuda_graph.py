@@ -67,11 +67,13 @@ class CudaDevice:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        # PyTorch's functions read a number faster than a device.
+        self._number = device if device.index is None else device.index
 
     @contextlib.contextmanager
     def here(self) -> Iterator[None]:
         """Make this the current device."""
-        with torch.cuda.device(self._device):
+        with torch.cuda.device(self._number):
             yield
 
     def warm_up(self, run: Callable[[], Any]) -> None:
@@ -110,12 +112,12 @@ class CudaDevice:
     def after(self, mark: Any) -> None:
         """Let the current stream wait for a mark; None is no mark."""
         if mark is not None:
-            torch.cuda.current_stream(self._device).wait_event(mark)
+            torch.cuda.current_stream(self._number).wait_event(mark)
 
     def mark(self) -> Any:
         """Return a mark behind all work on the current stream so far."""
         event = new_event()
-        event.record(torch.cuda.current_stream(self._device))
+        event.record(torch.cuda.current_stream(self._number))
         return event
 
     def capturing(self) -> bool:

@@ -50,11 +50,10 @@ class StreamFork(Protocol):
 @contextlib.contextmanager
 def plain_tensors(device: torch.device) -> Iterator[None]:
     """Disable gradients, autocast and inference mode, whose tensors could not be written to outside of it."""
-    with (
-        torch.inference_mode(False),
-        torch.no_grad(),
-        torch.autocast(device.type, enabled=False),
-    ):
+    nothing = contextlib.nullcontext()  # contexts that change nothing cost more than the questions
+    inference = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nothing
+    autocast = torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nothing
+    with inference, torch.no_grad(), autocast:
         yield
 
 
