@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _OPTIONS = (
     click.option("--authors-yaml", type=click.Path(path_type=Path), help="Read an experiment of the authors' code."),
-    click.option("--openmmlab", type=click.Path(path_type=Path), help="Read a configuration of mmpose, mmseg or mmdet."),
+    click.option("--openmmlab", type=click.Path(path_type=Path), help="Read a file of mmpose, mmseg or mmdet."),
     click.option(
         "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the recipe, such as "
         "loop.epochs=3; may be repeated.",
