@@ -52,6 +52,7 @@ def in_float64(recipe: Recipe, folder: Path) -> Any:
 SGD = "optimizer={kind: sgd, lr: 0.02, momentum: 0.9, weight_decay: 0.01, bias_lr_factor: 2, decay_biases: false}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["faster_rcnn", "mask_rcnn", "htc", "fcos"])
 def test_accelerated_steps_are_those_of_a_plain_loop(kind: str, objects: Path) -> None:
     """Ten updates in float64: a picture of nothing, crowds, mirrored ones; warm-up, clipping, rates of biases."""
@@ -102,6 +103,7 @@ def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_as_an_uninterrupted_one(objects: Path, tmp_path: Path) -> None:
     """The boxes that a step trains on are drawn anew, to the bit; with micro-batches and an average of the weights."""
     recipe = detector_recipe("faster_rcnn", "loop.accumulate=2", "loop.ema=0.9")
@@ -143,6 +145,7 @@ def test_distributed_training_takes_a_detectors_arguments(objects: Path, tmp_pat
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_first_weights(objects: Path, tmp_path: Path) -> None:
     """A detector of the same network, one of other classes, and a trunk."""
     config = build_task(detector_recipe(), objects, device="cpu").config
