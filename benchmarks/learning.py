@@ -52,7 +52,7 @@ def _pair(recipe: str, learned: Learned, seed: int, data: Path, settings: tuple[
     with tempfile.TemporaryDirectory() as folder:
 
         def run_of(modules: str) -> Path:
-            return Path(folder, f"{learned.folder}-{modules}-{seed}")
+            return Path(folder, f"{recipe.rpartition('/')[2]}-{modules}-{seed}")
 
         started = {}
         for modules in (EAGER, OURS):

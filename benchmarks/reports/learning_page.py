@@ -19,14 +19,14 @@ _INTRODUCTION = """\
 
 ```
 python -m benchmarks cells bccd cells                    # cut single cells out of the BCCD data set
-python -m benchmarks learn --data DIR --output mine.json  # DIR has mouse/, camvid/, faces/ and cells/
+python -m benchmarks learn --data DIR --output mine.json  # DIR has mouse/, camvid/, faces/, cells/, bccd/
 ```
 
-Trainings from random weights on a CPU, each with two seeds, with eager modules (`loop.accelerate=off`, channels-last)
-and with accelerated ones. Both have the same weights, batches and augmentation to begin with; rounding differs, and so
-do the curves after some steps, as they do between seeds. Figures are those of the last epoch, for each seed. Seconds
-are processor time of the whole process, evaluation included, with one thread; means over seeds. Both trainings of a
-pair run at the same time, so that whatever else the machine does concerns both.
+Trainings from random weights on a CPU, with eager modules (`loop.accelerate=off`, channels-last) and with accelerated
+ones. Both have the same weights, batches and augmentation to begin with; rounding differs, and so do the curves after
+some steps, as they do between seeds. Figures are those of the last epoch, for each seed. Seconds are processor time of
+the whole process, evaluation included, with one thread; means over seeds. Both trainings of a pair run at the same
+time, so that whatever else the machine does concerns both.
 """
 
 

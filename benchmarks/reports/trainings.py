@@ -48,6 +48,8 @@ RECIPES = {
     "small/cells": Learned(
         "cells", "top1", "623 blood cells of 103 pictures, 3 kinds; 501 cells of 87 other pictures are evaluated"
     ),
+    "small/bccd": Learned("bccd", "AP", "103 pictures of blood cells, boxes of 3 kinds; 87 others are evaluated"),
+    "small/bccd_fcos": Learned("bccd", "AP", "the same pictures and boxes"),
 }
 
 
