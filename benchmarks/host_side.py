@@ -144,8 +144,12 @@ def _image(size: tuple[int, int]) -> Tensor:
     return torch.zeros(1, 3, *size, device="cuda").to(memory_format=torch.channels_last)
 
 
+def _loss(outputs: Any) -> Tensor:
+    return torch.stack([t.float().square().mean() for t in tensors(outputs)]).sum()
+
+
 def _training(name: str, size: tuple[int, int], dtype: torch.dtype) -> dict[str, Call]:
-    """Forward and backward."""
+    """Forward and backward; `GraphedStep` replays both as one graph."""
     model, x = _made(name).train(), _image(size)
     models = {EAGER: model}
     for memory in ("lean", "fast", "min"):
@@ -155,14 +159,18 @@ def _training(name: str, size: tuple[int, int], dtype: torch.dtype) -> dict[str,
         for parameter in parameters:  # as an optimizer's zero_grad; the module's own walks over all modules
             parameter.grad = None
         with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
-            outputs = tensors(model(x))
-        torch.stack([t.float().square().mean() for t in outputs]).sum().backward()  # type: ignore[no-untyped-call]
+            outputs = model(x)
+        _loss(outputs).backward()  # type: ignore[no-untyped-call]
 
     def call(model: nn.Module) -> Call:
         parameters = list(model.parameters())
         return lambda: step(model, parameters)
 
-    return {name: call(model) for name, model in models.items()}
+    calls = {name: call(model) for name, model in models.items()}
+    low = dtype if dtype != torch.float32 else None
+    fast = hf.accelerate(copy.deepcopy(model), impl="cuda", memory="fast")
+    graphed = hf.training.GraphedStep(fast, lambda outputs, _: _loss(outputs), dtype=low)
+    return calls | {f"{OURS} GraphedStep": lambda: graphed(x, x)}
 
 
 def _inference(name: str, size: tuple[int, int], dtype: torch.dtype) -> dict[str, Call]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -184,7 +185,7 @@ class TrainingIteration:
     def attach_gradients(self, found: Sequence[Tensor | None]) -> None:
         """Behind a replay: let the parameters have the gradients that the graph wrote, if they have others."""
         if self.optimizer is None:  # somebody else may have taken any of them away
-            same = all(p.grad is g for p, g in zip(self.parameters, found, strict=True))
+            same = all(map(operator.is_, gradients_of(self.parameters), found))
         else:
             same = next((p.grad is g for p, g in zip(self.parameters, found, strict=True) if g is not None), True)
         if not same:
