@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 
 import torch
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 
 def may_call(name: str) -> bool:
-    """Whether ``torch.ops.hrnet_fast.<name>`` is there; PyTorch's compiler gets the plain code, which it can read."""
-    return not torch.compiler.is_compiling() and _is_built(name)
+    """Whether ``torch.ops.hrnet_fast.<name>`` is there, and nothing traces or observes, which gets the plain code."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode():
+        return False
+    return _is_built(name)
 
 
 @functools.cache

@@ -126,8 +126,12 @@ std::vector<Picture> pictures_of(at::TensorList given, int64_t channels, std::ve
     const bool packed = channels == 1 ? step == 1 : one.stride(2) == 1 && (step == 3 || step == 4);
     const bool whole = packed && row >= width * step && room >= (height - 1) * row + width * step;
     kept.push_back(whole ? one : one.contiguous());
-    const at::Tensor& own = kept.back();
-    pictures.push_back({own.const_data_ptr<uint8_t>(), own.stride(0), own.stride(1), height, width});
+    const uint8_t* own = kept.back().const_data_ptr<uint8_t>();
+    // A contiguous tensor of one column or row may keep any stride there.
+    if (whole)
+      pictures.push_back({own, row, step, height, width});
+    else
+      pictures.push_back({own, width * channels, channels, height, width});
   }
   return pictures;
 }

@@ -1,6 +1,7 @@
 // The operator bn_act as a node of autograd's graph: see operator_nodes.h and hrnet_fast/ops/bn_act.py.
 
 #include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/custom_class.h>
@@ -27,6 +28,11 @@ bool are_plain(at::TensorList tensors) {
     if (t.defined()) keys = keys | t.key_set();
   return (keys - local.excluded_ - kPlain).highestFunctionalityKey() == DispatchKey::Undefined &&
          !at::impl::torch_function_mode_enabled();
+}
+
+std::vector<c10::IValue> dispatched(const char* name, std::vector<c10::IValue> arguments) {
+  c10::Dispatcher::singleton().findSchemaOrThrow(name, "").callBoxed(arguments);
+  return arguments;
 }
 
 namespace {
@@ -74,7 +80,20 @@ struct BnActFunction : torch::autograd::Function<BnActFunction> {
     const bool want_residual = state->has_residual && ctx->needs_input_grad(edge++);
     const bool keep = state->keeps_result() && (want_x || want_residual);
     const OptionalTensor out = state->keeps_result() ? OptionalTensor(saved[2]) : std::nullopt;
-    variable_list found(2);  // one for each input, behind the one argument that is no tensor
+    variable_list found(2);   // one for each input, behind the one argument that is no tensor
+    if (!are_plain(grads)) {  // batched gradients, other tensor classes
+      const auto results =
+          dispatched("hrnet_fast::bn_act_backward",
+                     {grad, x, affine, out, state->relu, state->batch, want_x, want_weight || want_bias,
+                      want_residual && state->keeps_result(), x.is_cuda() ? "cuda" : "cpu"});
+      const at::Tensor sums = results[1].toTensor();
+      if (want_x) found[1] = results[0].toTensor();
+      if (state->weight) found.push_back(want_weight ? sums.select(0, 1).to(*state->weight) : at::Tensor());
+      if (state->bias) found.push_back(want_bias ? sums.select(0, 0).to(*state->bias) : at::Tensor());
+      const at::Tensor residual = state->keeps_result() ? results[2].toTensor() : grad;
+      if (state->has_residual) found.push_back(want_residual ? residual : at::Tensor());
+      return found;
+    }
     {
       const Below below;
       BackwardSums sums;

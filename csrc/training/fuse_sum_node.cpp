@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/custom_class.h>
 
+#include "../../kernels/cuda/resample.h"
 #include "conv_norm.h"
 #include "memory_format.h"
 #include "once_differentiable.h"
@@ -62,6 +63,7 @@ struct FuseSumFunction : torch::autograd::Function<FuseSumFunction> {
       ++edge;
     }
     variable_list found(2);  // one for each input, behind the two arguments that are no tensors
+    if (!are_plain(grads)) return dispatched_backward(*state, grads[0], saved, wanted);
     {
       const Below below;
       at::Tensor grad = grads[0], out = saved[0];
@@ -72,6 +74,31 @@ struct FuseSumFunction : torch::autograd::Function<FuseSumFunction> {
     }
     differentiate_once(found, saved);
     differentiate_once(found, grads);
+    return found;
+  }
+
+  // Of batched gradients and other tensor classes. The operator takes empty tensors for absent ones.
+  static variable_list dispatched_backward(const FuseSumState& state, at::Tensor grad, const variable_list& saved,
+                                           const std::vector<int64_t>& wanted) {
+    const size_t n = state.sizes.size() / 2;
+    if (!state.relu) grad = grad.contiguous(state.format);
+    const at::Tensor absent = grad.new_empty({0});
+    c10::List<at::Tensor> xs, scales;
+    for (size_t k = 0; k < n; ++k) {
+      xs.push_back(saved[1 + k].defined() ? saved[1 + k] : absent);
+      scales.push_back(saved[1 + n + k].defined() ? saved[1 + n + k] : absent);
+    }
+    const auto mode = static_cast<Resample>(state.mode);
+    const auto given =
+        dispatched("hrnet_fast::fuse_sum_backward",
+                   {grad, state.relu ? saved[0] : grad, xs, scales, state.sizes,
+                    mode == Resample::kNearest ? "nearest" : "bilinear", mode == Resample::kBilinearAligned, state.relu,
+                    wanted, grad.is_cuda() ? "cuda" : "cpu"})[0]
+            .toTensorVector();
+    variable_list found(2);
+    for (size_t k = 0; k < given.size(); ++k)
+      if (k < n || saved[1 + n + k % n].defined())
+        found.push_back(wanted[k < n ? k : n + k % n] ? given[k] : at::Tensor());
     return found;
   }
 };

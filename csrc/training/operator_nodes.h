@@ -17,6 +17,9 @@ namespace hrnet_fast::training {
 // Whether nothing but autograd and autocast is concerned with an operator on these dense tensors, some undefined.
 bool are_plain(at::TensorList tensors);
 
+// Calls a registered operator, for gradients that are not plain, and returns its results.
+std::vector<c10::IValue> dispatched(const char* name, std::vector<c10::IValue> arguments);
+
 // Checked arguments of hrnet_fast.ops.bn_act. Undefined tensors are absent.
 struct BnActCall {
   at::Tensor x, weight, bias, running_mean, running_var, residual;

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from hrnet_fast.implementations import select_implementation
 
+_CLASSES = (Tensor, torch.nn.Parameter)
+
 
 @functools.cache
 def load_compiled() -> Any | None:
@@ -35,7 +37,9 @@ def compiled_operator(operator: str, impl: str, tensor: Tensor) -> Callable[...,
     Raises:
         ImplementationError: a named implementation that cannot run here.
     """
-    if torch.compiler.is_compiling() or select_implementation(operator, impl, tensor) not in ("cpu", "cuda"):
+    if torch.compiler.is_compiling() or type(tensor) not in _CLASSES or tensor.device.type not in ("cpu", "cuda"):
+        return None  # what is traced needs no device that is here
+    if select_implementation(operator, impl, tensor) not in ("cpu", "cuda"):
         return None
     found: Callable[..., Tensor | None] = getattr(load_compiled(), operator)
     return found

@@ -60,7 +60,9 @@ def fuse_sum(
     size = _checked_size(xs, size, mode, activation)
     scales, shifts = _affines(xs, scales, shifts)
     relu = activation == "relu"
-    compiled = None if _is_interpolation(xs, scales, relu) else compiled_operator("fuse_sum", impl, xs[0])
+    # A symbolic size must not become a number, as the C++ call would make it.
+    elsewhere = _is_interpolation(xs, scales, relu) or not all(type(s) is int for s in size)
+    compiled = None if elsewhere else compiled_operator("fuse_sum", impl, xs[0])
     if compiled is not None:
         out = compiled(xs, scales, shifts, size, RESAMPLE[mode, align_corners], relu)
         if out is not None:

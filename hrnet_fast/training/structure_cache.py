@@ -57,6 +57,7 @@ def cached(root: nn.Module, others: Callable[[], Iterable[nn.Module]], find: Cal
         return known
     found = find()
     try:
+        vars(root).setdefault(NAME, None)  # first, so that the state has the attribute at its place
         vars(root)[NAME] = CachedStructure(root, others(), found)
     except Exception:  # a module whose attributes cannot be copied (a scripted one) are examined at every call
         clear_cache(root)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from made_files import PAIRS, UPPER, seeded_points
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hrnet_fast as hf
 from hrnet_fast import datasets, host_operators
@@ -185,3 +186,11 @@ def test_segments_cropped_in_workers_are_the_same_inputs(fields: dict[str, Any])
     unlabelled = [datasets.SegmentationSample(samples[0].image, None, "", "")]
     with pytest.raises(hf.InputError, match="training needs masks"):
         crops(crops.collate(unlabelled, torch.Generator()), torch.Generator())
+
+
+def test_what_is_traced_has_pytorchs_operators() -> None:
+    images, number = torch.zeros(1, 3, 4, 4, dtype=torch.uint8), (0.5, 0.5, 0.5)
+    with FakeTensorMode() as mode:
+        assert datasets.normalize(mode.from_tensor(images), number, number).shape == images.shape
+    traced = torch.jit.trace(lambda x: datasets.normalize(x, number, number), images)  # type: ignore[no-untyped-call]
+    assert "hrnet_fast" not in str(traced.graph)

@@ -143,3 +143,25 @@ def test_second_order_is_an_error(impl: str) -> None:
         grads = torch.autograd.grad(call(*leaves, impl=impl).sum(), leaves[:2], create_graph=True)
         with pytest.raises(RuntimeError, match="differentiate twice"):
             torch.autograd.grad(sum(g.sum() for g in grads), leaves[0])  # type: ignore[arg-type]
+
+
+def test_batched_gradients(impl: str) -> None:
+    call, leaves = CASES["all"]()
+    out = call(*leaves, impl=impl)
+    grads = torch.randn(3, *out.shape, dtype=out.dtype)
+    found = torch.autograd.grad(out, leaves, grads, is_grads_batched=True, retain_graph=True)
+    for k, grad in enumerate(grads):
+        for a, b in zip(found, torch.autograd.grad(out, leaves, grad, retain_graph=True), strict=True):
+            torch.testing.assert_close(a[k], b)
+
+
+def test_a_traced_size_stays_symbolic(impl: str) -> None:
+    traced = make_fx(lambda x: fuse_sum([x, x[:, :, ::2, ::2]], impl=impl), tracing_mode="symbolic")(leaf(1, 2, 8, 8))
+    assert traced(torch.randn(1, 2, 16, 12)).shape == (1, 2, 16, 12)
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_shapes_without_data_need_no_device(name: str, impl: str) -> None:
+    x, c = torch.empty(2, 3, 4, 4, device="meta"), torch.empty(3, device="meta")
+    assert bn_act(x, c, c, c.clone(), c.clone(), impl=name).shape == x.shape
+    assert fuse_sum([x, x], impl=name).shape == x.shape
