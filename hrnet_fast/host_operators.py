@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 def may_call(name: str) -> bool:
     """Whether ``torch.ops.hrnet_fast.<name>`` is there, and nothing traces or observes, which gets the plain code."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode():
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if tracing or is_in_torch_dispatch_mode():
         return False
     return _is_built(name)
 
