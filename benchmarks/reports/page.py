@@ -52,8 +52,9 @@ package's CUDA kernels submit, and runs no kernel.
   half the interquartile range behind those whose quartiles are more than 10 % apart. A comparison reports differences
   that exceed both {tolerance:.0%} and the spread of the rounds. Launching costs next to nothing here, but not on a GPU.
 
-A training step is forward and backward, without an optimizer. `memory=` is the argument of `accelerate`. bfloat16 is
-autocast; an engine computes in it. The engine's graph is one launch, whatever it contains."""
+A training step is forward and backward, without an optimizer. `memory=` is the argument of `accelerate`; `GraphedStep`
+replays the step of `memory=fast`. bfloat16 is autocast; an engine computes in it. A graph is one launch, whatever it
+contains."""
 
 
 # What a page names of the machine, beside its device.

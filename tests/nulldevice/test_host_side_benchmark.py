@@ -31,7 +31,7 @@ def test_what_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for (suite, case, quantity, _), records in groups.items():
         found = {r.contender: r.value for r in records}
         assert case == "small 64x64 batch 1"
-        assert len(found) == (4 if quantity == "training step" else 3)
+        assert len(found) == (5 if quantity == "training step" else 3)
         assert all(value for value in found.values())
         if suite == "host time":
             assert found["eager channels-last"] == 1.0
@@ -39,6 +39,7 @@ def test_what_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             assert found["hrnet_fast engine"] == 3  # the input's copy, the graph, the result's copy
         else:
             assert found["hrnet_fast memory=fast"] < found["eager channels-last"]
+            assert found["hrnet_fast GraphedStep"] == 4  # copies of images and targets, the graph, the result's copy
     text = render_page(run)
     assert text.startswith("# Benchmarks: the host side of CUDA\n")
     assert "Nothing here ran on a GPU" in text
