@@ -68,7 +68,12 @@ def coco_instances(
     )
     found: dict[Any, list[Any]] = {}
     rows: list[PictureRow | DatasetError] = []
-    pictures = {picture["id"]: picture for picture in content["images"] if isinstance(picture, dict)}
+    pictures: dict[int, Any] = {}
+    for number, picture in enumerate(content["images"]):
+        try:
+            pictures[_integer_id(source, f"image {number} of the list", picture)] = picture
+        except DatasetError as error:
+            rows.append(error)
     items = content.get("annotations", [])
     if not isinstance(items, list):
         raise fail(source, "", f"{type(items).__name__} in place of annotations", "a list")
@@ -79,13 +84,13 @@ def coco_instances(
             rows.append(error)
         except _MALFORMED as error:
             rows.append(_malformed(source, _name(item, number), error))
-    for picture in pictures.values():
+    for number, picture in pictures.items():
         try:
-            rows.append(_coco_row(source, folder, picture, found.get(picture["id"], []), names, chosen, masks))
+            rows.append(_coco_row(source, folder, number, picture, found.get(number, []), names, chosen, masks))
         except DatasetError as error:
             rows.append(error)
         except _MALFORMED as error:
-            rows.append(_malformed(source, f"image {picture['id']}", error))
+            rows.append(_malformed(source, f"image {number}", error))
     return dataset.fill(rows, str(source), filter_empty=filter_empty, least_side=least_side)
 
 
@@ -98,11 +103,29 @@ def _malformed(source: Path, name: str, error: Exception) -> DatasetError:
     return fail(source, name, reason, "an annotation in COCO's format")
 
 
+def _integer_id(source: Path, place: str, entry: Any) -> int:
+    """Return the id of a picture or category, which results and evaluations have as an integer.
+
+    Raises:
+        DatasetError: there is none, or it is no integer of 64 bits.
+    """
+    if not isinstance(entry, dict) or "id" not in entry:
+        raise fail(source, place, f"{shown(entry)} without an id", "a JSON object with an integer id")
+    number = entry["id"]
+    whole = isinstance(number, int) or (isinstance(number, float) and number.is_integer())
+    if not whole or isinstance(number, bool) or abs(number) >= 2**63:
+        raise fail(source, place, f"id {shown(number)}", "an integer id, without quotation marks in the file")
+    return int(number)
+
+
 def _category_names(source: Path, categories: list[Any]) -> dict[int, str]:
-    usable = [c for c in categories if isinstance(c, dict) and "id" in c and "name" in c]
-    if not usable:
+    if not categories:
         raise fail(source, "", "no category", "categories with id and name")
-    return {int(c["id"]): str(c["name"]) for c in usable}
+    numbers = [_integer_id(source, f"category {i} of the list", entry) for i, entry in enumerate(categories)]
+    nameless = [number for number, entry in zip(numbers, categories, strict=True) if "name" not in entry]
+    if nameless:
+        raise fail(source, f"category {nameless[0]}", "no name", "categories with id and name")
+    return {number: str(entry["name"]) for number, entry in zip(numbers, categories, strict=True)}
 
 
 def _chosen(source: Path, names: Mapping[int, str], classes: Sequence[str]) -> list[int]:
@@ -118,6 +141,7 @@ def _chosen(source: Path, names: Mapping[int, str], classes: Sequence[str]) -> l
 def _coco_row(
     source: Path,
     folder: Path,
+    image_id: int,
     picture: Mapping[str, Any],
     items: Sequence[Any],
     names: Mapping[int, str],
@@ -125,8 +149,7 @@ def _coco_row(
     masks: bool,
 ) -> PictureRow:
     size = (int(picture["height"]), int(picture["width"]))
-    name = f"image {picture['id']}"
-    found = PictureRow(str(folder / picture["file_name"]), name, int(picture["id"]), size)
+    found = PictureRow(str(folder / picture["file_name"]), f"image {image_id}", image_id, size)
     for number, item in enumerate(items):
         place = _name(item, number)
         if item["category_id"] not in names:

@@ -133,6 +133,23 @@ def test_a_broken_annotation_names_its_file(case: str, tmp_path: Path) -> None:
     assert found.picture(len(found) - 1).endswith("2.png")
 
 
+@pytest.mark.parametrize("number", ["0001", 0.5, None, [1]])
+def test_ids_that_are_no_integers(number: Any, tmp_path: Path) -> None:
+    """Results and COCO's evaluation have integers; a broken picture is skipped, and is not in the truth either."""
+    images = [{"id": i, "file_name": "2.png", "height": 24, "width": 32} for i in (number, 2)]
+    annotations = [annotation(1, image_id=number), annotation(2, image_id=2)]
+    file = save_objects(tmp_path, annotations, {"images": [*images, 5, {}]})
+    with pytest.raises(DatasetError, match=r"objects.json \(image 0 of the list\): id .*; accepted is an integer id"):
+        datasets.coco_instances(file, tmp_path)
+    found = datasets.coco_instances(file, tmp_path, skip_broken=True)
+    truth = found.ground_truth()
+    assert (len(found), len(found.skipped)) == (1, 4)  # three pictures, and an annotation of none
+    assert [[one["id"] for one in truth[name]] for name in ("images", "annotations")] == [[2], [2]]
+    file = save_objects(tmp_path, [], {"categories": [{"id": number, "name": "bee"}]})
+    with pytest.raises(DatasetError, match=r"category 0 of the list\): id .*; accepted is an integer id"):
+        datasets.coco_instances(file, tmp_path)
+
+
 READ_LATE: dict[str, tuple[dict[str, Any], str]] = {
     "a mask of another size": ({"segmentation": {"size": [20, 32], "counts": [640]}}, r"a mask of the size \(20, 32\)"),
     "a polygon of a point": ({"segmentation": [[1.0]]}, "a mask that cannot be decoded"),
@@ -166,7 +183,9 @@ def test_arguments_and_files_that_are_refused(tmp_path: Path, monkeypatch: pytes
         (InputError, "least_side", lambda: datasets.coco_instances(file, tmp_path, least_side=-1)),
     ]
     for content, message in (
-        ({"categories": [5]}, "no category"),
+        ({"categories": []}, "no category"),
+        ({"categories": [5]}, "5 without an id"),
+        ({"categories": [{"id": 1}]}, "no name"),
         ({"annotations": {}}, "in place of annotations"),
         ({"images": [{"id": 1}]}, "image 1"),
     ):
