@@ -21,7 +21,7 @@ VOC_NAMES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 
 
 def coco_instances(
@@ -156,6 +156,9 @@ def _coco_row(
             raise fail(source, place, f"category_id {shown(item['category_id'])}", 'an id of "categories"')
         if item["category_id"] not in chosen:
             continue
+        crowd = item.get("iscrowd", 0)
+        if crowd not in (0, 1):
+            raise fail(source, place, f"iscrowd {shown(crowd)}", "0 or 1")
         left, top, width, height = (float(side) for side in item["bbox"])
         if not np.isfinite([left, top, width, height]).all():
             raise fail(source, place, f"bbox {(left, top, width, height)}", "(left, top, width, height) in pixels")
@@ -163,7 +166,7 @@ def _coco_row(
             continue
         box = cut_box((left, top, left + width, top + height), size, source, place)
         label = chosen.index(item["category_id"])
-        if item.get("iscrowd"):
+        if crowd:
             found.ignored.append(box)
             found.ignored_labels.append(label)
             continue

@@ -110,6 +110,10 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown picture": ({"image_id": 9}, "image_id 9"),
     "no picture": ({"image_id": None, "bbox": None}, "image_id None"),
     "no mask": ({"segmentation": 5}, "malformed annotation"),
+    "a picture in a list": ({"image_id": [1]}, "malformed annotation"),
+    "a category in a list": ({"category_id": [1]}, "malformed annotation"),
+    "a category of text": ({"category_id": "x"}, "category_id 'x'"),
+    "a crowd of null": ({"iscrowd": None}, "iscrowd None; accepted is 0 or 1"),
 }
 
 
@@ -155,6 +159,9 @@ READ_LATE: dict[str, tuple[dict[str, Any], str]] = {
     "a polygon of a point": ({"segmentation": [[1.0]]}, "a mask that cannot be decoded"),
     "no counts": ({"segmentation": {"size": [24, 32]}}, "a mask that cannot be decoded"),
     "counts of too few pixels": ({"segmentation": {"size": [24, 32], "counts": [8, 8]}}, "its counts are 16 pixels"),
+    "a negative count": ({"segmentation": {"size": [24, 32], "counts": [-1, 769]}}, "a negative count"),
+    "counts that are a number": ({"segmentation": {"size": [24, 32], "counts": 5}}, "counts are int, neither"),
+    "a size of null": ({"segmentation": {"size": None, "counts": [768]}}, "a mask that cannot be decoded"),
 }
 
 
@@ -164,6 +171,8 @@ def test_a_broken_mask_raises_when_it_is_read(case: str, tmp_path: Path) -> None
     found = datasets.coco_instances(save_objects(tmp_path, [annotation(1, **changes)]), tmp_path, masks=True)
     with pytest.raises(DatasetError, match=message):
         found[0]
+    found.skip_broken = True
+    assert isinstance(found[0], datasets.SkippedSample)
 
 
 def test_a_picture_of_another_size(tmp_path: Path) -> None:
