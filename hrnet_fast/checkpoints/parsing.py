@@ -217,7 +217,7 @@ def _find_detector(
     if network is None:
         try:
             return DetectorConfig.from_dict(stored)
-        except (ConfigError, TypeError) as error:
+        except (ConfigError, TypeError, ValueError) as error:
             raise CheckpointError(f"The checkpoint's {DETECTOR_SETTINGS} is no detector: {error}") from error
     try:
         return infer_detector({k: tuple(v.shape) for k, v in state.items()}, network, family.detector)

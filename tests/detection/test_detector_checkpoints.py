@@ -68,7 +68,7 @@ def test_settings_beside_the_weights(tmp_path: Path) -> None:
     assert changed == dataclasses.replace(config, num_classes=5).override(short_side=64)
     assert hf.load_checkpoint(tmp_path / "own.pth", family="mmdet").config.head.kind == "v2p"
     content = torch.load(tmp_path / "own.pth")
-    for wrong in ({**config.to_dict(), "num_classes": 0}, {}, 5):
+    for wrong in ({**config.to_dict(), "num_classes": 0}, {}, 5, "faster_rcnn"):
         with pytest.raises(hf.CheckpointError, match="detector_config is no detector"):
             hf.load_checkpoint(content | {"detector_config": wrong})
     with pytest.raises(hf.CheckpointError, match="mis-shaped"):
