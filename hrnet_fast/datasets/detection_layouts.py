@@ -198,8 +198,11 @@ def voc_boxes(
     """Read objects in Pascal VOC's layout: ``JPEGImages/*.jpg``, ``Annotations/*.xml`` and a split's list of names.
 
     The list is ``ImageSets/Main/{split}.txt``, or ``{split}.txt`` in the folder itself. Boxes are of whole pixels,
-    counted from 1 and both ends included, so x1 and y1 are one less here. Objects marked as difficult are ignored
-    regions, and boxes without area are left out.
+    counted from 1 and both ends included, as the VOC2007 devkit's evaluation reads them. So x1 and y1 are one less
+    here, and a box with xmax equal to xmin is one pixel wide. mmdetection's ``XMLDataset`` subtracts 1 from xmax and
+    ymax too: its boxes are one pixel narrower and lower. Objects marked as difficult are ignored regions. Left out are
+    boxes with xmax below xmin or ymax below ymin, and those of a single pixel (both equal), which mmdetection keeps:
+    labelling tools write them for a click without a drag, as in BCCD.
 
     Args:
         root: the folder.
@@ -250,7 +253,7 @@ def _voc_row(folder: Path, stem: str, number: int, names: Sequence[str]) -> Pict
             raise fail(path, name, f"class {label!r}", f"one of {', '.join(names)}")
         if not all(map(math.isfinite, (xmin, ymin, xmax, ymax))):
             raise fail(path, name, f"bndbox {(xmin, ymin, xmax, ymax)}", "finite numbers of pixels")
-        if xmax <= xmin or ymax <= ymin:
+        if xmax < xmin or ymax < ymin or (xmax, ymax) == (xmin, ymin):
             continue
         box = cut_box((xmin - 1, ymin - 1, xmax, ymax), size, path, name)
         difficult = (element.findtext("difficult") or "0").strip() == "1"

@@ -230,15 +230,18 @@ def voc_object(name: str = "bee", x1: Any = 5, x2: Any = 14, difficult: int = 0)
 @pytest.mark.parametrize("split", ["train.txt", "ImageSets/Main/train.txt"])
 def test_voc(split: str, tmp_path: Path) -> None:
     """Pixels are counted from 1, both ends of a box included."""
-    objects = (voc_object(), voc_object("fly", 30, 40), voc_object(difficult=1), voc_object(x1=9, x2=9))
+    left_out = (voc_object(x1=9, x2=8), voc_object(x1=9, x2=9).replace("<ymax>13<", "<ymax>3<"))
+    kept = (voc_object(), voc_object("fly", 30, 40), voc_object(difficult=1), voc_object(x1=9, x2=9))
+    objects = (*kept, *left_out)
     found = datasets.voc_boxes(save_voc(tmp_path, *objects, split=split), classes=("fly", "bee"))
     sample = found[0]
     assert isinstance(sample, datasets.DetectionSample)
-    assert sample.boxes.tolist() == [[4, 2, 14, 13], [29, 2, 32, 13]]
-    assert (sample.labels.tolist(), sample.ignored.tolist()) == ([1, 0], [[4, 2, 14, 13]])
+    assert sample.boxes.tolist() == [[4, 2, 14, 13], [29, 2, 32, 13], [8, 2, 9, 13]]
+    assert (sample.labels.tolist(), sample.ignored.tolist()) == ([1, 0, 1], [[4, 2, 14, 13]])
     truth = found.ground_truth()
     assert [(one["category_id"], one["bbox"], one["area"], one["iscrowd"]) for one in truth["annotations"]] == [
-        (2, [4, 2, 10, 11], 110, 0), (1, [29, 2, 3, 11], 33, 0), (2, [4, 2, 10, 11], 110, 1),
+        (2, [4, 2, 10, 11], 110, 0), (1, [29, 2, 3, 11], 33, 0), (2, [8, 2, 1, 11], 11, 0),
+        (2, [4, 2, 10, 11], 110, 1),
     ]  # fmt: skip
     assert truth["images"] == [{"id": 1}]
 
