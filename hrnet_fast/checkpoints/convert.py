@@ -35,9 +35,10 @@ def convert_checkpoint(
     normalisations of its head (mmsegmentation), the source's biases are folded into ``running_mean``: the result in
     evaluation is the same, and training does not depend on them. In the opposite direction the biases are zeros. A
     note names settings that files do not contain and that the target's code sets otherwise (``align_corners``, the
-    decoding of heatmaps), or that are stored beside a detector's tensors. ``to="backbone"`` and ``to="mm_backbone"`` take the trunk of any checkpoint. From a
-    classification file to ``timm_features`` the layers after the widening units are left out; in the opposite
-    direction they are initialised randomly for 1000 classes, and a note names them.
+    decoding of heatmaps), and those that a detector's file has beside its tensors. ``to="backbone"`` and
+    ``to="mm_backbone"`` take the trunk of any checkpoint. From a classification file to ``timm_features`` the layers
+    after the widening units are left out; in the opposite direction they are initialised randomly for 1000 classes,
+    and a note names them.
 
     Args:
         source: a path or mapping.

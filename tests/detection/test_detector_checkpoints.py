@@ -145,7 +145,9 @@ def test_files_of_mmdetection_1x(kind: str, authors: bool, caplog: pytest.LogCap
         assert "left out" in pyramid.notes[0]
     caplog.clear()
     hf.convert_checkpoint(early, to=loaded.family)
-    assert any("legacy=True, anchors" in message and "not among these tensors" in message for message in caplog.messages)
+    assert any(
+        "legacy=True, anchors" in message and "not among these tensors" in message for message in caplog.messages
+    )
 
 
 def test_the_command_convert_keeps_a_detectors_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
