@@ -13,6 +13,7 @@ from hrnet_fast.checkpoints.family import ANY_TRUNK, Family, is_trunk
 from hrnet_fast.checkpoints.parsing import Checkpoint, Source, parse_checkpoint
 from hrnet_fast.checkpoints.trunk import BACKBONE, WHOLE, top_level_names
 from hrnet_fast.config import HeadConfig
+from hrnet_fast.detection.detector_config import DetectorConfig
 from hrnet_fast.errors import CheckpointError
 from hrnet_fast.reference import HRNetReference
 
@@ -34,9 +35,10 @@ def convert_checkpoint(
     normalisations of its head (mmsegmentation), the source's biases are folded into ``running_mean``: the result in
     evaluation is the same, and training does not depend on them. In the opposite direction the biases are zeros. A
     note names settings that files do not contain and that the target's code sets otherwise (``align_corners``, the
-    decoding of heatmaps). ``to="backbone"`` and ``to="mm_backbone"`` take the trunk of any checkpoint. From a
-    classification file to ``timm_features`` the layers after the widening units are left out; in the opposite
-    direction they are initialised randomly for 1000 classes, and a note names them.
+    decoding of heatmaps), and those that a detector's file has beside its tensors. ``to="backbone"`` and
+    ``to="mm_backbone"`` take the trunk of any checkpoint. From a classification file to ``timm_features`` the layers
+    after the widening units are left out; in the opposite direction they are initialised randomly for 1000 classes,
+    and a note names them.
 
     Args:
         source: a path or mapping.
@@ -49,6 +51,31 @@ def convert_checkpoint(
     Raises:
         CheckpointError: as :func:`parse_checkpoint`, or a target that cannot hold the source's head.
     """
+    state, _ = convert_with_settings(source, to, family=family, part=part, torch04=torch04, weights=weights)
+    return state
+
+
+def convert_with_settings(
+    source: Source,
+    to: str,
+    *,
+    family: str,
+    part: str,
+    torch04: bool,
+    weights: str,
+    room: bool = False,
+) -> tuple[dict[str, Tensor], DetectorConfig | None]:
+    """Return the tensors of :func:`convert_checkpoint`, and the detector's settings that the file is to have.
+
+    Settings are those that the source contains, or that it is of mmdetection 1.x (``legacy=True``); None for others.
+
+    Args:
+        source, to, family, part, torch04, weights: see :func:`convert_checkpoint`.
+        room: whether the settings will be written; a note names them otherwise.
+
+    Raises:
+        CheckpointError: as :func:`convert_checkpoint`.
+    """
     target = get_family(to)
     bare = target.name in ANY_TRUNK
     if not bare and part != BACKBONE:
@@ -56,7 +83,11 @@ def convert_checkpoint(
     part = part if bare else WHOLE
     checkpoint = parse_checkpoint(source, family=family, torch04=torch04, weights=weights, part=part)
     checkpoint = _convert_head(checkpoint, target)
-    checkpoint = dataclasses.replace(checkpoint, notes=(*checkpoint.notes, *_unstored_settings(checkpoint, target)))
+    settings = checkpoint.detector if target.detector else None
+    if settings is not None and not (checkpoint.has_settings or settings.legacy):
+        settings = None
+    notes = _unstored_settings(checkpoint, target, None if room else settings)
+    checkpoint = dataclasses.replace(checkpoint, notes=(*checkpoint.notes, *notes))
     state, head = checkpoint.state, checkpoint.config.head
     held = checkpoint.family.detector
     if not (bare or _can_hold(target, head, held)):
@@ -66,12 +97,12 @@ def convert_checkpoint(
             f"{to!r}; it can be written as {', '.join(dict.fromkeys((*able, 'backbone', 'mm_backbone')))}."
         )
     checkpoint.log_notes()
-    if target.head_conv_bias is None:
-        return target.from_canonical(state)
-    return target.from_canonical(_add_zero_biases(state) if target.head_conv_bias else _fold_biases(state))
+    if target.head_conv_bias is not None:
+        state = _add_zero_biases(state) if target.head_conv_bias else _fold_biases(state)
+    return target.from_canonical(state), settings
 
 
-def _unstored_settings(checkpoint: Checkpoint, target: Family) -> list[str]:
+def _unstored_settings(checkpoint: Checkpoint, target: Family, detector: DetectorConfig | None) -> list[str]:
     """Return notes on settings that the written file does not contain and its readers set otherwise."""
     config, notes = checkpoint.config, []
     expected = target.defaults.get("align_corners", False)
@@ -81,8 +112,12 @@ def _unstored_settings(checkpoint: Checkpoint, target: Family) -> list[str]:
         notes.append(
             f"{target.name} decodes heatmaps by {target.keypoints!r}, this network by {checkpoint.keypoints!r}"
         )
-    if checkpoint.detector is not None and checkpoint.detector.legacy and target.detector:
-        notes.append("legacy=True is not in the file written: give it when loading")
+    if detector is not None:
+        legacy = "legacy=True, " if detector.legacy else ""
+        notes.append(
+            f"{legacy}anchors, thresholds and sizes of the source are not among these tensors: write a .pth file with "
+            "save_checkpoint(..., detector=load_checkpoint(source).config) or the command convert"
+        )
     known = target.defaults.get("pyramid_stride", 1)
     if config.head.kind == "v2p" and config.head.pyramid_stride != known:
         notes.append(f"pyramid_stride={config.head.pyramid_stride} is not in the file written: give it when loading")

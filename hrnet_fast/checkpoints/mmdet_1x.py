@@ -35,7 +35,7 @@ def upgrade_detector(state: Mapping[str, Tensor], notes: list[str]) -> dict[str,
     upgraded = {_renamed(k): _without_background(k, v, outputs) for k, v in state.items() if not k.startswith(_UNUSED)}
     notes.append(
         "heads of mmdetection 1.x: the background was made the last class, and legacy=True computes boxes and regions "
-        "as mmdetection 3.3 does for such files; a file that is written from them does not tell, so give it then"
+        "as mmdetection 3.3 does for such files; save_checkpoint(..., detector=model.config) writes this setting"
     )
     if len(upgraded) < len(state):
         notes.append(f"left out {len(state) - len(upgraded)} entries of {_UNUSED}, which nothing uses")

@@ -50,6 +50,7 @@ class Checkpoint:
         drawn: keys of the network to initialise randomly (``head="keep"`` or ``"drop"``).
         assumptions: messages on settings that the file does not contain and that took the family's default.
         detector: the detector around the network, or None.
+        has_settings: whether the file contains the detector's settings.
     """
 
     state: dict[str, Tensor]
@@ -60,6 +61,7 @@ class Checkpoint:
     drawn: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
     detector: DetectorConfig | None = None
+    has_settings: bool = False
 
     def log_notes(self) -> None:
         """Log the notes as warnings of the logger ``hrnet_fast.checkpoints``."""
@@ -157,7 +159,8 @@ def parse_checkpoint(
     assumed = find_assumptions(whole, config, overrides | {"decode": decode}, named)
     if detector is not None and stored is None:
         assumed += detector_assumptions(detector, overrides)
-    return Checkpoint(state, found, config, tuple(notes), decode or found.keypoints, drawn, assumed, detector)
+    decoding, settings = decode or found.keypoints, detector is not None and stored is not None
+    return Checkpoint(state, found, config, tuple(notes), decoding, drawn, assumed, detector, settings)
 
 
 def _check_decode(decode: str | None, config: HRNetConfig) -> None:
@@ -214,7 +217,7 @@ def _find_detector(
     if network is None:
         try:
             return DetectorConfig.from_dict(stored)
-        except (ConfigError, TypeError) as error:
+        except (ConfigError, TypeError, ValueError) as error:
             raise CheckpointError(f"The checkpoint's {DETECTOR_SETTINGS} is no detector: {error}") from error
     try:
         return infer_detector({k: tuple(v.shape) for k, v in state.items()}, network, family.detector)

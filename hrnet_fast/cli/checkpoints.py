@@ -115,12 +115,19 @@ def convert(
     torch04: bool,
     as_json: bool,
 ) -> None:
-    """Write SOURCE's weights to OUTPUT (.pth, .pt, .safetensors) under another family's names."""
-    from hrnet_fast.checkpoints import convert_checkpoint, save_checkpoint
+    """Write SOURCE's weights to OUTPUT (.pth, .pt, .safetensors) under another family's names.
+
+    The settings that a detector's file contains are written too, except to .safetensors, which has no place for them.
+    """
+    from hrnet_fast.checkpoints.convert import convert_with_settings
+    from hrnet_fast.checkpoints.files import SAFETENSORS, save_checkpoint
 
     show_notes()
-    state = convert_checkpoint(source, to=target, family=family, part=part, torch04=torch04, weights=weights)
-    save_checkpoint(state, output, overwrite=force)
+    room = output.suffix.lower() != SAFETENSORS
+    state, detector = convert_with_settings(
+        source, target, family=family, part=part, torch04=torch04, weights=weights, room=room
+    )
+    save_checkpoint(state, output, overwrite=force, detector=detector if room else None)
     done = {"output": str(output), "family": target, "tensors": len(state)}
     if as_json:
         print_json(done)

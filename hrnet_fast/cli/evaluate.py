@@ -182,7 +182,7 @@ def load_network(
     """Return the checkpoint's network, whose heatmaps are decoded as the recipe says.
 
     A detector takes the recipe's settings where it is the recipe's; otherwise those of its file or its family, with the
-    recipe's size of pictures.
+    recipe's size of pictures. ``legacy=True`` of the file or of the recipe applies in both cases.
 
     Raises:
         InputError: its head is none of the task's, or it has another number of outputs than the data.
@@ -218,13 +218,14 @@ def _load_detector(checkpoint: Path, task: RecipeTask, how: dict[str, Any]) -> D
             f"{checkpoint}: has {model.config.num_classes} outputs and the data {wanted}; they must be equal."
         )
     own, picture = task.config, task.config.picture
-    if own.kind != model.config.kind or detector_shapes(own) != detector_shapes(model.config):
-        config = model.config.override(long_side=picture.long_side, short_side=picture.short_side)
+    fits = own.kind == model.config.kind and detector_shapes(own) == detector_shapes(model.config)
+    if fits:
+        config = own.override(legacy=own.legacy or model.config.legacy)
     else:
-        config = own
+        config = model.config.override(long_side=picture.long_side, short_side=picture.short_side)
     made = Detector(config, impl=how["impl"])
     made.load_state_dict(model.state_dict())
-    made.set_origin(model.family or "", model.notes, () if config is own else model.assumptions)
+    made.set_origin(model.family or "", model.notes, () if fits else model.assumptions)
     return made.eval()
 
 

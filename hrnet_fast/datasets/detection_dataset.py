@@ -173,12 +173,12 @@ class DetectionDataset(AnnotatedImages[DetectionSample]):
         chosen, known = {int(i) for i in self._ids[self._order]}, set(self.categories)
         if self.annotations:
             content: dict[str, Any] = dict(read_json(self.annotations))
-            content["images"] = [one for one in content["images"] if one["id"] in chosen]
+            content["images"] = [one for one in content["images"] if _is_of(one, "id", chosen)]
             content["categories"] = [one for one in content["categories"] if one["id"] in known]
             content["annotations"] = [
                 {"area": one["bbox"][2] * one["bbox"][3], "iscrowd": 0} | one
                 for one in content.get("annotations", [])
-                if one["image_id"] in chosen and one["category_id"] in known
+                if _is_of(one, "image_id", chosen) and _is_of(one, "category_id", known)
             ]
             return content
         annotations: list[dict[str, Any]] = []
@@ -198,6 +198,11 @@ class DetectionDataset(AnnotatedImages[DetectionSample]):
             "categories": [{"id": k, "name": n} for k, n in zip(self.categories, self.names, strict=True)],
             "annotations": annotations,
         }
+
+
+def _is_of(entry: Any, name: str, numbers: set[int]) -> bool:
+    """Whether an entry of COCO's file has one of the numbers; a broken entry that was skipped has none."""
+    return isinstance(entry, dict) and isinstance(entry.get(name), (int, float)) and entry[name] in numbers
 
 
 def _flat(rows: Sequence[tuple[float, ...]]) -> NDArray[np.float64]:

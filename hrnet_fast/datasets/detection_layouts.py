@@ -21,7 +21,7 @@ VOC_NAMES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 
 
 def coco_instances(
@@ -68,7 +68,12 @@ def coco_instances(
     )
     found: dict[Any, list[Any]] = {}
     rows: list[PictureRow | DatasetError] = []
-    pictures = {picture["id"]: picture for picture in content["images"] if isinstance(picture, dict)}
+    pictures: dict[int, Any] = {}
+    for number, picture in enumerate(content["images"]):
+        try:
+            pictures[_integer_id(source, f"image {number} of the list", picture)] = picture
+        except DatasetError as error:
+            rows.append(error)
     items = content.get("annotations", [])
     if not isinstance(items, list):
         raise fail(source, "", f"{type(items).__name__} in place of annotations", "a list")
@@ -79,13 +84,13 @@ def coco_instances(
             rows.append(error)
         except _MALFORMED as error:
             rows.append(_malformed(source, _name(item, number), error))
-    for picture in pictures.values():
+    for number, picture in pictures.items():
         try:
-            rows.append(_coco_row(source, folder, picture, found.get(picture["id"], []), names, chosen, masks))
+            rows.append(_coco_row(source, folder, number, picture, found.get(number, []), names, chosen, masks))
         except DatasetError as error:
             rows.append(error)
         except _MALFORMED as error:
-            rows.append(_malformed(source, f"image {picture['id']}", error))
+            rows.append(_malformed(source, f"image {number}", error))
     return dataset.fill(rows, str(source), filter_empty=filter_empty, least_side=least_side)
 
 
@@ -98,11 +103,29 @@ def _malformed(source: Path, name: str, error: Exception) -> DatasetError:
     return fail(source, name, reason, "an annotation in COCO's format")
 
 
+def _integer_id(source: Path, place: str, entry: Any) -> int:
+    """Return the id of a picture or category, which results and evaluations have as an integer.
+
+    Raises:
+        DatasetError: there is none, or it is no integer of 64 bits.
+    """
+    if not isinstance(entry, dict) or "id" not in entry:
+        raise fail(source, place, f"{shown(entry)} without an id", "a JSON object with an integer id")
+    number = entry["id"]
+    whole = isinstance(number, int) or (isinstance(number, float) and number.is_integer())
+    if not whole or isinstance(number, bool) or abs(number) >= 2**63:
+        raise fail(source, place, f"id {shown(number)}", "an integer id, without quotation marks in the file")
+    return int(number)
+
+
 def _category_names(source: Path, categories: list[Any]) -> dict[int, str]:
-    usable = [c for c in categories if isinstance(c, dict) and "id" in c and "name" in c]
-    if not usable:
+    if not categories:
         raise fail(source, "", "no category", "categories with id and name")
-    return {int(c["id"]): str(c["name"]) for c in usable}
+    numbers = [_integer_id(source, f"category {i} of the list", entry) for i, entry in enumerate(categories)]
+    nameless = [number for number, entry in zip(numbers, categories, strict=True) if "name" not in entry]
+    if nameless:
+        raise fail(source, f"category {nameless[0]}", "no name", "categories with id and name")
+    return {number: str(entry["name"]) for number, entry in zip(numbers, categories, strict=True)}
 
 
 def _chosen(source: Path, names: Mapping[int, str], classes: Sequence[str]) -> list[int]:
@@ -118,6 +141,7 @@ def _chosen(source: Path, names: Mapping[int, str], classes: Sequence[str]) -> l
 def _coco_row(
     source: Path,
     folder: Path,
+    image_id: int,
     picture: Mapping[str, Any],
     items: Sequence[Any],
     names: Mapping[int, str],
@@ -125,14 +149,16 @@ def _coco_row(
     masks: bool,
 ) -> PictureRow:
     size = (int(picture["height"]), int(picture["width"]))
-    name = f"image {picture['id']}"
-    found = PictureRow(str(folder / picture["file_name"]), name, int(picture["id"]), size)
+    found = PictureRow(str(folder / picture["file_name"]), f"image {image_id}", image_id, size)
     for number, item in enumerate(items):
         place = _name(item, number)
         if item["category_id"] not in names:
             raise fail(source, place, f"category_id {shown(item['category_id'])}", 'an id of "categories"')
         if item["category_id"] not in chosen:
             continue
+        crowd = item.get("iscrowd", 0)
+        if crowd not in (0, 1):
+            raise fail(source, place, f"iscrowd {shown(crowd)}", "0 or 1")
         left, top, width, height = (float(side) for side in item["bbox"])
         if not np.isfinite([left, top, width, height]).all():
             raise fail(source, place, f"bbox {(left, top, width, height)}", "(left, top, width, height) in pixels")
@@ -140,7 +166,7 @@ def _coco_row(
             continue
         box = cut_box((left, top, left + width, top + height), size, source, place)
         label = chosen.index(item["category_id"])
-        if item.get("iscrowd"):
+        if crowd:
             found.ignored.append(box)
             found.ignored_labels.append(label)
             continue
@@ -172,8 +198,11 @@ def voc_boxes(
     """Read objects in Pascal VOC's layout: ``JPEGImages/*.jpg``, ``Annotations/*.xml`` and a split's list of names.
 
     The list is ``ImageSets/Main/{split}.txt``, or ``{split}.txt`` in the folder itself. Boxes are of whole pixels,
-    counted from 1 and both ends included, so x1 and y1 are one less here. Objects marked as difficult are ignored
-    regions, and boxes without area are left out.
+    counted from 1 and both ends included, as the VOC2007 devkit's evaluation reads them. So x1 and y1 are one less
+    here, and a box with xmax equal to xmin is one pixel wide. mmdetection's ``XMLDataset`` subtracts 1 from xmax and
+    ymax too: its boxes are one pixel narrower and lower. Objects marked as difficult are ignored regions. Left out are
+    boxes with xmax below xmin or ymax below ymin, and those of a single pixel (both equal), which mmdetection keeps:
+    labelling tools write them for a click without a drag, as in BCCD.
 
     Args:
         root: the folder.
@@ -224,7 +253,7 @@ def _voc_row(folder: Path, stem: str, number: int, names: Sequence[str]) -> Pict
             raise fail(path, name, f"class {label!r}", f"one of {', '.join(names)}")
         if not all(map(math.isfinite, (xmin, ymin, xmax, ymax))):
             raise fail(path, name, f"bndbox {(xmin, ymin, xmax, ymax)}", "finite numbers of pixels")
-        if xmax <= xmin or ymax <= ymin:
+        if xmax < xmin or ymax < ymin or (xmax, ymax) == (xmin, ymin):
             continue
         box = cut_box((xmin - 1, ymin - 1, xmax, ymax), size, path, name)
         difficult = (element.findtext("difficult") or "0").strip() == "1"

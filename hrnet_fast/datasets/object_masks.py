@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.datasets.reading import fail
-from hrnet_fast.errors import MissingPackageError
+from hrnet_fast.errors import DatasetError, MissingPackageError
 
 _MODULES = ("faster_coco_eval.core.mask", "pycocotools.mask")
+# RuntimeError: of the packages' compiled parts, for values of a wrong type.
+_UNDECODABLE = (KeyError, TypeError, ValueError, IndexError, OverflowError, RuntimeError)
 
 
 def mask_module() -> Any:
@@ -47,12 +49,15 @@ def object_masks(segmentations: Sequence[Any], size: tuple[int, int], path: str,
     module = mask_module()
     masks = np.zeros((len(segmentations), *size), dtype=np.uint8)
     for mask, segmentation in zip(masks, segmentations, strict=True):
-        given = tuple(segmentation.get("size", ())) if isinstance(segmentation, dict) else size
-        if given != size:
-            raise fail(path, row, f"a mask of the size {given} for a picture of {size}", "one (height, width) for both")
         try:
+            given = tuple(segmentation.get("size", ())) if isinstance(segmentation, dict) else size
+            if given != size:
+                reason = f"a mask of the size {given} for a picture of {size}"
+                raise fail(path, row, reason, "one (height, width) for both")
             mask[:] = module.decode(_encoded(module, segmentation, size))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except DatasetError:
+            raise
+        except _UNDECODABLE as error:
             reason = f"a mask that cannot be decoded ({type(error).__name__}: {str(error)[:80]})"
             raise fail(path, row, reason, "polygons of 3 points or more, or a run-length encoding") from error
     return torch.from_numpy(masks)
@@ -62,6 +67,10 @@ def _encoded(module: Any, segmentation: Any, size: tuple[int, int]) -> Any:
     """Return a run-length encoding with compressed counts."""
     if isinstance(segmentation, dict):
         plain = isinstance(segmentation["counts"], list)
+        if not plain and not isinstance(segmentation["counts"], (str, bytes)):
+            raise ValueError(f"counts are {type(segmentation['counts']).__name__}, neither text nor a list")
+        if plain and any(count < 0 for count in segmentation["counts"]):
+            raise ValueError("a negative count")
         if plain and sum(segmentation["counts"]) != size[0] * size[1]:
             raise ValueError(f"its counts are {sum(segmentation['counts'])} pixels together")
         return module.frPyObjects(segmentation, *size) if plain else segmentation

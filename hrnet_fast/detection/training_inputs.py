@@ -152,10 +152,23 @@ def _moved(boxes: Tensor, meta: ImageMeta, flip: bool) -> Tensor:
 def _resized_maps(
     maps: PackedImages, owners: Sequence[int], metas: Sequence[ImageMeta], flips: Sequence[bool], size: tuple[int, int]
 ) -> Tensor:
-    """Return maps of classes as their pictures are scaled and mirrored, uint8 [T, H, W]; `owners` are the pictures."""
+    """Return maps of classes as their pictures are scaled and then mirrored, uint8 [T, H, W].
+
+    The nearest pixels of a mirrored map are others than those of a map that is mirrored after its scaling, as in
+    mmdetection, where ``Resize`` comes before ``RandomFlip``.
+
+    Args:
+        maps: T maps.
+        owners: T indices of their pictures.
+        metas, flips: of each picture.
+        size: (H, W) of the batch.
+    """
     scaled = constant([side for i in owners for side in metas[i].size], maps.sizes, torch.int64).view(-1, 2)
     mirrored = constant([flips[i] for i in owners], scaled, torch.bool)
-    return resized_parts(maps, scaled, torch.zeros_like(scaled), size, mirrored, nearest=True)[:, 0]
+    # A mirrored part ends where the map does, so it begins as many columns before the map as the batch is wider.
+    corners = [corner for i in owners for corner in (0, metas[i].size[1] - size[1] if flips[i] else 0)]
+    first = constant(corners, maps.sizes, torch.int64).view(-1, 2)
+    return resized_parts(maps, scaled, first, size, nearest=True, mirrored=mirrored)[:, 0]
 
 
 def _inside(scaled: Tensor, size: tuple[int, int]) -> Tensor:

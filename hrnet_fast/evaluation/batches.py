@@ -28,15 +28,20 @@ def own_part(count: int) -> range:
     return range(count * rank // world, count * (rank + 1) // world)
 
 
-def total_of(*numbers: int) -> list[int]:
-    """Return the sums of numbers over all processes; every process must call it."""
+def gathered(own: Any) -> list[Any]:
+    """Return what each process gives, by rank; every process must call it."""
     from torch import distributed
 
     if not (distributed.is_available() and distributed.is_initialized()):
-        return list(numbers)
+        return [own]
     parts: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(parts, numbers)
-    return [sum(column) for column in zip(*parts, strict=True)]
+    distributed.all_gather_object(parts, own)
+    return parts
+
+
+def total_of(*numbers: int) -> list[int]:
+    """Return the sums of numbers over all processes; every process must call it."""
+    return [sum(column) for column in zip(*gathered(numbers), strict=True)]
 
 
 class EvaluationBatches:

@@ -13,7 +13,7 @@ from hrnet_fast.detection import Detections, DetectorConfig
 from hrnet_fast.detection.boxes import box_iou
 from hrnet_fast.detection.coco_results import coco_results
 from hrnet_fast.errors import InputError, shown
-from hrnet_fast.evaluation.batches import EvaluationBatches, Progress, check_network, make_metric, total_of
+from hrnet_fast.evaluation.batches import EvaluationBatches, Progress, check_network, gathered, make_metric, total_of
 from hrnet_fast.evaluation.result import EvaluationResult, SampleResult
 from hrnet_fast.metrics import COCODetectionAP
 from hrnet_fast.metrics.coco_ap import BOX_FIGURES
@@ -41,7 +41,8 @@ def evaluate_detection(
     are those of :class:`~hrnet_fast.metrics.COCODetectionAP` and ``AP/<class>``; of masks the same ones as ``mask_AP``,
     ``mask_AP/<class>`` and so on. A picture's own figure is the F1 score of detections with a score of 0.5 or more:
     one counts as correct where its class and IoU (0.5 or more) fit an object that no better one has found. It is NaN
-    for a picture with neither objects nor such detections. Higher is better.
+    for a picture with neither objects nor such detections. Higher is better. Objects of skipped pictures are not
+    counted.
 
     Args:
         network: a :class:`~hrnet_fast.detection.Detector` in evaluation mode, or a function of its kind: RGB pictures
@@ -63,9 +64,11 @@ def evaluate_detection(
         dataset, collate_detection, device, workers=workers, batch_size=batch_size, progress=progress
     )
     samples: list[SampleResult] = []
+    evaluated: list[int] = []
     has_masks = False
     with torch.no_grad():
         for there, batch in loader:
+            evaluated += there.image_ids
             boxes, labels = (torch.split(part, list(there.counts)) for part in (there.boxes, there.labels))
             for i, found in enumerate(network(batch.pictures())):
                 if len(found) and int(found.labels.max()) >= classes:
@@ -81,6 +84,10 @@ def evaluate_detection(
     count, skipped, masks = total_of(len(samples), loader.skipped, has_masks)
     if not count:
         raise InputError(f"{WHAT}: no sample is left to evaluate, {skipped} were skipped.")
+    if skipped:
+        read = {image_id for part in gathered(evaluated) for image_id in part}
+        for metric in metrics.values():
+            metric.keep_images(read)
     figures: dict[str, float] = {}
     for kind, metric in metrics.items():
         if kind == "bbox" or masks:

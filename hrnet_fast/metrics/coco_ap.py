@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,19 @@ class COCODetectionAP(_COCOMetric):
         if kind not in ("bbox", "segm"):
             raise InputError(f"COCODetectionAP: kind={shown(kind)} given; accepted are 'bbox' and 'segm'.")
         super().__init__(annotations, kind, evaluator, None)
+
+    def keep_images(self, image_ids: Collection[int]) -> None:
+        """Leave the annotations of other images out, such as of pictures that cannot be read.
+
+        Args:
+            image_ids: COCO's.
+        """
+        content = self._annotations
+        self._annotations = {
+            **content,
+            "images": [image for image in content["images"] if image["id"] in image_ids],
+            "annotations": [one for one in content["annotations"] if one["image_id"] in image_ids],
+        }
 
     def update(self, results: Sequence[Mapping[str, Any]]) -> None:
         """Add detections in COCO's result format.

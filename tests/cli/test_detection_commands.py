@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import call, checkpoint, refused
-from made_objects import detector_settings, save_objects
+from made_objects import detector_recipe, detector_settings, save_objects
 
 import hrnet_fast as hf
+from hrnet_fast.cli.evaluate import load_network
 from hrnet_fast.detection import Detector, make_detector_config
 from hrnet_fast.metrics import COCODetectionAP
+from hrnet_fast.trainer.build_task import build_task
 
 
 def options(kind: str, *more: str) -> list[str]:
@@ -80,3 +82,13 @@ def test_other_detectors_are_evaluated_by_a_recipes_protocol(
     assert "has 5 outputs and the data 2" in refused(capsys, "eval", tmp_path / "five.pth", *base[:-1])
     pose = checkpoint(tmp_path, "v1", "pose", 5)
     assert "a v1 head cannot do detection" in refused(capsys, "eval", pose, *base[:-1])
+
+
+def test_a_file_of_mmdetection_1x_keeps_its_boxes_in_a_recipes_protocol(tmp_path: Path) -> None:
+    """``legacy=True`` of the file is not replaced by the recipe's False, and the recipe's other settings are used."""
+    data = save_objects(tmp_path / "data", count=2)
+    task = build_task(detector_recipe("faster_rcnn"), data, device="cpu")
+    early = task.config.override(legacy=True, score_threshold=0.3)
+    hf.save_checkpoint(Detector(early).state_dict(), tmp_path / "early.pth", detector=early)
+    found = load_network(tmp_path / "early.pth", task, None, {"impl": "reference"})
+    assert found.config == task.config.override(legacy=True)

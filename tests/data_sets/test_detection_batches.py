@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from made_files import pattern
@@ -59,6 +61,31 @@ def test_boxes_and_masks_stay_together(flip: float) -> None:
     assert (empty.boxes.shape, empty.masks.shape) == ((0, 4), (0, 96, 96))
     assert target.semantic.unique().tolist() == [0, 255]
     assert bool((empty.semantic[:96, :61] == 1).all())
+
+
+def test_maps_are_scaled_and_then_mirrored() -> None:
+    """As in mmdetection: to the pixel the mirrored image of the map that cv2.resize would give (INTER_NEAREST)."""
+    generator = torch.Generator().manual_seed(0)
+    samples = [
+        dataclasses.replace(
+            one,
+            masks=torch.randint(2, (len(one.boxes), *size), generator=generator).byte(),
+            semantic=torch.randint(200, size, generator=generator).byte(),
+        )
+        for one, size in zip(SAMPLES, SIZES, strict=True)
+    ]
+    found = made(samples, flip_probability=1.0)
+    for one, target, meta in zip(samples, found.targets, found.metas, strict=True):
+        rows, columns = (
+            np.minimum(np.floor(np.arange(there) * (here / there)).astype(int), here - 1)
+            for here, there in zip(one.image.shape[:2], meta.size, strict=True)
+        )
+        height, width = meta.size
+        for given, maps, outside in ((one.masks, target.masks, 0), (one.semantic[None], target.semantic[None], 255)):
+            expected = given.numpy()[:, rows][:, :, columns][:, :, ::-1]
+            assert np.array_equal(maps[:, :height, :width].numpy(), expected)
+            assert bool((maps[:, height:] == outside).all())
+            assert bool((maps[:, :, width:] == outside).all())
 
 
 @pytest.mark.parametrize("order", ["rgb", "bgr"])

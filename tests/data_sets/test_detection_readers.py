@@ -110,6 +110,10 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown picture": ({"image_id": 9}, "image_id 9"),
     "no picture": ({"image_id": None, "bbox": None}, "image_id None"),
     "no mask": ({"segmentation": 5}, "malformed annotation"),
+    "a picture in a list": ({"image_id": [1]}, "malformed annotation"),
+    "a category in a list": ({"category_id": [1]}, "malformed annotation"),
+    "a category of text": ({"category_id": "x"}, "category_id 'x'"),
+    "a crowd of null": ({"iscrowd": None}, "iscrowd None; accepted is 0 or 1"),
 }
 
 
@@ -133,11 +137,31 @@ def test_a_broken_annotation_names_its_file(case: str, tmp_path: Path) -> None:
     assert found.picture(len(found) - 1).endswith("2.png")
 
 
+@pytest.mark.parametrize("number", ["0001", 0.5, None, [1]])
+def test_ids_that_are_no_integers(number: Any, tmp_path: Path) -> None:
+    """Results and COCO's evaluation have integers; a broken picture is skipped, and is not in the truth either."""
+    images = [{"id": i, "file_name": "2.png", "height": 24, "width": 32} for i in (number, 2)]
+    annotations = [annotation(1, image_id=number), annotation(2, image_id=2)]
+    file = save_objects(tmp_path, annotations, {"images": [*images, 5, {}]})
+    with pytest.raises(DatasetError, match=r"objects.json \(image 0 of the list\): id .*; accepted is an integer id"):
+        datasets.coco_instances(file, tmp_path)
+    found = datasets.coco_instances(file, tmp_path, skip_broken=True)
+    truth = found.ground_truth()
+    assert (len(found), len(found.skipped)) == (1, 4)  # three pictures, and an annotation of none
+    assert [[one["id"] for one in truth[name]] for name in ("images", "annotations")] == [[2], [2]]
+    file = save_objects(tmp_path, [], {"categories": [{"id": number, "name": "bee"}]})
+    with pytest.raises(DatasetError, match=r"category 0 of the list\): id .*; accepted is an integer id"):
+        datasets.coco_instances(file, tmp_path)
+
+
 READ_LATE: dict[str, tuple[dict[str, Any], str]] = {
     "a mask of another size": ({"segmentation": {"size": [20, 32], "counts": [640]}}, r"a mask of the size \(20, 32\)"),
     "a polygon of a point": ({"segmentation": [[1.0]]}, "a mask that cannot be decoded"),
     "no counts": ({"segmentation": {"size": [24, 32]}}, "a mask that cannot be decoded"),
     "counts of too few pixels": ({"segmentation": {"size": [24, 32], "counts": [8, 8]}}, "its counts are 16 pixels"),
+    "a negative count": ({"segmentation": {"size": [24, 32], "counts": [-1, 769]}}, "a negative count"),
+    "counts that are a number": ({"segmentation": {"size": [24, 32], "counts": 5}}, "counts are int, neither"),
+    "a size of null": ({"segmentation": {"size": None, "counts": [768]}}, "a mask that cannot be decoded"),
 }
 
 
@@ -147,6 +171,8 @@ def test_a_broken_mask_raises_when_it_is_read(case: str, tmp_path: Path) -> None
     found = datasets.coco_instances(save_objects(tmp_path, [annotation(1, **changes)]), tmp_path, masks=True)
     with pytest.raises(DatasetError, match=message):
         found[0]
+    found.skip_broken = True
+    assert isinstance(found[0], datasets.SkippedSample)
 
 
 def test_a_picture_of_another_size(tmp_path: Path) -> None:
@@ -166,7 +192,9 @@ def test_arguments_and_files_that_are_refused(tmp_path: Path, monkeypatch: pytes
         (InputError, "least_side", lambda: datasets.coco_instances(file, tmp_path, least_side=-1)),
     ]
     for content, message in (
-        ({"categories": [5]}, "no category"),
+        ({"categories": []}, "no category"),
+        ({"categories": [5]}, "5 without an id"),
+        ({"categories": [{"id": 1}]}, "no name"),
         ({"annotations": {}}, "in place of annotations"),
         ({"images": [{"id": 1}]}, "image 1"),
     ):
@@ -202,15 +230,18 @@ def voc_object(name: str = "bee", x1: Any = 5, x2: Any = 14, difficult: int = 0)
 @pytest.mark.parametrize("split", ["train.txt", "ImageSets/Main/train.txt"])
 def test_voc(split: str, tmp_path: Path) -> None:
     """Pixels are counted from 1, both ends of a box included."""
-    objects = (voc_object(), voc_object("fly", 30, 40), voc_object(difficult=1), voc_object(x1=9, x2=9))
+    left_out = (voc_object(x1=9, x2=8), voc_object(x1=9, x2=9).replace("<ymax>13<", "<ymax>3<"))
+    kept = (voc_object(), voc_object("fly", 30, 40), voc_object(difficult=1), voc_object(x1=9, x2=9))
+    objects = (*kept, *left_out)
     found = datasets.voc_boxes(save_voc(tmp_path, *objects, split=split), classes=("fly", "bee"))
     sample = found[0]
     assert isinstance(sample, datasets.DetectionSample)
-    assert sample.boxes.tolist() == [[4, 2, 14, 13], [29, 2, 32, 13]]
-    assert (sample.labels.tolist(), sample.ignored.tolist()) == ([1, 0], [[4, 2, 14, 13]])
+    assert sample.boxes.tolist() == [[4, 2, 14, 13], [29, 2, 32, 13], [8, 2, 9, 13]]
+    assert (sample.labels.tolist(), sample.ignored.tolist()) == ([1, 0, 1], [[4, 2, 14, 13]])
     truth = found.ground_truth()
     assert [(one["category_id"], one["bbox"], one["area"], one["iscrowd"]) for one in truth["annotations"]] == [
-        (2, [4, 2, 10, 11], 110, 0), (1, [29, 2, 3, 11], 33, 0), (2, [4, 2, 10, 11], 110, 1),
+        (2, [4, 2, 10, 11], 110, 0), (1, [29, 2, 3, 11], 33, 0), (2, [8, 2, 1, 11], 11, 0),
+        (2, [4, 2, 10, 11], 110, 1),
     ]  # fmt: skip
     assert truth["images"] == [{"id": 1}]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import call
 from tiny_detectors import CLASSES, tiny_detector
 from tiny_networks import image
 from torch import Tensor
@@ -67,7 +68,7 @@ def test_settings_beside_the_weights(tmp_path: Path) -> None:
     assert changed == dataclasses.replace(config, num_classes=5).override(short_side=64)
     assert hf.load_checkpoint(tmp_path / "own.pth", family="mmdet").config.head.kind == "v2p"
     content = torch.load(tmp_path / "own.pth")
-    for wrong in ({**config.to_dict(), "num_classes": 0}, {}, 5):
+    for wrong in ({**config.to_dict(), "num_classes": 0}, {}, 5, "faster_rcnn"):
         with pytest.raises(hf.CheckpointError, match="detector_config is no detector"):
             hf.load_checkpoint(content | {"detector_config": wrong})
     with pytest.raises(hf.CheckpointError, match="mis-shaped"):
@@ -144,7 +145,26 @@ def test_files_of_mmdetection_1x(kind: str, authors: bool, caplog: pytest.LogCap
         assert "left out" in pyramid.notes[0]
     caplog.clear()
     hf.convert_checkpoint(early, to=loaded.family)
-    assert any("legacy=True is not in the file written" in message for message in caplog.messages)
+    assert any(
+        "legacy=True, anchors" in message and "not among these tensors" in message for message in caplog.messages
+    )
+
+
+def test_the_command_convert_keeps_a_detectors_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that the file contains, and ``legacy=True`` of 1.x; .safetensors has no place, which a note says."""
+    config = tiny_detector("faster_rcnn", norm_eval=True, score_threshold=0.02, short_side=96).config
+    early, _ = early_state("faster_rcnn", False)
+    hf.save_checkpoint(Detector(config).state_dict(), tmp_path / "own.pth", detector=config)
+    hf.save_checkpoint(early, tmp_path / "early.pth")
+    hf.save_checkpoint(Detector(config).state_dict(), tmp_path / "plain.pth")
+    for name in ("own", "early", "plain"):
+        source, there = tmp_path / f"{name}.pth", tmp_path / f"{name}_written.pth"
+        code, _, err = call(capsys, "convert", source, there, "--to", "mmdet_faster_rcnn")
+        assert (code, "not among these tensors" in err) == (0, False)
+        assert hf.load_checkpoint(there).config == hf.load_checkpoint(source).config
+        code, _, err = call(capsys, "convert", source, there.with_suffix(".safetensors"), "--to", "mmdet_faster_rcnn")
+        assert (code, "not among these tensors" in err) == (0, name != "plain")
+    assert hf.load_checkpoint(tmp_path / "plain_written.pth").assumptions  # what was assumed is not written as told
 
 
 def damaged(what: str) -> dict[str, Tensor]:

@@ -138,6 +138,20 @@ def test_no_detections_and_a_part_of_the_data(data: Path) -> None:
     assert part.samples == whole.samples[:2]
 
 
+def test_objects_of_skipped_pictures_do_not_count(data: Path, tmp_path: Path) -> None:
+    """The figures are those of the pictures that can be read."""
+    for file in data.iterdir():
+        (tmp_path / file.name).write_bytes(b"broken" if file.name == "2.png" else file.read_bytes())
+
+    def found(folder: Path, part: Sequence[int]) -> Any:
+        dataset = datasets.coco_instances(folder / "objects.json", folder, skip_broken=True).subset(part)
+        return evaluate_detection(MadeDetector(masks=True), dataset, recipe(metric="detection_ap"), "cpu")
+
+    broken, whole = found(tmp_path, (0, 1, 2)), found(data, (0, 1))
+    assert (broken.count, broken.skipped) == (2, 1)
+    assert broken.figures == whole.figures
+
+
 def test_the_figure_of_a_picture() -> None:
     """Two objects and three detections above 0.5; one object is found, and the second detection of it is wrong."""
     boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30]])
