@@ -130,17 +130,31 @@ def test_the_limit_is_kept_and_said(tmp_path: Path) -> None:
     large = np.zeros((12, 10, 3), dtype=np.uint8)
     os.utime(sources[0], ns=(1, 1))  # another size, which does not fit in its place
     assert cache.array(str(sources[0]), "pixels", large.copy).shape == (12, 10, 3)
-    (cache.folder / ".unfinished").write_bytes(b"of a process that was killed")
+    unfinished = cache.folder / f"{picture_cache._UNFINISHED}x"
+    unfinished.write_bytes(b"of a process that was killed")
     cache.close()
     again = PictureCache(cache.folder, 1 << 20)
     assert "keeps 2 decoded" in again.explain()
     assert "every epoch" not in again.explain()
-    assert not (cache.folder / ".unfinished").exists()
+    assert not unfinished.exists()
     again.close()
     less = PictureCache(cache.folder, 400)
     assert "keeps 1 decoded" in less.explain()
     assert sum(p.stat().st_size for p in less.folder.iterdir()) < 450
     less.close()
+
+
+def test_files_of_others_stay(tmp_path: Path) -> None:
+    own = tmp_path / "hrnet_fast_pictures"
+    names = (".profile", "usage", "notes.txt", "0" * 32)
+    others = [folder / name for folder in (tmp_path, own) for name in names if folder != own or name != "usage"]
+    own.mkdir()
+    for other in others:
+        other.write_bytes(bytes(100))
+    with opened_cache(80, str(tmp_path), tmp_path) as cache:
+        assert cache is not None
+        assert cache.folder == own
+    assert all(other.read_bytes() == bytes(100) for other in others)
 
 
 def _write(cache: PictureCache, sources: list[Path], count: int) -> None:
