@@ -154,6 +154,8 @@ class PictureCache:
             with os.fdopen(handle, "wb") as file:
                 file.write(header)
                 file.write(values.data)
+                file.flush()
+                os.fsync(file.fileno())  # else a crash of the machine may leave the name without the bytes
             self._publish(temporary, entry, stamp, size)
         finally:
             temporary.unlink(missing_ok=True)
@@ -194,12 +196,14 @@ def _mapped(entry: Path, stamp: tuple[int, int]) -> NDArray[Any] | None:
         with entry.open("rb") as file:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         mark, size, time, height, width, channels, kind = _HEADER.unpack_from(memory)
-    except (OSError, ValueError, struct.error):  # there is none, or what a crash of the machine left
+        if mark != _MARK or (size, time) != stamp:
+            return None
+        # An array of another length than the header says raises ValueError.
+        values = np.frombuffer(memory, np.dtype(kind.rstrip(b"\0").decode()), offset=_HEADER.size)
+        shape = (height, width, channels) if channels else (height, width)
+        return values.reshape(shape) if min(shape) > 0 else None
+    except (OSError, ValueError, TypeError, struct.error):  # there is none, or it is damaged
         return None
-    if mark != _MARK or (size, time) != stamp:
-        return None
-    values = np.frombuffer(memory, kind.rstrip(b"\0").decode(), offset=_HEADER.size)
-    return values.reshape((height, width, channels) if channels else (height, width))
 
 
 @contextlib.contextmanager

@@ -107,7 +107,9 @@ def test_entries_are_mapped_and_follow_their_source(tmp_path: Path) -> None:
     for _ in range(2):
         assert np.array_equal(cache.array(str(source), "labels", masks.copy), masks)
     entry = next(p for p in cache.folder.iterdir() if p.stat().st_size > 100)
-    for broken in (b"", b"short", bytes(200)):  # what a crash of the machine may leave
+    whole = entry.read_bytes()
+    other_type = whole.replace(b"|u1", b"|?9", 1)
+    for broken in (b"", b"short", bytes(200), whole[:-1], whole[:-30], whole + b"0", other_type):  # as after a crash
         entry.write_bytes(broken)
         assert np.array_equal(array(second), second)
         assert np.array_equal(array(first), second)
