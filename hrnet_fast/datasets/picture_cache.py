@@ -212,7 +212,8 @@ def opened_cache(limit: int, folder: str | None, owner: Path) -> Iterator[Pictur
 
     Args:
         limit: bytes.
-        folder: entries are kept from run to run in its folder ``hrnet_fast_pictures``; None: a temporary folder that the run's processes share.
+        folder: entries are kept from run to run in its folder ``hrnet_fast_pictures``; None: in a temporary folder
+            that the run's processes share.
         owner: the run's folder, from which the temporary one has its name.
     """
     if not limit:

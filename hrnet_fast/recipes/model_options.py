@@ -22,6 +22,12 @@ HEADS_OF_TASK = {
     "classification": ("c", "ci", "cii"),
     "detection": ("v2p",),
 }
+# Arguments of make_detector_config that are no options of a recipe, and what gives them.
+_DECIDED = {
+    "num_classes": "the data decides how many classes there are",
+    "kind": "model.name names the kind of detector",
+    "heads": "model.options.rpn, roi and fcos have their fields",
+}
 
 
 def network_config(recipe: ModelRecipe, num_outputs: int) -> HRNetConfig:
@@ -49,10 +55,14 @@ def detector_config(recipe: ModelRecipe, num_classes: int) -> DetectorConfig:
     Raises:
         ConfigError: an option does not exist or does not fit.
     """
+    from hrnet_fast.config import check_effect
     from hrnet_fast.detection import make_detector_config
     from hrnet_fast.detection.defaults import default_heads
 
     parts = ("rpn", "roi", "fcos")
+    for name, decided in _DECIDED.items():
+        if name in recipe.options:
+            raise ConfigError(f"model.options.{name}={shown(recipe.options[name])}: {decided}; remove the option.")
     shipped, heads = default_heads(recipe.name), {}
     try:
         options = {key: _as_part(key, value) for key, value in recipe.options.items() if key not in parts}
@@ -60,9 +70,11 @@ def detector_config(recipe: ModelRecipe, num_classes: int) -> DetectorConfig:
             if name not in shipped:
                 raise ConfigError(f"model.options.{name}: {recipe.name} has none; remove it.")
             heads[name] = _changed(shipped[name], recipe.options[name], f"model.options.{name}")
-        return make_detector_config(recipe.name, num_classes=num_classes, heads=heads, **options)
+        config = make_detector_config(recipe.name, num_classes=num_classes, heads=heads, **options)
     except TypeError as error:
         raise ConfigError(f"model.options: {error}") from error
+    check_effect(make_detector_config(recipe.name).network, config.network)
+    return config
 
 
 def _changed(part: Any, changes: Any, path: str) -> Any:
@@ -87,7 +99,7 @@ def _as_part(key: str, value: Any) -> Any:
 
     if key == "stages":
         if not isinstance(value, (list, tuple)) or not all(isinstance(stage, Mapping) for stage in value):
-            raise ConfigError(f"model.options.stages={shown(value)}; accepted is a list of mappings, one for each stage.")
+            raise ConfigError(f"model.options.stages={shown(value)}; accepted is a list of mappings, one a stage.")
         return tuple(StageConfig(**{k: _as_tuple(v) for k, v in stage.items()}) for stage in value)
     if key == "norm" and isinstance(value, Mapping):
         return NormConfig(**value)

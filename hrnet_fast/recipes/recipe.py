@@ -153,8 +153,8 @@ def _parse_setting(setting: str) -> tuple[str, Any]:
         ) from error
 
 
-# Mappings whose keys are a reader's, a metric's or a network's arguments: absent ones can be added, in those of a network
-# at every depth, as they hold what differs from the network's own configuration, which checks the names.
+# Mappings whose keys are a reader's, a metric's or a network's arguments: absent ones can be added, in those of a
+# network at every depth, as they hold what differs from the network's own configuration, which checks the names.
 _OPEN = ("model.options", "data.train", "data.val", "evaluation.metric_options")
 
 

@@ -143,7 +143,8 @@ def test_wrong_overrides_say_what_is_accepted(setting: str, message: str) -> Non
 
 def test_options_of_a_detector_are_set_at_every_depth() -> None:
     for name in ("paper/det_htc_w48_20e", "small/bccd"):
-        found = get_recipe(name).override("model.options.roi.score_threshold=0.1", "model.options.rpn.anchors.ratios=[1]")
+        settings = "model.options.roi.score_threshold=0.1", "model.options.rpn.anchors.ratios=[1]"
+        found = get_recipe(name).override(*settings)
         config = detector_config(found.model, 3)
         assert config.roi is not None
         assert config.rpn is not None
@@ -151,6 +152,10 @@ def test_options_of_a_detector_are_set_at_every_depth() -> None:
     for setting, message in (
         ("rpn.anchors.ratois=[1]", r"Did you mean model.options.rpn.anchors.ratios\?"),
         ("rpm.channels=3", "rpm"),
+        ("num_outputs=7", "num_outputs: given, but without effect"),
+        ("key_channels=5", "key_channels: given, but without effect"),
+        ("dropout=0.5", "dropout: given, but without effect"),
+        ("num_classes=9", "num_classes=9: the data decides"),
         ("norm.foo=3", "model.options: .*foo"),
         ("stages.foo=3", "accepted is a list of mappings"),
     ):
