@@ -26,7 +26,7 @@ from hrnet_fast.checkpoints.recognition import as_backbone, recognise, recognise
 from hrnet_fast.checkpoints.trunk import WHOLE
 from hrnet_fast.checkpoints.wrappers import absolute_scales, unwrap
 from hrnet_fast.checks import check_bool, check_text
-from hrnet_fast.config import READ_BY, HeadConfig, HRNetConfig
+from hrnet_fast.config import HRNetConfig, check_effect
 from hrnet_fast.detection.detector_config import DetectorConfig
 from hrnet_fast.errors import CheckpointError, ConfigError, InputError
 from hrnet_fast.keypoints.methods import METHOD_OF_HEAD, check_method
@@ -193,7 +193,7 @@ def _infer_network(
     except ConfigError as error:
         raise CheckpointError(f"The checkpoint's shapes belong to no HRNet: {error}") from error
     changed = config.override(**overrides)
-    _check_effect(config, changed)
+    check_effect(config, changed)
     return changed
 
 
@@ -230,21 +230,7 @@ def _find_detector(
 
 def _changed_detector(config: DetectorConfig, overrides: Mapping[str, Any]) -> DetectorConfig:
     changed = config.override(**overrides)
-    _check_effect(config.network, changed.network)
+    check_effect(config.network, changed.network)
     if "mask_threshold" in overrides and changed.roi is not None and changed.roi.mask is None:
         raise ConfigError("mask_threshold: given, but without effect on a detector without masks. Leave that out.")
     return changed
-
-
-def _check_effect(before: HRNetConfig, after: HRNetConfig) -> None:
-    """Raise ConfigError for overrides of fields that the network's head does not use."""
-    fields = [field.name for field in dataclasses.fields(HeadConfig)]
-    idle = [name for name in fields if getattr(before.head, name) != getattr(after.head, name)]
-    idle = [name for name in idle if after.head.kind not in READ_BY.get(name, (after.head.kind,))]
-    if before.align_corners != after.align_corners and not after.bilinear:
-        idle.append("align_corners")
-    if idle:
-        raise ConfigError(
-            f"{', '.join(idle)}: given, but without effect on this network, a {after.head.kind!r} head on "
-            f"{after.upsample} upsampling. Leave that out."
-        )

@@ -6,7 +6,7 @@ frozen dataclasses that check their fields and convert to and from plain diction
 
 from hrnet_fast.config.fields import EXPANSION, HEAD_ALIASES, READ_BY, BlockKind, UpsampleMode, UpsampleTo
 from hrnet_fast.config.head import HeadConfig
-from hrnet_fast.config.network import HRNetConfig
+from hrnet_fast.config.network import HRNetConfig, check_effect
 from hrnet_fast.config.parts import DeconvConfig, NormConfig, StageConfig
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "StageConfig",
     "UpsampleMode",
     "UpsampleTo",
+    "check_effect",
 ]

@@ -261,3 +261,17 @@ def _head_defaults(head: str, num_outputs: int, width: int) -> dict[str, Any]:
     if kind in (*CLASSIFICATION_HEADS, "features", "v2p"):
         options["init"] = "kaiming"
     return options
+
+
+def check_effect(before: HRNetConfig, after: HRNetConfig) -> None:
+    """Raise ConfigError for overrides of fields that the network's head does not use."""
+    fields = [field.name for field in dataclasses.fields(HeadConfig)]
+    idle = [name for name in fields if getattr(before.head, name) != getattr(after.head, name)]
+    idle = [name for name in idle if after.head.kind not in READ_BY.get(name, (after.head.kind,))]
+    if before.align_corners != after.align_corners and not after.bilinear:
+        idle.append("align_corners")
+    if idle:
+        raise ConfigError(
+            f"{', '.join(idle)}: given, but without effect on this network, a {after.head.kind!r} head on "
+            f"{after.upsample} upsampling. Leave that out."
+        )

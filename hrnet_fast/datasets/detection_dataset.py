@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hrnet_fast.datasets.object_masks import object_masks
-from hrnet_fast.datasets.reading import fail, read_classes, read_json, read_pixels
+from hrnet_fast.datasets.reading import fail, read_classes, read_json
 from hrnet_fast.datasets.samples import DetectionSample
 from hrnet_fast.datasets.skipping import AnnotatedImages
 from hrnet_fast.errors import DatasetError
@@ -142,7 +142,7 @@ class DetectionDataset(AnnotatedImages[DetectionSample]):
             DatasetError: a file cannot be decoded, or has another size than the annotations say.
         """
         found, place = self.annotation(index), self._order[index]
-        image = read_pixels(found.path)
+        image = self._pixels(found.path)
         size = image.shape[0], image.shape[1]
         height, width = (int(side) for side in self._sizes[place])
         if size != (height, width):
@@ -159,7 +159,7 @@ class DetectionDataset(AnnotatedImages[DetectionSample]):
         if self._semantic is None:
             return None
         path = str(self._semantic / f"{Path(found.path).stem}.png")
-        values = read_classes(path)
+        values = read_classes(path) if self.cache is None else self.cache.array(path, "map", lambda: read_classes(path))
         if values.shape != size:
             given = f"a map of {values.shape[1]} x {values.shape[0]} for a picture of {size[1]} x {size[0]}"
             raise fail(path, found.row, given, "a map of the picture's size")

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import mmap
 import os
+import re
 import shutil
 import struct
 import tempfile
@@ -27,6 +28,7 @@ except ImportError:  # Windows
 # a map of classes), and the type's name.
 _HEADER = struct.Struct("<8s2q3q16s")
 _MARK = b"HFPICT01"
+_UNFINISHED = ".hrnet_fast_"  # what names of entries that are being written start with
 _USAGE = struct.Struct("<3q")  # bytes, entries, and whether one did not fit
 
 
@@ -119,16 +121,22 @@ class PictureCache:
             raise InputError(f"data.cache: {self.folder} cannot be written ({error.strerror}).") from error
 
     def _count_anew(self) -> None:
-        """Count what earlier runs left, and remove what is unfinished or beyond the limit; no other process is here."""
+        """Count what earlier runs left, and remove what is unfinished or beyond the limit; no other process is here.
+
+        Only files that a cache wrote are removed, whatever else is in the folder.
+        """
         used = entries = 0
         for one in [*self.folder.iterdir()]:
-            size = one.stat().st_size
-            if one.name in ("users", "lock", "usage"):
+            if one.is_symlink() or not one.is_file():
                 continue
-            if one.name.startswith(".") or used + size > self.limit:
+            if one.name.startswith(_UNFINISHED):
                 one.unlink()
-            else:
-                used, entries = used + size, entries + 1
+            elif re.fullmatch("[0-9a-f]{32}", one.name):
+                size = one.stat().st_size
+                if used + size > self.limit and _marked(one):
+                    one.unlink()
+                else:
+                    used, entries = used + size, entries + 1
         self._usage.write_bytes(_USAGE.pack(used, entries, 0))
 
     def _keep(self, entry: Path, stamp: tuple[int, int], values: NDArray[Any]) -> None:
@@ -140,12 +148,14 @@ class PictureCache:
         if _read_usage(self._usage)[0] + size > self.limit:
             self._publish(None, entry, stamp, size)
             return
-        handle, name = tempfile.mkstemp(dir=self.folder, prefix=".")
+        handle, name = tempfile.mkstemp(dir=self.folder, prefix=_UNFINISHED)
         temporary = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(header)
                 file.write(values.data)
+                file.flush()
+                os.fsync(file.fileno())  # else a crash of the machine may leave the name without the bytes
             self._publish(temporary, entry, stamp, size)
         finally:
             temporary.unlink(missing_ok=True)
@@ -175,18 +185,25 @@ def _read_usage(path: Path) -> tuple[int, int, int]:
     return used, entries, refused
 
 
+def _marked(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_MARK)) == _MARK
+
+
 def _mapped(entry: Path, stamp: tuple[int, int]) -> NDArray[Any] | None:
     """Return the array of an entry of this source, as memory that is private where it is written to, or None."""
     try:
         with entry.open("rb") as file:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         mark, size, time, height, width, channels, kind = _HEADER.unpack_from(memory)
-    except (OSError, ValueError, struct.error):  # there is none, or what a crash of the machine left
+        if mark != _MARK or (size, time) != stamp:
+            return None
+        # An array of another length than the header says raises ValueError.
+        values = np.frombuffer(memory, np.dtype(kind.rstrip(b"\0").decode()), offset=_HEADER.size)
+        shape = (height, width, channels) if channels else (height, width)
+        return values.reshape(shape) if min(shape) > 0 else None
+    except (OSError, ValueError, TypeError, struct.error):  # there is none, or it is damaged
         return None
-    if mark != _MARK or (size, time) != stamp:
-        return None
-    values = np.frombuffer(memory, kind.rstrip(b"\0").decode(), offset=_HEADER.size)
-    return values.reshape((height, width, channels) if channels else (height, width))
 
 
 @contextlib.contextmanager
@@ -195,14 +212,17 @@ def opened_cache(limit: int, folder: str | None, owner: Path) -> Iterator[Pictur
 
     Args:
         limit: bytes.
-        folder: where entries are kept from run to run; None: a temporary folder that the run's processes share.
+        folder: entries are kept from run to run in its folder ``hrnet_fast_pictures``; None: in a temporary folder
+            that the run's processes share.
         owner: the run's folder, from which the temporary one has its name.
     """
     if not limit:
         yield None
         return
     name = hashlib.blake2b(os.fsencode(owner.absolute()), digest_size=8).hexdigest()
-    place = Path(tempfile.gettempdir()) / f"hrnet_fast_pictures_{name}" if folder is None else Path(folder)
+    place = Path(tempfile.gettempdir()) / f"hrnet_fast_pictures_{name}"
+    if folder is not None:
+        place = Path(folder) / "hrnet_fast_pictures"
     cache = PictureCache(place, limit, temporary=folder is None)
     try:
         yield cache

@@ -21,6 +21,7 @@ class PictureConfig:
 
     Attributes:
         long_side, short_side: the picture is scaled, with its ratio kept, until one of its sides has this many pixels.
+            The larger number is that of the long side, as in mmdetection.
         channel_order: ``"rgb"`` or ``"bgr"``.
         mean, std: of each channel in 0 .. 255, in that order.
         divisor: the batch is padded with zeros, right and below, to a multiple of this.

@@ -53,7 +53,11 @@ def prepare(pictures: Sequence[Any], config: PictureConfig, like: Tensor) -> tup
 
 
 def fitted_size(size: tuple[int, int], long_side: int, short_side: int) -> tuple[int, int]:
-    """Return the (height, width) of a picture scaled until its long or its short side has the given length."""
+    """Return the (height, width) of a picture scaled until its long or its short side has the given length.
+
+    The larger length is that of the long side in either order, as in mmcv's ``rescale_size``.
+    """
+    long_side, short_side = max(long_side, short_side), min(long_side, short_side)
     factor = min(long_side / max(size), short_side / min(size))
     return max(1, int(size[0] * factor + 0.5)), max(1, int(size[1] * factor + 0.5))
 

@@ -42,7 +42,7 @@ class DetectionScaling:
         picture: size of a picture in evaluation, order and statistics of its channels, and the batch's padding.
         scales: (long side, short side) in training; () takes those of `picture`.
         sampling: ``"list"`` draws one of `scales` (``RandomChoiceResize``); ``"range"`` draws each side from whole
-            numbers between those of two `scales` (``RandomResize``).
+            numbers between those of two `scales` (``RandomResize``). The larger number is that of the long side.
         flip_probability: share of pictures that are mirrored.
         colors: random colours; None leaves them.
     """

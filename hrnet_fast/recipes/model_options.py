@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hrnet_fast.errors import ConfigError
+from hrnet_fast.errors import ConfigError, shown
 from hrnet_fast.recipes.sections import ModelRecipe
 from hrnet_fast.recipes.values import as_plain, check_mapping, field_names
 
@@ -22,6 +22,12 @@ HEADS_OF_TASK = {
     "classification": ("c", "ci", "cii"),
     "detection": ("v2p",),
 }
+# Arguments of make_detector_config that are no options of a recipe, and what gives them.
+_DECIDED = {
+    "num_classes": "the data decides how many classes there are",
+    "kind": "model.name names the kind of detector",
+    "heads": "model.options.rpn, roi and fcos have their fields",
+}
 
 
 def network_config(recipe: ModelRecipe, num_outputs: int) -> HRNetConfig:
@@ -33,11 +39,11 @@ def network_config(recipe: ModelRecipe, num_outputs: int) -> HRNetConfig:
     from hrnet_fast.config import HRNetConfig
     from hrnet_fast.models.registry import get_config
 
-    options = {key: _as_part(key, value) for key, value in recipe.options.items()}
-    given = options.setdefault("num_outputs", num_outputs)
+    given = recipe.options.get("num_outputs", num_outputs)
     if given != num_outputs:
         raise ConfigError(f"model.options.num_outputs={given}, but the data has {num_outputs}; remove the option.")
     try:
+        options = {key: _as_part(key, value) for key, value in recipe.options.items()} | {"num_outputs": num_outputs}
         return get_config(recipe.name, **options) if recipe.name else HRNetConfig.make(**options)
     except TypeError as error:
         raise ConfigError(f"model.options: {error}") from error
@@ -49,20 +55,26 @@ def detector_config(recipe: ModelRecipe, num_classes: int) -> DetectorConfig:
     Raises:
         ConfigError: an option does not exist or does not fit.
     """
+    from hrnet_fast.config import check_effect
     from hrnet_fast.detection import make_detector_config
     from hrnet_fast.detection.defaults import default_heads
 
     parts = ("rpn", "roi", "fcos")
-    options = {key: _as_part(key, value) for key, value in recipe.options.items() if key not in parts}
+    for name, decided in _DECIDED.items():
+        if name in recipe.options:
+            raise ConfigError(f"model.options.{name}={shown(recipe.options[name])}: {decided}; remove the option.")
     shipped, heads = default_heads(recipe.name), {}
-    for name in (name for name in parts if recipe.options.get(name) is not None):
-        if name not in shipped:
-            raise ConfigError(f"model.options.{name}: {recipe.name} has none; remove it.")
-        heads[name] = _changed(shipped[name], recipe.options[name], f"model.options.{name}")
     try:
-        return make_detector_config(recipe.name, num_classes=num_classes, heads=heads, **options)
+        options = {key: _as_part(key, value) for key, value in recipe.options.items() if key not in parts}
+        for name in (name for name in parts if recipe.options.get(name) is not None):
+            if name not in shipped:
+                raise ConfigError(f"model.options.{name}: {recipe.name} has none; remove it.")
+            heads[name] = _changed(shipped[name], recipe.options[name], f"model.options.{name}")
+        config = make_detector_config(recipe.name, num_classes=num_classes, heads=heads, **options)
     except TypeError as error:
         raise ConfigError(f"model.options: {error}") from error
+    check_effect(make_detector_config(recipe.name).network, config.network)
+    return config
 
 
 def _changed(part: Any, changes: Any, path: str) -> Any:
@@ -86,6 +98,8 @@ def _as_part(key: str, value: Any) -> Any:
     from hrnet_fast.config import NormConfig, StageConfig
 
     if key == "stages":
+        if not isinstance(value, (list, tuple)) or not all(isinstance(stage, Mapping) for stage in value):
+            raise ConfigError(f"model.options.stages={shown(value)}; accepted is a list of mappings, one a stage.")
         return tuple(StageConfig(**{k: _as_tuple(v) for k, v in stage.items()}) for stage in value)
     if key == "norm" and isinstance(value, Mapping):
         return NormConfig(**value)

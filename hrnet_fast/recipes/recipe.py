@@ -153,7 +153,8 @@ def _parse_setting(setting: str) -> tuple[str, Any]:
         ) from error
 
 
-# Mappings whose keys are a reader's, a metric's or a network's arguments: absent ones can be added.
+# Mappings whose keys are a reader's, a metric's or a network's arguments: absent ones can be added, in those of a
+# network at every depth, as they hold what differs from the network's own configuration, which checks the names.
 _OPEN = ("model.options", "data.train", "data.val", "evaluation.metric_options")
 
 
@@ -163,8 +164,8 @@ def _set_field(data: dict[str, Any], name: str, value: Any) -> None:
     for part in parents:
         _check_key(place, path, part)
         path = f"{path}.{part}" if path else part
-        if not isinstance(place[part], dict):
-            if place[part] is not None:
+        if not isinstance(place.get(part), dict):
+            if place.get(part) is not None:
                 raise ConfigError(f"{name}: {path} is {shown(place[part])} and has no fields; give {path}=value.")
             place[part] = {}
         place = place[part]
@@ -193,6 +194,7 @@ def _reset_unused(data: dict[str, Any], name: str, value: Any, given: set[str]) 
 
 def _check_key(place: dict[str, Any], path: str, key: str) -> None:
     empty_optional = not place and path not in ("",)
-    if key not in place and path not in _OPEN and not empty_optional:
+    is_open = path in _OPEN or path.startswith("model.options.")
+    if key not in place and not is_open and not empty_optional:
         names = field_names(Recipe) if not path else tuple(map(str, place))
         raise unknown_name(path, key, names)

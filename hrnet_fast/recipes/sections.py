@@ -54,7 +54,8 @@ class DataRecipe:
         cache: ``"off"``, or how much of the decoded pictures a training run keeps in memory-mapped files, such as
             ``"8 GiB"``: later epochs, and persons of one picture, are not decoded again. All processes of a machine
             share it.
-        cache_folder: where these files are kept from run to run; None takes a temporary folder, removed at the end.
+        cache_folder: these files are kept from run to run in its folder ``hrnet_fast_pictures``; None takes a temporary
+            folder, removed at the end.
     """
 
     layout: str

@@ -14,6 +14,7 @@ from made_files import save_mask, save_picture
 
 from hrnet_fast import datasets
 from hrnet_fast.datasets import object_masks
+from hrnet_fast.datasets.picture_cache import PictureCache
 from hrnet_fast.errors import DatasetError, InputError, MissingPackageError
 
 CATEGORIES = [{"id": 3, "name": "fly"}, {"id": 1, "name": "bee"}, {"id": 7, "name": "moth"}]
@@ -95,6 +96,10 @@ def test_a_semantic_map_belongs_to_its_picture(tmp_path: Path) -> None:
     save_mask(tmp_path / "maps" / "2.png", [0], height=23)
     found = datasets.coco_instances(file, tmp_path, semantic=tmp_path / "maps")
     assert found[0].semantic[0, :3].tolist() == [0, 5, 255]
+    found.cache = PictureCache(tmp_path / "cache", 1 << 20)
+    for _ in range(2):
+        assert found[0].semantic[0, :3].tolist() == [0, 5, 255]
+    assert "keeps 2 decoded" in found.cache.explain()
     with pytest.raises(DatasetError, match="a map of 32 x 23 for a picture of 32 x 24"):
         found[1]
 

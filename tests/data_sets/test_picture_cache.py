@@ -28,7 +28,6 @@ FILES = {
     "png": (("RGB", "L", "P", "1", "RGBA", "LA"), ".png", {}),
     "transparent": (("RGB", "L", "P"), ".png", {"transparency": 3}),
 }
-BY_PILLOW = ("CMYK", "RGBA", "LA", "P", "1")  # which have to be converted
 
 
 @pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind, file in FILES.items() for mode in file[0]])
@@ -40,15 +39,16 @@ def test_quickly_decoded_pixels_are_those_of_pillow(
     if kind == "transparent" and mode == "RGB":
         options = {"transparency": (3, 4, 5)}
     Image.fromarray(pattern(61, 83)).convert(mode).save(path, **options, exif=EXIF)
-    if picture_decoding.quick_decoders():
-        assert (picture_decoding.quickly_decoded(str(path)) is None) == (mode in BY_PILLOW)
+    if picture_decoding.quick_decoder():
+        by_pillow = suffix == ".png" or mode == "CMYK"
+        assert (picture_decoding.quickly_decoded(str(path)) is None) == by_pillow
     quick = read_pixels(str(path))
     data = path.read_bytes()
     broken = tmp_path / f"broken{suffix}"
     broken.write_bytes(data[: len(data) // 2])
     with pytest.raises(hf.DatasetError, match=r"broken\..*: cannot be decoded"):
         read_pixels(str(broken))
-    monkeypatch.setattr(picture_decoding, "quick_decoders", dict)
+    monkeypatch.setattr(picture_decoding, "quick_decoder", lambda: None)
     assert torch.equal(quick, read_pixels(str(path)))
     assert quick.shape == (61, 83, 3), "the orientation is left as it is"
 
@@ -58,6 +58,12 @@ def test_files_that_pillow_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Image.fromarray(np.zeros((4, 5), dtype=np.uint16)).save(deep)
     with pytest.raises(hf.DatasetError, match="a picture of mode I;16"):
         read_pixels(str(deep))
+    damaged = save_picture(tmp_path / "damaged.png")
+    data = bytearray(damaged.read_bytes())
+    data[data.index(b"IDAT") + 40] ^= 0xFF  # libpng leaves the decoder by longjmp
+    damaged.write_bytes(data)
+    with pytest.raises(hf.DatasetError, match=r"damaged\.png: cannot be decoded"):
+        read_pixels(str(damaged))
     large = save_picture(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
     with pytest.raises(hf.DatasetError, match="decompression bomb"):
@@ -65,15 +71,15 @@ def test_files_that_pillow_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_decoder_of_other_pixels_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    find = picture_decoding.quick_decoders.__wrapped__
-    trials = {kind: list(picture_decoding._trial_pictures(kind)) for kind in ("jpeg", "png")}
-    trials["jpeg"][0][1][0, 0, 0] += 1
-    monkeypatch.setattr(picture_decoding, "_trial_pictures", lambda kind: trials[kind])
-    assert set(find()) <= {"png"}
-    monkeypatch.setattr(picture_decoding, "_trial_pictures", lambda kind: 1 / 0)
-    assert find() == {}
+    find = picture_decoding.quick_decoder.__wrapped__
+    trials = list(picture_decoding._trial_pictures())
+    trials[0][1][0, 0, 0] += 1
+    monkeypatch.setattr(picture_decoding, "_trial_pictures", lambda: trials)
+    assert find() is None
+    monkeypatch.setattr(picture_decoding, "_trial_pictures", lambda: 1 / 0)
+    assert find() is None
     monkeypatch.setattr(picture_decoding.importlib.util, "find_spec", lambda name: None)
-    assert find() == {}
+    assert find() is None
 
 
 def test_entries_are_mapped_and_follow_their_source(tmp_path: Path) -> None:
@@ -101,7 +107,9 @@ def test_entries_are_mapped_and_follow_their_source(tmp_path: Path) -> None:
     for _ in range(2):
         assert np.array_equal(cache.array(str(source), "labels", masks.copy), masks)
     entry = next(p for p in cache.folder.iterdir() if p.stat().st_size > 100)
-    for broken in (b"", b"short", bytes(200)):  # what a crash of the machine may leave
+    whole = entry.read_bytes()
+    other_type = whole.replace(b"|u1", b"|?9", 1)
+    for broken in (b"", b"short", bytes(200), whole[:-1], whole[:-30], whole + b"0", other_type):  # as after a crash
         entry.write_bytes(broken)
         assert np.array_equal(array(second), second)
         assert np.array_equal(array(first), second)
@@ -124,17 +132,31 @@ def test_the_limit_is_kept_and_said(tmp_path: Path) -> None:
     large = np.zeros((12, 10, 3), dtype=np.uint8)
     os.utime(sources[0], ns=(1, 1))  # another size, which does not fit in its place
     assert cache.array(str(sources[0]), "pixels", large.copy).shape == (12, 10, 3)
-    (cache.folder / ".unfinished").write_bytes(b"of a process that was killed")
+    unfinished = cache.folder / f"{picture_cache._UNFINISHED}x"
+    unfinished.write_bytes(b"of a process that was killed")
     cache.close()
     again = PictureCache(cache.folder, 1 << 20)
     assert "keeps 2 decoded" in again.explain()
     assert "every epoch" not in again.explain()
-    assert not (cache.folder / ".unfinished").exists()
+    assert not unfinished.exists()
     again.close()
     less = PictureCache(cache.folder, 400)
     assert "keeps 1 decoded" in less.explain()
     assert sum(p.stat().st_size for p in less.folder.iterdir()) < 450
     less.close()
+
+
+def test_files_of_others_stay(tmp_path: Path) -> None:
+    own = tmp_path / "hrnet_fast_pictures"
+    names = (".profile", "usage", "notes.txt", "0" * 32)
+    others = [folder / name for folder in (tmp_path, own) for name in names if folder != own or name != "usage"]
+    own.mkdir()
+    for other in others:
+        other.write_bytes(bytes(100))
+    with opened_cache(80, str(tmp_path), tmp_path) as cache:
+        assert cache is not None
+        assert cache.folder == own
+    assert all(other.read_bytes() == bytes(100) for other in others)
 
 
 def _write(cache: PictureCache, sources: list[Path], count: int) -> None:

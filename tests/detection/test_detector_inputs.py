@@ -12,6 +12,7 @@ from tiny_detectors import target, tiny_detector
 from tiny_networks import image
 
 from hrnet_fast.detection import ImageMeta, Target
+from hrnet_fast.detection.pictures import fitted_size
 from hrnet_fast.errors import InputError
 
 OBJECTS = [[8.0, 8.0, 60.0, 50.0], [40.0, 30.0, 120.0, 90.0]]
@@ -43,6 +44,10 @@ BAD: dict[str, tuple[str, Any]] = {
     "masks of another size": (r"sizes from the image's \(64, 64\)", lambda m: m.losses(image(), [masks_of((48, 64))])),
     "masks beyond the batch": ("to the batch's", lambda m: m.losses(image(), [masks_of((64, 96))])),
 }
+
+
+def test_sizes_are_of_the_long_and_the_short_side_in_either_order() -> None:
+    assert fitted_size((480, 640), 800, 1333) == fitted_size((480, 640), 1333, 800) == (800, 1067)
 
 
 def labelled(label: int) -> Target:

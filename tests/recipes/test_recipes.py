@@ -13,7 +13,7 @@ import yaml
 import hrnet_fast as hf
 from hrnet_fast import ConfigError
 from hrnet_fast.recipes import ModelRecipe, Recipe, get_recipe, list_recipes, recipe_description
-from hrnet_fast.recipes.model_options import describe_network, network_config
+from hrnet_fast.recipes.model_options import describe_network, detector_config, network_config
 
 NAMES = list_recipes()
 
@@ -139,6 +139,28 @@ def test_overrides(setting: str, path: tuple[str, ...], value: object) -> None:
 def test_wrong_overrides_say_what_is_accepted(setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         get_recipe("paper/pose_w32_coco").override(setting)
+
+
+def test_options_of_a_detector_are_set_at_every_depth() -> None:
+    for name in ("paper/det_htc_w48_20e", "small/bccd"):
+        settings = "model.options.roi.score_threshold=0.1", "model.options.rpn.anchors.ratios=[1]"
+        found = get_recipe(name).override(*settings)
+        config = detector_config(found.model, 3)
+        assert config.roi is not None
+        assert config.rpn is not None
+        assert (config.roi.score_threshold, config.rpn.anchors.ratios) == (0.1, (1,))
+    for setting, message in (
+        ("rpn.anchors.ratois=[1]", r"Did you mean model.options.rpn.anchors.ratios\?"),
+        ("rpm.channels=3", "rpm"),
+        ("num_outputs=7", "num_outputs: given, but without effect"),
+        ("key_channels=5", "key_channels: given, but without effect"),
+        ("dropout=0.5", "dropout: given, but without effect"),
+        ("num_classes=9", "num_classes=9: the data decides"),
+        ("norm.foo=3", "model.options: .*foo"),
+        ("stages.foo=3", "accepted is a list of mappings"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            get_recipe("small/bccd").override(f"model.options.{setting}")
 
 
 def test_another_kind_resets_the_fields_that_it_does_not_use() -> None:
