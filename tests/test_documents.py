@@ -10,6 +10,7 @@ import pytest
 from upstreams import mmcv_ext
 
 import hrnet_fast as hf
+from benchmarks.reports.learning_page import write_learning_page
 from benchmarks.reports.page import write_page
 from benchmarks.reports.readme_pictures import draw_pictures
 from benchmarks.reports.records import load_run
@@ -56,6 +57,13 @@ def test_pages_of_figures_are_those_of_the_result_files(results: Path) -> None:
     assert not run.revision.endswith("-dirty")
     page = ROOT / "docs" / "benchmarks" / f"{results.stem}.md"
     assert not write_page(run, page, check=True), "run: python -m benchmarks page"
+
+
+def test_the_page_of_trainings_is_that_of_its_results() -> None:
+    [results] = (ROOT / "benchmarks" / "results" / "learning").glob("*.json")
+    page, picture = ROOT / "docs" / "benchmarks" / "learning.md", ROOT / "docs" / "images" / "learning.png"
+    assert picture.exists()
+    assert not write_learning_page(results, page, picture, check=True), "run: python -m benchmarks learning-page"
 
 
 @pytest.mark.slow
