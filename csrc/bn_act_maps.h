@@ -23,6 +23,9 @@ struct BackwardSumsMap {
   at::Tensor x, affine;
   OptionalTensor out;
   bool relu = true, keep = false;
+  // What nobody else needs any more, perhaps the gradient or the addend itself: a CPU writes the masked gradient there
+  // if it has the map's size and format. Fresh memory costs page faults and misses the cache.
+  at::Tensor memory = {};
 };
 
 struct BackwardSums {
@@ -33,6 +36,7 @@ struct BackwardInputMap {
   at::Tensor grad, x, affine, sums;
   double count = 0.0;
   bool relu = true;
+  at::Tensor memory = {};  // as in BackwardSumsMap, for the result
 };
 
 // A contiguous part of contiguous memory, from element `first` on: at::as_strided below autograd, in a fifth of its

@@ -82,6 +82,11 @@ std::tuple<at::Tensor, at::Tensor> backward_sums_cpu(const at::Tensor& grad, con
   return with_masked(std::move(sums), std::move(masked), x);
 }
 
+at::Tensor backward_input_cpu(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& affine,
+                              const at::Tensor& sums, double count, bool relu) {
+  return hrnet_fast::cpu::backward_input(grad, x, affine, sums, count, relu);
+}
+
 }  // namespace
 
 #if defined(HRNET_FAST_WITH_CUDA)
@@ -180,7 +185,7 @@ TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
   m.impl("statistics_cpu", &hrnet_fast::cpu::statistics);
   m.impl("bn_act_cpu", &hrnet_fast::cpu::bn_act);
   m.impl("backward_sums_cpu", &backward_sums_cpu);
-  m.impl("backward_input_cpu", &hrnet_fast::cpu::backward_input);
+  m.impl("backward_input_cpu", &backward_input_cpu);
   m.impl("warp_pictures_cpu", &hrnet_fast::cpu::warp_pictures);
   m.impl("resize_pictures_cpu", &hrnet_fast::cpu::resize_pictures);
   m.impl("pick_classes_cpu", &hrnet_fast::cpu::pick_classes);

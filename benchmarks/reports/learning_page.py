@@ -55,18 +55,12 @@ def render_learning_page(trainings: Sequence[Training], about: dict[str, Any], p
     for recipe in recipes:
         learned, found = RECIPES[recipe], [t for t in trainings if t.recipe == recipe]
         by_modules = {modules: [t for t in found if t.modules == modules] for modules in (EAGER, OURS)}
-        ends = [", ".join(three_digits(t.last(learned.figure)) for t in by_modules[m]) for m in by_modules]
         cost = [sum(t.processor_seconds for t in runs) / len(runs) for runs in by_modules.values()]
-        rows.append(
-            (
-                recipe,
-                learned.figure,
-                str(len(found[0].losses)),
-                *ends,
-                *(f"{c:.0f}" for c in cost),
-                f"{cost[0] / cost[1]:.2f}x",
-            )
-        )
+        costs = *(f"{c:.0f}" for c in cost), f"{cost[0] / cost[1]:.2f}x"
+        for figure in (learned.figure, *learned.also):
+            ends = (", ".join(three_digits(t.last(figure)) for t in runs) for runs in by_modules.values())
+            first = figure == learned.figure
+            rows.append((recipe, figure, str(len(found[0].losses)), *ends, *(costs if first else [""] * len(costs))))
         data.append(f"- `{recipe}`: {learned.data}.")
         for training in found:
             values = "; ".join(

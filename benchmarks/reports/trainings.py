@@ -21,20 +21,23 @@ class Learned:
         figure: the one that the page compares.
         data: what it trains on, for the page.
         settings: of the recipe, beside seed and modules.
+        also: further figures of the page.
     """
 
     folder: str
     figure: str
     data: str
     settings: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
 
 RECIPES = {
     "small/mouse": Learned(
         "mouse",
         "pck@0.05",
-        "60 frames of one animal, 17 keypoints, labelled by people; 12 other frames are evaluated",
+        "60 frames of one animal, 17 keypoints, labelled by people; 12 other frames are evaluated (rmse in pixels)",
         ("loop.evaluate_every=5",),
+        ("rmse",),
     ),
     "small/camvid": Learned(
         "camvid", "miou", "72 street scenes, 11 classes; 30 others are evaluated", ("loop.evaluate_every=5",)

@@ -30,12 +30,14 @@ at::Tensor bn_act(const at::Tensor& x, const at::Tensor& affine, const OptionalT
                   const OptionalTensor& residual_affine, bool relu);
 
 // ([2, C] sums of g and of g * xhat, g or an undefined tensor); g is grad + addend where the activation was positive.
+// It is written to `memory` if that is defined and as the map is.
 std::tuple<at::Tensor, at::Tensor> backward_sums(const at::Tensor& grad, const OptionalTensor& addend,
                                                  const at::Tensor& x, const at::Tensor& affine,
-                                                 const OptionalTensor& out, bool relu, bool keep);
+                                                 const OptionalTensor& out, bool relu, bool keep,
+                                                 const at::Tensor& memory = {});
 
-// The gradient of a normalisation's input.
+// The gradient of a normalisation's input, in `memory` likewise.
 at::Tensor backward_input(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& affine, const at::Tensor& sums,
-                          double count, bool relu);
+                          double count, bool relu, const at::Tensor& memory = {});
 
 }  // namespace hrnet_fast::cpu

@@ -46,12 +46,12 @@ struct Sums {
   }
   template <bool kScalar>
   HF_INLINE void into(Tile<M, kScalar> t, M* __restrict__ g, M* __restrict__ first, M* __restrict__ second) const {
-    const T* __restrict__ from = grad + t.offset;
+    const T* from = grad + t.offset;  // `kept` may be one of the two
     const T* __restrict__ own = x + t.offset;
     if (addend == nullptr) {
       for (int64_t j = 0; j < t.size; ++j) g[j] = read_value(from + j);
     } else {
-      const T* __restrict__ more = addend + t.offset;
+      const T* more = addend + t.offset;
       for (int64_t j = 0; j < t.size; ++j) g[j] = read_value(from + j) + read_value(more + j);
     }
     mask_tile(mask, t, own, out == nullptr ? nullptr : out + t.offset, g);
@@ -71,8 +71,8 @@ struct Sums {
 };
 
 // scale * (g - s0 / n - (x - mean) * invstd * s1 / n), as a * g + b + c * (x - mean).
-template <typename T>
-struct Input {
+template <typename T, bool kInPlace>
+struct InputOf {
   using M = math_t<T>;
   static constexpr int kVectors = 6;
   static constexpr int64_t kTiles = 1, kFlush = 64;
@@ -80,7 +80,7 @@ struct Input {
   Shape shape;
   const M* vectors[6];  // mean, invstd, scale, shift, b, c
   const T *grad, *x;
-  T* dx;
+  T* dx;  // the gradient itself if kInPlace
   Mask mask;
   bool given;  // constant statistics: the gradient is scale * g, even where x is infinite
   double* partial;
@@ -88,35 +88,36 @@ struct Input {
   HF_INLINE M shift(int64_t) const { return M(0); }
   template <bool kScalar>
   HF_INLINE void tile(Tile<M, kScalar> t, M*, M*) const {
-    const T* __restrict__ from = grad + t.offset;
     const T* __restrict__ own = x + t.offset;
     T* __restrict__ to = dx + t.offset;
     if (given && mask == Mask::kNone)
-      for (int64_t j = 0; j < t.size; ++j) write_value(to + j, t.of(2, j) * read_value(from + j));
+      for (int64_t j = 0; j < t.size; ++j) write_value(to + j, t.of(2, j) * gradient(to, t.offset, j));
     else if (mask == Mask::kNone)
       for (int64_t j = 0; j < t.size; ++j)
-        write_value(to + j,
-                    t.of(2, j) * read_value(from + j) + t.of(4, j) + t.of(5, j) * (read_value(own + j) - t.of(0, j)));
+        write_value(to + j, t.of(2, j) * gradient(to, t.offset, j) + t.of(4, j) +
+                                t.of(5, j) * (read_value(own + j) - t.of(0, j)));
     else if constexpr (sizeof(T) == sizeof(M))
       for (int64_t j = 0; j < t.size; ++j) {
         // Loaded unconditionally: a conditional load would not vectorise.
-        const M v = read_value(own + j), all = read_value(from + j);
+        const M v = read_value(own + j), all = gradient(to, t.offset, j);
         const M g = v * t.of(2, j) + t.of(3, j) <= M(0) ? M(0) : all;
         const M rest = t.of(4, j) + t.of(5, j) * (v - t.of(0, j));
         write_value(to + j, t.of(2, j) * g + (given ? M(0) : rest));
       }
     else
-      masked_halves(t, own, from, to);
+      masked_halves(t, own, to);
+  }
+  HF_INLINE M gradient(const T* to, int64_t offset, int64_t j) const {
+    return kInPlace ? read_value(to + j) : read_value(grad + offset + j);
   }
   // A loop that masks, computes and converts to a half type would not vectorise.
   template <bool kScalar>
-  HF_INLINE void masked_halves(Tile<M, kScalar> t, const T* __restrict__ own, const T* __restrict__ from,
-                               T* __restrict__ to) const {
+  HF_INLINE void masked_halves(Tile<M, kScalar> t, const T* __restrict__ own, T* __restrict__ to) const {
     M buffer[kTile];
     M* __restrict__ g = buffer;
     for (int64_t at = 0; at < t.size; at += kTile) {
       const int64_t n = std::min(kTile, t.size - at);
-      for (int64_t j = 0; j < n; ++j) g[j] = read_value(from + at + j);
+      for (int64_t j = 0; j < n; ++j) g[j] = gradient(to, t.offset, at + j);
       for (int64_t j = 0; j < n; ++j)
         g[j] = read_value(own + at + j) * t.of(2, at + j) + t.of(3, at + j) <= M(0) ? M(0) : g[j];
       if (given)
@@ -130,12 +131,25 @@ struct Input {
   }
 };
 
+template <typename T>
+using Input = InputOf<T, false>;
+template <typename T>
+using InputInPlace = InputOf<T, true>;
+
 HF_MULTIVERSION(sums, walk, Sums)
 HF_MULTIVERSION(input, walk, Input)
+HF_MULTIVERSION(input, walk, InputInPlace)
 
 template <typename T>
 const T* data_or_null(const at::Tensor& t) {
   return t.defined() ? t.const_data_ptr<T>() : nullptr;
+}
+
+// Where a pass over x writes its result.
+at::Tensor result_like(const at::Tensor& x, const Shape& shape, const at::Tensor& memory) {
+  const bool fits = memory.defined() && memory.sizes() == x.sizes() && memory.scalar_type() == x.scalar_type() &&
+                    memory.is_contiguous(shape.format());
+  return fits ? memory : at::empty_like(x, shape.format());
 }
 
 at::Tensor laid_out(const OptionalTensor& t, const Shape& shape) {
@@ -146,7 +160,8 @@ at::Tensor laid_out(const OptionalTensor& t, const Shape& shape) {
 
 std::tuple<at::Tensor, at::Tensor> backward_sums(const at::Tensor& given_grad, const OptionalTensor& given_addend,
                                                  const at::Tensor& given_x, const at::Tensor& given_affine,
-                                                 const OptionalTensor& given_out, bool relu, bool keep) {
+                                                 const OptionalTensor& given_out, bool relu, bool keep,
+                                                 const at::Tensor& memory) {
   const Shape shape = Shape::of(given_x);
   const int64_t channels = shape.channels;
   const at::Tensor x = given_x.contiguous(shape.format()), grad = given_grad.contiguous(shape.format());
@@ -156,7 +171,7 @@ std::tuple<at::Tensor, at::Tensor> backward_sums(const at::Tensor& given_grad, c
     TORCH_CHECK(!t.defined() || (t.sizes() == x.sizes() && t.scalar_type() == x.scalar_type()),
                 "backward_sums: gradients and activations must be as the map is, ", x.sizes());
   TORCH_CHECK(affine.size(1) == channels, "backward_sums: an affine of another width than ", x.sizes());
-  at::Tensor kept = keep ? at::empty_like(x, shape.format()) : at::Tensor();
+  at::Tensor kept = keep ? result_like(x, shape, memory) : at::Tensor();
   at::Tensor result = at::empty({2, channels}, affine.options());
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "bn_backward_sums", [&] {
     using M = math_t<scalar_t>;
@@ -190,7 +205,7 @@ std::tuple<at::Tensor, at::Tensor> backward_sums(const at::Tensor& given_grad, c
 }
 
 at::Tensor backward_input(const at::Tensor& given_grad, const at::Tensor& given_x, const at::Tensor& given_affine,
-                          const at::Tensor& sums, double count, bool relu) {
+                          const at::Tensor& sums, double count, bool relu, const at::Tensor& memory) {
   const Shape shape = Shape::of(given_x);
   const int64_t channels = shape.channels;
   const at::Tensor x = given_x.contiguous(shape.format()), grad = given_grad.contiguous(shape.format());
@@ -199,7 +214,7 @@ at::Tensor backward_input(const at::Tensor& given_grad, const at::Tensor& given_
   const at::Tensor affine = given_affine.contiguous(), totals = batch ? sums.contiguous() : at::Tensor();
   TORCH_CHECK(grad.sizes() == x.sizes() && grad.scalar_type() == x.scalar_type() && affine.size(1) == channels,
               "backward_input: gradient and affine must be as the map is, ", x.sizes());
-  at::Tensor dx = at::empty_like(x, shape.format());
+  at::Tensor dx = result_like(x, shape, memory);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "bn_backward_input", [&] {
     using M = math_t<scalar_t>;
     const M* a = affine.const_data_ptr<M>();
@@ -209,15 +224,21 @@ at::Tensor backward_input(const at::Tensor& given_grad, const at::Tensor& given_
       b[k] = static_cast<M>(-static_cast<double>(a[2 * channels + k]) * s[k] / count);
       c[k] = static_cast<M>(-static_cast<double>(a[2 * channels + k]) * a[channels + k] * s[channels + k] / count);
     }
-    const Input<scalar_t> job{shape,
-                              {a, a + channels, a + 2 * channels, a + 3 * channels, b.data(), c.data()},
-                              grad.const_data_ptr<scalar_t>(),
-                              x.const_data_ptr<scalar_t>(),
-                              dx.mutable_data_ptr<scalar_t>(),
-                              relu ? Mask::kRecomputed : Mask::kNone,
-                              !batch,
-                              nullptr};
-    at::parallel_for(0, shape.chunks(), shape.grain(), [&](int64_t b, int64_t e) { input(job, b, e); });
+    const auto run = [&](auto job) {
+      job.shape = shape;
+      const M* vectors[] = {a, a + channels, a + 2 * channels, a + 3 * channels, b.data(), c.data()};
+      std::copy(std::begin(vectors), std::end(vectors), job.vectors);
+      job.grad = grad.const_data_ptr<scalar_t>();
+      job.x = x.const_data_ptr<scalar_t>();
+      job.dx = dx.mutable_data_ptr<scalar_t>();
+      job.mask = relu ? Mask::kRecomputed : Mask::kNone;
+      job.given = !batch;
+      at::parallel_for(0, shape.chunks(), shape.grain(), [&](int64_t b, int64_t e) { input(job, b, e); });
+    };
+    if (dx.const_data_ptr() == grad.const_data_ptr())
+      run(InputInPlace<scalar_t>{});
+    else
+      run(Input<scalar_t>{});
   });
   return dx;
 }

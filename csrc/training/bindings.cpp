@@ -12,6 +12,7 @@
 #include "module_reader.h"
 #include "module_states.h"
 #include "operator_nodes.h"
+#include "tensor_list.h"
 #include "tensor_versions.h"
 
 namespace py = pybind11;
@@ -175,6 +176,12 @@ void bind_training(py::module_& m) {
   py::class_<TensorVersions>(m, "TensorVersions", collectable<TensorVersions>())
       .def(py::init<const py::iterable&>())
       .def("unchanged", &TensorVersions::unchanged);
+  py::class_<TensorList>(m, "TensorList", collectable<TensorList>())
+      .def(py::init<py::list>())
+      .def("have_same_memory", &TensorList::have_same_memory)
+      .def("require_same_gradients", &TensorList::require_same_gradients)
+      .def("have_gradients", &TensorList::have_gradients)
+      .def("increment_versions", &TensorList::increment_versions);
   using Unlocked = py::call_guard<py::gil_scoped_release>;
   py::class_<Recomputation>(m, "Recomputation")
       .def_property_readonly("node", &Recomputation::node)

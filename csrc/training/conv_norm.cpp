@@ -30,13 +30,17 @@ constexpr std::array<int64_t, 2> kNone{0, 0};  // padding of outputs
 void count_batches(const std::vector<const ConvNorm*>& layers) {
   std::vector<at::Tensor> counters;
   std::set<const void*> distinct;
+  bool all_on_host = true;
   for (const ConvNorm* layer : layers)
     if (layer->counter.defined()) {
       counters.push_back(layer->counter);
       distinct.insert(layer->counter.unsafeGetTensorImpl());
+      all_on_host &= layer->counter.is_cpu() && layer->counter.scalar_type() == at::kLong;
     }
   if (counters.empty()) return;
-  if (distinct.size() < counters.size())  // one layer in two places: a joint call would race
+  if (all_on_host)
+    for (const at::Tensor& counter : counters) *counter.mutable_data_ptr<int64_t>() += 1;
+  else if (distinct.size() < counters.size())  // one layer in two places: a joint call would race
     for (at::Tensor& counter : counters) counter.add_(1);
   else
     at::_foreach_add_(counters, 1);
@@ -195,7 +199,7 @@ std::vector<BackwardSums> backward_sums(const std::vector<BackwardSumsMap>& maps
 #endif
   std::vector<BackwardSums> found;
   for (const BackwardSumsMap& m : maps) {
-    auto [sums, masked] = cpu::backward_sums(m.grad, m.addend, m.x, m.affine, m.out, m.relu, m.keep);
+    auto [sums, masked] = cpu::backward_sums(m.grad, m.addend, m.x, m.affine, m.out, m.relu, m.keep, m.memory);
     found.push_back({sums, masked});
   }
   return found;
@@ -207,7 +211,7 @@ std::vector<at::Tensor> backward_input(const std::vector<BackwardInputMap>& maps
 #endif
   std::vector<at::Tensor> found;
   for (const BackwardInputMap& m : maps)
-    found.push_back(cpu::backward_input(m.grad, m.x, m.affine, m.sums, m.count, m.relu));
+    found.push_back(cpu::backward_input(m.grad, m.x, m.affine, m.sums, m.count, m.relu, m.memory));
   return found;
 }
 

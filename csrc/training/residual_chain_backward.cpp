@@ -34,16 +34,22 @@ class Backward {
     if (projects()) return {grad_, std::nullopt, kept_.ys[k], kept_.affines[k], std::nullopt, false, false};
     const OptionalTensor more = ends() && addend_.defined() ? OptionalTensor(addend_) : std::nullopt;
     const OptionalTensor mask = ends() && residual() ? OptionalTensor(out_) : std::nullopt;
-    return {g_, more, kept_.ys[k], kept_.affines[k], mask, true, keeps()};
+    return {g_, more, kept_.ys[k], kept_.affines[k], mask, true, keeps(), owned_ ? g_ : at::Tensor()};
   }
 
   BackwardInputMap input(const BackwardSums& found) {
     const size_t k = number();
     sums_ = found.sums;
-    if (projects()) return {grad_, kept_.ys[k], kept_.affines[k], sums_, chain_.counts[k], false};
-    if (keeps()) g_ = found.masked;  // else the mask is computed again with the input's gradient
-    if (ends()) grad_ = g_;
-    return {g_, kept_.ys[k], kept_.affines[k], sums_, chain_.counts[k], !keeps()};
+    // A unit's masked gradient is last needed here by a projection.
+    if (projects()) return {grad_, kept_.ys[k], kept_.affines[k], sums_, chain_.counts[k], false, grad_};
+    const bool kept = keeps();
+    if (kept) g_ = found.masked;  // else the mask is computed again with the input's gradient
+    at::Tensor memory = kept ? addend_ : owned_ ? g_ : at::Tensor();
+    if (ends()) {
+      grad_ = g_;
+      addend_ = at::Tensor();
+    }
+    return {g_, kept_.ys[k], kept_.affines[k], sums_, chain_.counts[k], !kept, std::move(memory)};
   }
 
   // The pass that gives the convolution's input, if it was not kept.
@@ -73,7 +79,10 @@ class Backward {
       return end_unit();
     }
     dinput_ = found.x;
-    if (dinput_.defined()) g_ = dinput_;
+    if (dinput_.defined()) {
+      g_ = dinput_;
+      owned_ = true;
+    }
     if (step_ > 0) {
       --step_;
     } else if (unit().shortcut == Shortcut::kProjection) {
@@ -86,7 +95,7 @@ class Backward {
   }
 
   ChainGradients result() {
-    if (want_input_) result_.x = dx_.defined() && addend_.defined() ? dx_ + addend_ : dx_;
+    if (want_input_) result_.x = dx_.defined() && addend_.defined() ? dx_.add_(addend_) : dx_;
     return std::move(result_);
   }
 
@@ -121,6 +130,7 @@ class Backward {
   ChainGradients result_;
   at::Tensor dx_, addend_;  // the gradient of the unit's output in two parts, to be added
   at::Tensor out_, x_, grad_, g_, dinput_, sums_;
+  bool owned_ = false;                        // whether g_ is a convolution's gradient, and not the one that was given
   size_t unit_, step_ = 0, begin_ = 0, end_;  // units to go; the layer in the unit; its layers in the chain
 };
 

@@ -8,18 +8,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn, optim
-from torch.autograd.graph import increment_version
 from torch.optim.swa_utils import AveragedModel
 
 from hrnet_fast.checks import check_bool, check_integer
 from hrnet_fast.training.captured_optimizer import LearningRates
 from hrnet_fast.training.host_state import HostState
-from hrnet_fast.training.model_state import gradients_of
 from hrnet_fast.training.pytrees import UnsupportedStructureError, describe, map_tensors, shapes_text, unrepeatable
 from hrnet_fast.training.step_arguments import check_arguments
 from hrnet_fast.training.step_capture import CudaCapturer, StepCapturer, failure_text
 from hrnet_fast.training.step_constants import StepConstants, lasting_refusal
 from hrnet_fast.training.step_policy import Action, StepPolicy, StepReport
+from hrnet_fast.training.tensor_list import gradients_of
 from hrnet_fast.training.training_iteration import MicroBatch, NotCapturableError, TrainingIteration
 from hrnet_fast.training.weight_average import WeightAverage
 
@@ -271,9 +270,9 @@ class GraphedStep:
         graph.replay()
         # No operator of PyTorch says that the graph wrote them.
         if self._constants is not None:
-            increment_version(self._constants.model.buffers)
+            self._constants.model.buffers.increment_versions()
         if place.last and self._iteration.optimizer is not None:
-            increment_version(self._iteration.parameters)
+            self._iteration.listed.increment_versions()
         self._policy.replayed(key)
         self._iteration.attach_gradients(graph.gradients)
         if place.last and self._iteration.average is not None:

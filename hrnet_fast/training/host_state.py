@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, optim
 
 from hrnet_fast.random_states import host_random_states, restore_host_random_states
-from hrnet_fast.training.model_state import ModelState, gradients_of
+from hrnet_fast.training.model_state import ModelState
+from hrnet_fast.training.tensor_list import gradients_of
 
 
 class HostState:

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from hrnet_fast.training.structure_cache import APART
+from hrnet_fast.training.tensor_list import tensor_list
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _UNCOMPARED = (nn.modules.conv._ConvNd, DistributedDataParallel)
@@ -55,11 +56,10 @@ class ModelState:
         self._small_then = [own[k] for own, k in self._small]
         self._tensor_names = [f"{n}.{k}".strip(".") for n, _, k in owners]
         self._tensors: list[Tensor | None] = [own[k] for own, k in self._owners]
-        self.buffers = [t for t in self._tensors if t is not None and not isinstance(t, nn.Parameter)]
-        self._parameters = [t for t in self._tensors if isinstance(t, nn.Parameter)]
-        self._addresses = list(map(Tensor.data_ptr, self._parameters))
-        self._held = [p.detach() for p in self._parameters]  # memory that graphs write to stays theirs
-        self._trained = list(map(_requires_grad, self._parameters))
+        self.buffers = tensor_list([t for t in self._tensors if t is not None and not isinstance(t, nn.Parameter)])
+        parameters = [t for t in self._tensors if isinstance(t, nn.Parameter)]
+        self._parameters = tensor_list(parameters)
+        self._held = [p.detach() for p in parameters]  # memory that graphs write to stays theirs
         self._numbers = _numbers_of([vars(m) for m in self._modules if not isinstance(m, _UNCOMPARED)])
         self._dicts = dicts
         self._with_modes = [vars(m) for m in self._modules if type(m) not in _MODELESS]
@@ -71,9 +71,9 @@ class ModelState:
                 pairs = zip(self._owners, self._tensors, self._tensor_names, strict=True)
                 name = next((name for (own, k), then, name in pairs if own[k] is not then), "a parameter or buffer")
                 return f"{name} was replaced by another tensor"
-            if list(map(Tensor.data_ptr, self._parameters)) != self._addresses:
+            if not self._parameters.have_same_memory():
                 return "a parameter has other memory"
-            if list(map(_requires_grad, self._parameters)) != self._trained:
+            if not self._parameters.require_same_gradients():
                 return "other parameters require gradients"
             if self._children != self._children_then:
                 return "a module was replaced or added"
@@ -145,7 +145,6 @@ class ModelState:
         return f"{self._names[k] or 'the model'} ({self._types[k].__name__})"
 
 
-_requires_grad = operator.attrgetter("requires_grad")
 _training = operator.itemgetter("training")
 
 
@@ -158,11 +157,3 @@ def _numbers_of(dicts: list[dict[str, Any]]) -> dict[str, tuple[list[dict[str, A
                 found[name][0].append(own)
                 found[name][1].append(value)
     return dict(found)
-
-
-def gradients_of(parameters: Iterable[Tensor]) -> list[Tensor | None]:
-    """Return the gradients of parameters, as they are now."""
-    return list(map(_grad, parameters))
-
-
-_grad = operator.attrgetter("grad")

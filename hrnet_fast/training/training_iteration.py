@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hrnet_fast.errors import InputError
 from hrnet_fast.training.captured_optimizer import LearningRates
-from hrnet_fast.training.model_state import gradients_of
 from hrnet_fast.training.pytrees import map_tensors
+from hrnet_fast.training.tensor_list import gradients_of, tensor_list
 from hrnet_fast.training.weight_average import WeightAverage
 
 
@@ -72,6 +71,7 @@ class TrainingIteration:
         updated = [p for group in groups for p in group["params"]]
         own = [p for m in (self.model, self.loss) if isinstance(m, nn.Module) for p in m.parameters()]
         self.parameters: list[Tensor] = list(dict.fromkeys([*updated, *own]))
+        self.listed = tensor_list(self.parameters)
         self._clipped = updated or own
         self._shared: list[Tensor | None] | None = None
         self._have_gradients: list[bool] = []
@@ -182,13 +182,9 @@ class TrainingIteration:
                 torch._foreach_add_(into, given)
         self._attach(self._shared)
 
-    def attach_gradients(self, found: Sequence[Tensor | None]) -> None:
+    def attach_gradients(self, found: list[Tensor | None]) -> None:
         """Behind a replay: let the parameters have the gradients that the graph wrote, if they have others."""
-        if self.optimizer is None:  # somebody else may have taken any of them away
-            same = all(map(operator.is_, gradients_of(self.parameters), found))
-        else:
-            same = next((p.grad is g for p, g in zip(self.parameters, found, strict=True) if g is not None), True)
-        if not same:
+        if not self.listed.have_gradients(found):
             self._attach(found)
 
     def _attach(self, gradients: Sequence[Tensor | None]) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import increment_version
 from torch.optim.swa_utils import AveragedModel
+
+from hrnet_fast.training.tensor_list import tensor_list
 
 
 class WeightAverage:
@@ -23,7 +24,7 @@ class WeightAverage:
         self.average, self._model = average, model
         self._count: Tensor | None = None  # n_averaged on the device
         self._known = -1
-        self._written: list[Tensor] = []  # what captured updates write
+        self._written: Any = None  # a list of what captured updates write
 
     def refusal(self, device: torch.device) -> str | None:
         """Say why it cannot be captured, or None."""
@@ -70,7 +71,7 @@ class WeightAverage:
         """Move it by multi-tensor launches; the first update, which copies, was an eager one."""
         average: Any = self.average
         assert self._count is not None
-        self._written = [*average.module.parameters(), *average.module.buffers()]
+        self._written = tensor_list([*average.module.parameters(), *average.module.buffers()])
         pairs = list(zip(average.module.parameters(), self._model.parameters(), strict=False))
         buffers = list(zip(average.module.buffers(), self._model.buffers(), strict=True))
         for own, given in _by_dtype(pairs + buffers * average.use_buffers):
@@ -82,7 +83,7 @@ class WeightAverage:
 
     def replayed(self) -> None:
         """Move the versions of what a replayed update wrote; count it where the number is kept on the host."""
-        increment_version(self._written)
+        self._written.increment_versions()
         if self._count is not self.average.n_averaged:
             self.average.n_averaged += 1
             self._known += 1

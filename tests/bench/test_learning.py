@@ -35,7 +35,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Sequence[st
             {"kind": "start", "choices": {"accelerate": fused}},
             {"kind": "epoch", "epoch": 1, "loss": 0.5, "seconds": 2.0},
             {"kind": "epoch", "epoch": 2, "loss": 0.25, "seconds": 3.0},
-            {"kind": "evaluation", "epoch": 2, "figures": {"pck@0.05": 0.75}},
+            {"kind": "evaluation", "epoch": 2, "figures": {"pck@0.05": 0.75, "rmse": 8.5}},
         ]
         (run / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
         fails = "loop.seed=9" in " ".join(arguments)
@@ -65,6 +65,7 @@ def test_pairs_are_trained_once_and_the_page_compares_them(started: list[Sequenc
     assert write_learning_page(output, page, picture)
     assert not write_learning_page(output, page, picture, check=True)
     assert "| small/mouse | pck@0.05 | 2 | 0.750, 0.750 | 0.750, 0.750 | 0 | 0 |" in page.read_text()
+    assert "|  | rmse | 2 | 8.50, 8.50 | 8.50, 8.50 |" in page.read_text()
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

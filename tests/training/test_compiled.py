@@ -25,6 +25,7 @@ from hrnet_fast.training.matching import unit_layers
 from hrnet_fast.training.recompute import recomputation_of
 from hrnet_fast.training.residual_chain import run_units
 from hrnet_fast.training.stacked_fusion import run_fusion
+from hrnet_fast.training.tensor_list import TensorList
 
 if not describe("cpu").usable:
     pytest.skip(describe("cpu").reason, allow_module_level=True)
@@ -284,3 +285,31 @@ def test_cycles_through_compiled_objects_are_collected() -> None:
     del block, chain
     gc.collect()
     assert freed() is None
+
+
+@pytest.mark.parametrize("compiled_class", [False, True])
+def test_tensor_lists_notice_what_happens_to_their_tensors(compiled_class: bool) -> None:
+    extension = load_compiled()
+    assert extension is not None
+    trained, frozen = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2), requires_grad=False)
+    buffer = torch.zeros(4)
+    found = (extension.TensorList if compiled_class else TensorList)([trained, frozen, buffer])
+
+    def state() -> tuple[bool, bool, bool]:
+        return found.have_same_memory(), found.require_same_gradients(), found.have_gradients([gradient, None, None])
+
+    gradient = trained.grad = torch.ones(3)
+    assert state() == (True, True, True)
+    trained.grad = torch.ones(3)  # as large, another tensor
+    frozen.requires_grad_(True)
+    assert state() == (True, False, False)
+    trained.grad, frozen.grad = gradient, torch.ones(2)
+    assert not found.have_gradients([gradient, None, None])
+    frozen.grad = None
+    frozen.requires_grad_(False)
+    versions = [t._version for t in (trained, frozen, buffer)]
+    found.increment_versions()
+    assert [t._version - v for t, v in zip((trained, frozen, buffer), versions, strict=True)] == [1, 1, 1]
+    assert state() == (True, True, True)
+    torch.utils.swap_tensors(frozen, nn.Parameter(torch.ones(2), requires_grad=False))
+    assert state() == (False, True, True)
