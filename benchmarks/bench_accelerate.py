@@ -40,6 +40,8 @@ def leaves(output: Any) -> list[Tensor]:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", NETWORKS)
 def bench_saved_bytes(benchmark: BenchmarkFixture, session: Session, measuring: bool, name: str, dtype: str) -> None:
+    if not measuring and (name, dtype) == ("hrnetv2_w48_seg", "bfloat16"):
+        pytest.skip("measured, not part of the smoke test")
     size = NETWORKS[name] if measuring else (64, 64)
     if measuring and session.scale == "small" and name.endswith("seg"):
         size = (size[0] // 2, size[1] // 2)

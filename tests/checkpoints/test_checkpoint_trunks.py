@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -30,16 +32,21 @@ INSIDE: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
+@functools.cache
+def trunk_of_a_classifier() -> Mapping[str, Tensor]:
+    return MappingProxyType(hf.convert_checkpoint(state_of("cls"), to="backbone"))
+
+
 def inside(name: str, trunk: Mapping[str, Tensor] | None = None) -> State:
     prefix, beside = INSIDE[name]
-    trunk = hf.convert_checkpoint(state_of("cls"), to="backbone") if trunk is None else trunk
+    trunk = trunk_of_a_classifier() if trunk is None else trunk
     return {prefix + k: v for k, v in trunk.items()} | {k: torch.full((2, 2), 9.0) for k in beside}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INSIDE)
 def test_the_trunk_is_found(name: str) -> None:
-    trunk = hf.convert_checkpoint(state_of("cls"), to="backbone")
+    trunk = trunk_of_a_classifier()
     source = inside(name)
     assert_equal_states(hf.convert_checkpoint(source, to="backbone"), trunk)
     assert_equal_states(hf.convert_checkpoint(source, to="mm_backbone"), {f"backbone.{k}": v for k, v in trunk.items()})
@@ -75,7 +82,7 @@ def test_a_whole_network_under_another_name(prefix: str, family: str) -> None:
 
 @pytest.mark.slow
 def test_two_trunks_are_named() -> None:
-    a, b = hf.convert_checkpoint(state_of("cls"), to="backbone"), {k: v + 1 for k, v in state_of("backbone").items()}
+    a, b = trunk_of_a_classifier(), {k: v + 1 for k, v in state_of("backbone").items()}
     both = {f"teacher.{k}": v for k, v in a.items()} | {f"student.net.{k}": v for k, v in b.items()}
     for action in (
         lambda: hf.load_checkpoint(both),
@@ -190,7 +197,7 @@ def test_what_a_converted_file_does_not_say_is_noted(caplog: pytest.LogCaptureFi
 
 
 def test_one_of_several_trunks_is_converted() -> None:
-    trunk = hf.convert_checkpoint(state_of("cls"), to="backbone")
+    trunk = trunk_of_a_classifier()
     both = {f"{p}.{k}": v + i for i, p in enumerate(("teacher", "student")) for k, v in trunk.items()}
     assert torch.equal(
         hf.convert_checkpoint(both, to="backbone", part="student")["conv1.weight"], trunk["conv1.weight"] + 1

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import itertools
 from typing import Any
 
 import pytest
 from torch import Tensor
 
+from hrnet_fast.inference import profile
 from hrnet_fast.inference.execution import tuning_cache, weight_store
+
+NUMBERS = itertools.count()
 
 
 @pytest.fixture(autouse=True)
-def _no_cache_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(tuning_cache.ENV_VAR, str(tmp_path / "cache"))
+def _no_cache_from_outside(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that is made when something is cached."""
+    monkeypatch.setenv(tuning_cache.ENV_VAR, str(tmp_path_factory.getbasetemp() / f"cache{next(NUMBERS)}"))
+
+
+@pytest.fixture
+def _known_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measuring those of the machine takes a second."""
+    monkeypatch.setattr(profile, "ceilings", lambda *_: profile.Ceilings(1e10, 1e11))
 
 
 @pytest.fixture

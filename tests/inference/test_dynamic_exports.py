@@ -59,7 +59,7 @@ FACTORS: list[tuple[str, dict[str, Any], torch.dtype]] = [
     ("c", {}, torch.float32),
     ("v2p", {}, torch.float32),
     ("v2", MMSEG, torch.float32),
-    ("v2", MMSEG, torch.bfloat16),
+    ("v1", {}, torch.bfloat16),
 ]
 
 

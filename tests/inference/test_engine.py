@@ -12,7 +12,7 @@ import torch
 import upstream_standins as standins
 from golden_data import image as golden_image
 from golden_data import load_case
-from tiny_networks import ALL_HEADS, enliven, image, maps, relative_l2, tiny
+from tiny_networks import ALL_HEADS, enliven, image, maps, relative_l2, tiny, two_stages
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -92,7 +92,7 @@ def test_every_head(head: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("head", ["v1", "c", "ocr"])
 def test_on_the_librarys_operators(head: str, dtype: torch.dtype) -> None:
-    model, x = tiny(head), image(64, 64)
+    model, x = two_stages(head), image(64, 64)
     engine = hf.optimize_for_inference(model, x, dtype=dtype)
     assert "PyTorch's operators" in engine.explain()
     given, exact = engine(x), exactly(model, x)
@@ -106,7 +106,7 @@ def test_on_the_librarys_operators(head: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("outer", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("head", ["v1", "c"])
 def test_outputs_have_the_models_dtype(head: str, outer: torch.dtype) -> None:
-    model, x = tiny(head).to(outer), image(64, 64).to(outer)
+    model, x = two_stages(head).to(outer), image(64, 64).to(outer)
     exact = exactly(model, x)
     for dtype in (torch.float32, torch.bfloat16):
         engine = hf.optimize_for_inference(model, x, dtype=dtype, verify=outer == torch.float64)
@@ -120,7 +120,7 @@ def test_outputs_have_the_models_dtype(head: str, outer: torch.dtype) -> None:
 @pytest.mark.parametrize("given", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("head", ["v1", "c"])
 def test_inputs_of_any_floating_dtype(head: str, given: torch.dtype) -> None:
-    model, x = tiny(head), image(64, 64).to(torch.bfloat16)
+    model, x = two_stages(head), image(64, 64).to(torch.bfloat16)
     engine = hf.optimize_for_inference(model, x.float())
     assert torch.equal(engine(x.to(given)), engine(x.float()))
 
@@ -141,7 +141,7 @@ def test_odd_sizes(size: tuple[int, int], align: bool, dtype: torch.dtype) -> No
 @CPU_DTYPES
 @pytest.mark.parametrize("head", ["v1", "v2", "c"])
 def test_batches(head: str, dtype: torch.dtype) -> None:
-    model = tiny(head)
+    model = two_stages(head)
     engine = assert_answers(model, image(batch=1), dtype)
     x = image(batch=3)
     for given in (engine(x), torch.cat([engine(one[None]) for one in x])):
@@ -241,7 +241,7 @@ def test_normalize(first: int, dtype: torch.dtype) -> None:
 def test_callers_autocast_changes_nothing() -> None:
     x = image(64, 64)
     for dtype in (torch.float32, torch.float64):
-        engine = hf.optimize_for_inference(tiny("c"), x, dtype=dtype)
+        engine = hf.optimize_for_inference(two_stages("c"), x, dtype=dtype)
         alone = engine(x)
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(engine(x), alone)
@@ -275,6 +275,7 @@ def launched(engine: hf.Engine, x: Tensor) -> int:
 @pytest.mark.slow
 @native
 @pytest.mark.parametrize("head", ["v1", "v2", "c", "ocr"])
+@pytest.mark.usefixtures("_known_ceilings")
 def test_the_executor_launches_what_the_plan_says(head: str) -> None:
     model, x = tiny(head), image(64, 64)
     engine = hf.optimize_for_inference(model, x)

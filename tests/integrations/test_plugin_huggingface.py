@@ -1,4 +1,7 @@
-"""The callback in ``transformers.Trainer``, and models that go through ``Accelerator.prepare``."""
+"""The callback in ``transformers.Trainer``.
+
+The package is imported where it is used: of the workers that collect this file, one runs it.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,8 @@ import pytest
 import torch
 from tiny_networks import image, relative_l2, tiny
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
 
 import hrnet_fast as hf
-from hrnet_fast.integrations.huggingface import AccelerateHRNet
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning")
 
@@ -39,7 +40,13 @@ class Images(torch.utils.data.Dataset[dict[str, Tensor]]):
         return {"pixel_values": image(32, 32, dtype=torch.float64)[0] * (index + 1)}
 
 
-def trainer(folder: Path, callbacks: list[Any], **options: Any) -> Trainer:
+def trainer(folder: Path, accelerate: dict[str, Any] | None, **options: Any) -> Any:
+    """Return a trainer, with the callback and its options if they are given."""
+    from transformers import Trainer, TrainingArguments
+
+    from hrnet_fast.integrations.huggingface import AccelerateHRNet
+
+    callbacks = [] if accelerate is None else [AccelerateHRNet(**accelerate)]
     arguments = TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=2, max_steps=2, use_cpu=True, report_to=[],
         save_strategy="no", logging_strategy="no", disable_tqdm=True, seed=0, log_level="info",
@@ -53,8 +60,8 @@ def test_the_callback_accelerates(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     fast, records = Model(), list[logging.LogRecord]()
     monkeypatch.setattr(logging.getLogger("transformers.hrnet_fast"), "handle", records.append)
     plain = copy.deepcopy(fast)
-    trainer(tmp_path, [], model=plain).train()
-    trainer(tmp_path, [AccelerateHRNet(memory="min")], model=fast).train()
+    trainer(tmp_path, None, model=plain).train()
+    trainer(tmp_path, {"memory": "min"}, model=fast).train()
     state = fast.state_dict()
     assert state.keys() == plain.state_dict().keys()
     assert all(relative_l2(state[k], v) < 1e-8 for k, v in plain.state_dict().items())
@@ -72,7 +79,7 @@ def test_models_that_the_trainer_makes_are_accelerated(tmp_path: Path) -> None:
         made.append(Model())
         return made[-1]
 
-    own = trainer(tmp_path, [AccelerateHRNet()], model_init=make)
+    own = trainer(tmp_path, {}, model_init=make)
     own.evaluate()
     own.train()
     assert len(made) == 2

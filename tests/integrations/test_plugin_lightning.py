@@ -1,22 +1,22 @@
-"""The callback in Lightning's own trainers, under both names of the package."""
+"""The callback in Lightning's own trainers, under both names of the package.
+
+The packages are imported where they are used: of the workers that collect this file, one runs it.
+"""
 
 from __future__ import annotations
 
 import copy
+import importlib
 import logging
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch
 import pytest
-import pytorch_lightning
 import torch
 from tiny_networks import image, relative_l2, tiny
 from torch import Tensor, nn
 
 import hrnet_fast as hf
-from hrnet_fast.integrations.lightning import AccelerateHRNet
-from hrnet_fast.integrations.pytorch_lightning import AccelerateHRNet as AccelerateUnderTheOldName
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning")
 
@@ -52,16 +52,14 @@ def random_network() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("package", "callback", "log"),
-    [
-        (lightning.pytorch, AccelerateHRNet, "lightning.pytorch"),
-        (pytorch_lightning, AccelerateUnderTheOldName, "pytorch_lightning"),
-    ],
-    ids=["lightning", "pytorch_lightning"],
+    ("name", "integration"), [("lightning.pytorch", "lightning"), ("pytorch_lightning", "pytorch_lightning")]
 )
 def test_the_callback_accelerates(
-    package: Any, callback: Any, log: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    name: str, integration: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    package: Any = importlib.import_module(name)
+    callback = importlib.import_module(f"hrnet_fast.integrations.{integration}").AccelerateHRNet
+
     class Module(Task, package.LightningModule):  # type: ignore[misc,name-defined]
         def __init__(self, network: nn.Module) -> None:
             super().__init__()
@@ -81,15 +79,18 @@ def test_the_callback_accelerates(
     assert fast.network.stage2[0].fused_settings.memory == "min"
 
 
-class LateModule(Task, lightning.pytorch.LightningModule):  # type: ignore[misc]
-    """Builds its network where Lightning tells large ones to be built."""
-
-    def configure_model(self) -> None:
-        self.network = random_network()
-
-
 def test_a_network_that_is_configured_late_is_accelerated_under_ddp(tmp_path: Path) -> None:
     """Also one that is only evaluated."""
+    import lightning.pytorch
+
+    from hrnet_fast.integrations.lightning import AccelerateHRNet
+
+    class LateModule(Task, lightning.pytorch.LightningModule):  # type: ignore[misc]
+        """Builds its network where Lightning tells large ones to be built."""
+
+        def configure_model(self) -> None:
+            self.network = random_network()
+
     model = LateModule()
     strategy = lightning.pytorch.strategies.DDPStrategy(process_group_backend="gloo")
     try:
@@ -104,6 +105,10 @@ def test_a_network_that_is_configured_late_is_accelerated_under_ddp(tmp_path: Pa
 
 
 def test_a_model_without_hrnet_is_an_error(tmp_path: Path) -> None:
+    import lightning.pytorch
+
+    from hrnet_fast.integrations.lightning import AccelerateHRNet
+
     class Module(Task, lightning.pytorch.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import device_build
 import device_counters
 import pytest
 import torch
 from device_worker import Worker
 
-WORKERS = pytest.StashKey[dict[tuple[Any, ...], Worker]]()
+WORKERS = pytest.StashKey[list[Worker]]()  # of this session: one, once a test needs it
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "nulldevice(devices=2): runs in a process whose CUDA devices do nothing (tests/nulldevice)"
+        "markers", "nulldevice: runs in a process whose two CUDA devices do nothing (tests/nulldevice)"
     )
-    config.stash[WORKERS] = {}
+    config.stash[WORKERS] = []
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    for worker in config.stash[WORKERS].values():
+    for worker in config.stash[WORKERS]:
         worker.close()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where there is no null device, one test stands for all, and its skip says why."""
+    """Its tests come first, and so to one worker: the process that serves them takes seconds to start.
+
+    Where there is no null device, one test stands for all, and its skip says why.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("nulldevice") is None)
     marked = [item for item in items if item.get_closest_marker("nulldevice")]
     reason = device_build.unsupported_reason()
     if device_counters.active() or reason is None or not marked:
@@ -39,18 +41,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    marker = pyfuncitem.get_closest_marker("nulldevice")
-    if marker is None or device_counters.active():
+    if pyfuncitem.get_closest_marker("nulldevice") is None or device_counters.active():
         return None
     workers = pyfuncitem.config.stash[WORKERS]
-    settings = {"devices": 2} | marker.kwargs
-    key = tuple(sorted(settings.items()))
-    if key not in workers:
-        workers[key] = Worker(pyfuncitem.config.rootpath, settings)
+    if not workers:
+        workers.append(Worker(pyfuncitem.config.rootpath))
     try:
-        status, text = workers[key].run(pyfuncitem.nodeid)
+        status, text = workers[0].run(pyfuncitem.nodeid)
     except BaseException:  # a time limit or an interrupt
-        workers.pop(key).kill()
+        workers.pop().kill()
         raise
     if status == "skipped":
         pytest.skip(text)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import device_build
 import pytest
@@ -31,15 +31,14 @@ class Outcome(NamedTuple):
 
 
 class Worker:
-    """The caller's side: one process with given settings of the null device.
+    """The caller's side: one process with two null devices.
 
     Args:
         root: pytest's root folder.
-        settings: as :func:`device_build.environment` takes them.
     """
 
-    def __init__(self, root: Path, settings: dict[str, Any]) -> None:
-        environment = device_build.environment(**({"zero_scalars": True} | settings))
+    def __init__(self, root: Path) -> None:
+        environment = device_build.environment(devices=2, zero_scalars=True)
         self._process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,

@@ -84,8 +84,11 @@ def test_timms_model_trains(impl: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(
+    ("impl", "dtype"),
+    [(impl, dtype) for impl in IMPLS for dtype in DTYPES[:2] if (impl, dtype) != ("triton", torch.float32)],  # as above
+    ids=str,
+)
 def test_everything_runs_on_the_tensors_device(impl: str, dtype: torch.dtype) -> None:
     """With cuda:0 current, a step and an evaluation on cuda:1 launch nothing on cuda:0."""
     model = accelerated(impl, device="cuda:1")
@@ -101,7 +104,7 @@ def test_everything_runs_on_the_tensors_device(impl: str, dtype: torch.dtype) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("impl", IMPLS)
 def test_a_warm_step_neither_waits_nor_keeps_memory(impl: str) -> None:
-    """A hundred rounds of training and evaluation leave no memory, event, stream, graph or kernel behind."""
+    """Rounds of training and evaluation leave no memory, event, stream, graph or kernel behind."""
     model, x = hf.accelerate(two_stages().cuda().train(), impl=impl), image(64, 64, batch=2).cuda()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     step = step_of(model, x, torch.bfloat16)
@@ -120,7 +123,7 @@ def test_a_warm_step_neither_waits_nor_keeps_memory(impl: str) -> None:
     before = device_counters.counters()
     held = torch.cuda.memory_allocated()
     with device_counters.counting() as n:
-        for _ in range(100):
+        for _ in range(20):
             whole_step()
     gc.collect()
     after = device_counters.counters()

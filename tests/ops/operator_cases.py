@@ -136,17 +136,3 @@ def interpreted(program: str) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "parity held" in done.stdout
-
-
-def compiled_ahead(operator: str, least: int) -> None:
-    """Compile the operator's Triton kernels for one target: no spill, and tensor cores where halves are multiplied."""
-    pytest.importorskip("triton", reason="the package triton is not installed")
-    script = FOLDER.parents[1] / "scripts" / "kernels_report.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "--check", "--target", "90", "--kernel", operator],
-        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
-        capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert ", 0 spill, 0 lack tensor cores" in done.stdout
-    assert int(done.stdout.split()[0]) >= least

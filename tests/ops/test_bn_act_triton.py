@@ -126,14 +126,13 @@ print("parity held")
 """
 
 
-OFFSETS = "import bn_act_tiles"
+OFFSETS = "import bn_act_tiles\n"
 
 
 @pytest.mark.slow
 @pytest.mark.processes
-@pytest.mark.parametrize("program", [PIECES, WHOLE, OFFSETS], ids=["pieces", "whole", "offsets"])
-def test_triton_under_its_interpreter(program: str) -> None:
-    interpreted(program)
+def test_triton_under_its_interpreter() -> None:
+    interpreted(WHOLE + OFFSETS + PIECES)  # the pieces change sizes of launches
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "last"])

@@ -1,4 +1,4 @@
-"""The CUDA kernels of the compiled extension need no stack or local memory, and read 128 bits at a time."""
+"""Compiled kernels, the extension's and Triton's, need no stack or local memory; CUDA's read 128 bits at a time."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from hrnet_fast.implementations import build_info
 
 INSTANCES = 133 + 72  # of fuse_sum and of bn_act
+TRITON_INSTANCES = {"fuse_sum": 36, "grouped_conv3x3": 10, "strided_conv_chain": 10, "upsample_conv1x1_sum": 10}
 
 
 @pytest.mark.slow
@@ -32,3 +33,18 @@ def test_kernels_of_the_extension_spill_nothing() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert f"{INSTANCES} instances compiled, 0 with a fault" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.compile
+def test_triton_kernels_spill_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """For one target here, with tensor cores where halves are multiplied; `make kernels-report` does all three."""
+    pytest.importorskip("triton", reason="the package triton is not installed")
+    import kernels_report
+
+    given = [word for operator in TRITON_INSTANCES for word in ("--kernel", operator)]
+    monkeypatch.setattr(sys, "argv", ["kernels_report.py", "--check", "--target", "90", *given])
+    assert kernels_report.main() == 0, capsys.readouterr()
+    out = capsys.readouterr().out
+    assert ", 0 spill, 0 lack tensor cores" in out
+    assert int(out.split()[0]) >= sum(TRITON_INSTANCES.values())

@@ -15,7 +15,6 @@ from operator_cases import (
     LAYOUTS,
     ROUNDING,
     TRITON,
-    compiled_ahead,
     compiler_for,
     device_of,
     distance,
@@ -330,14 +329,6 @@ print("parity held")
 @pytest.mark.processes
 def test_triton_under_its_interpreter() -> None:
     interpreted(TRITON_CASES)
-
-
-@pytest.mark.slow
-@pytest.mark.compile
-@pytest.mark.processes
-def test_triton_kernels_spill_nothing() -> None:
-    """Compiled ahead of time for one target here; `make kernels-report` does all three."""
-    compiled_ahead("fuse_sum", 36)
 
 
 def test_affines_and_sizes_that_cannot_be() -> None:

@@ -11,7 +11,6 @@ from operator_cases import (
     IMPLS,
     LAYOUTS,
     TRITON,
-    compiled_ahead,
     compiler_for,
     copies,
     device_of,
@@ -368,11 +367,3 @@ print("parity held")
 @pytest.mark.processes
 def test_triton_under_its_interpreter() -> None:
     interpreted(TRITON_CASES)
-
-
-@pytest.mark.slow
-@pytest.mark.compile
-@pytest.mark.processes
-def test_triton_kernels_spill_nothing() -> None:
-    """Compiled ahead of time for one target here; `make kernels-report` does all three."""
-    compiled_ahead("grouped_conv3x3", 10)

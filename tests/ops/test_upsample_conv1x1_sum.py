@@ -12,7 +12,6 @@ from operator_cases import (
     IMPLS,
     LAYOUTS,
     ROUNDING,
-    compiled_ahead,
     compiler_for,
     copies,
     device_of,
@@ -291,14 +290,6 @@ print("parity held")
 @pytest.mark.processes
 def test_triton_under_its_interpreter() -> None:
     interpreted(TRITON_CASES)
-
-
-@pytest.mark.slow
-@pytest.mark.compile
-@pytest.mark.processes
-def test_triton_kernels_spill_nothing() -> None:
-    """Compiled ahead of time for one target here; `make kernels-report` does all three."""
-    compiled_ahead("upsample_conv1x1_sum", 10)
 
 
 def test_offsets_are_wide_only_where_one_image_needs_them() -> None:

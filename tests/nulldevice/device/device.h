@@ -89,7 +89,7 @@ constexpr unsigned long long kLegacyStream = 1;
 struct State {
   std::recursive_mutex lock;
   int devices = 1;
-  bool verbose = false, zero_scalars = false;
+  bool verbose = false;
   char* device_base = nullptr;  // addresses given out; the host cannot touch them
   char* shadow_base = nullptr;  // where their contents are
   std::vector<size_t> top, used;
@@ -104,6 +104,7 @@ struct State {
   State();
 };
 State& state();
+bool zero_scalars();  // whether small copies to the host deliver zeros: asked at each, so that a test can change it
 using Lock = std::lock_guard<std::recursive_mutex>;
 
 extern Counters counters;

@@ -63,7 +63,7 @@ static cudaError_t copy(void* d, const void* s, size_t n, cudaMemcpyKind kind, c
             (!from && (kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice) && !is_pinned(s));
   }
   if (!d || !s || wrong || !reachable(d, n) || !reachable(s, n)) return fail(cudaErrorInvalidValue, where);
-  bool blank = from && !to && n <= 8 && state().zero_scalars;  // what the host would decide on is always 0
+  bool blank = from && !to && n <= 8 && zero_scalars();  // what the host would decide on is always 0
   auto work = [=] { blank ? memset(contents(d), 0, n) : memmove(contents(d), contents(s), n); };
   CHECK(enqueue(stream, cudaGraphNodeTypeMemcpy, work, where));
   COUNT(memcpys);

@@ -35,13 +35,14 @@ char* reserve(size_t size) {
 State::State() {
   devices = static_cast<int>(setting("NULLDEVICE_DEVICES", 1));
   verbose = setting("NULLDEVICE_VERBOSE", 0);
-  zero_scalars = setting("NULLDEVICE_ZERO_SCALARS", 0);
   device_base = reserve(kSpan * devices);
   shadow_base = reserve(kSpan * devices);
   top.assign(devices, size_t(2) << 20);
   used.assign(devices, 0);
   for (int i = 0; i < devices; ++i) legacy.push_back(new Stream{{kStream, i}, 0, 0, kLegacyStream, {}, {}});
 }
+
+bool zero_scalars() { return setting("NULLDEVICE_ZERO_SCALARS", 0); }
 
 State& state() {
   static State* s = new State;  // never destroyed: libraries call CUDA from their own destructors
