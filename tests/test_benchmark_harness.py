@@ -12,8 +12,9 @@ import torch
 from simulated_time import simulate_time
 from torch import Tensor
 
-from benchmarks.harness import Case, Entry, Session, quartiles, revision
+from benchmarks.harness import Case, Entry, Session, quartiles
 from benchmarks.reports.changes import find_changes
+from benchmarks.reports.machine import revision
 from benchmarks.reports.records import Record, load_run
 
 X = torch.linspace(-1, 1, 4096, dtype=torch.float64)
