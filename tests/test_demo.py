@@ -13,7 +13,7 @@ from tiny_networks import tiny
 import hrnet_fast.demo.measurement
 from hrnet_fast.cli import main
 from hrnet_fast.demo.pictures import picture_of
-from hrnet_fast.demo.random_weights import random_state
+from hrnet_fast.demo.random_weights import random_weights
 from hrnet_fast.models import get_config
 
 
@@ -26,7 +26,7 @@ def demo(*argv: object) -> int:
 @pytest.mark.slow
 def test_report_of_random_and_of_given_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = tmp_path / "cls.pth"
-    torch.save(random_state(get_config("hrnet_w18_small", num_outputs=5), "timm", seed=1), weights)
+    torch.save(random_weights(get_config("hrnet_w18_small", num_outputs=5), "timm", seed=1), weights)
     out = tmp_path / "report"
     argv = ("--rounds", 1, "--task", "classification", "--task", "pose", "-o", out)
     assert demo(*argv, "-c", f"classification={weights}") == 0
@@ -113,6 +113,6 @@ def test_levels_of_a_pyramid_are_drawn_side_by_side() -> None:
 
 def test_random_state_is_reproducible_and_lively() -> None:
     config = get_config("hrnet_w18_small", num_outputs=3)
-    a, b = random_state(config, "timm"), random_state(config, "timm")
+    a, b = random_weights(config, "timm"), random_weights(config, "timm")
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert any(not torch.equal(v, torch.zeros_like(v)) for k, v in a.items() if k.endswith("running_mean"))
