@@ -206,9 +206,8 @@ class HRNetConfig:
             whole = own.pop(name, getattr(self, name))
             if isinstance(whole, str):  # a kind, whose other fields may be given too
                 part, whole = {"kind": whole, **part}, getattr(self, name)
-            own[name] = (
-                dataclasses.replace(whole, **part) if isinstance(whole, kind) else whole
-            )  # the constructor refuses other types
+            # The constructor refuses other types.
+            own[name] = dataclasses.replace(whole, **part) if isinstance(whole, kind) else whole
         return dataclasses.replace(self, **own)
 
     def to_dict(self) -> dict[str, Any]:
