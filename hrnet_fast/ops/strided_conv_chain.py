@@ -174,7 +174,7 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     *want_xs, want_weight, want_bias, want_addend = ctx.wanted
     channels = [shape[1] for shape in ctx.shapes]
     of_xs: list[Tensor | None] = [None] * len(xs)
-    of_weight = None
+    of_weight: Tensor | None = None
     masked = _masked(grad, out, ctx.begin, ctx.end)
     if any(want_xs) or want_weight:
         joined = torch.cat(xs, dim=1) if want_weight else None
