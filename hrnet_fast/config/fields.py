@@ -76,8 +76,9 @@ def check_fields(config: Any, *, from_zero: tuple[str, ...] = (), apart: tuple[s
         from_zero: integers that may be 0; others are at least 1.
         apart: fields that the caller checks.
     """
-    owner = type(config).__name__
-    for name, hint in _hints(type(config)).items():
+    kind: Any = type(config)
+    owner = kind.__name__
+    for name, hint in _hints(kind).items():
         value = getattr(config, name)
         if name in apart:
             continue

@@ -157,7 +157,7 @@ def _forward_fake(xs, weights, bias, size, mode, align_corners, relu, impl):  # 
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    xs, weights, bias, _, *ctx.resampling, ctx.relu, ctx.impl = inputs
+    xs, weights, bias, _, ctx.mode, ctx.align_corners, ctx.relu, ctx.impl = inputs
     ctx.shapes = [x.shape for x in xs]
     ctx.wanted = [t is not None and t.requires_grad for t in (*xs, *weights, bias)]
     absent = output.new_empty(0)
@@ -172,7 +172,7 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     xs, weights, want_xs, want_weights = rest[:n], rest[n:], ctx.wanted[:n], ctx.wanted[n:-1]
     needed = [k for k in range(n) if want_xs[k] or want_weights[k]]
     sizes = [ctx.shapes[k][2:] for k in needed] + [grad.shape[2:]] * ctx.wanted[-1]
-    small = _adjoints(grad, out if ctx.relu else grad, sizes, *ctx.resampling, ctx.relu, ctx.impl)
+    small = _adjoints(grad, out if ctx.relu else grad, sizes, ctx.mode, ctx.align_corners, ctx.relu, ctx.impl)
     of_xs: list[Tensor | None] = [None] * n
     of_weights: list[Tensor | None] = [None] * n
     for k, of_term in zip(needed, small, strict=False):  # the last may be the bias's
