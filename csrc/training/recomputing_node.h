@@ -19,8 +19,8 @@ using torch::autograd::variable_list;
 struct NodeState : torch::CustomClassHolder {
   std::vector<std::optional<Recomputation>> recomputations;  // of the inputs
   std::vector<uint32_t> versions;  // of the outputs, if they can be computed again: one changed in place cannot
-  int task = -1;     // the backward pass that the cache of a subclass belongs to
-  std::mutex mutex;  // of the cache: two threads may go backward through one graph
+  int task = -1;                   // the backward pass that the cache of a subclass belongs to
+  std::mutex mutex;                // of the cache: two threads may go backward through one graph
 
   // The output `number`, from what was saved.
   virtual at::Tensor recompute(AutogradContext* ctx, size_t number) = 0;
