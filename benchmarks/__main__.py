@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +19,24 @@ from hrnet_fast.models.registry import get_variant
 COLUMNS = (
     "change", "suite", "case", "quantity", "dtype", "contender", "before>", "after>", "after / before>", "noise>",
 )  # fmt: skip
-files_argument = click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+PATH = click.Path(path_type=Path)
+files_argument = click.argument("files", nargs=-1, type=PATH)
+file_argument = click.argument("file", type=PATH)
+check_option = click.option("--check", is_flag=True, help="Write nothing; exit with 1 if a page has other figures.")
+
+
+def output_option(default: Path | str, text: str) -> Callable[..., Any]:
+    """Return the option ``--output`` of a command."""
+    return click.option("--output", "-o", default=Path(default), show_default=True, type=PATH, help=text)
+
+
+def tell_pages(pages: Mapping[Path, bool], check: bool) -> None:
+    """Print what was done about pages, of which some were stale; end with 1 where they were only checked."""
+    done = "has other figures than the result file" if check else "written"
+    for path, stale in pages.items():
+        click.echo(f"{path}: {done if stale else 'up to date'}")
+    if check and any(pages.values()):
+        raise click.exceptions.Exit(1)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,10 +46,7 @@ def app() -> None:
 
 @app.command()
 @files_argument
-@click.option(
-    "--output", "-o", default=Path("bench_report"), show_default=True, type=click.Path(path_type=Path),
-    help="Folder of the report.",
-)  # fmt: skip
+@output_option("bench_report", "Folder of the report.")
 @click.option("--force", is_flag=True, help="Replace an earlier report in the output folder.")
 def report(files: tuple[Path, ...], output: Path, force: bool) -> None:
     """Write FILES (result files or folders of them; benchmarks/results by default) as Markdown, plots and HTML."""
@@ -44,32 +58,19 @@ def report(files: tuple[Path, ...], output: Path, force: bool) -> None:
 
 @app.command()
 @files_argument
-@click.option(
-    "--output", "-o", default=Path("docs/benchmarks"), show_default=True, type=click.Path(path_type=Path),
-    help="Folder of the pages.",
-)  # fmt: skip
-@click.option("--check", is_flag=True, help="Write nothing; exit with 1 if a page has other figures.")
+@output_option("docs/benchmarks", "Folder of the pages.")
+@check_option
 def page(files: tuple[Path, ...], output: Path, check: bool) -> None:
     """Write the Markdown page NAME.md of each of FILES (benchmarks/results by default), NAME.json."""
     from benchmarks.reports.page import write_page
 
-    old = False
-    for source, run in read_runs(files or (Path(RESULTS),)).items():
-        path = output / f"{Path(source).stem}.md"
-        stale = write_page(run, path, check)
-        old |= stale
-        done = "written" if not check else "has other figures than the result file"
-        click.echo(f"{path}: {done if stale else 'up to date'}")
-    if old and check:
-        raise click.exceptions.Exit(1)
+    pages = {output / f"{Path(source).stem}.md": run for source, run in read_runs(files or (Path(RESULTS),)).items()}
+    tell_pages({path: write_page(run, path, check) for path, run in pages.items()}, check)
 
 
 @app.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "--output", "-o", default=Path("docs/images"), show_default=True, type=click.Path(path_type=Path),
-    help="Folder of the pictures.",
-)  # fmt: skip
+@file_argument
+@output_option("docs/images", "Folder of the pictures.")
 def pictures(file: Path, output: Path) -> None:
     """Draw README's latency.png and training.png from FILE, a result file; one without figures in it is left out."""
     from benchmarks.reports.readme_pictures import PICTURES, draw_pictures
@@ -82,10 +83,7 @@ def pictures(file: Path, output: Path) -> None:
 
 
 @app.command()
-@click.option(
-    "--output", "-o", default=Path(RESULTS, "nulldevice.json"), show_default=True, type=click.Path(path_type=Path),
-    help="Result file.",
-)  # fmt: skip
+@output_option(Path(RESULTS, "nulldevice.json"), "Result file.")
 @click.option("--networks", help="Comma-separated names, in place of those of the paper's tables.")
 @click.option("--rounds", default=15, show_default=True, type=click.IntRange(1), help="Timed calls of each contender.")
 def host(output: Path, networks: str | None, rounds: int) -> None:
@@ -112,9 +110,7 @@ def host(output: Path, networks: str | None, rounds: int) -> None:
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder with a folder for each recipe.",
 )
-@click.option(
-    "--output", "-o", required=True, type=click.Path(path_type=Path), help="Result file; what it has is kept."
-)
+@click.option("--output", "-o", required=True, type=PATH, help="Result file; what it has is kept.")
 @click.option("--recipes", help="Comma-separated, in place of all of the page.")
 @click.option("--seeds", default="0,1", show_default=True, help="Comma-separated.")
 @click.option("--set", "settings", multiple=True, help="A field of the recipes: loop.epochs=2.")
@@ -132,8 +128,8 @@ def learn(data: Path, output: Path, recipes: str | None, seeds: str, settings: t
 
 
 @app.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("source", type=PATH)
+@click.argument("output", type=PATH)
 def cells(source: Path, output: Path) -> None:
     """Cut single cells out of SOURCE, a folder of the BCCD data set, into OUTPUT/train and OUTPUT/val."""
     from benchmarks.cut_cells import cut_cells
@@ -143,32 +139,17 @@ def cells(source: Path, output: Path) -> None:
 
 
 @app.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@file_argument
+@output_option("docs/benchmarks/learning.md", "The page.")
 @click.option(
-    "--output",
-    "-o",
-    default=Path("docs/benchmarks/learning.md"),
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="The page.",
+    "--picture", default=Path("docs/images/learning.png"), show_default=True, type=PATH, help="The page's picture."
 )
-@click.option(
-    "--picture",
-    default=Path("docs/images/learning.png"),
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="The page's picture.",
-)
-@click.option("--check", is_flag=True, help="Write nothing; exit with 1 if the page has other figures.")
+@check_option
 def learning_page(file: Path, output: Path, picture: Path, check: bool) -> None:
     """Write the page of FILE, which `learn` wrote, and its picture."""
     from benchmarks.reports.learning_page import write_learning_page
 
-    stale = write_learning_page(file, output, picture, check)
-    done = "written" if not check else "has other figures than the result file"
-    click.echo(f"{output}: {done if stale else 'up to date'}")
-    if stale and check:
-        raise click.exceptions.Exit(1)
+    tell_pages({output: write_learning_page(file, output, picture, check)}, check)
 
 
 @app.command()

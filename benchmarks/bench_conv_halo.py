@@ -1,9 +1,13 @@
 """The inference engine's convolutions on maps with a zero halo against ``conv2d`` in channels-last: W32's shapes.
 
-Both add a bias. Laying out maps and packing weights is not timed: the engine does it once. Values are random.
+Both add a bias. Laying out maps and packing weights is not timed: the engine does it once. Values are random. Programs
+of one step each work in one arena.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +21,8 @@ from hrnet_fast.measure import relative_error
 
 if not describe("cpu").usable:
     pytest.skip(describe("cpu").reason, allow_module_level=True)
+
+from hrnet_fast import _C
 
 # (height, width), channels in and out, kernel, stride, channels of the buffer beside the slice
 SHAPES = {
@@ -43,20 +49,38 @@ def bench_conv_halo(
     benchmark: BenchmarkFixture, session: Session, measuring: bool, dtype: torch.dtype, shape: str
 ) -> None:
     torch.manual_seed(0)
+    kind = str(dtype).removeprefix("torch.")
     size, channels, out_channels, k, stride, padding = SHAPES[shape]
     size = size if measuring else (size[0] // 8, size[1] // 6)
     x = torch.randn(1, channels, *size).to(dtype).contiguous(memory_format=torch.channels_last)
     weight = (torch.randn(out_channels, channels, k, k) / (channels * k * k) ** 0.5).to(dtype)
     weight = weight.contiguous(memory_format=torch.channels_last)
     bias = torch.randn(out_channels).to(dtype)
-    halo = torch.classes.hrnet_fast.HaloConv(x, weight, bias, None, stride, [0, 0], padding)
-    halo.run()
     exact = conv2d(x.double(), weight.double(), bias.double(), stride, k // 2)
-    assert relative_error(halo.output(), exact) < (1e-5 if dtype == torch.float32 else 1e-2)
+    out = torch.empty(exact.shape, dtype=dtype)
+    packed = _C.PackedConv(kind, weight.float().contiguous(), bias.float(), stride, (0, 0), padding == 0)
+    maps = [(t.shape[2], t.shape[3], t.shape[1] + padding) for t in (x, out)]
+    sizes = [_C.map_bytes(kind, 1, *sides) for sides in maps]
+    arena, threads = torch.empty(sum(sizes) + 63, dtype=torch.uint8), torch.get_num_threads()
+
+    def program(step: str, *arguments: Any) -> Callable[..., None]:
+        made = _C.Program(kind)
+        for offset, sides in zip((0, sizes[0]), maps, strict=True):
+            made.buffer(offset, 1, *sides)
+        getattr(made, step)(0, *arguments)
+        made.finish(sum(sizes))
+        return lambda inputs=(), outputs=(): made.run(inputs, outputs, arena, threads)
+
+    program("input", (0, 0), 0, channels, None, None)([x])
+    halo = program("conv", packed, (0, 0), (1, 0), None)
+    halo()
+    program("output", (1, 0), out_channels, 0)([], [out])
+    assert relative_error(out, exact) < (1e-5 if dtype == torch.float32 else 1e-2)
     with torch.inference_mode():
         case = Case("operators", f"conv_halo {shape}", "forward", dtype)
-        calls = {"conv2d": lambda: conv2d(x, weight, bias, stride, k // 2), "halo": halo.run}
+        calls = {"conv2d": lambda: conv2d(x, weight, bias, stride, k // 2), "halo": halo}
+        products = exact.numel() * channels * k * k
         moved = (x.numel() + weight.numel() + exact.numel()) * dtype.itemsize
-        benchmark.extra_info["kernel"] = torch.ops.hrnet_fast.conv_halo_kernel(dtype == torch.bfloat16)
-        medians = session.time_operator(benchmark, case, calls, 51, cost=(2 * halo.macs(), moved))
-    benchmark.extra_info["gmacs_per_second"] = round(halo.macs() / medians["halo"] / 1e9, 1)
+        benchmark.extra_info["kernel"] = _C.conv_kernel(kind)
+        medians = session.time_operator(benchmark, case, calls, 51, cost=(2 * products, moved))
+    benchmark.extra_info["gmacs_per_second"] = round(products / medians["halo"] / 1e9, 1)

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate, relu_
 
 from benchmarks.harness import Case, Session
-from benchmarks.operators import backward_call, each_direction, each_dtype, forward_call
+from benchmarks.operators import each_direction, each_dtype, time_against_eager
 from hrnet_fast.implementations import describe
-from hrnet_fast.measure import Call, relative_error
 from hrnet_fast.ops import fuse_sum
 from hrnet_fast.training.losses import upsample_logits
 
@@ -48,20 +47,13 @@ def bench_fuse_sum(
     device = "cpu" if impl == "cpu" else "cuda"
     xs = [torch.randn(1, CHANNELS, height // f, width // f).to(device, dtype) for f in (1, 2, 4, 8)]
     xs = [x.contiguous(memory_format=torch.channels_last).requires_grad_() for x in xs]
-    exact = eager([x.detach().double() for x in xs], mode)
 
     def fused(xs: list[Tensor], mode: str) -> Tensor:
         return fuse_sum(xs, mode=mode, impl=impl)
 
-    calls: dict[str, Call] = {}
-    for name, compute in (("eager", eager), ("fused", fused)):
-        out = compute(xs, mode)
-        assert relative_error(out.detach(), exact) < (1e-5 if dtype == torch.float32 else 1e-2)
-        grad = torch.randn_like(out)
-        forward = forward_call(compute, [x.detach() for x in xs], mode)
-        calls[name] = forward if direction == "forward" else backward_call(out, xs, grad)
+    limit = 1e-5 if dtype == torch.float32 else 1e-2
     case = Case("operators", f"fuse_sum {impl} {mode} {CHANNELS}x{height}x{width}", direction, dtype)
-    session.time_operator(benchmark, case, calls, moving=xs if direction == "forward" else [out, grad])
+    time_against_eager(session, benchmark, case, (eager, fused), (xs, mode), limit=limit, keeps_inputs=False)
 
 
 @each_direction
@@ -83,14 +75,6 @@ def bench_upsample_logits(
         # On a CPU as losses call it: with the library's forward.
         return upsample_logits(x, size, align_corners=align, impl="auto" if impl == "cpu" else impl)
 
-    exact = eager(x.detach().double())
-    calls: dict[str, Call] = {}
-    for name, compute in (("eager", eager), ("fused", fused)):
-        out = compute(x)
-        assert relative_error(out.detach(), exact) < 1e-5
-        grad = torch.randn_like(out)
-        forward = forward_call(compute, x.detach())
-        calls[name] = forward if direction == "forward" else backward_call(out, [x], grad)
     case = Case("operators", f"upsample_logits {impl} {'corners' if align else 'centres'} 19x{size[0]}x{size[1]}",
                 direction, torch.float32)  # fmt: skip
-    session.time_operator(benchmark, case, calls, moving=[x] if direction == "forward" else [out, grad])
+    time_against_eager(session, benchmark, case, (eager, fused), (x,), limit=1e-5, keeps_inputs=False)

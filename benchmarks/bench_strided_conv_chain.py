@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from benchmarks.harness import Case, Session
-from benchmarks.operators import DEVICE, TRITON_IMPL, backward_call, each_direction, each_dtype, forward_call, tolerance
-from hrnet_fast.measure import Call, relative_error
+from benchmarks.operators import DEVICE, TRITON_IMPL, each_direction, each_dtype, time_against_eager, tolerance
 from hrnet_fast.ops import strided_conv_chain
 
 CHANNELS = 48
@@ -64,15 +63,5 @@ def bench_strided_conv_chain(
     *xs, addend = [m.requires_grad_() for m in maps]
     weight = stacked_weight(dtype)
     bias = torch.randn(OUTPUTS, device=DEVICE).to(dtype).requires_grad_()
-    leaves = [*xs, weight, bias, addend]
-    wide = [t.detach().double() for t in leaves]
-    exact = eager(wide[:3], *wide[3:])
-    calls: dict[str, Call] = {}
-    for name, compute in (("eager", eager), ("fused", fused)):
-        out = compute(xs, weight, bias, addend)
-        assert relative_error(out.detach(), exact) < tolerance(dtype)
-        grad = torch.randn_like(out)
-        forward = forward_call(compute, xs, weight, bias, addend)
-        calls[name] = forward if direction == "forward" else backward_call(out, leaves, grad)
     case = Case("operators", f"strided_conv_chain {CHANNELS}x{height}x{width}", direction, dtype)
-    session.time_operator(benchmark, case, calls, moving=leaves if direction == "forward" else [*leaves, grad])
+    time_against_eager(session, benchmark, case, (eager, fused), (xs, weight, bias, addend), limit=tolerance(dtype))

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, relu_
 
 from benchmarks.harness import Case, Session
-from benchmarks.operators import DEVICE, TRITON_IMPL, backward_call, each_direction, each_dtype, forward_call, tolerance
-from hrnet_fast.measure import Call, relative_error
+from benchmarks.operators import DEVICE, TRITON_IMPL, each_direction, each_dtype, time_against_eager, tolerance
 from hrnet_fast.ops import upsample_conv1x1_sum
 
 CHANNELS = 48
@@ -47,15 +46,5 @@ def bench_upsample_conv1x1_sum(
     matrices = [torch.randn(CHANNELS, x.shape[1], device=DEVICE) / x.shape[1] ** 0.5 for x in xs[1:]]
     weights = [None, *(m.to(dtype).requires_grad_() for m in matrices)]
     bias = torch.randn(CHANNELS, device=DEVICE).to(dtype).requires_grad_()
-    leaves = [*xs, *weights[1:], bias]
-    wide = [[None if t is None else t.detach().double() for t in ts] for ts in (xs, weights, [bias])]
-    exact = eager(wide[0], wide[1], wide[2][0], mode)  # type: ignore[arg-type]
-    calls: dict[str, Call] = {}
-    for name, compute in (("eager", eager), ("fused", fused)):
-        out = compute(xs, weights, bias, mode)
-        assert relative_error(out.detach(), exact) < tolerance(dtype)
-        grad = torch.randn_like(out)
-        forward = forward_call(compute, xs, weights, bias, mode)
-        calls[name] = forward if direction == "forward" else backward_call(out, leaves, grad)
     case = Case("operators", f"upsample_conv1x1_sum {mode} {CHANNELS}x{height}x{width}", direction, dtype)
-    session.time_operator(benchmark, case, calls, moving=leaves if direction == "forward" else [*leaves, grad])
+    time_against_eager(session, benchmark, case, (eager, fused), (xs, weights, bias, mode), limit=tolerance(dtype))

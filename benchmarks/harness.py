@@ -6,9 +6,7 @@ a record with the reason. The result file is written after each record.
 
 from __future__ import annotations
 
-import datetime
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,12 +20,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.reports.machine import machine, versions
+from benchmarks.reports.machine import provenance
 from benchmarks.reports.records import Record, Run
 from hrnet_fast.inference.profile import ceilings
 from hrnet_fast.measure import Call, InterleavedTimer, error_limit, relative_error
 
-ROOT = Path(__file__).parents[1]
 WARM_UPS = 3  # rounds of operators that are not recorded
 SECONDS_OF_OPERATOR = 8.0  # after which no further round begins
 SPENT = "the time budget was spent before its turn"
@@ -86,9 +83,7 @@ class Session:
         self.deadline: float = time.monotonic() + 60 * options["budget"]
         self.path: Path | None = options["results"]
         self.calls: dict[str, Call] = {}
-        now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
-        shown = {k: str(v) for k, v in options.items() if k != "results"}
-        self.run = Run(now.isoformat(), revision(), machine(self.device), versions(), shown)
+        self.run = Run(**provenance(self.device), options={k: str(v) for k, v in options.items() if k != "results"})
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # for all contenders: some set it themselves
         if measuring:
@@ -288,16 +283,3 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
         return values[0], values[0], values[0]
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, statistics.median(values), high
-
-
-def revision() -> str:
-    """Return the git revision of the sources, with "-dirty" appended if they were changed; "unknown" without git."""
-    try:
-        git = ["git", "-C", str(ROOT)]
-        found = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import datetime
 import os
 import statistics
 import subprocess
@@ -23,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 import hrnet_fast as hf
-from benchmarks.harness import ROOT, quartiles, revision
+from benchmarks.harness import quartiles
 from benchmarks.networks import tensors
-from benchmarks.reports.machine import machine, versions
+from benchmarks.reports.machine import ROOT, machine, provenance
 from benchmarks.reports.records import Record, Run
 from hrnet_fast.errors import HRNetFastError
 from hrnet_fast.implementations import ENV_VAR, describe
@@ -78,10 +77,8 @@ def measure(networks: Mapping[str, tuple[int, int]], rounds: int, path: Path) ->
     if not cuda.usable:
         raise HRNetFastError(f"the host side is measured with the CUDA kernels: {cuda.reason}.")
     torch.set_num_threads(1)
-    now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
-    about = machine(torch.device("cuda"))
-    about |= {"device": "null device", "host": machine(torch.device("cpu"))["device"]}
-    run = Run(now.isoformat(), revision(), about, versions(), {"command": "host", "rounds": str(rounds)})
+    run = Run(**provenance(torch.device("cuda")), options={"command": "host", "rounds": str(rounds)})
+    run.machine |= {"device": "null device", "host": machine(torch.device("cpu"))["device"]}
     for name, size in networks.items():
         for dtype in DTYPES:
             for quantity, calls in (("training step", _training), ("inference", _inference)):

@@ -5,7 +5,6 @@ Both trainings of a pair run at the same time, with one thread each, so that wha
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import subprocess
@@ -18,8 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import ROOT, revision
-from benchmarks.reports.machine import machine, versions
+from benchmarks.reports.machine import ROOT, provenance
 from benchmarks.reports.trainings import EAGER, OURS, Learned, Training, read_trainings
 from hrnet_fast.errors import HRNetFastError, InputError
 from hrnet_fast.trainer.records import read_log
@@ -100,14 +98,7 @@ def _training(
 
 
 def _write(trainings: Sequence[Training], path: Path) -> None:
-    now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
-    about = {
-        "created": now.isoformat(),
-        "revision": revision(),
-        "machine": machine(torch.device("cpu")),
-        "versions": versions(),
-        "trainings": [asdict(t) for t in trainings],
-    }
+    content = {**provenance(torch.device("cpu")), "trainings": [asdict(t) for t in trainings]}
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as unfinished:
-        unfinished.write_text(json.dumps(about, indent=1) + "\n")
+        unfinished.write_text(json.dumps(content, indent=1) + "\n")

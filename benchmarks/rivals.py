@@ -16,6 +16,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.models.resnet import Bottleneck, ResNet
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 CLASSES, JOINTS = 19, 17
 
@@ -28,56 +31,28 @@ def unit(into: int, out: int, kernel: int = 1, stride: int = 1, dilation: int = 
     return nn.Sequential(conv(into, out, kernel, stride, dilation, groups), nn.BatchNorm2d(out), nn.ReLU(inplace=True))
 
 
-class Bottleneck(nn.Module):
-    def __init__(
-        self, into: int, width: int, out: int, stride: int, dilation: int, groups: int, early: bool = False
-    ) -> None:
-        super().__init__()
-        self.narrow = unit(into, width, stride=stride if early else 1)
-        self.window = unit(width, width, 3, 1 if early else stride, dilation, groups)
-        self.wide = nn.Sequential(conv(width, out), nn.BatchNorm2d(out))
-        same = stride == 1 and into == out
-        self.shortcut = nn.Identity() if same else nn.Sequential(conv(into, out, stride=stride), nn.BatchNorm2d(out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.wide(self.window(self.narrow(x))) + self.shortcut(x), inplace=True)
-
-
-class ResNet(nn.Module):
-    """Returns maps of strides 4, 8, 16, 32.
+def resnet(
+    blocks: tuple[int, ...], groups: int = 1, dilated: bool = False, deep: bool = False, early: bool = False
+) -> nn.Module:
+    """Return torchvision's ResNet, or with groups its ResNeXt 64x4d; it returns the maps "1" to "4" of its stages.
 
     Args:
         dilated: the last two stages keep stride 8.
         deep: the stem is three 3x3 convolutions.
         early: strides are those of the 1x1 convolutions.
     """
-
-    def __init__(
-        self, blocks: tuple[int, ...], groups: int = 1, dilated: bool = False, deep: bool = False, early: bool = False
-    ) -> None:
-        super().__init__()
-        first = [unit(3, 64, 3, 2), unit(64, 64, 3), unit(64, 128, 3)] if deep else [unit(3, 64, 7, 2)]
-        self.stem = nn.Sequential(*first, nn.MaxPool2d(3, 2, 1))
-        into = 128 if deep else 64
-        self.stages = nn.ModuleList()
-        for k, count in enumerate(blocks):
-            stride, dilation = (1, 1) if k == 0 else (2, 1)
-            if dilated and k >= 2:
-                stride, dilation = 1, 2 ** (k - 1)
-            out, layers = 256 << k, []
-            for i in range(count):
-                # ResNeXt 64x4d: 64 groups of 4 channels at first.
-                width = (64 if groups == 1 else 4 * groups) << k
-                layers.append(Bottleneck(into, width, out, stride if i == 0 else 1, dilation, groups, early))
-                into = out
-            self.stages.append(nn.Sequential(*layers))
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        x, maps = self.stem(x), []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
+    made = ResNet(
+        Bottleneck, list(blocks), groups=groups, width_per_group=64 if groups == 1 else 4,
+        replace_stride_with_dilation=[False, dilated, dilated],
+    )  # fmt: skip
+    if deep:
+        made.conv1 = nn.Sequential(unit(3, 64, 3, 2), unit(64, 64, 3), conv(64, 128, 3))  # type: ignore[assignment]
+        made.bn1, made.inplanes = nn.BatchNorm2d(128), 128
+        made.layer1 = made._make_layer(Bottleneck, 64, blocks[0])
+    for layer in made.modules() if early else ():
+        if isinstance(layer, Bottleneck):
+            layer.conv1.stride, layer.conv2.stride = layer.conv2.stride, layer.conv1.stride
+    return create_feature_extractor(made, {f"layer{k}": f"{k}" for k in (1, 2, 3, 4)})
 
 
 R50, R101, R152 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
@@ -88,14 +63,14 @@ class SimpleBaseline(nn.Module):
 
     def __init__(self, blocks: tuple[int, ...]) -> None:
         super().__init__()
-        self.backbone = ResNet(blocks)
+        self.backbone = resnet(blocks)
         layers: list[nn.Module] = []
         for into in (2048, 256, 256):
             layers += [nn.ConvTranspose2d(into, 256, 4, 2, 1, bias=False), nn.BatchNorm2d(256), nn.ReLU(inplace=True)]
         self.head = nn.Sequential(*layers, nn.Conv2d(256, JOINTS, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(self.backbone(x)[-1])
+        out: Tensor = self.head(self.backbone(x)["4"])
         return out
 
 
@@ -133,29 +108,24 @@ class Segmentation(nn.Module):
 
     def __init__(self, head: nn.Module, channels: int, deep: bool) -> None:
         super().__init__()
-        self.backbone, self.head = ResNet(R101, dilated=True, deep=deep), head
+        self.backbone, self.head = resnet(R101, dilated=True, deep=deep), head
         self.classify = nn.Conv2d(channels, CLASSES, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.classify(self.head(self.backbone(x)[-1]))
+        out: Tensor = self.classify(self.head(self.backbone(x)["4"]))
         return out
 
 
 class Pyramid(nn.Module):
     """Backbone and feature pyramid of Faster R-CNN: five maps of 256 channels, strides 4 to 64."""
 
-    def __init__(self, backbone: ResNet) -> None:
+    def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        self.across = nn.ModuleList(nn.Conv2d(256 << k, 256, 1) for k in range(4))
-        self.smooth = nn.ModuleList(nn.Conv2d(256, 256, 3, 1, 1) for _ in range(4))
+        self.pyramid = FeaturePyramidNetwork([256 << k for k in range(4)], 256, LastLevelMaxPool())
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        maps = [across(m) for across, m in zip(self.across, self.backbone(x), strict=True)]
-        for k in (2, 1, 0):
-            maps[k] = maps[k] + F.interpolate(maps[k + 1], size=maps[k].shape[2:], mode="nearest")
-        maps = [smooth(m) for smooth, m in zip(self.smooth, maps, strict=True)]
-        return [*maps, F.max_pool2d(maps[-1], 1, 2)]
+        return list(self.pyramid(self.backbone(x)).values())
 
 
 # By the rows of the paper's tables 17, 18 and 19.
@@ -166,9 +136,9 @@ RIVALS: dict[str, Callable[[], nn.Module]] = {
     "dilated_r101": lambda: Segmentation(unit(2048, 512, 3), 512, deep=True),
     "pspnet_r101": lambda: Segmentation(PyramidPooling(), 512, deep=True),
     "deeplabv3_r101": lambda: Segmentation(AtrousPyramid(), 256, deep=False),
-    "faster_rcnn_r50_fpn": lambda: Pyramid(ResNet(R50, early=True)),
-    "faster_rcnn_r101_fpn": lambda: Pyramid(ResNet(R101, early=True)),
-    "faster_rcnn_x101_64x4d_fpn": lambda: Pyramid(ResNet(R101, groups=64)),
+    "faster_rcnn_r50_fpn": lambda: Pyramid(resnet(R50, early=True)),
+    "faster_rcnn_r101_fpn": lambda: Pyramid(resnet(R101, early=True)),
+    "faster_rcnn_x101_64x4d_fpn": lambda: Pyramid(resnet(R101, groups=64)),
 }
 
 

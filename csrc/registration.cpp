@@ -11,7 +11,7 @@
 
 #include "cpu/bn_act.h"
 #include "cpu/clones.h"
-#include "cpu/conv_op.h"
+#include "cpu/conv.h"
 #include "cpu/fuse_sum.h"
 #include "cpu/heatmaps.h"
 #include "cpu/pictures.h"
@@ -122,59 +122,45 @@ at::Tensor backward_input(const at::Tensor& grad, const at::Tensor& x, const at:
 }  // namespace
 #endif
 
-// Absent affines are empty tensors; mode is the value of hrnet_fast::Resample.
+namespace {
+
+// The operators that CPUs and CUDA devices have, as `<name>_<device>`. Absent affines are empty tensors; mode is the
+// value of hrnet_fast::Resample.
+void define_on(torch::Library& m, const std::string& device) {
+  const auto define = [&](const std::string& name, const std::string& signature) {
+    m.def((name + "_" + device + signature).c_str());
+  };
+  define("fuse_sum", "(Tensor[] xs, Tensor[] scales, Tensor[] shifts, int[] size, int mode, bool relu) -> Tensor");
+  define("fuse_sum_backward",
+         "(Tensor grad, Tensor out, Tensor[] xs, Tensor[] scales, int[] sizes, int mode, bool relu, int[] wanted) -> "
+         "Tensor[]");
+  define("batch_affine",
+         "(Tensor[] xs, int[] channels, Tensor[] weights, Tensor[] biases, Tensor(a!)[] running_means, "
+         "Tensor(b!)[] running_vars, float[] momenta, float[] eps) -> Tensor[]");
+  define("running_affine",
+         "(int[] channels, Tensor[] weights, Tensor[] biases, Tensor[] running_means, Tensor[] running_vars, "
+         "float[] eps, bool wide) -> Tensor");
+  define("statistics", "(Tensor x) -> Tensor");
+  define("bn_act", "(Tensor x, Tensor affine, Tensor? residual, Tensor? residual_affine, bool relu) -> Tensor");
+  define("backward_sums",
+         "(Tensor grad, Tensor? addend, Tensor x, Tensor affine, Tensor? out, bool relu, bool keep) -> "
+         "(Tensor, Tensor)");
+  define("backward_input", "(Tensor grad, Tensor x, Tensor affine, Tensor sums, float count, bool relu) -> Tensor");
+}
+
+}  // namespace
+
 TORCH_LIBRARY_FRAGMENT(hrnet_fast, m) {
-  m.def("fuse_sum_cpu(Tensor[] xs, Tensor[] scales, Tensor[] shifts, int[] size, int mode, bool relu) -> Tensor");
-  m.def(
-      "fuse_sum_backward_cpu(Tensor grad, Tensor out, Tensor[] xs, Tensor[] scales, int[] sizes, int mode, "
-      "bool relu, int[] wanted) -> Tensor[]");
-  m.def(
-      "batch_affine_cpu(Tensor[] xs, int[] channels, Tensor[] weights, Tensor[] biases, Tensor(a!)[] running_means, "
-      "Tensor(b!)[] running_vars, float[] momenta, float[] eps) -> Tensor[]");
-  m.def(
-      "running_affine_cpu(int[] channels, Tensor[] weights, Tensor[] biases, Tensor[] running_means, "
-      "Tensor[] running_vars, float[] eps, bool wide) -> Tensor");
-  m.def("statistics_cpu(Tensor x) -> Tensor");
-  m.def("bn_act_cpu(Tensor x, Tensor affine, Tensor? residual, Tensor? residual_affine, bool relu) -> Tensor");
-  m.def(
-      "backward_sums_cpu(Tensor grad, Tensor? addend, Tensor x, Tensor affine, Tensor? out, bool relu, bool keep) -> "
-      "(Tensor, Tensor)");
-  m.def("backward_input_cpu(Tensor grad, Tensor x, Tensor affine, Tensor sums, float count, bool relu) -> Tensor");
+  define_on(m, "cpu");
+#if defined(HRNET_FAST_WITH_CUDA)
+  define_on(m, "cuda");
+#endif
   // Inputs and targets of training, for hrnet_fast.datasets and hrnet_fast.keypoints.
   m.def("warp_pictures_cpu(Tensor[] pictures, Tensor across, Tensor down, Tensor flips) -> Tensor");
   m.def("resize_pictures_cpu(Tensor[] pictures, Tensor rows, Tensor columns) -> Tensor");
   m.def("pick_classes_cpu(Tensor[] maps, Tensor rows, Tensor columns, int outside) -> Tensor");
   m.def("normalize_pictures_cpu(Tensor pictures, float[] mean, float[] std) -> Tensor");
   m.def("place_patches_cpu(Tensor table, Tensor rows, Tensor columns) -> Tensor");
-  // Convolution of the inference engine, for tests and benchmarks.
-  m.def(
-      "conv_halo_cpu(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int stride, int[2] relu, "
-      "int padding_channels=0) -> Tensor");
-  m.def("conv_halo_kernel(bool bfloat16) -> str", &hrnet_fast::cpu::conv_kernel_name);
-  m.class_<hrnet_fast::cpu::HaloConv>("HaloConv")
-      .def(torch::init<const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
-                       int64_t, std::vector<int64_t>, int64_t>())
-      .def("run", &hrnet_fast::cpu::HaloConv::run)
-      .def("output", &hrnet_fast::cpu::HaloConv::output)
-      .def("macs", &hrnet_fast::cpu::HaloConv::macs);
-#if defined(HRNET_FAST_WITH_CUDA)
-  m.def("fuse_sum_cuda(Tensor[] xs, Tensor[] scales, Tensor[] shifts, int[] size, int mode, bool relu) -> Tensor");
-  m.def(
-      "fuse_sum_backward_cuda(Tensor grad, Tensor out, Tensor[] xs, Tensor[] scales, int[] sizes, int mode, "
-      "bool relu, int[] wanted) -> Tensor[]");
-  m.def(
-      "batch_affine_cuda(Tensor[] xs, int[] channels, Tensor[] weights, Tensor[] biases, Tensor(a!)[] running_means, "
-      "Tensor(b!)[] running_vars, float[] momenta, float[] eps) -> Tensor[]");
-  m.def(
-      "running_affine_cuda(int[] channels, Tensor[] weights, Tensor[] biases, Tensor[] running_means, "
-      "Tensor[] running_vars, float[] eps, bool wide) -> Tensor");
-  m.def("statistics_cuda(Tensor x) -> Tensor");
-  m.def("bn_act_cuda(Tensor x, Tensor affine, Tensor? residual, Tensor? residual_affine, bool relu) -> Tensor");
-  m.def(
-      "backward_sums_cuda(Tensor grad, Tensor? addend, Tensor x, Tensor affine, Tensor? out, bool relu, bool keep) -> "
-      "(Tensor, Tensor)");
-  m.def("backward_input_cuda(Tensor grad, Tensor x, Tensor affine, Tensor sums, float count, bool relu) -> Tensor");
-#endif
 }
 
 TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
@@ -191,7 +177,6 @@ TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
   m.impl("pick_classes_cpu", &hrnet_fast::cpu::pick_classes);
   m.impl("normalize_pictures_cpu", &hrnet_fast::cpu::normalize_pictures);
   m.impl("place_patches_cpu", &hrnet_fast::cpu::place_patches);
-  m.impl("conv_halo_cpu", &hrnet_fast::cpu::conv_halo);
 }
 
 #if defined(HRNET_FAST_WITH_CUDA)

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 import hrnet_fast as hf
-from hrnet_fast.demo.random_weights import random_state
+from hrnet_fast.demo.random_weights import random_weights
 from hrnet_fast.tasks import TASKS, Options
 from hrnet_fast.tasks.images import read_image
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("pose.png"))
     options = parser.parse_args()
 
-    source = options.checkpoint or random_state(hf.get_config("hrnetv1_w18_pose"), "mmpose")
+    source = options.checkpoint or random_weights(hf.get_config("hrnetv1_w18_pose"), "mmpose")
     model = hf.load_checkpoint(source)
     for line in (*model.notes, *model.assumptions):
         print(line)

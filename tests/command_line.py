@@ -9,7 +9,7 @@ import torch
 
 from hrnet_fast import FAMILIES, HRNetConfig
 from hrnet_fast.cli import main
-from hrnet_fast.demo.random_weights import random_state
+from hrnet_fast.demo.random_weights import random_weights
 
 TINY = {"num_blocks": 1, "num_modules": (1, 1, 1), "stage1_blocks": 1, "stage1_channels": 8, "width": 8}
 
@@ -36,5 +36,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 def checkpoint(tmp_path: Path, head: str, family: str, outputs: int) -> Path:
     path = tmp_path / f"{family}.pth"
     options = {"conv_bias": False} if FAMILIES[family].head_conv_bias is False else {}
-    torch.save(random_state(HRNetConfig.make(head=head, num_outputs=outputs, **TINY).override(**options), family), path)
+    torch.save(
+        random_weights(HRNetConfig.make(head=head, num_outputs=outputs, **TINY).override(**options), family), path
+    )
     return path

@@ -13,8 +13,9 @@ from simulated_time import simulate_time
 from torch import Tensor
 
 from benchmarks import harness
-from benchmarks.harness import Case, Entry, Session, quartiles, revision
+from benchmarks.harness import Case, Entry, Session, quartiles
 from benchmarks.reports.changes import find_changes
+from benchmarks.reports.machine import revision
 from benchmarks.reports.records import Record, load_run
 from hrnet_fast.inference.profile import Ceilings
 

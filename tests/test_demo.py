@@ -15,7 +15,7 @@ import hrnet_fast.demo.measurement
 from hrnet_fast.cli import main
 from hrnet_fast.demo.measurement import DemoTask
 from hrnet_fast.demo.pictures import picture_of
-from hrnet_fast.demo.random_weights import random_state
+from hrnet_fast.demo.random_weights import random_weights
 from hrnet_fast.models import get_config
 
 
@@ -119,6 +119,6 @@ def test_levels_of_a_pyramid_are_drawn_side_by_side() -> None:
 
 def test_random_state_is_reproducible_and_lively() -> None:
     config = get_config("hrnet_w18_small", num_outputs=3)
-    a, b = random_state(config, "timm"), random_state(config, "timm")
+    a, b = random_weights(config, "timm"), random_weights(config, "timm")
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert any(not torch.equal(v, torch.zeros_like(v)) for k, v in a.items() if k.endswith("running_mean"))

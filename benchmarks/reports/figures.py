@@ -22,7 +22,7 @@ _SCALES: dict[str, tuple[tuple[float, str], ...]] = {
 
 
 @dataclass(frozen=True)
-class Scale:
+class DisplayUnit:
     """A unit that figures are shown in: `factor` of the record's own unit."""
 
     factor: float
@@ -37,11 +37,11 @@ class Scale:
         return f"{self.text(value)}{'' if self.name == 'x' else ' '}{self.name}".rstrip()
 
 
-def scale_of(values: Iterable[float], unit: str) -> Scale:
+def scale_of(values: Iterable[float], unit: str) -> DisplayUnit:
     """Choose one unit for figures of one table or axis: the largest in which the smallest figure is at least 1."""
     smallest = min((v for v in values if v > 0), default=0.0)
     found = next((s for s in _SCALES[unit] if smallest >= s[0]), _SCALES[unit][-1])
-    return Scale(*found)
+    return DisplayUnit(*found)
 
 
 def three_digits(value: float) -> str:

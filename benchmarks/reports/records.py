@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 import types
 import typing
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hrnet_fast.errors import InputError
+from hrnet_fast.whole_files import written_whole
 
 SCHEMA = 1
 # "wrong": the error exceeds its limit, so there is no time. "unavailable": not installed or not for this device.
@@ -122,16 +121,8 @@ class Run:
         """Write the file in one step: readers never see half of it."""
         data = {"schema": SCHEMA, **asdict(self)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(data, file, indent=1, sort_keys=True)
-                file.write("\n")
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with written_whole(path) as unfinished:
+            unfinished.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_run(path: Path) -> Run:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.reports.figures import (
-    Scale,
+    DisplayUnit,
     baseline_of,
     is_ours,
     markdown_text,
@@ -127,7 +127,7 @@ def suite_tables(run: Run) -> dict[str, list[Table]]:
     return tables
 
 
-def group_scale(group: Sequence[Record]) -> Scale:
+def group_scale(group: Sequence[Record]) -> DisplayUnit:
     """Return the unit that contenders of one case are shown in."""
     unit = next((r.unit for r in group if r.value is not None), group[0].unit)
     return scale_of([r.value for r in group if r.value is not None and r.unit == unit], unit)

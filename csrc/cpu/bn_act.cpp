@@ -91,18 +91,8 @@ struct Apply {
   }
 };
 
-HF_MULTIVERSION(moments, walk, Moments)
-HF_MULTIVERSION(apply, walk, Apply)
-
-template <typename T>
-void run(const Moments<T>& job) {
-  at::parallel_for(0, job.shape.chunks(), job.shape.grain(), [&](int64_t b, int64_t e) { moments(job, b, e); });
-}
-
-template <typename T>
-void run(const Apply<T>& job) {
-  at::parallel_for(0, job.shape.chunks(), job.shape.grain(), [&](int64_t b, int64_t e) { apply(job, b, e); });
-}
+HF_MULTIVERSION(run_chunks, walk, Moments)
+HF_MULTIVERSION(run_chunks, walk, Apply)
 
 struct Total {
   std::vector<double> mean, variance;
@@ -140,7 +130,7 @@ Total moments_of(const at::Tensor& given) {
     Moments<scalar_t> job{shape, {nullptr}, x.const_data_ptr<scalar_t>(), nullptr};
     std::vector<double> partial(2 * shape.chunks() * (shape.channels_last ? shape.channels : 1));
     job.partial = partial.data();
-    run(job);
+    at::parallel_for(0, shape.chunks(), shape.grain(), [&](int64_t b, int64_t e) { run_chunks(job, b, e); });
     total = join(job);
   });
   return total;
@@ -262,14 +252,15 @@ at::Tensor bn_act(const at::Tensor& given, const at::Tensor& affine, const Optio
     const M* a = own.const_data_ptr<M>();
     const M* b = other.const_data_ptr<M>();
     const int64_t c = shape.channels;
-    run(Apply<scalar_t>{shape,
-                        {a + 2 * c, a + 3 * c, b + 2 * c, b + 3 * c},
-                        x.const_data_ptr<scalar_t>(),
-                        residual.defined() ? residual.const_data_ptr<scalar_t>() : nullptr,
-                        residual_affine.has_value(),
-                        relu,
-                        y.mutable_data_ptr<scalar_t>(),
-                        nullptr});
+    const Apply<scalar_t> job{shape,
+                              {a + 2 * c, a + 3 * c, b + 2 * c, b + 3 * c},
+                              x.const_data_ptr<scalar_t>(),
+                              residual.defined() ? residual.const_data_ptr<scalar_t>() : nullptr,
+                              residual_affine.has_value(),
+                              relu,
+                              y.mutable_data_ptr<scalar_t>(),
+                              nullptr};
+    at::parallel_for(0, shape.chunks(), shape.grain(), [&](int64_t b, int64_t e) { run_chunks(job, b, e); });
   });
   return y;
 }

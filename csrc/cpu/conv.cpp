@@ -130,12 +130,6 @@ void conv_release() {
   if (amx) amx_release();
 }
 
-double conv_macs(const ConvJob& job) {
-  const PackedConv& conv = *job.packed;
-  return static_cast<double>(job.out.n * job.out.height * job.out.width) *
-         static_cast<double>(conv.shape.out_channels * conv.depth_of_window());
-}
-
 const char* conv_kernel(Element type) {
   static const char* const names[] = {"portable", "avx512", "amx"};
   return names[static_cast<int>(best_kernel(type))];

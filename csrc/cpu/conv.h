@@ -60,13 +60,12 @@ int64_t conv_items(const ConvJob& job);
 void conv_item(const ConvJob& job, int64_t item);
 // Releases the calling thread's matrix tiles, which the system would otherwise save at context switches. Optional.
 void conv_release();
-// In bfloat16 with vector or matrix instructions, numbers below 1.2e-38 count as zero, as the processor does. An
-// infinity may become NaN: an element in two pieces of a run is multiplied by zero in one of them.
-// Multiply-adds of the whole job.
-double conv_macs(const ConvJob& job);
 // The kernel that `pack_conv` selects on this processor: "amx", "avx512", "portable". HRNET_FAST_CPU_KERNEL set to one
 // of them requests that one, or the next simpler one that the processor supports; it is read whenever weights are
 // packed.
+//
+// In bfloat16 with vector or matrix instructions, numbers below 1.2e-38 count as zero, as the processor does. An
+// infinity may become NaN: an element in two pieces of a run is multiplied by zero in one of them.
 const char* conv_kernel(Element type);
 
 }  // namespace hrnet_fast::cpu

@@ -34,6 +34,7 @@ struct Job {
   int64_t height, width, inner;
   int64_t planes;    // independent images: N, or N * C where a plane is one channel
   int64_t channels;  // planes per image: 1, or C
+  int64_t low_size;  // of the interpolated rows of all terms
   bool relu;
   Resample mode;
 };
@@ -82,26 +83,14 @@ HF_INLINE void forward_row(const Job<T>& job, int64_t plane, int64_t y, math_t<T
   }
 }
 
-#define HF_FORWARD_ROWS(T, NAME)                                                                         \
-  HF_CLONES void NAME(const Job<T>& job, int64_t begin, int64_t end, math_t<T>* acc, math_t<T>* low) {   \
-    for (int64_t i = begin; i < end; ++i) forward_row<T>(job, i / job.height, i % job.height, acc, low); \
-  }
-HF_FORWARD_ROWS(float, forward_rows_float)
-HF_FORWARD_ROWS(double, forward_rows_double)
-HF_FORWARD_ROWS(c10::BFloat16, forward_rows_bfloat16)
-HF_FORWARD_ROWS(c10::Half, forward_rows_half)
-#undef HF_FORWARD_ROWS
+// Output rows [begin, end) of all planes.
+template <typename T>
+HF_INLINE void forward_rows(const Job<T>& job, int64_t begin, int64_t end) {
+  std::vector<math_t<T>> acc(std::max(kBlock, job.inner)), low(job.low_size);
+  for (int64_t i = begin; i < end; ++i) forward_row(job, i / job.height, i % job.height, acc.data(), low.data());
+}
 
-void forward_rows(const Job<float>& j, int64_t b, int64_t e, float* a, float* l) { forward_rows_float(j, b, e, a, l); }
-void forward_rows(const Job<double>& j, int64_t b, int64_t e, double* a, double* l) {
-  forward_rows_double(j, b, e, a, l);
-}
-void forward_rows(const Job<c10::BFloat16>& j, int64_t b, int64_t e, float* a, float* l) {
-  forward_rows_bfloat16(j, b, e, a, l);
-}
-void forward_rows(const Job<c10::Half>& j, int64_t b, int64_t e, float* a, float* l) {
-  forward_rows_half(j, b, e, a, l);
-}
+HF_MULTIVERSION(run_rows, forward_rows, Job)
 
 template <typename T>
 void run(const Prepared& p, at::Tensor& out) {
@@ -116,7 +105,7 @@ void run(const Prepared& p, at::Tensor& out) {
   job.planes = p.batch * job.channels;
   job.relu = p.relu;
   job.mode = p.mode;
-  int64_t low_size = 0;
+  job.low_size = 0;
   for (size_t k = 0; k < p.xs.size(); ++k) {
     const bool affine = p.scales[k].defined();
     job.terms.push_back(
@@ -127,13 +116,11 @@ void run(const Prepared& p, at::Tensor& out) {
          p.same_size(k),
          tables[k].rows.data(),
          tables[k].columns.data(),
-         low_size});
-    low_size += p.widths[k] * job.inner;
+         job.low_size});
+    job.low_size += p.widths[k] * job.inner;
   }
-  at::parallel_for(0, job.planes * job.height, grain(job.width * job.inner), [&](int64_t begin, int64_t end) {
-    std::vector<M> acc(std::max(kBlock, job.inner)), low(low_size);
-    forward_rows(job, begin, end, acc.data(), low.data());
-  });
+  at::parallel_for(0, job.planes * job.height, grain(job.width * job.inner),
+                   [&](int64_t begin, int64_t end) { run_rows(job, begin, end); });
 }
 
 }  // namespace

@@ -26,26 +26,13 @@ HF_INLINE T* at(const Map& map, int64_t n, int64_t y, int64_t x) {
   return static_cast<T*>(map.data) + n * map.image() + y * map.row() + x * map.pixel;
 }
 
-template <typename T>
-HF_INLINE void add_same(float* __restrict__ sums, const T* __restrict__ in, int64_t pixels, int64_t pitch,
-                        int64_t channels, bool set) {
-  for (int64_t x = 0; x < pixels; ++x) {
-    float* s = sums + x * channels;
-    const T* p = in + x * pitch;
-    if (set) {
-      for (int64_t c = 0; c < channels; ++c) s[c] = read_value(p + c);
-    } else {
-      for (int64_t c = 0; c < channels; ++c) s[c] += read_value(p + c);
-    }
-  }
-}
-
+// The pixel of a row that is nearest to each of the sums; without `columns`, the row itself.
 template <typename T>
 HF_INLINE void add_nearest(float* __restrict__ sums, const T* __restrict__ row, const int32_t* columns, int64_t pixels,
                            int64_t pitch, int64_t channels, bool set) {
   for (int64_t x = 0; x < pixels; ++x) {
     float* s = sums + x * channels;
-    const T* p = row + columns[x] * pitch;
+    const T* p = row + (columns == nullptr ? x : columns[x]) * pitch;
     if (set) {
       for (int64_t c = 0; c < channels; ++c) s[c] = read_value(p + c);
     } else {
@@ -91,7 +78,7 @@ HF_INLINE void sum_body(const SumJob& job, int64_t begin, int64_t end) {
           const SumTerm& term = job.terms[k];
           const int64_t pitch = term.map.pixel;
           if (term.rows == nullptr) {
-            add_same(sums, at<const T>(term.map, n, y, x) + c, pixels, pitch, some, k == 0);
+            add_nearest(sums, at<const T>(term.map, n, y, x) + c, nullptr, pixels, pitch, some, k == 0);
           } else if (term.nearest) {
             const T* from = at<const T>(term.map, n, term.rows->first[y], 0) + c;
             add_nearest(sums, from, term.columns->first.data() + x, pixels, pitch, some, k == 0);

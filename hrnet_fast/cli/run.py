@@ -186,9 +186,8 @@ def make_network(model: HRNet | Detector, engine: str, dtype: str | None, impl: 
     wanted = engine == "on" or dtype is not None
     if wanted and impl != "auto":
         raise InputError(f"--impl {impl} applies to the model; leave it out, or give --engine off.")
-    named = (
-        impl != "auto" or os.environ.get(ENV_VAR, "auto") != "auto"
-    )  # a named implementation is of the model, not of an engine
+    # A named implementation is of the model, not of an engine.
+    named = impl != "auto" or os.environ.get(ENV_VAR, "auto") != "auto"
     if not wanted and (engine == "off" or named or not many):
         return model
     return EngineRunner(model, getattr(torch, dtype or "float32"), or_model=not wanted)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from hrnet_fast.errors import ConfigError, shown
 
@@ -67,10 +68,31 @@ def check_positive(owner: str, **values: int) -> None:
             raise ConfigError(f"{owner}: {name}={shown(value)} must be an integer of at least 1.")
 
 
-def check_bools(owner: str, **values: bool) -> None:
-    for name, value in values.items():
-        if not isinstance(value, bool):
+def check_fields(config: Any, *, from_zero: tuple[str, ...] = (), apart: tuple[str, ...] = ()) -> None:
+    """Check the fields of a configuration that are annotated as ``int``, ``bool`` or a ``Literal`` of accepted values.
+
+    Args:
+        config: a dataclass.
+        from_zero: integers that may be 0; others are at least 1.
+        apart: fields that the caller checks.
+    """
+    kind: Any = type(config)
+    owner = kind.__name__
+    for name, hint in _hints(kind).items():
+        value = getattr(config, name)
+        if name in apart:
+            continue
+        if get_origin(hint) is Literal:
+            check_one_of(owner, name, value, get_args(hint))
+        elif hint is bool and not isinstance(value, bool):
             raise ConfigError(f"{owner}: {name}={shown(value)} must be True or False.")
+        elif hint is int:
+            least = 0 if name in from_zero else 1
+            if not is_int(value) or value < least:
+                raise ConfigError(f"{owner}: {name}={shown(value)} must be an integer of at least {least}.")
+
+
+_hints = functools.cache(get_type_hints)
 
 
 def is_real(value: object) -> bool:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from hrnet_fast.config.fields import (
     HEAD_ALIASES,
     HeadKind,
     as_tuple,
-    check_bools,
+    check_fields,
     check_one_of,
-    check_positive,
     is_int,
     is_real,
 )
@@ -83,16 +82,11 @@ class HeadConfig:
     def __post_init__(self) -> None:
         if isinstance(self.kind, str):
             object.__setattr__(self, "kind", HEAD_ALIASES.get(self.kind, self.kind))
-        check_one_of("HeadConfig", "kind", self.kind, get_args(HeadKind))
+        if is_int(self.channels) and self.channels == 0:
+            object.__setattr__(self, "channels", 512 if self.kind == "ocr" else 256)
+        check_fields(self, from_zero=("num_outputs", "mixing_channels"), apart=("kernel_size", "mixing_kernel"))
         check_one_of("HeadConfig", "kernel_size", self.kernel_size, (1, 3))
         check_one_of("HeadConfig", "mixing_kernel", self.mixing_kernel, (1, 3))
-        check_one_of("HeadConfig", "feature_location", self.feature_location, ("", "incre"))
-        check_one_of("HeadConfig", "ocr_outputs", self.ocr_outputs, ("both", "tuple", "main"))
-        check_one_of("HeadConfig", "pyramid_pool", self.pyramid_pool, ("avg", "max"))
-        check_positive("HeadConfig", num_levels=self.num_levels, key_channels=self.key_channels)
-        check_positive("HeadConfig", pyramid_stride=self.pyramid_stride)
-        check_bools("HeadConfig", conv_bias=self.conv_bias, upsample_logits=self.upsample_logits)
-        check_bools("HeadConfig", output_bias=self.output_bias, attention_bias=self.attention_bias)
         object.__setattr__(self, "pyramid_norm", as_norm(self.pyramid_norm))
         if self.pyramid_norm is not None and not isinstance(self.pyramid_norm, NormConfig):
             raise ConfigError(
@@ -104,17 +98,8 @@ class HeadConfig:
             raise ConfigError(f"HeadConfig: deconvs={shown(self.deconvs)} must be a sequence of DeconvConfig.")
         object.__setattr__(self, "deconvs", steps)
         self._check_tags()
-        if is_int(self.channels) and self.channels == 0:
-            object.__setattr__(self, "channels", 512 if self.kind == "ocr" else 256)
-        check_positive("HeadConfig", channels=self.channels)
-        if not is_int(self.mixing_channels) or self.mixing_channels < 0:
-            raise ConfigError(
-                f"HeadConfig: mixing_channels={shown(self.mixing_channels)} must be an integer of at least 0."
-            )
         if self.out_indices is not None:
             object.__setattr__(self, "out_indices", as_tuple("HeadConfig", "out_indices", self.out_indices))
-        if not is_int(self.num_outputs) or self.num_outputs < 0:
-            raise ConfigError(f"HeadConfig: num_outputs={shown(self.num_outputs)} must be an integer of at least 0.")
         if self.num_outputs == 0 and self.kind in ("ocr", "face", "higher"):
             raise ConfigError(
                 f"HeadConfig: the {self.kind!r} head needs outputs; give num_outputs (classes, landmarks "

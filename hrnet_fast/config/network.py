@@ -16,7 +16,7 @@ from hrnet_fast.config.fields import (
     UpsampleMode,
     UpsampleTo,
     as_tuple,
-    check_bools,
+    check_fields,
     check_one_of,
     check_positive,
     is_int,
@@ -78,15 +78,7 @@ class HRNetConfig:
         for name, kind, part in (*parts, ("head", HeadConfig, self.head), ("norm", NormConfig, self.norm)):
             if not isinstance(part, kind):
                 raise ConfigError(f"{owner}: {name} has {shown(part)} where a {kind.__name__} belongs.")
-        names = ("align_corners", "multiscale_output", "norm_eval", "zero_init_residual", "gradient_checkpointing")
-        check_bools(owner, **{name: getattr(self, name) for name in names})
-        check_positive(owner, in_channels=self.in_channels, stem_channels=self.stem_channels)
-        check_one_of(owner, "upsample", self.upsample, get_args(UpsampleMode))
-        check_one_of(owner, "upsample_to", self.upsample_to, get_args(UpsampleTo))
-        check_one_of(owner, "fusion", self.fusion, ("sum", "product"))
-        check_one_of(owner, "fusion_units", self.fusion_units, ("final", "across", "within"))
-        check_one_of(owner, "downsample", self.downsample, ("strided", "bilinear"))
-        check_one_of(owner, "init", self.init, ("normal", "kaiming"))
+        check_fields(self, apart=("frozen_stages",))
         if len(self.stages) < 2:
             raise ConfigError(f"{owner}: {len(self.stages)} stage(s) given; a network needs at least two.")
         if self.stages[0].num_branches != 1 or self.stages[0].num_modules != 1:
@@ -214,9 +206,8 @@ class HRNetConfig:
             whole = own.pop(name, getattr(self, name))
             if isinstance(whole, str):  # a kind, whose other fields may be given too
                 part, whole = {"kind": whole, **part}, getattr(self, name)
-            own[name] = (
-                dataclasses.replace(whole, **part) if isinstance(whole, kind) else whole
-            )  # the constructor refuses other types
+            # The constructor refuses other types.
+            own[name] = dataclasses.replace(whole, **part) if isinstance(whole, kind) else whole
         return dataclasses.replace(self, **own)
 
     def to_dict(self) -> dict[str, Any]:

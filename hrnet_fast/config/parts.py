@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from hrnet_fast.config.fields import (
     EXPANSION,
     BlockKind,
     NormKind,
     as_tuple,
-    check_bools,
+    check_fields,
     check_one_of,
     check_positive,
-    is_int,
     is_real,
 )
 from hrnet_fast.errors import ConfigError, shown
@@ -41,8 +40,7 @@ class StageConfig:
     def __post_init__(self) -> None:
         for name in ("channels", "num_blocks"):
             object.__setattr__(self, name, as_tuple("StageConfig", name, getattr(self, name)))
-        check_one_of("StageConfig", "block", self.block, get_args(BlockKind))
-        check_positive("StageConfig", num_modules=self.num_modules)
+        check_fields(self)
         if not self.channels or len(self.channels) != len(self.num_blocks):
             raise ConfigError(
                 f"StageConfig: channels={self.channels} and num_blocks={self.num_blocks} must have one entry "
@@ -79,8 +77,7 @@ class NormConfig:
     groups: int = 32
 
     def __post_init__(self) -> None:
-        check_one_of("NormConfig", "kind", self.kind, get_args(NormKind))
-        check_positive("NormConfig", groups=self.groups)
+        check_fields(self)
         if self.momentum is not None and not (is_real(self.momentum) and 0.0 <= self.momentum <= 1.0):
             raise ConfigError(
                 f"NormConfig: momentum={shown(self.momentum)} must lie in [0, 1] or be None (cumulative)."
@@ -106,11 +103,8 @@ class DeconvConfig:
     concat: bool = True
 
     def __post_init__(self) -> None:
-        check_positive("DeconvConfig", channels=self.channels)
         check_one_of("DeconvConfig", "kernel_size", self.kernel_size, (2, 3, 4))
-        check_bools("DeconvConfig", concat=self.concat)
-        if not is_int(self.num_blocks) or self.num_blocks < 0:
-            raise ConfigError(f"DeconvConfig: num_blocks={shown(self.num_blocks)} must be an integer of at least 0.")
+        check_fields(self, from_zero=("num_blocks",), apart=("kernel_size",))
 
 
 def build_part(kind: Any, fields: Mapping[str, Any]) -> Any:

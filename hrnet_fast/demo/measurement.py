@@ -19,7 +19,7 @@ from torch import Tensor
 from hrnet_fast.checkpoints import load_checkpoint, parse_checkpoint
 from hrnet_fast.demo.contenders import contenders, engine_of
 from hrnet_fast.demo.pictures import picture_of
-from hrnet_fast.demo.random_weights import random_state
+from hrnet_fast.demo.random_weights import random_weights
 from hrnet_fast.doctor import device_name
 from hrnet_fast.errors import HRNetFastError
 from hrnet_fast.keypoints import fit_box
@@ -139,7 +139,7 @@ def _trained(task: str, checkpoint: Path) -> HRNet:
 
 def _random(task: str) -> HRNet:
     entry = DEMO_TASKS[task]
-    model = load_checkpoint(random_state(get_config(entry.model), entry.family))
+    model = load_checkpoint(random_weights(get_config(entry.model), entry.family))
     assert isinstance(model, HRNet)
     return model
 

@@ -10,7 +10,7 @@ from hrnet_fast.checkpoints.families import get_family
 from hrnet_fast.config import HRNetConfig
 
 
-def random_state(config: HRNetConfig, family: str, seed: int = 0) -> dict[str, Tensor]:
+def random_weights(config: HRNetConfig, family: str, seed: int = 0) -> dict[str, Tensor]:
     """Return a state_dict of `config` under `family`'s names, the same for the same seed.
 
     Scales keep the magnitude of activations through the network. Running statistics differ from their initial values,

@@ -42,7 +42,7 @@ def assign(boxes: Tensor, target: Target, config: AssignConfig) -> Tensor:
     return found
 
 
-def choose(candidates: Tensor, number: int, generator: torch.Generator | None) -> Tensor:
+def draw_some(candidates: Tensor, number: int, generator: torch.Generator | None) -> Tensor:
     """Return `number` of the candidates [K], drawn at random."""
     where = generator.device if generator is not None else candidates.device
     order = torch.randperm(len(candidates), generator=generator, device=where)
@@ -60,10 +60,10 @@ def sample(found: Tensor, config: SampleConfig, generator: torch.Generator | Non
     positives, negatives = (found >= 0).nonzero()[:, 0], (found == BACKGROUND).nonzero()[:, 0]
     most = int(config.number * config.positive_fraction)
     if len(positives) > most:
-        positives = choose(positives, most, generator).sort().values
+        positives = draw_some(positives, most, generator).sort().values
     rest = config.number - len(positives)
     if len(negatives) > rest:
-        negatives = choose(negatives, rest, generator).sort().values
+        negatives = draw_some(negatives, rest, generator).sort().values
     return positives, negatives
 
 

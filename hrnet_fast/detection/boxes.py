@@ -16,7 +16,7 @@ LEAST_AREA = 1e-6
 
 
 @functools.lru_cache(maxsize=64)
-def constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def shared_constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a tensor of numbers, not to be changed: calls with these arguments share it.
 
     A copy of numbers to a GPU waits for the work before it.
@@ -64,7 +64,7 @@ def encode(boxes: Tensor, goals: Tensor, stds: Sequence[float], legacy: bool = F
     """
     (centres, sides), (goal_centres, goal_sides) = _centres_and_sides(boxes, legacy), _centres_and_sides(goals, legacy)
     deltas = torch.cat([(goal_centres - centres) / sides, torch.log(goal_sides / sides)], dim=1)
-    return deltas / constant(tuple(stds), deltas.dtype, deltas.device)
+    return deltas / shared_constant(tuple(stds), deltas.dtype, deltas.device)
 
 
 def decode(
@@ -79,7 +79,7 @@ def decode(
         sizes: (height, width) of the images, [..., 2].
         legacy: as in :func:`encode`; boxes are then clipped to sizes less 1.
     """
-    deltas = deltas * constant(tuple(stds), deltas.dtype, deltas.device)
+    deltas = deltas * shared_constant(tuple(stds), deltas.dtype, deltas.device)
     centres, sides = _centres_and_sides(boxes, legacy)
     centres = centres + sides * deltas[..., :2]
     half = sides * deltas[..., 2:].clamp(-MOST_GROWTH, MOST_GROWTH).exp() / 2

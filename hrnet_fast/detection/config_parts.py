@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hrnet_fast.config import HRNetConfig
-from hrnet_fast.config.fields import as_tuple, check_bools, check_one_of, check_positive, is_int, is_real
+from hrnet_fast.config.fields import as_tuple, check_fields, is_int, is_real
 from hrnet_fast.config.parts import build_part
 from hrnet_fast.errors import ConfigError, shown
 
 
-def check_numbers(owner: str, least: float, most: float = float("inf"), **values: float) -> None:
+def check_range(owner: str, least: float, most: float = float("inf"), **values: float) -> None:
     """Raise ConfigError unless each value is a number from `least` to `most`."""
     for name, value in values.items():
         if not is_real(value) or not least <= value <= most:
@@ -81,9 +81,9 @@ class AssignConfig:
 
     def __post_init__(self) -> None:
         ious = {"positive_iou": self.positive_iou, "negative_iou": self.negative_iou, "least_iou": self.least_iou}
-        check_numbers("AssignConfig", 0.0, 1.0, **ious)
-        check_numbers("AssignConfig", -1.0, 1.0, ignore_iof=self.ignore_iof)
-        check_bools("AssignConfig", match_low_quality=self.match_low_quality)
+        check_range("AssignConfig", 0.0, 1.0, **ious)
+        check_range("AssignConfig", -1.0, 1.0, ignore_iof=self.ignore_iof)
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,8 @@ class SampleConfig:
     add_objects: bool = True
 
     def __post_init__(self) -> None:
-        check_positive("SampleConfig", number=self.number)
-        check_numbers("SampleConfig", 0.0, 1.0, positive_fraction=self.positive_fraction)
-        check_bools("SampleConfig", add_objects=self.add_objects)
+        check_range("SampleConfig", 0.0, 1.0, positive_fraction=self.positive_fraction)
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -121,9 +120,9 @@ class BoxLossConfig:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_one_of("BoxLossConfig", "kind", self.kind, ("l1", "smooth_l1"))
-        check_numbers("BoxLossConfig", 1e-9, beta=self.beta)
-        check_numbers("BoxLossConfig", 0.0, weight=self.weight)
+        check_fields(self)
+        check_range("BoxLossConfig", 1e-9, beta=self.beta)
+        check_range("BoxLossConfig", 0.0, weight=self.weight)
 
 
 @dataclass(frozen=True)
@@ -143,9 +142,9 @@ class ProposalConfig:
     least_size: float = 0.0
 
     def __post_init__(self) -> None:
-        check_positive("ProposalConfig", before_nms=self.before_nms, per_image=self.per_image)
-        check_numbers("ProposalConfig", 0.0, 1.0, nms_iou=self.nms_iou)
-        check_numbers("ProposalConfig", 0.0, least_size=self.least_size)
+        check_fields(self)
+        check_range("ProposalConfig", 0.0, 1.0, nms_iou=self.nms_iou)
+        check_range("ProposalConfig", 0.0, least_size=self.least_size)
 
 
 @dataclass(frozen=True)
@@ -175,9 +174,9 @@ class RPNConfig:
     test_proposals: ProposalConfig = ProposalConfig()
 
     def __post_init__(self) -> None:
-        check_positive("RPNConfig", channels=self.channels)
+        check_fields(self, apart=("allowed_border",))
         object.__setattr__(self, "stds", as_numbers("RPNConfig", "stds", self.stds, 4))
-        check_numbers("RPNConfig", 0.0, class_weight=self.class_weight)
+        check_range("RPNConfig", 0.0, class_weight=self.class_weight)
         if not is_int(self.allowed_border):
             raise ConfigError(f"RPNConfig: allowed_border={shown(self.allowed_border)} must be an integer.")
         parts = (("anchors", AnchorConfig), ("box_loss", BoxLossConfig), ("assign", AssignConfig))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hrnet_fast.config import HRNetConfig
-from hrnet_fast.config.fields import check_bools, check_one_of, check_positive
+from hrnet_fast.config.fields import check_fields
 from hrnet_fast.config.parts import build_part
 from hrnet_fast.detection.config_parts import RPNConfig, as_numbers, build_field
 from hrnet_fast.detection.head_configs import FCOSConfig, RoIConfig
@@ -35,8 +35,7 @@ class PictureConfig:
     divisor: int = 32
 
     def __post_init__(self) -> None:
-        check_positive("PictureConfig", long_side=self.long_side, short_side=self.short_side, divisor=self.divisor)
-        check_one_of("PictureConfig", "channel_order", self.channel_order, ("rgb", "bgr"))
+        check_fields(self)
         for name in ("mean", "std"):
             object.__setattr__(self, name, as_numbers("PictureConfig", name, getattr(self, name), 3))
 
@@ -66,12 +65,11 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         owner = "DetectorConfig"
-        check_bools(owner, legacy=self.legacy)
+        check_fields(self)
         build_field(self, "network", HRNetConfig)
         for name, kind in (("rpn", RPNConfig), ("roi", RoIConfig), ("fcos", FCOSConfig)):
             build_field(self, name, kind, optional=True)
         build_field(self, "picture", PictureConfig)
-        check_positive(owner, num_classes=self.num_classes)
         if (self.rpn is None) != (self.roi is None) or (self.rpn is None) == (self.fcos is None):
             raise ConfigError(f"{owner}: give rpn and roi (two stages), or fcos (one stage).")
         if self.legacy and self.rpn is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hrnet_fast.config.fields import as_tuple, check_bools, check_positive, is_int
+from hrnet_fast.config.fields import as_tuple, check_fields, is_int
 from hrnet_fast.config.parts import build_part
 from hrnet_fast.detection.config_parts import (
     AssignConfig,
@@ -13,7 +13,7 @@ from hrnet_fast.detection.config_parts import (
     SampleConfig,
     as_numbers,
     build_field,
-    check_numbers,
+    check_range,
 )
 from hrnet_fast.errors import ConfigError, shown
 
@@ -44,10 +44,9 @@ class BoxStageConfig:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_positive("BoxStageConfig", fc_channels=self.fc_channels, num_fcs=self.num_fcs)
-        check_bools("BoxStageConfig", class_agnostic=self.class_agnostic)
+        check_fields(self)
         object.__setattr__(self, "stds", as_numbers("BoxStageConfig", "stds", self.stds, 4))
-        check_numbers("BoxStageConfig", 0.0, class_weight=self.class_weight, weight=self.weight)
+        check_range("BoxStageConfig", 0.0, class_weight=self.class_weight, weight=self.weight)
         for name, kind in (("box_loss", BoxLossConfig), ("assign", AssignConfig), ("sample", SampleConfig)):
             build_field(self, name, kind)
 
@@ -73,9 +72,8 @@ class MaskConfig:
     information_flow: bool = False
 
     def __post_init__(self) -> None:
-        check_positive("MaskConfig", channels=self.channels, num_convs=self.num_convs, pool_size=self.pool_size)
-        check_bools("MaskConfig", class_agnostic=self.class_agnostic, information_flow=self.information_flow)
-        check_numbers("MaskConfig", 0.0, weight=self.weight)
+        check_fields(self)
+        check_range("MaskConfig", 0.0, weight=self.weight)
 
 
 @dataclass(frozen=True)
@@ -101,14 +99,13 @@ class SemanticConfig:
     weight: float = 0.2
 
     def __post_init__(self) -> None:
-        sizes = {"num_classes": self.num_classes, "channels": self.channels, "pool_size": self.pool_size}
-        check_positive("SemanticConfig", num_convs=self.num_convs, **sizes)
+        check_fields(self, apart=("level", "ignore_index"))
         if not is_int(self.level) or self.level < 0 or not is_int(self.ignore_index):
             raise ConfigError(
                 f"SemanticConfig: level={shown(self.level)} and ignore_index={shown(self.ignore_index)} must be "
                 "integers, the level at least 0."
             )
-        check_numbers("SemanticConfig", 0.0, weight=self.weight)
+        check_range("SemanticConfig", 0.0, weight=self.weight)
 
 
 @dataclass(frozen=True)
@@ -150,15 +147,14 @@ class RoIConfig:
         object.__setattr__(self, "strides", as_numbers("RoIConfig", "strides", self.strides))
         build_field(self, "mask", MaskConfig, optional=True)
         build_field(self, "semantic", SemanticConfig, optional=True)
-        check_positive("RoIConfig", pool_size=self.pool_size, per_image=self.per_image)
-        check_bools("RoIConfig", interleaved=self.interleaved)
+        check_fields(self)
         if self.interleaved and self.mask is None:
             raise ConfigError("RoIConfig: interleaved=True trains mask heads, and mask is None. Leave it out.")
         if self.mask is not None and self.mask.information_flow and len(stages) == 1:
             raise ConfigError("RoIConfig: mask.information_flow=True needs the mask heads of two or more stages.")
-        check_numbers("RoIConfig", 0.0, 1.0, score_threshold=self.score_threshold, nms_iou=self.nms_iou)
-        check_numbers("RoIConfig", 0.0, 1.0, mask_threshold=self.mask_threshold)
-        check_numbers("RoIConfig", 1.0, finest_size=self.finest_size)
+        check_range("RoIConfig", 0.0, 1.0, score_threshold=self.score_threshold, nms_iou=self.nms_iou)
+        check_range("RoIConfig", 0.0, 1.0, mask_threshold=self.mask_threshold)
+        check_range("RoIConfig", 1.0, finest_size=self.finest_size)
 
 
 @dataclass(frozen=True)
@@ -195,11 +191,10 @@ class FCOSConfig:
     least_size: float = 0.0
 
     def __post_init__(self) -> None:
-        sizes = {"channels": self.channels, "num_convs": self.num_convs, "groups": self.groups}
-        check_positive("FCOSConfig", before_nms=self.before_nms, per_image=self.per_image, **sizes)
+        check_fields(self)
         object.__setattr__(self, "strides", as_numbers("FCOSConfig", "strides", self.strides))
         object.__setattr__(self, "ranges", as_numbers("FCOSConfig", "ranges", self.ranges, len(self.strides) - 1))
         weights = {"class_weight": self.class_weight, "box_weight": self.box_weight}
-        check_numbers("FCOSConfig", 0.0, focal_alpha=self.focal_alpha, focal_gamma=self.focal_gamma, **weights)
-        check_numbers("FCOSConfig", 0.0, centerness_weight=self.centerness_weight, least_size=self.least_size)
-        check_numbers("FCOSConfig", 0.0, 1.0, score_threshold=self.score_threshold, nms_iou=self.nms_iou)
+        check_range("FCOSConfig", 0.0, focal_alpha=self.focal_alpha, focal_gamma=self.focal_gamma, **weights)
+        check_range("FCOSConfig", 0.0, centerness_weight=self.centerness_weight, least_size=self.least_size)
+        check_range("FCOSConfig", 0.0, 1.0, score_threshold=self.score_threshold, nms_iou=self.nms_iou)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.config.fields import is_real
-from hrnet_fast.detection.boxes import constant
+from hrnet_fast.detection.boxes import shared_constant
 from hrnet_fast.detection.head_configs import SemanticConfig
 from hrnet_fast.errors import InputError, shown
 
@@ -110,12 +110,12 @@ class Regions:
 
 def sizes_of(metas: Sequence[ImageMeta], device: torch.device) -> Tensor:
     """Return (height, width) of each image in the network input, [N, 2]."""
-    return constant(tuple(tuple(meta.size) for meta in metas), torch.int64, device)
+    return shared_constant(tuple(tuple(meta.size) for meta in metas), torch.int64, device)
 
 
 def scales_of(metas: Sequence[ImageMeta], like: Tensor) -> Tensor:
     """Return the factors of x1, y1, x2, y2 from each picture to the network input, [N, 4]."""
-    return constant(tuple((*meta.scale, *meta.scale) for meta in metas), like.dtype, like.device)
+    return shared_constant(tuple((*meta.scale, *meta.scale) for meta in metas), like.dtype, like.device)
 
 
 def check_metas(images: Tensor, metas: Sequence[ImageMeta] | None) -> list[ImageMeta]:

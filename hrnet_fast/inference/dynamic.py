@@ -19,6 +19,7 @@ from hrnet_fast.inference.steps import CallStep
 AXES = ("batch", "height", "width")
 Shape = tuple[int, ...]
 PlanFor = Callable[[Shape], Plan]
+DynamicProgram = tuple[torch.export.ExportedProgram, dict[int, str]]  # and names of axes, by the input's dimension
 _TOLERANCE = 2e-5  # relative: the same steps at other shapes differ by rounding, 1e-6
 # A dynamic size is exported at the first, where no map has a side of 1, which the exporter takes as a constant. It is
 # compared at the other two: a multiple of 32, and odd numbers.
@@ -46,7 +47,7 @@ def export_dynamic(
     tensors: Mapping[str, Tensor],
     result: torch.dtype,
     axes: tuple[str, ...],
-) -> tuple[torch.export.ExportedProgram, dict[int, str]]:
+) -> DynamicProgram:
     """Return the exported program of a network whose `axes` are dynamic, and their names by the input's dimension.
 
     For dynamic sizes, maps are first resampled to each other's sizes, which allows every size. If the program then

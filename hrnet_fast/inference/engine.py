@@ -14,11 +14,11 @@ from torch import Tensor
 from hrnet_fast.checks import check_device, check_integer, check_path, check_shape
 from hrnet_fast.errors import InputError, shown
 from hrnet_fast.inference import engine_file
-from hrnet_fast.inference.dynamic import checked_axes, export_dynamic
+from hrnet_fast.inference.dynamic import DynamicProgram, checked_axes, export_dynamic
+from hrnet_fast.inference.engine_input import Normalize, network_shape
 from hrnet_fast.inference.engine_module import EngineModule
 from hrnet_fast.inference.execution.executors import Executor, ExecutorFactory
 from hrnet_fast.inference.folded import FoldedNetwork, write_onnx
-from hrnet_fast.inference.normalize import Normalize
 from hrnet_fast.inference.plan import Plan, check_input_shape
 from hrnet_fast.inference.planning.tracer import InputShape, input_shapes
 from hrnet_fast.inference.profile import Profile, profile
@@ -246,9 +246,7 @@ class Engine:
         else:
             write_onnx(self.folded(shape).cpu(), path)
 
-    def _dynamic(
-        self, shape: Sequence[int] | None, axes: tuple[str, ...]
-    ) -> tuple[torch.export.ExportedProgram, dict[int, str]]:
+    def _dynamic(self, shape: Sequence[int] | None, axes: tuple[str, ...]) -> DynamicProgram:
         self._factory.check_unchanged("an export", self._source.tensors())
         plan = self.plan(shape)
         saved = list(self._source.plans) if isinstance(self._source, FileSource) else None
@@ -263,27 +261,8 @@ class Engine:
         )
 
     def check(self, x: Tensor | tuple[Tensor, ...]) -> InputShape:
-        """Return the shape [N, C, H, W] of an input's network input, or the shapes of several inputs.
-
-        Raises:
-            InputError: the type, dtype, rank or device is not what this engine takes.
-        """
-        wanted = "bytes [N, H, W, C]" if self._images else "floating [N, C, H, W]"
-        if isinstance(x, tuple) and x and not self._images:
-            return tuple(self.check(part) for part in x)
-        if not isinstance(x, Tensor):
-            raise InputError(f"Engine: {type(x).__name__} given; accepted is a tensor, {wanted}.")
-        if x.device != self.device:
-            raise InputError(f"Engine: input on {x.device}; this engine runs on {self.device}: move it there.")
-        bytewise = x.dtype == torch.uint8
-        if x.dim() != 4 or bytewise != bool(self._images) or not (bytewise or x.is_floating_point()):
-            hint = " (add the batch dimension with x[None])" if x.dim() == 3 else ""
-            raise InputError(f"Engine: {x.dtype} {list(x.shape)} given; accepted is {wanted}{hint}.")
-        if not self._images:
-            return tuple(x.shape)
-        if x.shape[3] != len(self._images.mean):
-            raise InputError(f"Engine: images {list(x.shape)} given; the last dimension is {len(self._images.mean)}.")
-        return (x.shape[0], x.shape[3], x.shape[1], x.shape[2])
+        """Return the shape [N, C, H, W] of an input's network input; raise InputError for what it does not take."""
+        return network_shape(x, self.device, self._images)
 
     def _follow_weights(self) -> None:
         """Raise or refresh where the versions of the model's tensors are not those that were read."""

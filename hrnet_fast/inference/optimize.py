@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from hrnet_fast.checks import check_bool, check_integer, check_module
 from hrnet_fast.errors import InputError, shown
 from hrnet_fast.inference.engine import Engine
+from hrnet_fast.inference.engine_input import checked_normalize
 from hrnet_fast.inference.engine_part import PartExecution, as_it_was, execute_by_engine
 from hrnet_fast.inference.model_parts import PartCall, find_parts, takes_more_than_an_image
-from hrnet_fast.inference.normalize import checked_normalize
 from hrnet_fast.inference.planning.tracer import InputShape
 from hrnet_fast.inference.verification import verify_plan
 from hrnet_fast.inference.weight_source import ModelSource

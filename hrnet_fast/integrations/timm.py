@@ -20,9 +20,8 @@ try:
 except ModuleNotFoundError as error:
     raise missing_package(__name__, "timm", error) from error
 
-default_cfgs: dict[
-    str, Any
-] = {}  # timm's register_model reads this name: the weights and preprocessing of each network
+# The weights and preprocessing of each network; timm's register_model reads this name.
+default_cfgs: dict[str, Any] = {}
 
 
 def _entrypoint(theirs: str, name: str) -> Callable[..., nn.Module]:

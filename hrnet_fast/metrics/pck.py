@@ -65,7 +65,7 @@ class PCK(Metric):
             InputError: a type or shape is unsupported.
         """
         what = type(self).__name__
-        offsets, counts = measure(what, points, targets, visible)
+        offsets, counts = offsets_of(what, points, targets, visible)
         if sizes is not None:
             check_tensor(what, "sizes", sizes)
             count = len(points)
@@ -176,7 +176,7 @@ class PixelError(Metric):
         Raises:
             InputError: a type or shape is unsupported.
         """
-        offsets, counts = measure("PixelError", points, targets, visible)
+        offsets, counts = offsets_of("PixelError", points, targets, visible)
         distances = torch.where(counts, offsets.norm(dim=2), 0)
         self._add("squares", distances.square().sum(0))
         self._add("distances", distances.sum(0))
@@ -201,7 +201,7 @@ class PixelError(Metric):
         return totals["squares"].cpu().double(), totals["distances"].cpu().double(), totals["counts"].cpu().double()
 
 
-def measure(what: str, points: Tensor, targets: Tensor, visible: Tensor | None) -> tuple[Tensor, Tensor]:
+def offsets_of(what: str, points: Tensor, targets: Tensor, visible: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the offsets of points from their targets in the widest float, and which of them count [N, K].
 
     Raises:

@@ -10,12 +10,23 @@ from torch import Tensor
 
 from hrnet_fast.errors import InputError, shown
 
+MAX_TERMS = 8  # of a sum
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def pair_of(size: object) -> tuple[Any, ...]:
     """Return `size` as a tuple; an empty one where it is no sequence."""
     return tuple(size) if isinstance(size, Sequence) and not isinstance(size, (str, bytes)) else ()
+
+
+def check_sum(operator: str, xs: Sequence[Tensor], mode: str, activation: object) -> None:
+    """Raise InputError unless a sum of resampled terms has 1 to 8 of them, and a known mode and activation."""
+    if not 1 <= len(xs) <= MAX_TERMS:
+        raise InputError(f"{operator}: {len(xs)} terms given; 1 to {MAX_TERMS} are accepted.")
+    if mode not in ("bilinear", "nearest"):
+        raise InputError(f"{operator}: mode {mode!r}; accepted are 'bilinear' and 'nearest'.")
+    if activation is not None and activation != "relu":
+        raise InputError(f"{operator}: activation {shown(activation)}; accepted are 'relu' and None.")
 
 
 def target_size(operator: str, xs: Sequence[Tensor], size: object, least: int) -> tuple[int, int]:
@@ -72,6 +83,11 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     return torch.channels_last if x.stride(1) == 1 and x.stride(3) != 1 else torch.contiguous_format
 
 
+def format_of_largest(xs: Sequence[Tensor]) -> torch.memory_format:
+    """Return the format of the largest map: the one that would cost most to copy."""
+    return memory_format_of(max(xs, key=lambda x: x.shape[-2] * x.shape[-1]))
+
+
 def dense_format(tensor: Tensor) -> torch.memory_format:
     """Return channels-last for a tensor that is contiguous in that format alone, else the contiguous format."""
     channels_last = tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
@@ -87,7 +103,7 @@ def unaliased(tensor: Tensor, layout: torch.memory_format, others: Sequence[Tens
     return result.clone(memory_format=layout) if shared else result
 
 
-def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+def cast_for_autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     """Return the tensors cast as autocast casts a convolution's arguments; float64 ones, and all without it, stay."""
     device = next(t for t in tensors if t is not None).device.type
     if not torch.is_autocast_enabled(device):

@@ -12,12 +12,19 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.checks import check_bool, check_tensors, check_text
-from hrnet_fast.errors import InputError, shown
+from hrnet_fast.errors import InputError
 from hrnet_fast.implementations import request, select_implementation
-from hrnet_fast.ops.common import check_dtype, check_like, memory_format_of, target_size, unaliased
+from hrnet_fast.ops.common import (
+    check_dtype,
+    check_like,
+    check_sum,
+    format_of_largest,
+    memory_format_of,
+    target_size,
+    unaliased,
+)
 from hrnet_fast.ops.compiled import compiled_operator
 
-MAX_TERMS = 8
 # The values of hrnet_fast::Resample in kernels/cuda/resample.h, by (mode, align_corners).
 RESAMPLE = {("nearest", False): 0, ("nearest", True): 0, ("bilinear", False): 1, ("bilinear", True): 2}
 
@@ -80,8 +87,7 @@ def _is_interpolation(xs: Sequence[Tensor], scales: Sequence[Tensor | None], rel
 
 
 def _checked_size(xs: list[Tensor], size: tuple[int, int] | None, mode: str, activation: str | None) -> tuple[int, int]:
-    if not 1 <= len(xs) <= MAX_TERMS:
-        raise InputError(f"fuse_sum: {len(xs)} terms given; 1 to {MAX_TERMS} are accepted.")
+    check_sum("fuse_sum", xs, mode, activation)
     first = xs[0]
     for k, x in enumerate(xs):
         if x.dim() != 4 or x.shape[:2] != first.shape[:2]:
@@ -91,10 +97,6 @@ def _checked_size(xs: list[Tensor], size: tuple[int, int] | None, mode: str, act
             )
         check_like("fuse_sum", f"term {k}", x, first)
     check_dtype("fuse_sum", first)
-    if mode not in ("bilinear", "nearest"):
-        raise InputError(f"fuse_sum: mode {mode!r}; accepted are 'bilinear' and 'nearest'.")
-    if activation is not None and activation != "relu":
-        raise InputError(f"fuse_sum: activation {shown(activation)}; accepted are 'relu' and None.")
     return target_size("fuse_sum", xs, size, 0)
 
 
@@ -142,7 +144,7 @@ def fuse_sum_forward(
     implementation = select_implementation("fuse_sum", impl, xs[0])
     if _is_interpolation(xs, scales, relu) and implementation == "cpu" and request(impl).name == "auto":
         implementation = "reference"
-    code, layout = RESAMPLE[mode, align_corners], _result_format(xs)
+    code, layout = RESAMPLE[mode, align_corners], format_of_largest(xs)
     if implementation in ("cpu", "cuda"):
         compiled = getattr(torch.ops.hrnet_fast, f"fuse_sum_{implementation}")
         out: Tensor = compiled(xs, scales, shifts, size, code, relu)
@@ -161,18 +163,13 @@ def _or_none(tensors: Sequence[Tensor]) -> list[Tensor | None]:
     return [t if t.numel() else None for t in tensors]
 
 
-def _result_format(xs: Sequence[Tensor]) -> torch.memory_format:
-    """The layout of the largest term: the one that would cost most to copy."""
-    return memory_format_of(max(xs, key=lambda x: x.shape[-2] * x.shape[-1]))
-
-
 _fuse_sum = torch.library.custom_op("hrnet_fast::fuse_sum", fuse_sum_forward, mutates_args=())
 
 
 @_fuse_sum.register_fake
 def _fuse_sum_fake(xs, scales, shifts, size, mode, align_corners, relu, impl):  # type: ignore[no-untyped-def]
     shape = (xs[0].shape[0], xs[0].shape[1], size[0], size[1])
-    return torch.empty(shape, dtype=xs[0].dtype, device=xs[0].device, memory_format=_result_format(xs))
+    return torch.empty(shape, dtype=xs[0].dtype, device=xs[0].device, memory_format=format_of_largest(xs))
 
 
 def fuse_sum_backward(

@@ -16,15 +16,12 @@ from hrnet_fast.errors import InputError
 from hrnet_fast.implementations import select_implementation
 from hrnet_fast.kernels.packing import pack, unpack
 from hrnet_fast.ops.common import (
-    autocast,
     bias_gradient,
+    cast_for_autocast,
     check_dtype,
     check_like,
     check_map,
     convolution_gradients,
-    dense_format,
-    memory_format_of,
-    unaliased,
 )
 from hrnet_fast.ops.packed_conv3x3 import MAX_BRANCHES, NAME, PackedConv3x3, check_weights, checked_biases, each
 
@@ -50,9 +47,8 @@ def grouped_conv3x3(
             float32 products are TF32's where ``torch.backends.cudnn`` allows its convolutions that).
 
     Returns:
-        [N, O_k, H_k, W_k] of each branch, channels-last, in the inputs' dtype. Differentiable once in every tensor, but
-        not with packed weights; keeps the inputs, and the results where they were activated. Under autocast, in its
-        dtype.
+        [N, O_k, H_k, W_k] of each branch, channels-last, in the inputs' dtype. Differentiable in every tensor, but not
+        with packed weights; keeps the inputs, and the results where they were activated. Under autocast, in its dtype.
 
     Raises:
         InputError: inputs, weights, biases or residuals that do not fit.
@@ -71,7 +67,7 @@ def grouped_conv3x3(
     check_weights(given)
     added = checked_biases(given, biases)
     n = len(inputs)
-    cast = autocast(*inputs, *given, *each(residuals, n, "residuals"))
+    cast = cast_for_autocast(*inputs, *given, *each(residuals, n, "residuals"))
     inputs, given, maps = cast[:n], cast[n:-n], cast[-n:]  # type: ignore[assignment]
     _check_inputs(inputs, [(w.shape[0], w.shape[1]) for w in given], maps)
     check_like(NAME, "weight 0", given[0], inputs[0])
@@ -91,7 +87,7 @@ def _packed(
     inputs: list[Tensor], packed: PackedConv3x3, residuals: Sequence[Tensor | None] | None, relu: bool, impl: str
 ) -> list[Tensor]:
     n = len(inputs)
-    cast = autocast(*inputs, packed.weight, *each(residuals, n, "residuals"))
+    cast = cast_for_autocast(*inputs, packed.weight, *each(residuals, n, "residuals"))
     inputs, weight, maps = cast[:n], cast[n], cast[n + 1 :]  # type: ignore[assignment]
     _check_inputs(inputs, packed.channels, maps)
     assert weight is not None
@@ -189,79 +185,32 @@ def _forward_packed_fake(xs, weight, bias, channels, residuals, relu, impl):  # 
     return _empty(xs, channels[::2])
 
 
-@torch.library.custom_op(f"hrnet_fast::{NAME}_backward", mutates_args=())
-def _gradients(
-    grads: Sequence[Tensor],
-    outs: Sequence[Tensor],
-    xs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    shapes: Sequence[int],
-    wanted: Sequence[int],
-) -> list[Tensor]:
-    """Return the gradients of all xs, then weights, biases and residuals; an unwanted one is empty.
-
-    ``outs[k]`` is empty without an activation, ``xs[k]`` where its shape, ``shapes[3k:3k+3]`` without N, is enough. The
-    library's convolutions compute the gradients in every implementation.
-    """
-    n = len(grads)
-    found = [grads[0].new_empty(0) for _ in range(4 * n)]
-    for k, (grad, out, weight) in enumerate(zip(grads, outs, weights, strict=True)):
-        want_x, want_weight, want_bias, want_residual = (bool(w) for w in wanted[k::n])
-        masked = torch.ops.aten.threshold_backward(grad, out, 0) if out.dim() == 4 else grad
-        if want_x or want_weight:
-            shape = (grad.shape[0], *shapes[3 * k : 3 * k + 3])
-            of_x, of_weight = convolution_gradients(
-                masked, xs[k] if want_weight else None, shape, weight, 1, want_x, want_weight
-            )
-            if want_x and of_x is not None:
-                found[k] = unaliased(of_x, memory_format_of(grad), grads)
-            if want_weight and of_weight is not None:
-                found[n + k] = of_weight.contiguous(memory_format=dense_format(weight))
-        if want_bias:
-            found[2 * n + k] = bias_gradient(masked, biases[k])
-        if want_residual:
-            found[3 * n + k] = unaliased(masked, memory_format_of(grad), grads)
-    return found
-
-
-@_gradients.register_fake
-def _gradients_fake(grads, outs, xs, weights, biases, shapes, wanted):  # type: ignore[no-untyped-def]
-    n = len(grads)
-    found = [grads[0].new_empty(0) for _ in range(4 * n)]
-    for k, grad in enumerate(grads):
-        like = {"dtype": grad.dtype, "device": grad.device}
-        if wanted[k]:
-            shape = (grad.shape[0], *shapes[3 * k : 3 * k + 3])
-            found[k] = torch.empty(shape, memory_format=memory_format_of(grad), **like)
-        if wanted[n + k]:
-            found[n + k] = torch.empty(weights[k].shape, memory_format=dense_format(weights[k]), **like)
-        if wanted[2 * n + k]:
-            found[2 * n + k] = torch.empty_like(biases[k])
-        if wanted[3 * n + k]:
-            found[3 * n + k] = torch.empty(grad.shape, memory_format=memory_format_of(grad), **like)
-    return found
-
-
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    xs, weights, biases, residuals, relu, _ = inputs
-    ctx.branches = len(xs)
-    ctx.shapes = [s for x in xs for s in x.shape[1:]]
-    ctx.wanted = [int(t.requires_grad) for t in (*xs, *weights, *biases, *residuals)]
+    xs, weights, biases, residuals, ctx.relu, _ = inputs
+    ctx.shapes = [x.shape for x in xs]
+    ctx.wanted = [t.requires_grad for t in (*xs, *weights, *biases, *residuals)]
     absent = xs[0].new_empty(0)
     # An input's values are needed for its weight's gradient alone.
     kept = [x if w.requires_grad else absent for x, w in zip(xs, weights, strict=True)]
-    ctx.save_for_backward(*(output if relu else [absent] * len(xs)), *kept, *weights, *biases)
+    ctx.save_for_backward(*(output if ctx.relu else [absent] * len(xs)), *kept, *weights, *biases)
 
 
 def _backward(ctx, grads):  # type: ignore[no-untyped-def]
-    n = ctx.branches
+    """The library's convolutions compute the gradients in every implementation."""
+    n = len(grads)
     outs, xs, weights, biases = (ctx.saved_tensors[j * n : (j + 1) * n] for j in range(4))
-    found = torch.ops.hrnet_fast.grouped_conv3x3_backward(
-        list(grads), list(outs), list(xs), list(weights), list(biases), ctx.shapes, ctx.wanted
-    )
-    given = [g if w else None for g, w in zip(found, ctx.wanted, strict=True)]
-    return given[:n], given[n : 2 * n], given[2 * n : 3 * n], given[3 * n :], None, None
+    found: list[Tensor | None] = [None] * (4 * n)
+    for k, grad in enumerate(grads):
+        want_x, want_weight, want_bias, want_residual = ctx.wanted[k::n]
+        masked = torch.ops.aten.threshold_backward(grad, outs[k], 0) if ctx.relu else grad
+        if want_x or want_weight:
+            x = xs[k] if want_weight else None
+            found[k], found[n + k] = convolution_gradients(masked, x, ctx.shapes[k], weights[k], 1, want_x, want_weight)
+        if want_bias:
+            found[2 * n + k] = bias_gradient(masked, biases[k])
+        if want_residual:
+            found[3 * n + k] = masked
+    return found[:n], found[n : 2 * n], found[2 * n : 3 * n], found[3 * n :], None, None
 
 
 _forward.register_autograd(_backward, setup_context=_setup_context)

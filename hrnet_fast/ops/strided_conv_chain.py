@@ -15,14 +15,13 @@ from hrnet_fast.checks import check_tensor, check_tensors, check_text
 from hrnet_fast.errors import InputError, shown
 from hrnet_fast.implementations import select_implementation
 from hrnet_fast.ops.common import (
-    autocast,
     bias_gradient,
+    cast_for_autocast,
     check_bias,
     check_dtype,
     check_like,
     check_map,
     convolution_gradients,
-    dense_format,
     memory_format_of,
     pair_of,
     unaliased,
@@ -53,8 +52,8 @@ def strided_conv_chain(
         impl: ``"auto"``, ``"reference"`` (the library's convolution) or ``"triton"`` (no float64).
 
     Returns:
-        [N, C_out, H', W'] in the inputs' dtype, laid out as the input with the most channels. Differentiable once in
-        every tensor; keeps the inputs, and the result where a part of it was activated. Under autocast, in its dtype.
+        [N, C_out, H', W'] in the inputs' dtype, laid out as the input with the most channels. Differentiable in every
+        tensor; keeps the inputs, and the result where a part of it was activated. Under autocast, in its dtype.
 
     Raises:
         InputError: inputs, a weight, a bias, an addend or a range that do not fit.
@@ -67,7 +66,7 @@ def strided_conv_chain(
         check_tensor(NAME, name, tensor, optional=True)
     if not 1 <= len(inputs) <= MAX_INPUTS:
         raise InputError(f"{NAME}: {len(inputs)} inputs given; 1 to {MAX_INPUTS} are accepted.")
-    cast = autocast(*inputs, weight, bias, addend)
+    cast = cast_for_autocast(*inputs, weight, bias, addend)
     inputs = [t for t in cast[: len(inputs)] if t is not None]
     weight, bias, addend = cast[-3], cast[-2], cast[-1]  # type: ignore[assignment]
     _check_inputs(inputs, weight)
@@ -147,45 +146,6 @@ def _forward_fake(xs, weight, bias, addend, relu_begin, relu_end, impl):  # type
     return torch.empty(_shape(xs[0], weight), dtype=xs[0].dtype, device=xs[0].device, memory_format=_result_format(xs))
 
 
-@torch.library.custom_op(f"hrnet_fast::{NAME}_backward", mutates_args=())
-def _gradients(
-    grad: Tensor,
-    out: Tensor,
-    xs: Sequence[Tensor],
-    weight: Tensor,
-    bias: Tensor | None,
-    shapes: Sequence[int],
-    relu_begin: int,
-    relu_end: int,
-    wanted: Sequence[int],
-) -> list[Tensor]:
-    """Return the gradients of all xs, then weight, bias and addend; an unwanted one is empty.
-
-    `out` is empty without an activation, and xs are where the weight needs no gradient: `shapes`, [C_i..., H, W], are
-    enough then. The library's convolution computes the gradients in every implementation.
-    """
-    n = len(xs)
-    *channels, height, width = shapes
-    found = [grad.new_empty(0) for _ in range(n + 3)]
-    masked = _masked(grad, out, relu_begin, relu_end)
-    want_x, want_weight = any(wanted[:n]), bool(wanted[n])
-    if want_x or want_weight:
-        joined = (xs[0] if n == 1 else torch.cat(list(xs), dim=1)) if want_weight else None
-        shape = (grad.shape[0], sum(channels), height, width)
-        of_joined, of_weight = convolution_gradients(masked, joined, shape, weight, 2, want_x, want_weight)
-        if want_weight and of_weight is not None:
-            found[n] = of_weight.contiguous(memory_format=dense_format(weight))
-        if want_x and of_joined is not None:
-            parts = torch.split_with_sizes(of_joined, list(channels), dim=1)
-            for k in (k for k in range(n) if wanted[k]):
-                found[k] = unaliased(parts[k], memory_format_of(grad), [grad, *found[:k]])
-    if bias is not None and wanted[n + 1]:
-        found[n + 1] = bias_gradient(masked, bias)
-    if wanted[n + 2]:
-        found[n + 2] = unaliased(masked, memory_format_of(grad), [grad, *found[:n]])
-    return found
-
-
 def _masked(grad: Tensor, out: Tensor, begin: int, end: int) -> Tensor:
     """Return the gradient with zeros where the activation is zero."""
     if begin == end:
@@ -198,43 +158,33 @@ def _masked(grad: Tensor, out: Tensor, begin: int, end: int) -> Tensor:
     return masked
 
 
-@_gradients.register_fake
-def _gradients_fake(grad, out, xs, weight, bias, shapes, relu_begin, relu_end, wanted):  # type: ignore[no-untyped-def]
-    n = len(xs)
-    *channels, height, width = shapes
-    found = [grad.new_empty(0) for _ in range(n + 3)]
-    like = {"dtype": grad.dtype, "device": grad.device}
-    for k in range(n):
-        if wanted[k]:
-            shape = (grad.shape[0], channels[k], height, width)
-            found[k] = torch.empty(shape, memory_format=memory_format_of(grad), **like)
-    if wanted[n]:
-        found[n] = torch.empty(weight.shape, memory_format=dense_format(weight), **like)
-    if wanted[n + 1]:
-        found[n + 1] = torch.empty_like(bias)
-    if wanted[n + 2]:
-        found[n + 2] = torch.empty(grad.shape, memory_format=memory_format_of(grad), **like)
-    return found
-
-
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     xs, weight, bias, addend, ctx.begin, ctx.end, _ = inputs
-    ctx.inputs = len(xs)
-    ctx.shapes = [x.shape[1] for x in xs] + list(xs[0].shape[2:])
-    ctx.wanted = [int(t is not None and t.requires_grad) for t in (*xs, weight, bias, addend)]
+    ctx.shapes = [x.shape for x in xs]
+    ctx.wanted = [t is not None and t.requires_grad for t in (*xs, weight, bias, addend)]
     absent = output.new_empty(0)
+    # Inputs' values are needed for the weight's gradient alone.
     kept = list(xs) if weight.requires_grad else [absent] * len(xs)
     ctx.save_for_backward(output if ctx.begin < ctx.end else absent, *kept, weight, bias)
 
 
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
-    out, *rest = ctx.saved_tensors
-    n = ctx.inputs
-    found = torch.ops.hrnet_fast.strided_conv_chain_backward(
-        grad, out, rest[:n], rest[n], rest[n + 1], ctx.shapes, ctx.begin, ctx.end, ctx.wanted
-    )
-    given = [g if w else None for g, w in zip(found, ctx.wanted, strict=True)]
-    return given[:n], *given[n:], None, None, None
+    """The library's convolution computes the gradients in every implementation."""
+    out, *xs, weight, bias = ctx.saved_tensors
+    *want_xs, want_weight, want_bias, want_addend = ctx.wanted
+    channels = [shape[1] for shape in ctx.shapes]
+    of_xs: list[Tensor | None] = [None] * len(xs)
+    of_weight: Tensor | None = None
+    masked = _masked(grad, out, ctx.begin, ctx.end)
+    if any(want_xs) or want_weight:
+        joined = torch.cat(xs, dim=1) if want_weight else None
+        shape = (grad.shape[0], sum(channels), *ctx.shapes[0][2:])
+        of_joined, of_weight = convolution_gradients(masked, joined, shape, weight, 2, any(want_xs), want_weight)
+        if of_joined is not None:
+            parts = torch.split_with_sizes(of_joined, channels, dim=1)
+            of_xs = [part if want else None for part, want in zip(parts, want_xs, strict=True)]
+    of_bias = bias_gradient(masked, bias) if want_bias else None
+    return of_xs, of_weight, of_bias, masked if want_addend else None, None, None, None
 
 
 _forward.register_autograd(_backward, setup_context=_setup_context)

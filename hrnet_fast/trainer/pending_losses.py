@@ -1,15 +1,20 @@
-"""``PendingLosses``: losses on their way from the device, read some updates later so that nothing waits for them."""
+"""Losses on their way from the device, read some updates later so that nothing waits for them; losses not finite."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+
+from hrnet_fast.errors import TrainingError, some_of
+from hrnet_fast.trainer.processes import Processes
+from hrnet_fast.trainer.run_reports import RunReports
+from hrnet_fast.trainer.sampler import TrainingOrder
 
 LAG = 2  # updates on a CUDA device between a loss and its reading
 
@@ -103,3 +108,64 @@ class PendingLosses:
             entry.parts = []
             found.append(entry)
         return found
+
+
+class RunLosses:
+    """The losses of a run: reported as they arrive; one that is not finite ends the run, in all processes alike.
+
+    Args:
+        order: of the run's samples.
+        processes: of the run.
+        reports: receive losses, and why the run ends.
+        rate: returns the learning rate of an iteration.
+        saved_state: says which state of the run is saved.
+
+    Attributes:
+        bad: the first loss of this process that is not finite.
+    """
+
+    def __init__(
+        self,
+        order: TrainingOrder,
+        processes: Processes,
+        reports: RunReports,
+        rate: Callable[[int], float],
+        saved_state: Callable[[], str],
+    ) -> None:
+        self._order, self._processes, self._reports = order, processes, reports
+        self._rate, self._saved_state = rate, saved_state
+        self._pending = PendingLosses(processes.device)
+        self.add = self._pending.add
+        self.bad: UpdateLoss | None = None
+
+    def read(self, all_of_them: bool = False) -> None:
+        """Take the losses that are due, or all of them."""
+        for entry in self._pending.arrived(all_of_them=all_of_them):
+            if self.bad is None and not math.isfinite(entry.value):
+                self.bad = entry
+            self._reports.loss(entry.iteration, entry.value, self._rate(entry.iteration), entry.named)
+        if self._processes.count == 1 and self.bad is not None:
+            self.refuse()
+
+    def settle(self) -> None:
+        """Take all losses, and end the run where a process has one that is not finite."""
+        self.read(all_of_them=True)
+        if self._processes.largest([float(self.bad is not None)])[0]:
+            self.refuse()
+
+    def refuse(self) -> NoReturn:
+        """End the run because of a loss that is not finite, in all processes alike.
+
+        Raises:
+            TrainingError: always.
+        """
+        own = None if self.bad is None else (self.bad.iteration, self.bad.value, self.bad.files)
+        found = [one for one in self._processes.gathered(own) if one is not None]
+        iteration, value, _ = min(found, key=lambda one: one[0])
+        files = [name for one in found if one[0] == iteration for name in one[2]]
+        epoch = iteration // self._order.iterations_per_epoch
+        self._reports.stop(f"the loss is {value}", update=iteration + 1, epoch=epoch + 1, files=files)
+        raise TrainingError(
+            f"The loss is {value} at iteration {iteration + 1} (epoch {epoch + 1}); its batch: {some_of(files, 64)}. "
+            f"Look at these samples, lower the learning rate or warm it up. {self._saved_state()}"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import time
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from hrnet_fast.recipes.recipe import Recipe
 from hrnet_fast.trainer.batches import TrainingBatches, worker_failure
 from hrnet_fast.trainer.callbacks import Callback
 from hrnet_fast.trainer.loop import TrainingOutcome
-from hrnet_fast.trainer.pending_losses import PendingLosses, UpdateLoss
+from hrnet_fast.trainer.pending_losses import RunLosses
 from hrnet_fast.trainer.processes import Processes
 from hrnet_fast.trainer.progress_state import RunProgress, state_of_process
 from hrnet_fast.trainer.random_state import random_state, restore_random_state, seed_steps
@@ -58,8 +57,6 @@ class TrainingRun:
         self._task, self._recipe, self._processes, self._requests = task, recipe, processes, requests
         self._save_seconds, self._save_iterations = save_seconds, save_iterations
         self._batches: TrainingBatches | None = None
-        self._losses = PendingLosses(processes.device)
-        self._bad: UpdateLoss | None = None
         self._generator = torch.Generator()
         loop, samples = recipe.loop, len(task.train)  # type: ignore[arg-type]
         order = self._order = TrainingOrder(samples, loop, processes.count, processes.rank)
@@ -74,6 +71,7 @@ class TrainingRun:
         if state is not None and measures_otherwise(state["recipe"], recipe):
             self._progress.forget_best()
         self._reports = RunReports(order, processes, self._progress, callbacks, log_every)
+        self._losses = RunLosses(order, processes, self._reports, self._rate, self._saved_state)
         if self._progress.finished:
             self._evaluation: RunEvaluation | None = None
             return
@@ -143,10 +141,9 @@ class TrainingRun:
             self._batches.prefetch()
         progress.iteration += 1
         self._reports.updated(iteration, time.perf_counter() - begin - saving, self._batches.take_waited())
-        self._read_losses()
+        self._losses.read()
         if progress.iteration % self._order.iterations_per_epoch == 0:
-            self._read_losses(all_of_them=True)
-            self._agree_on_losses()
+            self._losses.settle()
             self._reports.epoch()
             explained = (self._runner.graphed, getattr(self._task.train, "cache", None))
             for one in explained if progress.iteration == self._order.iterations_per_epoch else ():
@@ -176,10 +173,11 @@ class TrainingRun:
         Raises:
             DatasetError, TrainingError: a process has no batch, or a loss is not finite.
         """
-        flags = [self._requests.received, error is not None, self._bad is not None, first and self._is_save_due()]
+        received, bad_loss = self._requests.received, self._losses.bad is not None
+        flags = [received, error is not None, bad_loss, first and self._is_save_due()]
         stop, failed, bad, save = self._processes.largest([float(flag) for flag in flags])
         if bad:
-            self._raise_bad_loss()
+            self._losses.refuse()
         if stop and first:
             self._requests.received = int(stop)
             return True, False
@@ -193,34 +191,6 @@ class TrainingRun:
             return False
         return 0 < self._save_seconds <= time.monotonic() - self._saved_at or 0 < self._save_iterations <= new
 
-    def _read_losses(self, all_of_them: bool = False) -> None:
-        """Take the losses that are due, or all of them."""
-        for entry in self._losses.arrived(all_of_them=all_of_them):
-            if self._bad is None and not math.isfinite(entry.value):
-                self._bad = entry
-            rate = self._recipe.optimizer.lr * self._schedule.factor(entry.iteration)
-            self._reports.loss(entry.iteration, entry.value, rate, entry.named)
-        if self._processes.count == 1 and self._bad is not None:
-            self._raise_bad_loss()
-
-    def _agree_on_losses(self) -> None:
-        if self._processes.largest([float(self._bad is not None)])[0]:
-            self._raise_bad_loss()
-
-    def _raise_bad_loss(self) -> None:
-        """Stop because of a loss that is not finite, in all processes alike."""
-        own = None if self._bad is None else (self._bad.iteration, self._bad.value, self._bad.files)
-        found = [one for one in self._processes.gathered(own) if one is not None]
-        iteration, value, _ = min(found, key=lambda one: one[0])
-        files = [name for one in found if one[0] == iteration for name in one[2]]
-        epoch = iteration // self._order.iterations_per_epoch
-        self._reports.stop(f"the loss is {value}", update=iteration + 1, epoch=epoch + 1, files=files)
-        raise TrainingError(
-            f"The loss is {value} at iteration {iteration + 1} (epoch {epoch + 1}); its batch: {some_of(files, 64)}. "
-            f"Look at these samples, lower the learning rate or warm it up. {self._folder.last} is the state of "
-            f"iteration {self._saved_iteration}."
-        )
-
     def _evaluate(self, evaluation: RunEvaluation) -> bool:
         """Evaluate if it is time. Return whether a request to stop came meanwhile."""
         if evaluation.is_due():
@@ -232,10 +202,15 @@ class TrainingRun:
             self._save()
         return False
 
+    def _rate(self, iteration: int) -> float:
+        return self._recipe.optimizer.lr * self._schedule.factor(iteration)
+
+    def _saved_state(self) -> str:
+        return f"{self._folder.last} is the state of iteration {self._saved_iteration}."
+
     def _save(self) -> None:
         """Write ``last.pt``, unless a loss or the weights are not finite."""
-        self._read_losses(all_of_them=True)
-        self._agree_on_losses()
+        self._losses.settle()
         own = {"progress": self._progress.data(), "random": random_state(self._processes.device)}
         all_of_them = self._processes.gathered(own)
         self._processes.from_first(lambda: self._write_state(all_of_them))
@@ -246,7 +221,7 @@ class TrainingRun:
         if bad:
             raise TrainingError(
                 f"Weights or statistics are not finite at iteration {iteration}, while all losses are: {some_of(bad)}. "
-                f"Lower the learning rate. {self._folder.last} is the state of iteration {self._saved_iteration}."
+                f"Lower the learning rate. {self._saved_state()}"
             )
         assert self._reports.log is not None
         self._folder.save(
@@ -275,8 +250,7 @@ class TrainingRun:
 
     def _stop(self) -> TrainingOutcome:
         """Save, and stop as was asked."""
-        self._read_losses(all_of_them=True)
-        self._agree_on_losses()
+        self._losses.settle()
         name = signal.Signals(self._requests.received).name
         self._reports.stop(name)
         self._save()

@@ -35,7 +35,7 @@ class NormCall(NamedTuple):
     group: dist.ProcessGroup | None
 
 
-def read_norm(module: nn.Module) -> NormCall:
+def read_batch_norm(module: nn.Module) -> NormCall:
     """Describe a supported layer as ``torch.nn.BatchNorm2d.forward`` would treat it now."""
     if not isinstance(module, _BatchNorm):
         frozen: Any = module

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from hrnet_fast.checks import check_bool, check_integer
 from hrnet_fast.training.captured_optimizer import LearningRates
 from hrnet_fast.training.host_state import HostState
-from hrnet_fast.training.pytrees import UnsupportedStructureError, describe, map_tensors, shapes_text, unrepeatable
+from hrnet_fast.training.pytrees import UnsupportedStructureError, map_tensors, shapes_text, structure_key, unrepeatable
 from hrnet_fast.training.step_arguments import check_arguments
 from hrnet_fast.training.step_capture import CudaCapturer, StepCapturer, failure_text
 from hrnet_fast.training.step_constants import StepConstants, lasting_refusal
@@ -160,7 +160,7 @@ class GraphedStep:
         tensors: list[Tensor] = []
         if reason is None:
             try:
-                structure = describe((images, targets), tensors)
+                structure = structure_key((images, targets), tensors)
             except UnsupportedStructureError as error:
                 reason = f"images or targets hold {error}"
         if reason is not None:
@@ -257,7 +257,7 @@ class GraphedStep:
             host.restore()
             return self._policy.capture_failed(key, f"the step cannot be captured: {reason}")
         static: list[Tensor] = []
-        describe(inputs, static)
+        structure_key(inputs, static)
         self._policy.captured(key, place, _Graph(replay, static, result, gradients_of(iteration.parameters)))
         return None
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from hrnet_fast.training.batch_norm import read_norm
+from hrnet_fast.training.batch_norm import read_batch_norm
 from hrnet_fast.training.conv_norm import ConvNorm
 from hrnet_fast.training.residual_chain import Unit
 
@@ -63,7 +63,8 @@ def read_conv_norm(conv: nn.Module, norm: nn.Module) -> ConvNorm:
     """Describe a supported convolution and its normalisation as they stand at a call."""
     assert isinstance(conv, nn.Conv2d)
     assert not isinstance(conv.padding, str)
-    return ConvNorm(conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups, read_norm(norm))
+    own = read_batch_norm(norm)
+    return ConvNorm(conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups, own)
 
 
 def flat(sequence: nn.Sequential) -> Iterator[nn.Module]:

@@ -19,7 +19,7 @@ class UnsupportedStructureError(Exception):
     """A structure holds something that is neither a tensor nor a constant."""
 
 
-def describe(value: Any, tensors: list[Tensor]) -> Any:
+def structure_key(value: Any, tensors: list[Tensor]) -> Any:
     """Append the tensors of `value`, in order, and return a hashable key of everything else about it.
 
     The key has the shapes, strides and dtypes of tensors, the structure, and the constants.
@@ -35,9 +35,9 @@ def describe(value: Any, tensors: list[Tensor]) -> Any:
         tensors.append(value)
         return value.shape, value.stride(), value.dtype
     if kind in (tuple, list) or _is_named_tuple(value):
-        return kind, *[describe(v, tensors) for v in value]
+        return kind, *[structure_key(v, tensors) for v in value]
     if kind in _MAPPINGS:
-        return kind, tuple(value), *[describe(v, tensors) for v in value.values()]
+        return kind, tuple(value), *[structure_key(v, tensors) for v in value.values()]
     if isinstance(value, _CONSTANTS):
         return kind, value
     raise UnsupportedStructureError(f"an object of {kind.__name__}")

@@ -32,7 +32,7 @@ class CachedStructure:
         self.value = value
         self._root = weakref.ref(root)
         extension = load_compiled()
-        self._states = _States(root, others) if extension is None else extension.ModuleStates(root, others, APART)
+        self._states = _ModuleStates(root, others) if extension is None else extension.ModuleStates(root, others, APART)
 
     def is_valid(self, root: nn.Module) -> bool:
         """Whether nothing changed since, and `root` is the module itself: replicas have copies of its attributes."""
@@ -72,7 +72,7 @@ def clear_cache(module: nn.Module) -> None:
 _CONTAINERS = (list, set, *{type(v) for v in vars(nn.Module()).values() if isinstance(v, dict)})
 
 
-class _State:
+class _ModuleState:
     """A module's class, methods that tools replace at run time, and attributes, of which containers are copied."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -90,12 +90,12 @@ class _State:
         return all(own[k] is v or own[k] == v for k, v in self._attributes.items())
 
 
-class _States:
+class _ModuleStates:
     """The states of several modules, as the compiled extension's ``ModuleStates`` has them."""
 
     def __init__(self, root: nn.Module, others: Iterable[nn.Module]) -> None:
-        self._own = _State(root)
-        self._others = [(m, _State(m)) for m in others]
+        self._own = _ModuleState(root)
+        self._others = [(m, _ModuleState(m)) for m in others]
 
     def unchanged(self, root: nn.Module) -> bool:
         return self._own.matches(root) and all(state.matches(m) for m, state in self._others)

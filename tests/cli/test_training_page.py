@@ -13,7 +13,7 @@ from command_line import call
 from tiny_recipes import MOUSE, save_coco, save_masks, settings
 
 import hrnet_fast as hf
-from hrnet_fast.demo.random_weights import random_state
+from hrnet_fast.demo.random_weights import random_weights
 from hrnet_fast.keypoints import KEYPOINT_SETS
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
@@ -54,7 +54,7 @@ def make_data(folder: Path) -> None:
     for part in ("train2017", "val2017"):
         (coco / "annotations" / f"{part}.json").rename(coco / "annotations" / f"person_keypoints_{part}.json")
     (coco / "detections.json").write_text('[{"image_id": 1, "category_id": 1, "bbox": [4, 4, 36, 32], "score": 0.9}]')
-    torch.save(random_state(hf.get_config("hrnetv1_w32_pose"), "pose"), folder / "pose_hrnet_w32_256x192.pth")
+    torch.save(random_weights(hf.get_config("hrnetv1_w32_pose"), "pose"), folder / "pose_hrnet_w32_256x192.pth")
     (folder / "w32_256x192_adam_lr1e-3.yaml").write_text(AUTHORS)
     for language, text in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
         if language == "yaml":

@@ -117,7 +117,7 @@ def check_masks(
 @pytest.mark.parametrize("kind", ["faster_rcnn", "fcos"])
 def test_training(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every loss entry, and the norm of every gradient; as in the recording, the first candidates are sampled."""
-    monkeypatch.setattr(assignment, "choose", lambda candidates, number, generator: candidates[:number])
+    monkeypatch.setattr(assignment, "draw_some", lambda candidates, number, generator: candidates[:number])
     expected = golden.results(kind)
     model = golden.detector(kind).train()
     images, targets, metas = golden.training(kind)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import hrnet_fast as hf
 from hrnet_fast.detection import KINDS, Detector, ImageMeta, total_loss
-from hrnet_fast.detection.assignment import BACKGROUND, LEFT_OUT, assign, choose, sample
+from hrnet_fast.detection.assignment import BACKGROUND, LEFT_OUT, assign, draw_some, sample
 from hrnet_fast.detection.boxes import decode, encode
 from hrnet_fast.detection.config_parts import AssignConfig, SampleConfig
 from hrnet_fast.detection.mask_head import paste_masks
@@ -187,7 +187,7 @@ def test_samples_are_drawn_by_the_generator() -> None:
     assert bool((found[first[1]] == BACKGROUND).all())
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
-    assert sorted(choose(torch.arange(5), 5, None).tolist()) == list(range(5))
+    assert sorted(draw_some(torch.arange(5), 5, None).tolist()) == list(range(5))
 
 
 def test_deltas() -> None:

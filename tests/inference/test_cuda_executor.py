@@ -21,7 +21,7 @@ from hrnet_fast.inference.execution.cuda_executor import CudaExecutor
 from hrnet_fast.inference.execution.cuda_graph import CudaDevice, GraphPool
 from hrnet_fast.inference.execution.evaluator import evaluate
 from hrnet_fast.inference.execution.execution_state import ATTEMPTS, State
-from hrnet_fast.inference.execution.stream_schedule import Schedule
+from hrnet_fast.inference.execution.stream_schedule import StreamSchedule
 from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.planning.lowering import make_plan
 
@@ -58,7 +58,7 @@ class StandIn(CudaDevice):
     def memory(self) -> Any:
         return object()
 
-    def fork(self, schedule: Schedule) -> Any:
+    def fork(self, schedule: StreamSchedule) -> Any:
         return _StandInStreams(self, schedule)
 
     def after(self, mark: Any) -> None:
@@ -85,7 +85,7 @@ class _StandInGraph:
 class _StandInStreams:
     """Checks that every wait is for work that was signalled before."""
 
-    def __init__(self, device: StandIn, schedule: Schedule) -> None:
+    def __init__(self, device: StandIn, schedule: StreamSchedule) -> None:
         self._schedule, self._done = schedule, set[int]()
         self.device = device
 

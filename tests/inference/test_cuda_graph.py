@@ -17,7 +17,7 @@ import torch
 from hrnet_fast import graph_capture
 from hrnet_fast.inference.execution import cuda_graph, cudnn_search
 from hrnet_fast.inference.execution.cuda_graph import CudaDevice, graphed
-from hrnet_fast.inference.execution.stream_schedule import Schedule
+from hrnet_fast.inference.execution.stream_schedule import StreamSchedule
 
 CPU = torch.device("cpu")
 
@@ -87,7 +87,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Runtime:
 
 def test_streams_fork_wait_and_join(cuda: Runtime) -> None:
     """Groups 0 and 2 on the current stream, 1 and 3 on another; 2 needs 1, 3 needs 2."""
-    made = Schedule((0, 1, 0, 1), ((), (0,), (1,), (2,)), frozenset({0, 1, 2, 3}), (3,))
+    made = StreamSchedule((0, 1, 0, 1), ((), (0,), (1,), (2,)), frozenset({0, 1, 2, 3}), (3,))
     streams = CudaDevice(CPU).fork(made)
     for group in range(4):
         with streams(group):
@@ -109,7 +109,7 @@ def test_streams_fork_wait_and_join(cuda: Runtime) -> None:
 
 
 def test_a_side_stream_is_never_the_current_one(cuda: Runtime) -> None:
-    made = Schedule((0, 1, 2), ((), (), ()), frozenset({1, 2}), (1, 2))
+    made = StreamSchedule((0, 1, 2), ((), (), ()), frozenset({1, 2}), (1, 2))
     first = CudaDevice(CPU).fork(made)
     with cuda.stream(first._streams[1]):
         again = CudaDevice(CPU).fork(made)

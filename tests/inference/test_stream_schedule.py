@@ -17,7 +17,7 @@ from hrnet_fast.inference.execution.arena import ArenaMaps, adoptable, arena_lay
 from hrnet_fast.inference.execution.autotuner import Autotuner
 from hrnet_fast.inference.execution.evaluator import evaluate
 from hrnet_fast.inference.execution.launch_groups import LaunchGroup, launch_groups
-from hrnet_fast.inference.execution.stream_schedule import MAX_STREAMS, Schedule, schedule
+from hrnet_fast.inference.execution.stream_schedule import MAX_STREAMS, StreamSchedule, schedule
 from hrnet_fast.inference.execution.torch_executor import TorchExecutor
 from hrnet_fast.inference.plan import Plan
 from hrnet_fast.inference.planning.lowering import make_plan
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 HEADS = ["v1", "v2", "v2p", "ocr", "c", "cii"]
 
 
-def in_order(made: Schedule) -> list[int]:
+def in_order(made: StreamSchedule) -> list[int]:
     """Return, as bits, the groups that are over when each one begins: by streams and events, by nothing else."""
     over: list[int] = []
     last: dict[int, int] = {}
@@ -40,7 +40,7 @@ def in_order(made: Schedule) -> list[int]:
     return over
 
 
-def unordered(plan: Plan, places: ArenaMaps, groups: list[LaunchGroup], made: Schedule) -> list[tuple[int, int]]:
+def unordered(plan: Plan, places: ArenaMaps, groups: list[LaunchGroup], made: StreamSchedule) -> list[tuple[int, int]]:
     """Return pairs of groups that touch the same elements, one of them writing, in no given order."""
     access = [touched(plan, places, group) for group in groups]
     over = in_order(made)
@@ -92,7 +92,7 @@ def test_the_simulation_sees_a_missing_wait() -> None:
     caught = 0
     for u in waiting:
         waits = tuple(() if v == u else w for v, w in enumerate(made.waits))
-        caught += bool(unordered(plan, places, groups, Schedule(made.streams, waits, made.signals, made.joins)))
+        caught += bool(unordered(plan, places, groups, StreamSchedule(made.streams, waits, made.signals, made.joins)))
     assert caught == len(waiting)
 
 
@@ -107,7 +107,7 @@ def test_shared_memory_makes_waits_of_its_own() -> None:
 class _Shuffled:
     """Runs steps in an order that streams could happen to take: as late or as early as their waits allow."""
 
-    def __init__(self, run: TorchExecutor, made: Schedule, seed: int) -> None:
+    def __init__(self, run: TorchExecutor, made: StreamSchedule, seed: int) -> None:
         draw, over = random.Random(seed), in_order(made)
         self.order: list[int] = []
         done, left = 0, set(range(len(over)))

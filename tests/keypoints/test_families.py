@@ -9,7 +9,7 @@ import pytest
 from tiny_networks import tiny
 
 import hrnet_fast as hf
-from hrnet_fast.demo.random_weights import random_state
+from hrnet_fast.demo.random_weights import random_weights
 from hrnet_fast.errors import InputError
 from hrnet_fast.keypoints import METHODS
 from hrnet_fast.skip_init import meta_device
@@ -33,7 +33,7 @@ def test_families_of_heatmaps_have_one() -> None:
 @pytest.mark.parametrize("family", HEATMAPS)
 def test_a_checkpoint_brings_its_familys(family: str) -> None:
     head, method = HEATMAPS[family]
-    state = random_state(tiny(head).config, family)
+    state = random_weights(tiny(head).config, family)
     assert hf.load_checkpoint(state).keypoints == method
     model = hf.load_checkpoint(state, decode="udp")
     assert model.keypoints == copy.deepcopy(model).keypoints == "udp"
@@ -55,7 +55,7 @@ def test_named_networks_have_their_tasks() -> None:
 
 @pytest.mark.slow
 def test_what_has_no_heatmaps_is_not_decoded() -> None:
-    state = random_state(tiny("c").config, "cls")
+    state = random_weights(tiny("c").config, "cls")
     assert hf.load_checkpoint(state).keypoints is None
     for method in METHODS:
         with pytest.raises(InputError, match="no heatmaps"):

@@ -59,7 +59,7 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(AnchorGenerator, "grid_priors", wide)
     monkeypatch.setattr(fcn_mask_head, "torch", Float64("torch"))
     monkeypatch.setattr(RandomSampler, "random_choice", lambda self, gallery, number: gallery[:number])
-    monkeypatch.setattr(assignment, "choose", lambda candidates, number, generator: candidates[:number])
+    monkeypatch.setattr(assignment, "draw_some", lambda candidates, number, generator: candidates[:number])
     monkeypatch.setattr(Tensor, "float", Tensor.double)
     torch.set_default_dtype(torch.float64)
     yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hrnet_fast.inference.execution.cuda_graph import CapturedGraph, CudaDevice, GraphPool
-from hrnet_fast.inference.execution.stream_schedule import Schedule, schedule
+from hrnet_fast.inference.execution.stream_schedule import StreamSchedule, schedule
 from hrnet_fast.inference.execution.torch_executor import TorchExecutor
 
 MODES = ("sequential", "streams", "grouped")
@@ -24,7 +24,7 @@ class Arrangement:
     def __init__(self, mode: str, executor: TorchExecutor, x: Any, device: CudaDevice) -> None:
         self.mode, self.executor = mode, executor
         self._input, self._device = x, device
-        self._schedule: Schedule | None = None
+        self._schedule: StreamSchedule | None = None
         if mode == "streams":
             self._schedule = schedule(executor.plan, executor.maps.layout, executor.groups)
         self.graph: CapturedGraph | None = None

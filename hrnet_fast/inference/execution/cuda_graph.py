@@ -20,7 +20,7 @@ from hrnet_fast.graph_capture import (
     side_streams,
 )
 from hrnet_fast.inference.execution.cudnn_search import cudnn_search
-from hrnet_fast.inference.execution.stream_schedule import Schedule
+from hrnet_fast.inference.execution.stream_schedule import StreamSchedule
 
 if TYPE_CHECKING:
     from hrnet_fast.inference.execution.torch_executor import StreamFork
@@ -105,7 +105,7 @@ class CudaDevice:
         """Return new memory for graphs."""
         return graph_memory(self._device)
 
-    def fork(self, schedule: Schedule) -> StreamFork:
+    def fork(self, schedule: StreamSchedule) -> StreamFork:
         """Return the streams of a schedule, forked from the current one."""
         return _CudaStreamFork(schedule, self._device)
 
@@ -128,7 +128,7 @@ class CudaDevice:
 class _CudaStreamFork:
     """The streams and events of a schedule."""
 
-    def __init__(self, schedule: Schedule, device: torch.device) -> None:
+    def __init__(self, schedule: StreamSchedule, device: torch.device) -> None:
         self._schedule = schedule
         main = torch.cuda.current_stream(device)
         self._streams = [main, *side_streams(device, main, schedule.count - 1)]

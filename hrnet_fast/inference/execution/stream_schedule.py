@@ -19,7 +19,7 @@ MAX_STREAMS = 4  # the number of branches
 
 
 @dataclass(frozen=True)
-class Schedule:
+class StreamSchedule:
     """Launch groups on streams. Groups of one stream run in order; stream 0 begins and ends.
 
     Attributes:
@@ -42,7 +42,7 @@ class Schedule:
 
 def schedule(
     plan: Plan, layout: ArenaLayout, groups: Sequence[LaunchGroup], max_streams: int = MAX_STREAMS
-) -> Schedule:
+) -> StreamSchedule:
     """Return streams and waits of `groups`, which are in an order in which they can run."""
     before = dependencies(plan, layout, groups)
     path_cost = _path_costs(plan, groups, before)
@@ -68,7 +68,7 @@ def schedule(
         waits.append(tuple(sorted(need for need in own if stream_of[need] != stream)))
     joins = tuple(tails[1:])
     signals = frozenset([*(need for own in waits for need in own), *joins])
-    return Schedule(tuple(stream_of), tuple(waits), signals, joins)
+    return StreamSchedule(tuple(stream_of), tuple(waits), signals, joins)
 
 
 def dependencies(plan: Plan, layout: ArenaLayout, groups: Sequence[LaunchGroup]) -> list[set[int]]:
