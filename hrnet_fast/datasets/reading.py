@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from hrnet_fast.datasets.picture_decoding import quickly_decoded
+from hrnet_fast.datasets.picture_decoding import quickly_decoded, quickly_decoded_classes
 from hrnet_fast.errors import DatasetError, InputError, shown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -92,6 +92,9 @@ def read_classes(path: str) -> NDArray[Any]:
     Raises:
         DatasetError: the file does not exist, cannot be decoded, or has several channels.
     """
+    decoded = quickly_decoded_classes(path)
+    if decoded is not None:
+        return decoded
     with _opened(path, "mask") as image:
         if image.mode not in _INDICES:
             raise fail(path, "", f"a mask of mode {image.mode}", "a mask of one channel with a class per pixel")
