@@ -108,8 +108,8 @@ def _choose_category(source: Path, categories: list[Any], name: str | None) -> _
     (entry,) = chosen
     place = f"category {shown(entry.get('name'))}"
     number = integer_id(source, place, entry)
+    names = tuple(map(str, a_list(source, entry["keypoints"], f"keypoints of {place}")))
     try:
-        names = tuple(map(str, a_list(source, entry["keypoints"], f"keypoints of {place}")))
         bones = [(int(a) - 1, int(b) - 1) for a, b in entry.get("skeleton", ())]
         pairs = entry.get("flip_pairs", pairs_of_names(names))
         if pairs is not None:
@@ -130,7 +130,7 @@ def _is_of(source: Path, item: Any, category: _Category, name: str) -> bool:
 def _annotated(
     source: Path, folder: Path, pictures: dict[int, Any], category: _Category, narrow: bool, item: Any, name: str
 ) -> KeypointRow | None:
-    name, count = f"id {item['id']}", len(category.names)
+    name, count = f"id {item['id']}", len(category.names)  # without an id COCO's evaluation fails
     if not _is_of(source, item, category, name) or is_crowd(source, item, name) or float(item.get("area", 1)) <= 0:
         return None
     flat = np.array(item.get("keypoints", []), dtype=np.float64)

@@ -39,6 +39,8 @@ def cofw(file: str | os.PathLike[str], *, skip_broken: bool = False) -> Keypoint
             if images is None:
                 raise fail(source, "", f"the arrays {', '.join(sorted(there)) or 'none'}", accepted)
             count, values = len(matlab_cells(there, images)), np.array(there[phis], dtype=np.float64).T
+    except DatasetError:
+        raise
     except FileNotFoundError:
         raise fail(source, "", "no such file", accepted) from None
     except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -75,19 +75,21 @@ def coco_instances(
     )
     pictures, errors = pictures_by_id(source, content["images"])
     found: dict[int, list[Any]] = {number: [] for number in pictures}
-    errors += rows_of(
-        source,
-        content["annotations"],
-        lambda item, name: found[picture_of(source, pictures, item, name)["id"]].append(item),
+    pairs = rows_of(
+        source, content["annotations"], lambda item, name: (picture_of(source, pictures, item, name)["id"], item)
     )
+    for pair in pairs:
+        if isinstance(pair, DatasetError):
+            errors.append(pair)
+        else:
+            found[pair[0]].append(pair[1])
     rows = rows_of(
         source,
         pictures.items(),
         lambda one, _: _coco_row(source, folder, *one, found[one[0]], names, chosen, masks),
         lambda one, _: f"image {one[0]}",
     )
-    rows = [*errors, *rows]
-    return dataset.fill(rows, str(source), filter_empty=filter_empty, least_side=least_side)
+    return dataset.fill([*errors, *rows], str(source), filter_empty=filter_empty, least_side=least_side)
 
 
 def _category_names(source: Path, categories: list[Any]) -> dict[int, str]:

@@ -127,8 +127,9 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Raises:
         DatasetError: it does not exist or is no JSON.
     """
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise fail(path, f"line {error.lineno}", f"no JSON ({error.msg})", "a JSON file") from error
     except (ValueError, RecursionError) as error:  # an integer of too many digits, lists in lists
@@ -141,8 +142,9 @@ def read_rows(path: str | os.PathLike[str]) -> list[list[str]]:
     Raises:
         DatasetError: it does not exist, is empty, or is no table.
     """
+    lines = read_text(path).splitlines()
     try:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(read_text(path).splitlines())]
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines)]
     except csv.Error as error:
         raise fail(path, "", f"no table ({error})", "a table with a header") from error
     while rows and not any(rows[-1]):

@@ -242,7 +242,7 @@ class SegmentationCrops:
         self, images: PackedImages, sizes: Tensor, flips: Tensor | None, *, nearest: bool = False
     ) -> PackedImages:
         """Return the pictures resized to `sizes` [N, 2], packed again."""
-        height, width = self.crop_size if self.stretch else sizes.amax(0).tolist()
+        height, width = self.crop_size if self.stretch or not len(sizes) else sizes.amax(0).tolist()
         resized = resized_parts(images, sizes, torch.zeros_like(sizes), (height, width), flips, nearest=nearest)
         pixels = resized[:, 0].to(images.values.dtype)
         for channel in range(1, resized.shape[1]):

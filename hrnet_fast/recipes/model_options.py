@@ -47,7 +47,8 @@ def network_config(recipe: ModelRecipe, num_outputs: int) -> HRNetConfig:
         config = get_config(recipe.name, **options) if recipe.name else HRNetConfig.make(**options)
     except TypeError as error:
         raise ConfigError(f"model.options: {error}") from error
-    _check_used(get_config(recipe.name) if recipe.name else HRNetConfig.make(head=config.head.kind), config)
+    base = get_config(recipe.name) if recipe.name else HRNetConfig.make(head=config.head.kind, num_outputs=num_outputs)
+    _check_used(base, config)
     return config
 
 

@@ -17,6 +17,7 @@ from made_files import MOUSE, coco_annotation, pattern, save_coco, save_picture
 import hrnet_fast as hf
 from hrnet_fast import datasets
 from hrnet_fast.datasets.keypoint_dataset import pairs_of_names
+from hrnet_fast.errors import MissingPackageError
 
 
 def test_coco(tmp_path: Path) -> None:
@@ -293,7 +294,7 @@ def test_cofw(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert dataset.picture(0) != dataset.picture(1), "so that every n-th picture can be held out"
     assert pickle.loads(pickle.dumps(dataset))[1].image is not None
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(hf.MissingPackageError, match=r"'hrnet-fast\[cofw\]'"):
+    with pytest.raises(MissingPackageError, match=r"'hrnet-fast\[cofw\]'"):
         datasets.cofw(tmp_path / "one.mat")
 
 
