@@ -86,7 +86,7 @@ def coco_instances(
     rows = rows_of(
         source,
         pictures.items(),
-        lambda one, _: _coco_row(source, folder, *one, found[one[0]], names, chosen, masks),
+        lambda one, _: _coco_row(source, folder, one[0], one[1], found[one[0]], names, chosen, masks),
         lambda one, _: f"image {one[0]}",
     )
     return dataset.fill([*errors, *rows], str(source), filter_empty=filter_empty, least_side=least_side)

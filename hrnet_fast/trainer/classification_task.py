@@ -50,7 +50,8 @@ class ClassificationTask(RecipeTask):
             return images, batch.labels
         with kept_host_random_states():
             seed_host_generators(int(torch.randint(2**63 - 1, (), generator=generator)))
-            return self._mix(images, batch.labels)
+            mixed: tuple[Tensor, Tensor] = self._mix(images, batch.labels)
+        return mixed
 
     def _read_data(self) -> tuple[ClassificationDataset, ClassificationDataset | None]:
         train, val = super()._read_data()
