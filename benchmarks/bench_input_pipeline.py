@@ -2,9 +2,9 @@
 
 Both contenders read the same files by the parts of the training loop's loader, with the same number of workers. This
 package decodes and crops in the workers, and computes normalised inputs and targets for a whole batch; the contender
-does everything for each sample in its workers, as the authors' data sets do. With ``data.cache`` decoded pictures are
-mapped from files, which the first pass writes. A call is one pass over all pictures; there is no training step beside
-it.
+does everything for each sample in its workers, as the authors' data sets do. The record names the decoders that this
+package had. With ``data.cache`` decoded pictures are mapped from files, which the first pass writes. A call is one pass
+over all pictures; there is no training step beside it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from benchmarks.numpy_loaders import UNAVAILABLE, NumpyKeypoints, NumpySegmentat
 from hrnet_fast import datasets
 from hrnet_fast.datasets.keypoint_dataset import KeypointRow
 from hrnet_fast.datasets.picture_cache import PictureCache
+from hrnet_fast.datasets.picture_decoding import jpeg_decoder, png_decoder
 from hrnet_fast.keypoints import KEYPOINT_SETS
 from hrnet_fast.recipes.recipe import LoopRecipe
 from hrnet_fast.trainer.batches import CollateSamples, SeededSamples
@@ -190,4 +191,6 @@ def bench_input_pipeline(benchmark: BenchmarkFixture, session: Session, tmp_path
     params = {"images": images, "batch": batch, "workers": workers}
     case = Case("input pipeline", what, f"{images} images", torch.float32, params)
     medians = session.time_networks(benchmark, case, entries, seconds=30, rounds=(3, 9))
+    decoders = {"png": ("kornia-rs", png_decoder()), "jpeg": ("torchvision", jpeg_decoder())}
+    benchmark.extra_info["decoders"] = {kind: name if used else "Pillow" for kind, (name, used) in decoders.items()}
     benchmark.extra_info |= {f"{name} images/s": round(images / seconds, 1) for name, seconds in medians.items()}

@@ -10,6 +10,7 @@ from hrnet_fast.datasets.classification import (
     image_folder,
 )
 from hrnet_fast.datasets.coco import COCO_UPPER_BODY, coco_keypoints
+from hrnet_fast.datasets.cofw import cofw
 from hrnet_fast.datasets.colors import MEAN, STD, ColorAugmentation, normalize
 from hrnet_fast.datasets.detection_batches import DetectionBatch, collate_detection
 from hrnet_fast.datasets.detection_dataset import DetectionDataset
@@ -73,6 +74,7 @@ __all__ = [
     "cityscapes_label_map",
     "coco_instances",
     "coco_keypoints",
+    "cofw",
     "collate_classification",
     "collate_detection",
     "collate_keypoints",

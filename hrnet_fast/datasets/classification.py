@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from hrnet_fast.errors import InputError, MissingPackageError, shown
 from hrnet_fast.keypoints.methods import check_size
 
 POLICIES = ("none", "trivial", "rand", "augmix")
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 
 
@@ -177,6 +179,8 @@ class ClassificationCrops:
         policy: further changes by torchvision: ``"none"``, ``"trivial"`` (TrivialAugmentWide), ``"rand"``
             (RandAugment) or ``"augmix"``.
         erase_probability: share of pictures of which a rectangle is erased (RandomErasing, with grey of 0).
+        mixup_alpha: parameter of mixup's Beta distribution; 0 mixes no pictures.
+        cutmix_alpha: parameter of cutmix's. With both, each batch gets the one or the other, with equal chances.
         resize: length in pixels of the shorter side for evaluation, whose middle is taken.
         interpolation: ``"bilinear"``, ``"bicubic"`` or ``"nearest"``.
         colors: random colours, on the device; None leaves them.
@@ -190,6 +194,8 @@ class ClassificationCrops:
     vertical_flip_probability: float = 0.0
     policy: str = "none"
     erase_probability: float = 0.0
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
     resize: int = 256
     interpolation: str = "bilinear"
     colors: ColorAugmentation | None = None
@@ -212,6 +218,10 @@ class ClassificationCrops:
             check_number(what, name, value)
             if not 0 <= value <= 1:
                 raise InputError(f"{what}: {name}={value}; accepted are numbers from 0 to 1.")
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            check_number(what, name, getattr(self, name))
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{what}: {name}={getattr(self, name)}; accepted are numbers from 0.")
         for name, accepted in (("policy", POLICIES), ("interpolation", INTERPOLATIONS)):
             if getattr(self, name) not in accepted:
                 raise InputError(f"{what}: {name}={shown(getattr(self, name))}; accepted are {', '.join(accepted)}.")
@@ -253,6 +263,28 @@ class ClassificationCrops:
         if self.colors is not None and generator is not None:
             images = self.colors(images, generator)
         return normalize(images, self.mean, self.std)
+
+    def mixing(self, num_classes: int) -> Mix | None:
+        """Return what mixes each picture of a batch with the one before it, by torchvision's mixup and cutmix.
+
+        It maps images [N, 3, H, W] and classes [N] to images and the classes' shares, float32 [N, num_classes], on
+        their device and without waiting for it. Its random numbers are of torch's global CPU generator. None where both
+        parameters are 0.
+
+        Raises:
+            MissingPackageError: torchvision is not installed.
+        """
+        given = {"MixUp": self.mixup_alpha, "CutMix": self.cutmix_alpha}
+        if not any(given.values()):
+            return None
+        try:
+            from torchvision.transforms import v2
+        except ImportError as error:
+            raise _missing() from error
+        mixing: Mix = v2.RandomChoice(
+            [getattr(v2, name)(alpha=alpha, num_classes=num_classes) for name, alpha in given.items() if alpha]
+        )
+        return mixing
 
     def evaluating(self) -> ClassificationCrops:
         """Return the same without random colours."""

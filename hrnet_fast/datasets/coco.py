@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hrnet_fast.checks import check_bool, check_path, check_text
+from hrnet_fast.datasets.coco_files import (
+    MALFORMED,
+    a_list,
+    integer_id,
+    is_crowd,
+    malformed,
+    picture_of,
+    pictures_by_id,
+    read_coco,
+    rows_of,
+)
 from hrnet_fast.datasets.keypoint_dataset import KeypointDataset, KeypointRow, pairs_of_names
 from hrnet_fast.datasets.reading import check_folder, fail, read_json
-from hrnet_fast.errors import DatasetError, shown
+from hrnet_fast.errors import InputError, shown
+from hrnet_fast.keypoints import mirror_order
 from hrnet_fast.keypoints.keypoint_sets import COCO
 
 COCO_UPPER_BODY = tuple(range(11))
@@ -55,75 +68,71 @@ def coco_keypoints(
     source, folder = check_path("coco_keypoints", annotations), check_folder("coco_keypoints", images)
     content = read_coco(source)
     chosen = _choose_category(source, content["categories"], category)
-    names = tuple(map(str, chosen["keypoints"]))
-    pairs = flip_pairs if flip_pairs is not None else chosen.get("flip_pairs", pairs_of_names(names))
     dataset = KeypointDataset(
-        names,
-        bones=[(a - 1, b - 1) for a, b in chosen.get("skeleton", ())],
-        flip_pairs=pairs,
-        upper_body=upper_body or (COCO_UPPER_BODY if names == COCO.names else ()),
+        chosen.names,
+        bones=chosen.bones,
+        flip_pairs=chosen.pairs if flip_pairs is None else flip_pairs,
+        upper_body=upper_body or (COCO_UPPER_BODY if chosen.names == COCO.names else ()),
         annotations=source,
-        category_id=int(chosen["id"]),
+        category_id=chosen.number,
         skip_broken=skip_broken,
     )
-    pictures = {picture["id"]: picture for picture in content["images"] if isinstance(picture, dict)}
+    pictures, errors = pictures_by_id(source, content["images"])
     if detections is None:
-        found = content.get("annotations", [])
-        rows = _rows_of(source, found, lambda a: _annotated(source, folder, pictures, a, chosen, narrow_boxes))
+        convert = partial(_annotated, source, folder, pictures, chosen, narrow_boxes)
+        rows = rows_of(source, content["annotations"], convert)
     else:
-        source = check_path("coco_keypoints", detections)
-        found = read_json(source)
-        rows = _rows_of(source, found, lambda d: _detected(source, folder, pictures, d, chosen))
-    return dataset.fill(rows, str(source))
+        found = check_path("coco_keypoints", detections)
+        convert = partial(_detected, found, folder, pictures, chosen)
+        rows = rows_of(found, a_list(found, read_json(found)), convert)
+        source = found
+    return dataset.fill([*errors, *rows], str(source))
 
 
-def read_coco(source: Path) -> dict[str, Any]:
-    """Return the content of an annotation file in COCO's format.
+class _Category(NamedTuple):
+    """A category with keypoints."""
 
-    Raises:
-        DatasetError: it has no pictures or categories.
-    """
-    content = read_json(source)
-    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "categories")):
-        raise fail(source, "", "no COCO annotations", 'a JSON object with the lists "images" and "categories"')
-    return content
+    number: int
+    names: tuple[str, ...]
+    bones: list[tuple[int, int]]
+    pairs: Sequence[tuple[int, int]] | None
 
 
-def _choose_category(source: Path, categories: list[Any], name: str | None) -> dict[str, Any]:
+def _choose_category(source: Path, categories: list[Any], name: str | None) -> _Category:
     usable = [c for c in categories if isinstance(c, dict) and c.get("keypoints") and "id" in c]
     chosen = [c for c in usable if name in (None, c.get("name"))]
     if len(chosen) != 1:
         known = ", ".join(str(c.get("name")) for c in usable) or "none"
         given = f"category={name!r} with {len(chosen)} matches; categories with keypoints are {known}"
         raise fail(source, "", given, "the name of one of them as category=")
-    return dict(chosen[0])
+    (entry,) = chosen
+    place = f"category {shown(entry.get('name'))}"
+    number = integer_id(source, place, entry)
+    names = tuple(map(str, a_list(source, entry["keypoints"], f"keypoints of {place}")))
+    try:
+        bones = [(int(a) - 1, int(b) - 1) for a, b in entry.get("skeleton", ())]
+        pairs = entry.get("flip_pairs", pairs_of_names(names))
+        if pairs is not None:
+            mirror_order(pairs, len(names))
+    except (*MALFORMED, InputError) as error:
+        raise malformed(source, place, error) from error
+    return _Category(number, names, bones, pairs)
 
 
-def _rows_of(source: Path, items: Any, convert: Any) -> list[KeypointRow | DatasetError]:
-    """Return the rows that `convert` makes, or the error of each; it returns None for what is not a sample."""
-    if not isinstance(items, list):
-        raise fail(source, "", f"{type(items).__name__} in place of annotations", "a list")
-    rows: list[KeypointRow | DatasetError] = []
-    for number, item in enumerate(items):
-        try:
-            row = convert(item)
-        except DatasetError as error:
-            rows.append(error)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            name = f"id {item['id']}" if isinstance(item, dict) and "id" in item else f"entry {number}"
-            reason = f"a malformed annotation ({type(error).__name__}: {str(error)[:80]})"
-            rows.append(fail(source, name, reason, "an annotation in COCO's format"))
-        else:
-            rows.extend([] if row is None else [row])
-    return rows
+def _is_of(source: Path, item: Any, category: _Category, name: str) -> bool:
+    """Return whether an annotation or detection called `name` is of the category."""
+    number = item["category_id"]
+    if not isinstance(number, (int, float)) or isinstance(number, bool):
+        raise fail(source, name, f"category_id {shown(number)}", "an integer")
+    return number == category.number
 
 
 def _annotated(
-    source: Path, folder: Path, pictures: dict[Any, Any], item: Any, category: dict[str, Any], narrow: bool
+    source: Path, folder: Path, pictures: dict[int, Any], category: _Category, narrow: bool, item: Any, name: str
 ) -> KeypointRow | None:
-    if item["category_id"] != category["id"] or item.get("iscrowd") or item.get("area", 1) <= 0:
+    name, count = f"id {item['id']}", len(category.names)  # without an id COCO's evaluation fails
+    if not _is_of(source, item, category, name) or is_crowd(source, item, name) or float(item.get("area", 1)) <= 0:
         return None
-    name, count = f"id {item['id']}", len(category["keypoints"])
     flat = np.array(item.get("keypoints", []), dtype=np.float64)
     if flat.size and flat.shape != (3 * count,):
         raise fail(source, name, f"{flat.size} values in keypoints", f"3 for each of {count} keypoints")
@@ -139,17 +148,6 @@ def _annotated(
     return KeypointRow(path, name, triples[:, :2], visible, box, int(item["image_id"]))
 
 
-def picture_of(source: Path, pictures: dict[Any, Any], item: Any, name: str) -> dict[str, Any]:
-    """Return the picture of an annotation called `name`, from those by their ids.
-
-    Raises:
-        DatasetError: there is none.
-    """
-    if item["image_id"] not in pictures:
-        raise fail(source, name, f"image_id {shown(item['image_id'])}", 'an id of "images"')
-    return dict(pictures[item["image_id"]])
-
-
 def _four_numbers(source: Path, name: str, box: Iterable[Any]) -> tuple[float, ...]:
     sides = tuple(float(side) for side in box)
     if len(sides) != 4 or not np.isfinite(sides).all() or min(sides[2:]) <= 0:
@@ -162,7 +160,7 @@ def _cut_box(
 ) -> tuple[float, float, float, float]:
     """Return a box cut at the picture's borders; `less` is 1 if the last column and row belong to the box."""
     left, top, width, height = _four_numbers(source, name, box)
-    whole_width, whole_height = picture["width"], picture["height"]
+    whole_width, whole_height = int(picture["width"]), int(picture["height"])
     x, y = max(0.0, left), max(0.0, top)
     if x >= whole_width or y >= whole_height or left + width <= 0 or top + height <= 0:
         given = f"bbox {(left, top, width, height)} outside of its picture of {whole_width} x {whole_height}"
@@ -176,11 +174,11 @@ def _cut_box(
 
 
 def _detected(
-    source: Path, folder: Path, pictures: dict[Any, Any], item: Any, category: dict[str, Any]
+    source: Path, folder: Path, pictures: dict[int, Any], category: _Category, item: Any, name: str
 ) -> KeypointRow | None:
-    if item["category_id"] != category["id"]:
+    name, count = f"image_id {item['image_id']}", len(category.names)
+    if not _is_of(source, item, category, name):
         return None
-    name, count = f"image_id {item['image_id']}", len(category["keypoints"])
     picture = picture_of(source, pictures, item, name)
     left, top, width, height = _four_numbers(source, name, item["bbox"])
     score = float(item["score"])

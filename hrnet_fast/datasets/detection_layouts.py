@@ -12,7 +12,15 @@ from xml.etree import ElementTree
 import numpy as np
 
 from hrnet_fast.checks import check_bool, check_integer, check_path, check_text
-from hrnet_fast.datasets.coco import picture_of, read_coco
+from hrnet_fast.datasets.coco_files import (
+    entry_name,
+    integer_id,
+    is_crowd,
+    picture_of,
+    pictures_by_id,
+    read_coco,
+    rows_of,
+)
 from hrnet_fast.datasets.detection_dataset import DetectionDataset, PictureRow, cut_box
 from hrnet_fast.datasets.reading import check_folder, fail, read_text
 from hrnet_fast.errors import DatasetError, InputError, shown
@@ -21,7 +29,6 @@ VOC_NAMES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 
 
 def coco_instances(
@@ -66,62 +73,29 @@ def coco_instances(
         semantic=None if semantic is None else check_folder("coco_instances", semantic),
         skip_broken=skip_broken,
     )
-    found: dict[Any, list[Any]] = {}
-    rows: list[PictureRow | DatasetError] = []
-    pictures: dict[int, Any] = {}
-    for number, picture in enumerate(content["images"]):
-        try:
-            pictures[_integer_id(source, f"image {number} of the list", picture)] = picture
-        except DatasetError as error:
-            rows.append(error)
-    items = content.get("annotations", [])
-    if not isinstance(items, list):
-        raise fail(source, "", f"{type(items).__name__} in place of annotations", "a list")
-    for number, item in enumerate(items):
-        try:
-            found.setdefault(picture_of(source, pictures, item, _name(item, number))["id"], []).append(item)
-        except DatasetError as error:
-            rows.append(error)
-        except _MALFORMED as error:
-            rows.append(_malformed(source, _name(item, number), error))
-    for number, picture in pictures.items():
-        try:
-            rows.append(_coco_row(source, folder, number, picture, found.get(number, []), names, chosen, masks))
-        except DatasetError as error:
-            rows.append(error)
-        except _MALFORMED as error:
-            rows.append(_malformed(source, f"image {number}", error))
-    return dataset.fill(rows, str(source), filter_empty=filter_empty, least_side=least_side)
-
-
-def _name(item: Any, number: int) -> str:
-    return f"id {item['id']}" if isinstance(item, dict) and "id" in item else f"entry {number}"
-
-
-def _malformed(source: Path, name: str, error: Exception) -> DatasetError:
-    reason = f"a malformed annotation ({type(error).__name__}: {str(error)[:80]})"
-    return fail(source, name, reason, "an annotation in COCO's format")
-
-
-def _integer_id(source: Path, place: str, entry: Any) -> int:
-    """Return the id of a picture or category, which results and evaluations have as an integer.
-
-    Raises:
-        DatasetError: there is none, or it is no integer of 64 bits.
-    """
-    if not isinstance(entry, dict) or "id" not in entry:
-        raise fail(source, place, f"{shown(entry)} without an id", "a JSON object with an integer id")
-    number = entry["id"]
-    whole = isinstance(number, int) or (isinstance(number, float) and number.is_integer())
-    if not whole or isinstance(number, bool) or abs(number) >= 2**63:
-        raise fail(source, place, f"id {shown(number)}", "an integer id, without quotation marks in the file")
-    return int(number)
+    pictures, errors = pictures_by_id(source, content["images"])
+    found: dict[int, list[Any]] = {number: [] for number in pictures}
+    pairs = rows_of(
+        source, content["annotations"], lambda item, name: (picture_of(source, pictures, item, name)["id"], item)
+    )
+    for pair in pairs:
+        if isinstance(pair, DatasetError):
+            errors.append(pair)
+        else:
+            found[pair[0]].append(pair[1])
+    rows = rows_of(
+        source,
+        pictures.items(),
+        lambda one, _: _coco_row(source, folder, one[0], one[1], found[one[0]], names, chosen, masks),
+        lambda one, _: f"image {one[0]}",
+    )
+    return dataset.fill([*errors, *rows], str(source), filter_empty=filter_empty, least_side=least_side)
 
 
 def _category_names(source: Path, categories: list[Any]) -> dict[int, str]:
     if not categories:
         raise fail(source, "", "no category", "categories with id and name")
-    numbers = [_integer_id(source, f"category {i} of the list", entry) for i, entry in enumerate(categories)]
+    numbers = [integer_id(source, f"category {i} of the list", entry) for i, entry in enumerate(categories)]
     nameless = [number for number, entry in zip(numbers, categories, strict=True) if "name" not in entry]
     if nameless:
         raise fail(source, f"category {nameless[0]}", "no name", "categories with id and name")
@@ -151,14 +125,12 @@ def _coco_row(
     size = (int(picture["height"]), int(picture["width"]))
     found = PictureRow(str(folder / picture["file_name"]), f"image {image_id}", image_id, size)
     for number, item in enumerate(items):
-        place = _name(item, number)
+        place = entry_name(item, number)
         if item["category_id"] not in names:
             raise fail(source, place, f"category_id {shown(item['category_id'])}", 'an id of "categories"')
         if item["category_id"] not in chosen:
             continue
-        crowd = item.get("iscrowd", 0)
-        if crowd not in (0, 1):
-            raise fail(source, place, f"iscrowd {shown(crowd)}", "0 or 1")
+        crowd = is_crowd(source, item, place)
         left, top, width, height = (float(side) for side in item["bbox"])
         if not np.isfinite([left, top, width, height]).all():
             raise fail(source, place, f"bbox {(left, top, width, height)}", "(left, top, width, height) in pixels")

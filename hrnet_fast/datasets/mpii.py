@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hrnet_fast.checks import check_number, check_text
+from hrnet_fast.datasets.coco_files import MALFORMED
 from hrnet_fast.datasets.keypoint_dataset import KeypointDataset, KeypointRow
 from hrnet_fast.datasets.reading import check_folder, fail, read_json
 from hrnet_fast.errors import DatasetError
@@ -66,7 +67,7 @@ def _person(source: Path, images: Path, row: str, item: Any, lowered_by: float) 
         scale, path = float(item["scale"]), str(images / item["image"])
         points = np.array(item.get("joints", np.zeros((16, 2))), dtype=np.float64) - 1
         visible = np.array(item.get("joints_vis", np.zeros(16)), dtype=np.float64)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MALFORMED as error:
         reason = f"a malformed row ({type(error).__name__}: {str(error)[:80]})"
         raise fail(source, row, reason, accepted) from error
     if centre.shape != (2,) or points.shape != (16, 2) or visible.shape != (16,):

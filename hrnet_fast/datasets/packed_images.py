@@ -157,11 +157,7 @@ def pack_images(images: Sequence[Tensor], outside: int = 0) -> PackedImages:
         return PackedImages(torch.cat([border, *(image.flatten() for image in images)]), starts, sizes)
     pixels = torch.zeros(1 + int(counts.sum()), 4, dtype=torch.uint8)
     for image, start, (height, width) in zip(images, starts.tolist(), sizes.tolist(), strict=True):
-        target = pixels[start : start + height * width].view(height, width, 4)
-        if image.stride() == (4 * width, 4, 1) and image.storage_offset() == 0:
-            target.copy_(image.as_strided((height, width, 4), image.stride()))  # what read_pixels returns: one copy
-        else:
-            target[..., :3] = image
+        pixels[start : start + height * width].view(height, width, 4)[..., :3] = image
     return PackedImages(pixels.view(torch.int32)[:, 0], starts, sizes)
 
 

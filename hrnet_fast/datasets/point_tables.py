@@ -79,7 +79,7 @@ def deeplabcut(
     source, folder = _source_and_folder("deeplabcut", table, images, box)
     header: dict[str, list[str]] = {}
     rows = read_rows(source)
-    while rows and rows[0][0] in ("scorer", "individuals", "bodyparts", "coords"):
+    while rows and (rows[0] or [""])[0] in ("scorer", "individuals", "bodyparts", "coords"):
         row = rows.pop(0)
         header[row[0]] = row
     if "individuals" in header:
@@ -108,9 +108,8 @@ def face_landmarks(
     """Read a list of the authors' face repository (``lib/datasets/wflw.py``, ``face300w.py``, ``aflw.py``).
 
     The columns are the picture, its scale, for AFLW the size of the box, the centre (x, y), and the landmarks. A box is
-    the square of side 200 * scale around the centre. Landmarks with y of 0 or less are invisible. The authors read COFW
-    from MATLAB files; a list with the columns of WFLW is read here, and :func:`points_csv` with ``box="points"`` gives
-    the boxes that ``cofw.py`` computes.
+    the square of side 200 * scale around the centre. Landmarks with y of 0 or less are invisible. COFW's own
+    MATLAB files are read by :func:`~hrnet_fast.datasets.cofw`; a list with the columns of WFLW is read here.
 
     Args:
         table: such as ``face_landmarks_wflw_train.csv``.

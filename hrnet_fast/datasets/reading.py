@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from hrnet_fast.datasets.picture_decoding import quickly_decoded
+from hrnet_fast.datasets.matlab_files import IN_FILE, matlab_picture
+from hrnet_fast.datasets.picture_decoding import quickly_decoded, quickly_decoded_classes
 from hrnet_fast.errors import DatasetError, InputError, shown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -58,11 +59,10 @@ def image_files(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _opened(path: str, what: str) -> Iterator[Image.Image]:
-    """Open a picture file; what fails to open or to decode raises DatasetError."""
+def _reported(path: str, what: str) -> Iterator[None]:
+    """Let what fails to open or to decode raise DatasetError."""
     try:
-        with Image.open(path) as image:
-            yield image
+        yield
     except DatasetError:
         raise
     except FileNotFoundError:
@@ -74,13 +74,19 @@ def _opened(path: str, what: str) -> Iterator[Image.Image]:
 def read_pixels(path: str) -> Tensor:
     """Return a picture as uint8 RGB [H, W, 3], without its EXIF orientation.
 
+    Args:
+        path: a file, or a picture in a MATLAB file (:func:`~hrnet_fast.datasets.matlab_files.matlab_picture`).
+
     Raises:
         DatasetError: the file does not exist, cannot be decoded as a whole, or has other pixels than 8 bits.
     """
     decoded = quickly_decoded(path)
     if decoded is not None:
         return decoded
-    with _opened(path, "picture") as image:
+    if IN_FILE in path:
+        with _reported(path, "picture"):
+            return torch.from_numpy(matlab_picture(path))
+    with _reported(path, "picture"), Image.open(path) as image:
         if image.mode not in _COLOURS:
             raise fail(path, "", f"a picture of mode {image.mode}", "a picture of 8 bits a channel")
         return torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB")))
@@ -92,7 +98,10 @@ def read_classes(path: str) -> NDArray[Any]:
     Raises:
         DatasetError: the file does not exist, cannot be decoded, or has several channels.
     """
-    with _opened(path, "mask") as image:
+    decoded = quickly_decoded_classes(path)
+    if decoded is not None:
+        return decoded
+    with _reported(path, "mask"), Image.open(path) as image:
         if image.mode not in _INDICES:
             raise fail(path, "", f"a mask of mode {image.mode}", "a mask of one channel with a class per pixel")
         values = np.array(image)
@@ -118,19 +127,26 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Raises:
         DatasetError: it does not exist or is no JSON.
     """
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise fail(path, f"line {error.lineno}", f"no JSON ({error.msg})", "a JSON file") from error
+    except (ValueError, RecursionError) as error:  # an integer of too many digits, lists in lists
+        raise fail(path, "", f"no JSON ({str(error)[:80]})", "a JSON file") from error
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[list[str]]:
     """Return the rows of a CSV file, without blank lines at its end.
 
     Raises:
-        DatasetError: it does not exist, or is empty.
+        DatasetError: it does not exist, is empty, or is no table.
     """
-    rows = [[cell.strip() for cell in row] for row in csv.reader(read_text(path).splitlines())]
+    lines = read_text(path).splitlines()
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines)]
+    except csv.Error as error:
+        raise fail(path, "", f"no table ({error})", "a table with a header") from error
     while rows and not any(rows[-1]):
         rows.pop()
     if not rows:

@@ -26,7 +26,7 @@ from hrnet_fast.datasets.packed_images import (
 from hrnet_fast.datasets.samples import SegmentationSample, SkippedSample
 from hrnet_fast.errors import InputError, shown
 from hrnet_fast.keypoints import mirror_order
-from hrnet_fast.keypoints.methods import check_size
+from hrnet_fast.keypoints.methods import check_size, widest_float
 
 _NUMBERS = 4  # that a picture takes from the generator
 
@@ -103,7 +103,8 @@ class SegmentationInputs:
 
 @dataclass(frozen=True)
 class SegmentationCrops:
-    """Makes random crops from a :class:`SegmentationBatch`, on its device, without synchronisation.
+    """Makes random crops from a :class:`SegmentationBatch`, on its device, without synchronisation
+    (but see `resize_shorter`).
 
     The defaults are those of the authors' Cityscapes configurations (``lib/datasets/base_dataset.py``). Their
     PASCAL-Context: crop_size (480, 480), base_size 520; their LIP: crop_size (473, 473), base_size 473, scales
@@ -114,8 +115,10 @@ class SegmentationCrops:
         base_size: length in pixels of one of the picture's sides at scale 1.
         scales: the smallest and the largest scale.
         scale_step: distance of the scales; 0 means any number between the two.
-        stretch: the picture is resized to `crop_size` before it is scaled, as the authors do with LIP. (What the branch
-            ``HRNet-OCR`` does before scaling with PASCAL-Context, a first resize by the shorter side, is left out.)
+        stretch: the picture is resized to `crop_size` before it is scaled, as the authors do with LIP.
+        resize_shorter: length in pixels to which the shorter side is resized before the picture is scaled, as in the
+            authors' branch ``HRNet-OCR`` with PASCAL-Context, ADE20K and COCO-Stuff; None leaves pictures as they are.
+            On a CUDA device the host then waits for their sizes, unless workers crop.
         flip_probability: share of pictures that are mirrored.
         flip_first: mirroring comes before padding, so that the padding is at the right in mirrored pictures too.
         swapped_classes: pairs of classes that mirroring swaps.
@@ -129,6 +132,7 @@ class SegmentationCrops:
     scales: tuple[float, float] = (0.5, 2.1)
     scale_step: float = 0.1
     stretch: bool = False
+    resize_shorter: int | None = None
     flip_probability: float = 0.5
     flip_first: bool = False
     swapped_classes: Sequence[tuple[int, int]] = ()
@@ -142,6 +146,10 @@ class SegmentationCrops:
         check_size(what, "crop_size", self.crop_size)
         check_integer(what, "base_size", self.base_size)
         check_bool(what, stretch=self.stretch, flip_first=self.flip_first)
+        if self.resize_shorter is not None:
+            check_integer(what, "resize_shorter", self.resize_shorter)
+            if self.stretch:
+                raise InputError(f"{what}: resize_shorter={self.resize_shorter} beside stretch=True; give one of them.")
         if self.base_side not in ("longer", "shorter"):
             raise InputError(f"{what}: base_side={shown(self.base_side)}; accepted are 'longer' and 'shorter'.")
         check_statistics(what, self.mean, self.std)
@@ -195,7 +203,7 @@ class SegmentationCrops:
         labels = _labels_of(kept)
         if labels is None:
             return CollateSegmentation(ignore_label)(samples)
-        pack: Any = pack_images if self.stretch else separate_images
+        pack: Any = pack_images if self._resizes_first else separate_images
         sources = pack([s.image for s in kept]), pack(labels, ignore_label)
         images, classes = self._cropped(*sources, generator)
         sizes = sources[0].sizes
@@ -203,10 +211,12 @@ class SegmentationCrops:
 
     def _cropped(self, images: Any, labels: Any, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return crops uint8 [N, 3, H, W] and their labels uint8 [N, 1, H, W]."""
-        scaled, corners, flips = self._draw(images.sizes, generator)
+        sizes = self._first_sizes(images.sizes)
+        scaled, corners, flips = self._draw(sizes, generator)
         first, last = (flips, None) if self.flip_first else (None, flips)
-        if self.stretch:
-            images, labels = self._stretched(images, first), self._stretched(labels, first, nearest=True)
+        if self._resizes_first:
+            images = self._resized_first(images, sizes, first)
+            labels = self._resized_first(labels, sizes, first, nearest=True)
             first = None
         crops = resized_parts(images, scaled, corners, self.crop_size, first, mirrored=last)
         classes = resized_parts(labels, scaled, corners, self.crop_size, first, nearest=True, mirrored=last)
@@ -215,16 +225,34 @@ class SegmentationCrops:
             classes = torch.where(flips[:, None, None, None], order[classes.int()], classes)
         return crops, classes
 
-    def _stretched(self, images: PackedImages, flips: Tensor | None, *, nearest: bool = False) -> PackedImages:
-        """Return the pictures resized to `crop_size`, packed again."""
-        sizes = constant(self.crop_size, images.sizes).expand_as(images.sizes)
-        resized = resized_parts(images, sizes, torch.zeros_like(sizes), self.crop_size, flips, nearest=nearest)
+    @property
+    def _resizes_first(self) -> bool:
+        return self.stretch or self.resize_shorter is not None
+
+    def _first_sizes(self, sizes: Tensor) -> Tensor:
+        """Return the pictures' sizes [N, 2] after the resize before scaling."""
+        if self.stretch:
+            return constant(self.crop_size, sizes, torch.int64).expand_as(sizes)
+        if self.resize_shorter is None:
+            return sizes
+        shorter = sizes.amin(1, keepdim=True).to(widest_float(sizes.device))
+        return torch.floor(sizes * self.resize_shorter / shorter + 0.5).to(torch.int64)
+
+    def _resized_first(
+        self, images: PackedImages, sizes: Tensor, flips: Tensor | None, *, nearest: bool = False
+    ) -> PackedImages:
+        """Return the pictures resized to `sizes` [N, 2], packed again."""
+        height, width = self.crop_size if self.stretch or not len(sizes) else sizes.amax(0).tolist()
+        resized = resized_parts(images, sizes, torch.zeros_like(sizes), (height, width), flips, nearest=nearest)
         pixels = resized[:, 0].to(images.values.dtype)
         for channel in range(1, resized.shape[1]):
             pixels = pixels | (resized[:, channel].to(torch.int32) << 8 * channel)
-        height, width = self.crop_size
-        starts = 1 + height * width * torch.arange(len(sizes), device=sizes.device)
-        return PackedImages(torch.cat([images.values[:1], pixels.flatten()]), starts, sizes)
+        if not self.stretch:
+            rows, columns = (torch.arange(side, device=sizes.device) for side in (height, width))
+            inside = (rows[:, None] < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])
+            pixels = pixels[inside]
+        counts = sizes.prod(1)
+        return PackedImages(torch.cat([images.values[:1], pixels.flatten()]), 1 + counts.cumsum(0) - counts, sizes)
 
     def _draw(self, sizes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return the scaled sizes [N, 2], the crops' corners in them [N, 2], and what is mirrored [N]."""
@@ -236,10 +264,9 @@ class SegmentationCrops:
         else:
             scale = least + chance * (most - least)
         crop = constant(self.crop_size, sizes)
-        sides = crop.expand_as(sizes) if self.stretch else sizes
         side = torch.floor(self.base_size * scale + 0.5)
-        own = sides.amax(1, keepdim=True) if self.base_side == "longer" else sides.amin(1, keepdim=True)
-        scaled = torch.floor(sides * side[:, None] / own + 0.5).to(torch.int64).clamp(min=1)
+        own = sizes.amax(1, keepdim=True) if self.base_side == "longer" else sizes.amin(1, keepdim=True)
+        scaled = torch.floor(sizes * side[:, None] / own + 0.5).to(torch.int64).clamp(min=1)
         room = (scaled - crop).clamp(min=0)
         corners = torch.floor(torch.stack(place, 1) * (room + 1)).to(torch.int64)
         return scaled, torch.minimum(corners, room), flip < self.flip_probability

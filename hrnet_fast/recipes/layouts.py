@@ -39,6 +39,7 @@ LAYOUTS: Mapping[str, Layout] = {
         Layout("coco_keypoints", _KEYPOINTS, ("annotations", "images", "detections"), ()),
         Layout("mpii", ("pose",)),
         Layout("face_landmarks", _KEYPOINTS, ("table", "images"), ()),
+        Layout("cofw", _KEYPOINTS, ("file",), ()),
         Layout("points_csv", _KEYPOINTS, ("table", "images"), ()),
         Layout("deeplabcut", _KEYPOINTS, ("table", "images"), ()),
         Layout("cityscapes", ("segmentation",)),

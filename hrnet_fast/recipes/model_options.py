@@ -44,9 +44,22 @@ def network_config(recipe: ModelRecipe, num_outputs: int) -> HRNetConfig:
         raise ConfigError(f"model.options.num_outputs={given}, but the data has {num_outputs}; remove the option.")
     try:
         options = {key: _as_part(key, value) for key, value in recipe.options.items()} | {"num_outputs": num_outputs}
-        return get_config(recipe.name, **options) if recipe.name else HRNetConfig.make(**options)
+        config = get_config(recipe.name, **options) if recipe.name else HRNetConfig.make(**options)
     except TypeError as error:
         raise ConfigError(f"model.options: {error}") from error
+    base = get_config(recipe.name) if recipe.name else HRNetConfig.make(head=config.head.kind, num_outputs=num_outputs)
+    _check_used(base, config)
+    return config
+
+
+def _check_used(base: HRNetConfig, config: HRNetConfig) -> None:
+    """Raise ConfigError for options that the network's head does not use."""
+    from hrnet_fast.config import check_effect
+
+    try:
+        check_effect(base, config)
+    except ConfigError as error:
+        raise ConfigError(f"model.options.{error}") from None
 
 
 def detector_config(recipe: ModelRecipe, num_classes: int) -> DetectorConfig:
@@ -55,7 +68,6 @@ def detector_config(recipe: ModelRecipe, num_classes: int) -> DetectorConfig:
     Raises:
         ConfigError: an option does not exist or does not fit.
     """
-    from hrnet_fast.config import check_effect
     from hrnet_fast.detection import make_detector_config
     from hrnet_fast.detection.defaults import default_heads
 
@@ -73,7 +85,7 @@ def detector_config(recipe: ModelRecipe, num_classes: int) -> DetectorConfig:
         config = make_detector_config(recipe.name, num_classes=num_classes, heads=heads, **options)
     except TypeError as error:
         raise ConfigError(f"model.options: {error}") from error
-    check_effect(make_detector_config(recipe.name).network, config.network)
+    _check_used(make_detector_config(recipe.name).network, config.network)
     return config
 
 

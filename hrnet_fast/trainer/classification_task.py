@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hrnet_fast.datasets import ClassificationBatch, ClassificationCrops, ClassificationDataset, collate_classification
 from hrnet_fast.errors import ConfigError
 from hrnet_fast.evaluation.classification import check_classification_evaluation
+from hrnet_fast.random_states import kept_host_random_states, seed_host_generators
 from hrnet_fast.recipes.task_fields import make_inputs
 from hrnet_fast.trainer.recipe_task import RecipeTask
 
@@ -30,6 +31,7 @@ class ClassificationTask(RecipeTask):
         self.collate = collate_classification
         self.crops: ClassificationCrops = make_inputs(self.recipe.task, self.recipe.inputs)
         self.train.transform = self.crops.transform(training=True)
+        self._mix = self.crops.mixing(self.outputs)
         if self.val is not None:
             self.val.transform = self.crops.transform(training=False)
             self._check_best(check_classification_evaluation(self.val, self.evaluation()))
@@ -42,8 +44,14 @@ class ClassificationTask(RecipeTask):
         return nn.CrossEntropyLoss(label_smoothing=self.recipe.loss["label_smoothing"]).to(self.device)
 
     def inputs(self, batch: ClassificationBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return images [N, 3, H, W] and classes [N]."""
-        return self.crops(batch, generator), batch.labels
+        """Return images [N, 3, H, W] and classes [N]; mixed ones with the classes' shares [N, C]."""
+        images = self.crops(batch, generator)
+        if self._mix is None:
+            return images, batch.labels
+        with kept_host_random_states():
+            seed_host_generators(int(torch.randint(2**63 - 1, (), generator=generator)))
+            mixed: tuple[Tensor, Tensor] = self._mix(images, batch.labels)
+        return mixed
 
     def _read_data(self) -> tuple[ClassificationDataset, ClassificationDataset | None]:
         train, val = super()._read_data()

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from hrnet_fast.datasets import DetectionDataset, KeypointDataset, SegmentationDataset
+from hrnet_fast.datasets.reading import read_pixels
 from hrnet_fast.detection import Detections
 from hrnet_fast.evaluation import EvaluationResult, SampleResult
 from hrnet_fast.evaluation.detection import SHOWN
@@ -78,7 +79,7 @@ def draw_examples(
         elif isinstance(dataset, DetectionDataset):
             picture = _draw_objects(dataset, index, sample)
         else:
-            picture = _fitted(Image.open(sample.path).convert("RGB"))
+            picture = _fitted(Image.fromarray(read_pixels(sample.path).numpy()))
         caption = " ".join(filter(None, (Path(sample.path).name, sample.row, _told(sample, names))))
         buffer = io.BytesIO()
         picture.save(buffer, format="PNG")
@@ -127,7 +128,7 @@ def _places(dataset: Any, samples: list[SampleResult]) -> dict[tuple[str, str], 
 
 def _draw_keypoints(dataset: KeypointDataset, index: int, sample: SampleResult) -> Image.Image:
     """Draw the part of the picture around the box, with predicted and annotated points."""
-    image = Image.open(sample.path).convert("RGB")
+    image = Image.fromarray(read_pixels(sample.path).numpy())
     left, top, width, height = sample.answer["box"]
     corner = np.array([max(0, left - _MARGIN * width), max(0, top - _MARGIN * height)]).astype(int)
     end = np.array([min(image.width, left + (1 + _MARGIN) * width), min(image.height, top + (1 + _MARGIN) * height)])
@@ -161,7 +162,7 @@ def _draw_classes(dataset: SegmentationDataset, index: int, classes: Callable[[i
 
 def _draw_objects(dataset: DetectionDataset, index: int, sample: SampleResult) -> Image.Image:
     """Draw the annotated objects, and below them the detections."""
-    image = Image.open(sample.path).convert("RGB")
+    image = Image.fromarray(read_pixels(sample.path).numpy())
     annotated = dataset.annotation(index)
     known = Detections(annotated.boxes, torch.ones(len(annotated.labels)), annotated.labels)
     entries = sample.answer["detections"]

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,13 +31,34 @@ def records(run: Path, kind: str) -> list[dict[str, Any]]:
     return [record for record in found if record["kind"] == kind]
 
 
+class EventWriter:
+    """In place of TensorBoard's ``SummaryWriter``: writes the tags and steps as text."""
+
+    def __init__(self, folder: str) -> None:
+        self.file = Path(folder) / "events"
+        self.file.parent.mkdir(parents=True)
+        self.lines: list[str] = []
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self.lines.append(f"{tag} {step}\n")
+
+    def close(self) -> None:
+        self.file.write_text("".join(self.lines))
+
+
 @pytest.fixture(scope="module")
 def mouse_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on the mouse frames."""
     run = tmp_path_factory.mktemp("runs") / "mouse"
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
-        main([*map(str, TRAIN_MOUSE), "--out", str(run)])
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=EventWriter))
+        with pytest.raises(SystemExit) as stop:
+            main([*map(str, TRAIN_MOUSE), "--out", str(run), "--tensorboard"])
     assert not stop.value.code, err.getvalue()
     assert re.search(r"epoch 2: loss .* images/s, .* % waiting for data, .* % for the step", err.getvalue())
     assert "epoch 2, raw weights: pck@0.05" in err.getvalue()
@@ -57,6 +79,8 @@ def test_a_run_leaves_its_files_and_report(mouse_run: Path) -> None:
     assert "<td>2</td><td>raw</td>" in page
     assert "deeplabcut" in page
     assert (mouse_run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    events = (mouse_run / "tensorboard" / "events").read_text().splitlines()
+    assert {"loss 1", "loss 2", "lr 2", "raw/pck@0.05 2"} <= set(events)
 
 
 @pytest.mark.traced

@@ -235,6 +235,28 @@ def test_labels_move_with_their_pixels(tmp_path: Path, stretch: bool, pixels: fl
     assert {True, False} == set(flips)
 
 
+def test_the_shorter_side_is_resized_first(tmp_path: Path) -> None:
+    """As ``resize_short_length`` of the authors' branch HRNet-OCR does with each picture, before it is scaled."""
+    batch = segmentation_batch(tmp_path)
+    resized = []
+    for i, (height, width) in enumerate(batch.images.sizes.tolist()):
+        size = (30, int(width * 30 / height + 0.5)) if height < width else (int(height * 30 / width + 0.5), 30)
+        parts = [datasets.PackedImages(part.values, part.starts[i:][:1], part.sizes[i:][:1]) for part in
+                 (batch.images, batch.labels)]  # fmt: skip
+        whole, corner = torch.tensor([size]), torch.zeros(1, 2, dtype=torch.int64)
+        image = datasets.resized_parts(parts[0], whole, corner, size)[0].permute(1, 2, 0)
+        labels = datasets.resized_parts(parts[1], whole, corner, size, nearest=True)[0, 0]
+        resized.append(datasets.SegmentationSample(image, labels, "", ""))
+    before = datasets.CollateSegmentation()(resized)
+    plain, first = (datasets.SegmentationCrops((48, 48), 40, **fields) for fields in ({}, {"resize_shorter": 30}))
+    for seed in range(3):
+        expected, found = (
+            crops(given, torch.Generator().manual_seed(seed)) for crops, given in ((plain, before), (first, batch))
+        )
+        assert torch.equal(found.images, expected.images)
+        assert torch.equal(found.labels, expected.labels)
+
+
 def test_mirroring_swaps_classes(tmp_path: Path) -> None:
     plain, swapping = (
         datasets.SegmentationCrops((40, 40), 40, flip_probability=1, swapped_classes=pairs)
@@ -320,6 +342,8 @@ def test_colours() -> None:
         lambda: datasets.KeypointCrops((64, 64), (16, 16), colors=0.5),  # type: ignore[arg-type]
         lambda: datasets.SegmentationCrops(scales=(2.0, 1.0)),
         lambda: datasets.SegmentationCrops(stretch="yes"),  # type: ignore[arg-type]
+        lambda: datasets.SegmentationCrops(resize_shorter=0),
+        lambda: datasets.SegmentationCrops(resize_shorter=520, stretch=True),
         lambda: datasets.SegmentationCrops(swapped_classes=((1, 1),)),
     ],
 )

@@ -164,7 +164,13 @@ def test_keypoints_cropped_in_workers_are_the_same_inputs(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"colors": COLOURS, "swapped_classes": [(3, 4)]}, {"flip_first": True}, {"stretch": True}]
+    "fields",
+    [
+        {"colors": COLOURS, "swapped_classes": [(3, 4)]},
+        {"flip_first": True},
+        {"stretch": True},
+        {"resize_shorter": 50, "flip_first": True},
+    ],
 )
 def test_segments_cropped_in_workers_are_the_same_inputs(fields: dict[str, Any]) -> None:
     torch.manual_seed(0)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from made_files import MOUSE, coco_annotation, pattern, save_coco, save_picture
@@ -13,6 +17,7 @@ from made_files import MOUSE, coco_annotation, pattern, save_coco, save_picture
 import hrnet_fast as hf
 from hrnet_fast import datasets
 from hrnet_fast.datasets.keypoint_dataset import pairs_of_names
+from hrnet_fast.errors import MissingPackageError
 
 
 def test_coco(tmp_path: Path) -> None:
@@ -77,6 +82,11 @@ def test_coco_names_have_coco_upper_body(tmp_path: Path) -> None:
         ({"keypoints": [1, 2, 5] * 3}, r"\(id 8\): keypoints with other values"),
         ({"keypoints": ["x", 2, 2] * 3}, r"\(id 8\): a malformed annotation"),
         ({"image_id": 99}, r"\(id 8\): image_id 99; accepted is an id"),
+        ({"image_id": [1]}, r"\(id 8\): a malformed annotation"),
+        ({"category_id": "1"}, r"\(id 8\): category_id '1'; accepted is an integer"),
+        ({"iscrowd": "0"}, r"\(id 8\): iscrowd '0'; accepted is 0 or 1"),
+        ({"bbox": [4, 2, float("nan"), 9]}, r"\(id 8\): bbox .*nan"),
+        ({"bbox": [4, 2, 10**400, 9]}, r"\(id 8\): a malformed annotation \(OverflowError"),
     ],
 )
 def test_malformed_annotations_name_file_and_id(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
@@ -87,6 +97,57 @@ def test_malformed_annotations_name_file_and_id(tmp_path: Path, changes: dict[st
     dataset = datasets.coco_keypoints(source, tmp_path, skip_broken=True)
     assert len(dataset) == 1
     assert [(s.row, s.reason) for s in dataset.skipped] == [("id 8", str(caught.value))]
+
+
+MALFORMED: dict[str, tuple[Any, str]] = {
+    "a list": ([], r"annotations.json: no COCO annotations"),
+    "annotations in a mapping": ({"annotations": {}}, r"annotations.json: dict in place of annotations"),
+    "an annotation without fields": ({"annotations": [{}]}, r"annotations.json \(entry 0\): a malformed annotation"),
+    "an annotation that is none": ({"annotations": [3]}, r"annotations.json \(entry 0\): a malformed annotation"),
+    "a picture's id as text": ({"images": [{"id": "1"}]}, r"annotations.json \(image 0 of the list\): id '1'"),
+    "a picture without a size": ({"images": [{"id": 1, "file_name": "a"}]}, r"\(id 1\): a malformed .*width"),
+    "a category's id as text": ({"id": "1"}, r"annotations.json \(category 'fly'\): id '1'"),
+    "names in one text": ({"keypoints": "nose"}, r"annotations.json: str in place of keypoints of category 'fly'"),
+    "bones of one point": ({"skeleton": [1]}, r"annotations.json \(category 'fly'\): a malformed annotation"),
+    "pairs of other points": ({"flip_pairs": [[0, 9]]}, r"annotations.json \(category 'fly'\): a malformed"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_content_names_its_file(case: str, tmp_path: Path) -> None:
+    change, told = MALFORMED[case]
+    source = save_coco(tmp_path, [coco_annotation(1)])
+    content = json.loads(source.read_text())
+    if isinstance(change, dict):
+        change = content | change if set(change) <= set(content) else {**content, "categories": [
+            content["categories"][0] | change
+        ]}  # fmt: skip
+    source.write_text(json.dumps(change))
+    with pytest.raises(hf.DatasetError, match=told) as caught:
+        datasets.coco_keypoints(source, tmp_path)
+    assert caught.value.path == str(source)
+
+
+def test_malformed_detections_and_tables_name_their_file(tmp_path: Path) -> None:
+    source, path = save_coco(tmp_path, [coco_annotation(1)]), tmp_path / "made"
+    box = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": float("nan")}
+    persons = tmp_path / "annot" / "train.json"
+    persons.parent.mkdir()
+    for call, text, told in (
+        (lambda: datasets.coco_keypoints(source, tmp_path, detections=path), "{}", "made: dict in place of"),
+        (lambda: datasets.coco_keypoints(source, tmp_path, detections=path), json.dumps([box]), "score nan"),
+        (lambda: datasets.coco_keypoints(source, tmp_path, detections=path), "[{}]", r"made \(entry 0\)"),
+        (lambda: datasets.coco_keypoints(path, tmp_path), "[" * 100_000, "made: no JSON"),
+        (lambda: datasets.coco_keypoints(path, tmp_path), "[" + "9" * 5000 + "]", "made: no JSON"),
+        (lambda: datasets.mpii(tmp_path), "[[1]]", r"train.json \(row 0\): a malformed row"),
+        (lambda: datasets.mpii(tmp_path), '{"image": 1}', "train.json: dict"),
+        (lambda: datasets.points_csv(path), "a," + "x" * 200_000, "made: no table"),
+        (lambda: datasets.deeplabcut(path), "\nscorer,a,a\n", r"made \(bodyparts\): 0 names"),
+    ):
+        path.write_text(text)
+        persons.write_text(text)
+        with pytest.raises(hf.DatasetError, match=told):
+            call()
 
 
 def test_unusable_coco_files(tmp_path: Path) -> None:
@@ -202,6 +263,65 @@ def test_lists_of_faces(tmp_path: Path, points: str, count: int) -> None:
     table.write_text("header\na.png,0.3,60,50,1,2\n")
     with pytest.raises(hf.DatasetError, match=r"faces.csv \(row 2\): 6 cells"):
         datasets.face_landmarks(table, tmp_path, points)
+
+
+def save_cofw(path: Path, part: str = "Tr", width: int = 87) -> np.ndarray:
+    """Save two pictures, a grey one and one in colours, as MATLAB 7.3 has them; return their values [2, width]."""
+    values = np.tile(np.arange(width, dtype=np.float64), (2, 1)) / 2 + [[3], [4]]
+    values[0, 30] = -1  # y of the second landmark
+    with h5py.File(path, "w") as file:
+        cells = file.create_dataset(f"Is{part}", (1, 2), dtype=h5py.ref_dtype)
+        for i, pixels in enumerate((pattern(60, 50)[..., 0], pattern(60, 50))):
+            cells[0, i] = file.create_dataset(f"#refs#/{i}", data=pixels.T).ref
+        file[f"phis{part}"] = values.T
+    return values
+
+
+@pytest.mark.parametrize("part", ["Tr", "T"])
+def test_cofw(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = save_cofw(tmp_path / "one.mat", part)
+    dataset = datasets.cofw(tmp_path / "one.mat")
+    samples = [dataset[0], dataset[1]]
+    assert torch.equal(samples[0].image, torch.from_numpy(pattern(60, 50)[..., :1]).expand(-1, -1, 3))
+    assert np.array_equal(samples[1].image.numpy(), pattern(60, 50))
+    assert samples[1].points.tolist() == values[1, :58].reshape(2, 29).T.tolist()
+    assert samples[0].visible.tolist() == [1, 0] + [1] * 27
+    # From the authors' cofw.py: all landmarks, to whole pixels outwards; the square around their middle.
+    points = values[0, :58].reshape(2, 29)
+    first, last = np.floor(points.min(1)), np.ceil(points.max(1))
+    side = (last - first).max()
+    assert samples[0].box.tolist() == [*((first + last - side) / 2), side, side]
+    assert dataset.picture(0) != dataset.picture(1), "so that every n-th picture can be held out"
+    assert pickle.loads(pickle.dumps(dataset))[1].image is not None
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(MissingPackageError, match=r"'hrnet-fast\[cofw\]'"):
+        datasets.cofw(tmp_path / "one.mat")
+
+
+def test_malformed_files_of_cofw(tmp_path: Path) -> None:
+    path = tmp_path / "one.mat"
+    with pytest.raises(hf.DatasetError, match=r"one.mat: no such file"):
+        datasets.cofw(path)
+    path.write_bytes(b"MATLAB 5.0 MAT-file" + bytes(200))
+    with pytest.raises(hf.DatasetError, match=r"one.mat: cannot be read .*MATLAB 7.3"):
+        datasets.cofw(path)
+    save_cofw(path, width=57)
+    with pytest.raises(hf.DatasetError, match=r"2 pictures and phisTr \[2, 57\]"):
+        datasets.cofw(path)
+    with h5py.File(path, "w") as file:
+        file["phisTr"] = 1
+    with pytest.raises(hf.DatasetError, match="the arrays phisTr"):
+        datasets.cofw(path)
+    values = save_cofw(path)
+    with h5py.File(path, "r+") as file:
+        values[0, 3] = np.nan
+        file["phisTr"][...] = values.T
+        file["#refs#/1"][...] = 0
+        del file["#refs#/1"]
+    dataset = datasets.cofw(path, skip_broken=True)
+    assert [one.row for one in dataset.skipped] == ["row 1"]
+    with pytest.raises(hf.DatasetError, match=r"one.mat#IsTr\[1\]: cannot be decoded"):
+        dataset.read(0)
 
 
 def test_pictures_are_read_when_asked_for(tmp_path: Path) -> None:

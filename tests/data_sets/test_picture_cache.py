@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ import hrnet_fast as hf
 from hrnet_fast import datasets
 from hrnet_fast.datasets import picture_cache, picture_decoding
 from hrnet_fast.datasets.picture_cache import PictureCache, opened_cache
-from hrnet_fast.datasets.reading import read_pixels
+from hrnet_fast.datasets.reading import read_classes, read_pixels
 
 EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # turned by 90 degrees
 FILES = {
@@ -39,8 +41,9 @@ def test_quickly_decoded_pixels_are_those_of_pillow(
     if kind == "transparent" and mode == "RGB":
         options = {"transparency": (3, 4, 5)}
     Image.fromarray(pattern(61, 83)).convert(mode).save(path, **options, exif=EXIF)
-    if picture_decoding.quick_decoder():
-        by_pillow = suffix == ".png" or mode == "CMYK"
+    png = suffix == ".png"
+    if picture_decoding.png_decoder() if png else picture_decoding.jpeg_decoder():
+        by_pillow = mode != "RGB" if png else mode == "CMYK"
         assert (picture_decoding.quickly_decoded(str(path)) is None) == by_pillow
     quick = read_pixels(str(path))
     data = path.read_bytes()
@@ -48,7 +51,8 @@ def test_quickly_decoded_pixels_are_those_of_pillow(
     broken.write_bytes(data[: len(data) // 2])
     with pytest.raises(hf.DatasetError, match=r"broken\..*: cannot be decoded"):
         read_pixels(str(broken))
-    monkeypatch.setattr(picture_decoding, "quick_decoder", lambda: None)
+    monkeypatch.setattr(picture_decoding, "jpeg_decoder", lambda: None)
+    monkeypatch.setattr(picture_decoding, "png_decoder", lambda: None)
     assert torch.equal(quick, read_pixels(str(path)))
     assert quick.shape == (61, 83, 3), "the orientation is left as it is"
 
@@ -70,13 +74,65 @@ def test_files_that_pillow_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         read_pixels(str(large))
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "1"])
+def test_quickly_decoded_classes_are_those_of_pillow(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mask.png"
+    Image.fromarray(pattern(61, 83)).convert(mode).save(path)
+    if picture_decoding.png_decoder():
+        assert (picture_decoding.quickly_decoded_classes(str(path)) is None) == (mode == "1")
+    quick = read_classes(str(path))
+    monkeypatch.setattr(picture_decoding, "png_decoder", lambda: None)
+    assert np.array_equal(quick, read_classes(str(path)))
+    with pytest.raises(hf.DatasetError, match="a mask of mode RGB"):
+        read_classes(str(save_picture(tmp_path / "colours.png")))
+
+
+class DecoderOfPNG:
+    """A module in place of kornia_rs, which decodes with Pillow and adds a number."""
+
+    def __init__(self, added: int) -> None:
+        self.io, self.added, self.calls = self, added, 0
+
+    def decode_image_png_u8(self, data: bytes, size: tuple[int, int], mode: str) -> NDArray[np.uint8]:
+        self.calls += 1
+        with Image.open(io.BytesIO(data)) as image:
+            return np.array(image).reshape(*size, 3 if mode == "rgb" else 1) + np.uint8(self.added)
+
+
+def test_a_png_decoder_is_used_where_it_gives_the_pixels_of_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = picture_decoding.png_decoder.__wrapped__
+    monkeypatch.setattr(picture_decoding, "png_decoder", find)
+    picture, mask = str(save_picture(tmp_path / "a.png")), str(save_mask(tmp_path / "b.png", [3, 1]))
+    expected = {}
+    for module, used in ((None, False), (DecoderOfPNG(1), False), (object(), False), (DecoderOfPNG(0), True)):
+        monkeypatch.setitem(sys.modules, "kornia_rs", module)
+        assert (find() is not None) == used
+        found = {"pixels": read_pixels(picture).numpy(), "classes": read_classes(mask)}
+        for name, values in found.items():
+            assert np.array_equal(values, expected.setdefault(name, values))
+    decode = find()
+    monkeypatch.setattr(picture_decoding, "png_decoder", lambda: decode)
+    calls, cut = module.calls, tmp_path / "c.png"
+    read_pixels(picture), read_classes(mask)
+    assert module.calls == calls + 2
+    cut.write_bytes(Path(picture).read_bytes()[:20])
+    for path, error in ((cut, "cannot be decoded"), (tmp_path / "none.png", "no such picture")):
+        with pytest.raises(hf.DatasetError, match=error):
+            read_pixels(str(path))
+    assert module.calls == calls + 2, "what has no header of a PNG file is left to Pillow"
+
+
 def test_a_decoder_of_other_pixels_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    find = picture_decoding.quick_decoder.__wrapped__
-    trials = list(picture_decoding._trial_pictures())
+    find = picture_decoding.jpeg_decoder.__wrapped__
+    trials = list(picture_decoding._trial_files(picture_decoding._trial_jpegs()))
     trials[0][1][0, 0, 0] += 1
-    monkeypatch.setattr(picture_decoding, "_trial_pictures", lambda: trials)
+    monkeypatch.setattr(picture_decoding, "_trial_files", lambda _: trials)
     assert find() is None
-    monkeypatch.setattr(picture_decoding, "_trial_pictures", lambda: 1 / 0)
+    monkeypatch.setattr(picture_decoding, "_trial_files", lambda _: 1 / 0)
     assert find() is None
     monkeypatch.setattr(picture_decoding.importlib.util, "find_spec", lambda name: None)
     assert find() is None

@@ -12,11 +12,14 @@ from typing import Any
 import device_counters
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 sys.path.append(str(Path(__file__).parents[1] / "trainer"))
 from made_task import At, MadeTask, Pictures, recipe
 
-from hrnet_fast.trainer import Callback, read_log, train
+from hrnet_fast.trainer import Callback, read_log, step_runner, train
+from hrnet_fast.trainer.processes import Processes
+from hrnet_fast.trainer.step_runner import StepRunner
 
 pytestmark = pytest.mark.nulldevice
 
@@ -63,6 +66,43 @@ def test_a_warm_step_does_not_wait(case: str, tmp_path: Path) -> None:
     assert all(f"of {min(accumulate, 3)} captured graphs" in text for text in notes)
     assert torch.load(tmp_path / "last.pt", map_location="cpu", weights_only=True)["iteration"] == 16
     assert train(task, made, tmp_path, device="cuda", resume=True).finished
+
+
+class WithoutReductions(DistributedDataParallel):
+    """The wrapper for a group without other processes: buckets are left as they are."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.register_comm_hook(None, lambda _, bucket: self.finished(bucket.buffer()))
+
+    def finished(self, value: torch.Tensor) -> Any:
+        future = torch.futures.Future(devices=[value.device])  # type: ignore[var-annotated]
+        future.set_result(value)
+        return future
+
+
+@pytest.mark.slow
+@pytest.mark.nulldevice(zero_scalars=False)  # the wrapper reads its buckets' sizes from the device
+@pytest.mark.parametrize("graph", ["auto", "on"])
+def test_steps_of_several_processes(graph: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are launched, and where the recipe asks for it captured behind the eager updates that PyTorch asks for."""
+    fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
+    torch.distributed.init_process_group("fake", rank=0, world_size=2, store=fake.FakeStore())
+    monkeypatch.setattr(step_runner, "DistributedDataParallel", WithoutReductions)
+    made = recipe(graph=graph, optimizer={"kind": "adamw"})
+    runner = StepRunner(MadeTask(network="hrnet"), made, Processes(torch.device("cuda", 0), 2, 0))
+    images, targets = (torch.zeros(2, *shape, device="cuda") for shape in ((3, 32, 32), (1, 8, 8)))
+    for _ in range(14):
+        runner.run(images, targets, 0)
+    choice = runner.explain()["graph"]
+    if graph == "auto":
+        reason = "there are 2 processes; loop.graph='on' captures with several too"
+        assert choice == {"chosen": False, "reason": reason}
+        assert runner.graphed is None
+    else:
+        assert choice == {"chosen": True, "reason": "the recipe says so"}
+        report = runner.graphed.explain()
+        assert (report.eager, report.captures, report.replays) == (11, 1, 3)
 
 
 def test_a_run_goes_on_on_another_device(tmp_path: Path) -> None:

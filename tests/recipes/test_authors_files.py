@@ -128,14 +128,14 @@ def test_other_segmentation_sets() -> None:
     same(found, "paper/seg_w48_lip")
     assert found.data.train["masks"] == "lip/TrainVal_parsing_annotations"
     assert found.data.train["swapped_classes"] == [[14, 15], [16, 17], [18, 19]]
-    context = segmentation("seg_hrnet_ocr", IGNORE_LABEL=-1, NONBACKBONE_KEYWORDS=["cls", "aux", "ocr"], EXTRA_EPOCH=9)
+    context = segmentation("seg_hrnet_ocr", IGNORE_LABEL=-1, NONBACKBONE_KEYWORDS=["cls", "aux", "ocr"], BASE_SIZE=520)
     context["DATASET"] |= {"DATASET": "pascal_ctx", "NUM_CLASSES": 59}
     found = from_authors_config(context)
     assert found.optimizer.head_lr_factor == 10
     assert (found.data.train["label_map"], found.data.train["ignore_label"]) == ("from_one", 255)
     assert found.loss["class_weights"] is None
     assert (found.evaluation.pad_windows, found.evaluation.stride) == (True, 2 / 3)
-    assert any("second phase of 9 epochs" in note for note in found.notes)
+    assert found.inputs["resize_shorter"] == 520
 
 
 def test_the_face_and_classification_files_are_the_recipes_of_the_catalogue() -> None:
@@ -187,6 +187,7 @@ def test_other_files_raise() -> None:
         (segmentation(MULTI_SCALE=False), "TRAIN.MULTI_SCALE is False"),
         (segmentation(NONBACKBONE_KEYWORDS=["stage4"]), "accepted is the whole head"),
         (segmentation(OPTIMIZER="adam"), "TRAIN.OPTIMIZER is 'adam'"),
+        (segmentation(EXTRA_EPOCH=9), "TRAIN.EXTRA_EPOCH is 9, a second phase on DATASET.EXTRA_TRAIN_SET"),
         (pose() | {"GPUS": "all"}, "GPUS is 'all'"),
         (pose() | {"EXTRA": 1}, "EXTRA: not known"),
         ({"TRAIN": {}}, "no MODEL among the keys TRAIN"),

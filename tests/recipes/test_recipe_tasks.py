@@ -230,6 +230,32 @@ def test_classification_crops_are_torchvisions(tmp_path: Path) -> None:
     assert torch.equal(task.val[0].image, middle(whole))
 
 
+@pytest.mark.parametrize("alphas", [(0.2, 0.0), (0.0, 1.0), (0.4, 0.7)])
+def test_mixed_pictures_are_torchvisions(alphas: tuple[float, float], tmp_path: Path) -> None:
+    from torchvision.transforms import v2
+
+    settings = (f"inputs.mixup_alpha={alphas[0]}", f"inputs.cutmix_alpha={alphas[1]}", "loss.label_smoothing=0.1")
+    task = build_task(cells(*settings), classes(tmp_path), device="cpu")
+    batch = task.collate([task.train[i] for i in range(4)])
+    before = torch.get_rng_state()
+    (images, shares), again = (task.inputs(batch, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(images, again[0])
+    kinds = [v2.MixUp(alpha=alphas[0], num_classes=2)] if alphas[0] else []
+    kinds += [v2.CutMix(alpha=alphas[1], num_classes=2)] if alphas[1] else []
+    torch.manual_seed(int(torch.randint(2**63 - 1, (), generator=torch.Generator().manual_seed(3))))
+    expected = v2.RandomChoice(kinds)(hf.datasets.normalize(batch.images), batch.labels)
+    assert torch.equal(images, expected[0])
+    assert torch.equal(shares, expected[1])
+    torch.testing.assert_close(shares.sum(1), torch.ones(4))
+    logits = torch.randn(4, 2)
+    smooth = 0.9 * shares + 0.05
+    plain = -(smooth * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(task.make_loss()(logits, shares), plain)
+    with pytest.raises(ConfigError, match=r"mixup_alpha=-1\.0; accepted are numbers from 0"):
+        cells("inputs.mixup_alpha=-1")
+
+
 def test_broken_pictures_of_classes(tmp_path: Path) -> None:
     (classes(tmp_path) / "train" / "a" / "0.png").write_bytes(b"no picture")
     with pytest.raises(DatasetError, match="cannot be decoded"):

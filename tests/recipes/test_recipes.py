@@ -130,6 +130,8 @@ def test_overrides(setting: str, path: tuple[str, ...], value: object) -> None:
         ("model.name=hrnetv1_w33_pose", "Near: hrnetv1_w32_pose"),
         ("model.name=hrnet_w18_c", "has the head 'c'; the task pose trains v1"),
         ("model.options.widht=3", "unknown option"),
+        ("model.options.key_channels=7", "model.options.key_channels: given, but without effect on this network"),
+        ("model.options.align_corners=true", "model.options.align_corners: given, but without effect"),
         ("evaluation.window=[3, 3]", "the task pose does not use it"),
         ("evaluation.metric_options.oks_treshold=1", r"Did you mean evaluation.metric_options.oks_threshold\?"),
         ("evaluation.metric=miou", "evaluation.metric of task pose='miou'"),

@@ -12,7 +12,6 @@ _POSE = Defaults(gpus=1, batch_size=32, epochs=140, lr=1e-3, weight_decay=1e-4, 
 _FACE = Defaults(gpus=4, batch_size=16, epochs=60, lr=1e-4, weight_decay=0.0, momentum=0.0, steps=(30, 50))
 # The authors' COCO code, for LOSS.USE_DIFFERENT_JOINTS_WEIGHT.
 _COCO_WEIGHTS = (1, 1, 1, 1, 1, 1, 1, 1.2, 1.2, 1.5, 1.5, 1, 1, 1.2, 1.2, 1.5, 1.5)
-_COFW_PAIRS = ((0, 1), (2, 3), (4, 6), (5, 7), (8, 9), (10, 11), (12, 14), (13, 15), (16, 17), (18, 19), (22, 23))
 
 
 def read_pose(cfg: Section, notes: list[str]) -> dict[str, Any]:
@@ -121,8 +120,6 @@ def read_face(cfg: Section, notes: list[str]) -> dict[str, Any]:
             "half_body_probability": 0.0,
         },
     }
-    if kind == "COFW":
-        inputs["flip_pairs"] = _COFW_PAIRS
     recipe = {
         "task": "landmarks",
         "data": _face_data(kind, dataset, notes),
@@ -147,12 +144,7 @@ def _face_data(kind: str, dataset: Section, notes: list[str]) -> dict[str, Any]:
     folder = os.path.dirname(os.path.normpath(lists["train"]))
     images = _below(os.path.normpath(dataset.get("ROOT", "") or folder), folder)
     notes.append(f"the data folder (--data) is the one that the file calls {folder}")
-    if kind != "COFW":
-        points = {"points": kind.lower(), "images": images}
-        return {"layout": "face_landmarks", **{k: {"table": _below(v, folder), **points} for k, v in lists.items()}}
-    tables = {part: _below(os.path.splitext(path)[0] + ".csv", folder) for part, path in lists.items()}
-    notes.append(
-        f"COFW's MATLAB files are not read: {' and '.join(tables.values())} are expected, with a picture and its 29 "
-        "points in each row"
-    )
-    return {"layout": "points_csv", **{part: {"table": table, "box": "points"} for part, table in tables.items()}}
+    if kind == "COFW":  # its files hold the pictures
+        return {"layout": "cofw", **{part: {"file": _below(path, folder)} for part, path in lists.items()}}
+    points = {"points": kind.lower(), "images": images}
+    return {"layout": "face_landmarks", **{k: {"table": _below(v, folder), **points} for k, v in lists.items()}}

@@ -45,16 +45,18 @@ def read_segmentation(cfg: Section, notes: list[str]) -> dict[str, Any]:
     train.expect("BEGIN_EPOCH", 0)
     train.no_effect("RESUME", "NUM_SAMPLES", "LR_FACTOR", "LR_STEP", "FREEZE_LAYERS", "FREEZE_EPOCHS")  # nor read
     if newer and kind in ("pascal_ctx", "ade20k", "cocostuff"):
-        notes.append(f"pictures are not resized to {inputs['base_size']} pixels of the shorter side first")
+        inputs["resize_shorter"] = inputs["base_size"]
     optimizer = read_optimizer(train, notes, _DEFAULTS, ("sgd",))
     optimizer["head_lr_factor"] = _head_factor(train, str(model.get("NAME")).lower())
     batch = train.get("BATCH_SIZE_PER_GPU", _DEFAULTS.batch_size) * count_gpus(cfg, _DEFAULTS.gpus)
     if train.get("EXTRA_EPOCH", 0):
-        notes.append(
-            f"the second phase of {train.get('EXTRA_EPOCH')} epochs on DATASET.EXTRA_TRAIN_SET is left out; train it "
-            f"as a recipe of its own, with --init and optimizer.lr={train.get('EXTRA_LR', 1e-3)}"
+        raise ConfigError(
+            f"{CALLER}: TRAIN.EXTRA_EPOCH is {train.get('EXTRA_EPOCH')}, a second phase on DATASET.EXTRA_TRAIN_SET; "
+            "accepted is 0. Train the first phase so, and the second from its final.pth (--init) with "
+            f"DATASET.TRAIN_SET={dataset.get('EXTRA_TRAIN_SET', '')!r}, TRAIN.END_EPOCH={train.get('EXTRA_EPOCH')} and "
+            f"TRAIN.LR={train.get('EXTRA_LR', 1e-3)}; the authors' code keeps the optimizer's momentum between them."
         )
-    train.no_effect("EXTRA_EPOCH", "EXTRA_LR")
+    train.no_effect("EXTRA_LR")
     dataset.no_effect("EXTRA_TRAIN_SET")
     recipe = {
         "task": "segmentation",

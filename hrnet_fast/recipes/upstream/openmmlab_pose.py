@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from hrnet_fast.errors import ConfigError
-from hrnet_fast.keypoints.keypoint_sets import KEYPOINT_SETS
 from hrnet_fast.models.upstream.section import Section
 from hrnet_fast.recipes.upstream.openmmlab_files import MM_CALLER, name_of
 from hrnet_fast.recipes.upstream.openmmlab_metrics import read_pose_evaluation
@@ -219,13 +218,11 @@ def _data(
     workers = (cfg.get("train_dataloader") or {}).get("num_workers", 4)
     found: dict[str, Any] = {"workers": workers}
     if face:
-        notes.append(f"{name}'s JSON is not read: the authors' lists of the face repository are expected")
+        notes.append(f"{name}'s JSON is not read: the files of the authors' face repository are expected")
         ends = {"train": "train", "val": "valid" if face == "300w" else "test"}
         folder = {part: _folder(values) for part, values in parts.items()}
         if face == "cofw":
-            pairs = KEYPOINT_SETS["cofw"].pairs
-            made = {p: {"table": f"cofw_{ends[p]}.csv", "box": "points", "flip_pairs": pairs} for p in parts}
-            return {"layout": "points_csv", **{p: {**v, "images": folder[p]} for p, v in made.items()}, **found}
+            return {"layout": "cofw", **{p: {"file": f"COFW_{ends[p]}_color.mat"} for p in parts}, **found}
         lists = {p: {"table": f"face_landmarks_{face}_{ends[p]}.csv", "points": face} for p in parts}
         return {"layout": "face_landmarks", **{p: {**v, "images": folder[p]} for p, v in lists.items()}, **found}
     if name == "MpiiDataset":

@@ -1,8 +1,8 @@
 """Losses of the authors' training recipes: they can be captured in a CUDA graph and repeat bit for bit.
 
 None reads a value on the host or selects a number of elements that depends on values. Half types are computed and
-summed in float32, under autocast and without it; float64 stays. Cross entropy of classification, with label smoothing,
-is :class:`torch.nn.CrossEntropyLoss`.
+summed in float32, under autocast and without it; float64 stays. Cross entropy of classification, with label smoothing
+and of mixed classes, is :class:`torch.nn.CrossEntropyLoss`.
 """
 
 from hrnet_fast.training.losses.auxiliary import AuxiliaryLoss
