@@ -49,7 +49,7 @@ class ClassificationTask(RecipeTask):
         if self._mix is None:
             return images, batch.labels
         with kept_host_random_states():
-            seed_host_generators(int(torch.randint(2**63 - 1, (), generator=generator)))
+            seed_host_generators(int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device)))
             mixed: tuple[Tensor, Tensor] = self._mix(images, batch.labels)
         return mixed
 
