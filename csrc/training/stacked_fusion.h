@@ -1,4 +1,4 @@
-// A fusion unit, forward and backward as one call each: hrnet_fast/training/stacked_fusion.py in C++.
+// A fusion, forward and backward as one call each: hrnet_fast/training/fusion_plan.py and stacked_fusion.py in C++.
 
 #pragma once
 
@@ -21,6 +21,7 @@ struct Member {
   int64_t begin, end;
 
   const ConvNorm& layer() const { return term->layers[depth]; }
+  int64_t width() const { return end - begin; }
   bool ends() const { return depth + 1 == term->layers.size(); }
 };
 
@@ -33,6 +34,8 @@ struct Group {
 
   const ConvNorm& layer() const { return members[0].layer(); }
   int64_t channels() const { return members.back().end; }
+  // Of the one convolution that a group with a bias has.
+  at::Tensor bias() const { return members.size() == 1 ? layer().bias : at::Tensor(); }
   // First channel of the members whose terms go on.
   int64_t going_on() const;
 };
