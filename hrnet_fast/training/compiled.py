@@ -1,7 +1,8 @@
-"""Chains and fusions of the compiled extension: nodes of autograd's graph in C++, one each (csrc/training).
+"""Chains, fusions and heads of the compiled extension: nodes of autograd's graph in C++, one each (csrc/training).
 
-They compute what :mod:`~hrnet_fast.training.residual_chain` and :mod:`~hrnet_fast.training.stacked_fusion` compute,
-operator by operator. Those run without the extension, with Triton and with shared statistics.
+They compute what :mod:`~hrnet_fast.training.residual_chain`, :mod:`~hrnet_fast.training.stacked_fusion` and
+:mod:`~hrnet_fast.training.v2_head` compute, operator by operator. Those run without the extension, with Triton and with
+shared statistics.
 """
 
 from __future__ import annotations
@@ -52,6 +53,14 @@ def compile_fusion(
     return extension.StackedFusion(described, sources, RESAMPLE[mode, align_corners])
 
 
+def compile_v2_head(mix: Pair, classifier: nn.Module, align_corners: bool) -> Any | None:
+    """Return a ``V2Head`` of a 1x1 convolution with its normalisation and of the classifier, or None as above."""
+    extension = load_compiled()
+    if extension is None or not _is_local(mix):
+        return None
+    return extension.V2Head(_layer(mix), classifier, RESAMPLE["bilinear", align_corners])
+
+
 def _is_local(pair: Pair) -> bool:
     """Whether the normalisation's statistics are this process's alone."""
     return not isinstance(pair[1], nn.SyncBatchNorm)
@@ -61,12 +70,12 @@ def _layer(pair: Pair) -> tuple[nn.Module, nn.Module, bool]:
     return *pair, not isinstance(pair[1], nn.modules.batchnorm._BatchNorm)
 
 
-def join_chains(calls: Sequence[Any]) -> Any | None:
-    """Return the chains of several ``ResidualChainsCall`` as one call, whose elementwise passes share launches.
+def read_joined(chains: Sequence[Any]) -> Any | None:
+    """Return ``ResidualChain`` objects as they stand as one ``ResidualChainsCall``, whose passes share launches.
 
     None where two of them share a layer, whose running statistics then move one after the other.
     """
-    return load_compiled().ResidualChainsCall.joined(list(calls))  # type: ignore[union-attr]
+    return load_compiled().ResidualChain.read_joined(list(chains))  # type: ignore[union-attr]
 
 
 def run_chains(call: Any, xs: Sequence[Tensor], memory: str) -> list[Tensor] | str:
@@ -79,3 +88,9 @@ def run_fusion(call: Any, xs: Sequence[Tensor]) -> list[Tensor]:
     """Return every target, [N, C_r, H_r, W_r], of a ``StackedFusionCall``; differentiable once."""
     targets: list[Tensor] = call.run(list(xs))
     return targets
+
+
+def run_v2_head(call: Any, xs: Sequence[Tensor]) -> Tensor:
+    """Return the classifier's [N, K, H, W] of a ``V2HeadCall``; differentiable once."""
+    found: Tensor = call.run(list(xs))
+    return found

@@ -83,7 +83,7 @@ class Refusal(str):
 
 
 # The attributes that accelerating adds to modules.
-ADDED = {"fused_settings", "last_call_reason", "fused_unsupported_reason", structure_cache.NAME}
+ADDED = {"fused_settings", "last_call_reason", "fused_unsupported_reason", *structure_cache.NAMES}
 
 
 class FusedModule(nn.Module):
@@ -247,7 +247,7 @@ def _twin(module: FusedModule, kind: type[nn.Module], memo: dict[int, Any] | Non
     A `kind` that is not fused gets none of what accelerating added.
     """
     twin: nn.Module = kind.__new__(kind)
-    added = {structure_cache.NAME} if issubclass(kind, FusedModule) else ADDED
+    added = set(structure_cache.NAMES) if issubclass(kind, FusedModule) else ADDED
     state = {k: v for k, v in vars(module).items() if k not in added}
     if memo is None:
         vars(twin).update(state)

@@ -60,8 +60,9 @@ class FusionTerms(NamedTuple):
     def _steps(self) -> list[ConvNorm]:
         return [step for row in self.terms for term in row for step in term.steps]
 
-    def weights(self) -> list[Tensor]:
-        return [step.weight for step in self._steps()]
+    def has_dtype_of(self, x: Tensor) -> bool:
+        """Whether all weights have the dtype of `x`."""
+        return all(step.weight.dtype == x.dtype for step in self._steps())
 
     def alike(self) -> bool:
         """Whether all normalisations take the same statistics."""

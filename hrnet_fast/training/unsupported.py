@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -157,11 +157,11 @@ def promotion(x: Tensor) -> str | None:
     return "under autocast its frozen normalisation, which multiplies by float32 buffers, returns float32"
 
 
-def dtypes(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> str | None:
+def dtypes(xs: Sequence[Tensor], weights_have_dtype_of: Callable[[Tensor], bool]) -> str | None:
     """Of a call on several maps, which one convolution's kernel or a sum takes together."""
     dtype = autocast_dtype(xs[0])
     if any(x.dtype != (dtype or xs[0].dtype) for x in xs):
         return "branches differ in dtype from what convolutions compute in"
-    if dtype is None and any(w.dtype != xs[0].dtype for w in weights):
+    if dtype is None and not weights_have_dtype_of(xs[0]):
         return "weights and branches differ in dtype"
     return None
