@@ -142,7 +142,7 @@ class HRNetReference(nn.Module):
         features: list[Tensor] = [self.layer1(x)]
         for k in range(1, len(self.config.stages)):
             features = self._transition(k, features)
-            features = self.get_submodule(f"stage{k + 1}")(features)
+            features = getattr(self, f"stage{k + 1}")(features)
         return features
 
     def _transition(self, k: int, features: list[Tensor]) -> list[Tensor]:

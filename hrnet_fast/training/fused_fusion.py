@@ -45,7 +45,7 @@ class FusedModularizedBlock(FusedModule):
         )
         if reason is not None:
             return self._plain(reason, x)
-        self.last_call_reason = None
+        self.note_call(None)
         joined = self._joined() if native is not None and can_join(x, s.implementation) else None
         features = None if joined is None else joined.run(x)
         if features is None:

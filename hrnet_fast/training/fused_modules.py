@@ -109,8 +109,13 @@ class FusedModule(nn.Module):
         """Return all modules whose structure decides how this one executes."""
         return list(self.modules())[1:]
 
+    def note_call(self, reason: str | None) -> None:
+        """Keep why a call took the plain path, or None. A module's attributes are slow to set, and few calls differ."""
+        if self.last_call_reason != reason:
+            self.last_call_reason = reason
+
     def _plain(self, reason: str, *args: Any, **kwargs: Any) -> Any:
-        self.last_call_reason = reason
+        self.note_call(reason)
         return self.unfused_class.forward(self, *args, **kwargs)
 
     def unsupported_reasons(self) -> list[str]:
@@ -144,7 +149,7 @@ class FusedUnit(FusedModule):
         out = chain if isinstance(chain, str) else self.fused_settings.run(chain, x)
         if isinstance(out, str):
             return self._plain(out, x, *args, **kwargs)
-        self.last_call_reason = None
+        self.note_call(None)
         return out
 
 
@@ -209,7 +214,7 @@ class FusedSequence(FusedModule):
                 reasons.append(out)
             for module in modules:
                 x = module(x)
-        self.last_call_reason = "; ".join(dict.fromkeys(reasons)) or None
+        self.note_call("; ".join(dict.fromkeys(reasons)) or None)
         return x
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -61,35 +61,35 @@ class FusedNetwork(FusedModule, HRNetReference):
         chain = unsupported.call(x, self.fused_settings.implementation) or self._layers().stem
         out = chain if isinstance(chain, str) else self.fused_settings.run(chain, x)
         if isinstance(out, str):
-            self.last_call_reason = out
+            self.note_call(out)
             return super()._stem(x)
-        self.last_call_reason = None
+        self.note_call(None)
         return None, out
 
-    def _joined(self) -> dict[str, JoinedSequences | None]:
-        """The sequences that execute as one call, by the name of the module that has them."""
+    def _joinable(self) -> dict[str, nn.ModuleList]:
+        """Lists of modules of which those that are no identity may execute as one call, by name."""
         names = [f"transition{k}" for k in range(1, len(self.config.stages))]
         names += ["incre_modules"] if isinstance(self._head, ClassificationHead) else []
-        parts: dict[str, Any] = {name: self.get_submodule(name) for name in names}
+        return {name: getattr(self, name) for name in names}
 
-        def find() -> dict[str, JoinedSequences | None]:
-            own = {name: [m for m in part if not isinstance(m, nn.Identity)] for name, part in parts.items()}
-            return {name: find_joined(ms, self.fused_settings.implementation) for name, ms in own.items()}
-
-        return structure_cache.cached(
-            self, lambda: [m for part in parts.values() for m in part.modules()], find, structure_cache.JOINED
-        )
+    def _find_joined(self) -> dict[str, JoinedSequences | None]:
+        implementation = self.fused_settings.implementation
+        groups = {k: [m for m in part if not isinstance(m, nn.Identity)] for k, part in self._joinable().items()}
+        return {name: find_joined(own, implementation) for name, own in groups.items()}
 
     def _run_joined(self, name: str, xs: Sequence[Tensor]) -> list[Tensor] | None:
         implementation = self.fused_settings.implementation
         # First of the calls: compilers and tracers cannot follow the structure cache.
         if any(unsupported.call(x, implementation) for x in xs) or not can_join(xs, implementation):
             return None
-        joined = self._joined()[name]
+        joined = structure_cache.cached(
+            self, lambda: [m for part in self._joinable().values() for m in part.modules()], self._find_joined,
+            structure_cache.JOINED,
+        )[name]  # fmt: skip
         return None if joined is None else joined.run(xs)
 
     def _transition(self, k: int, features: list[Tensor]) -> list[Tensor]:
-        layers: Any = self.get_submodule(f"transition{k}")
+        layers = getattr(self, f"transition{k}")
         xs = [features[min(i, len(features) - 1)] for i in range(len(layers))]
         new = [i for i, layer in enumerate(layers) if not isinstance(layer, nn.Identity)]
         outs = self._run_joined(f"transition{k}", [xs[i] for i in new]) if len(new) > 1 else None
@@ -109,7 +109,7 @@ class FusedNetwork(FusedModule, HRNetReference):
                 logits = run_v2_head(layers, features, implementation.operators(features[0]))
                 return self._head.finish(logits, size)  # type: ignore[attr-defined]
         if reason is not None and isinstance(self._head, V2Head):
-            self.last_call_reason = reason
+            self.note_call(reason)
         if isinstance(self._head, ClassificationHead):
             widened = self._run_joined("incre_modules", features)
             if widened is not None:

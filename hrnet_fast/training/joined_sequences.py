@@ -54,7 +54,7 @@ class JoinedSequences:
         if isinstance(outs, str):
             return None
         for sequence in self._sequences:
-            sequence.last_call_reason = None
+            sequence.note_call(None)
         return outs
 
 
