@@ -28,7 +28,7 @@ class FusedModularizedBlock(FusedModule):
 
     def forward(self, x: list[Tensor]) -> Any:
         s = self.fused_settings
-        reason = next((r for one in x if (r := unsupported.call(one, s.implementation))), None)
+        reason = unsupported.call(x, s.implementation)
         layers = reason or self._layers()
         if isinstance(layers, str):
             return self._plain(layers, x)

@@ -140,7 +140,7 @@ class FusedUnit(FusedModule):
         return [reason] if reason else []
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        reason = unsupported.call(x, self.fused_settings.implementation)
+        reason = unsupported.call((x,), self.fused_settings.implementation)
         if args or kwargs:
             reason = "called with more than the input"
         chain = reason or structure_cache.cached(
@@ -201,7 +201,7 @@ class FusedSequence(FusedModule):
         return found
 
     def forward(self, input: Tensor) -> Any:  # nn.Sequential's own name for it
-        reason = unsupported.call(input, self.fused_settings.implementation)
+        reason = unsupported.call((input,), self.fused_settings.implementation)
         if reason is not None:
             return self._plain(reason, input)
         x, reasons = input, list[str]()

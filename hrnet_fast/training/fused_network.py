@@ -58,7 +58,7 @@ class FusedNetwork(FusedModule, HRNetReference):
         return NetworkLayers(stem, reason or V2HeadLayers(head, self.config.align_corners))
 
     def _stem(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
-        chain = unsupported.call(x, self.fused_settings.implementation) or self._layers().stem
+        chain = unsupported.call((x,), self.fused_settings.implementation) or self._layers().stem
         out = chain if isinstance(chain, str) else self.fused_settings.run(chain, x)
         if isinstance(out, str):
             self.note_call(out)
@@ -78,9 +78,7 @@ class FusedNetwork(FusedModule, HRNetReference):
         return {name: find_joined(own, implementation) for name, own in groups.items()}
 
     def _run_joined(self, name: str, xs: Sequence[Tensor]) -> list[Tensor] | None:
-        implementation = self.fused_settings.implementation
-        # First of the calls: compilers and tracers cannot follow the structure cache.
-        if any(unsupported.call(x, implementation) for x in xs) or not can_join(xs, implementation):
+        if not can_join(xs, self.fused_settings.implementation):
             return None
         joined = structure_cache.cached(
             self, lambda: [m for part in self._joinable().values() for m in part.modules()], self._find_joined,
@@ -92,7 +90,10 @@ class FusedNetwork(FusedModule, HRNetReference):
         layers = getattr(self, f"transition{k}")
         xs = [features[min(i, len(features) - 1)] for i in range(len(layers))]
         new = [i for i, layer in enumerate(layers) if not isinstance(layer, nn.Identity)]
-        outs = self._run_joined(f"transition{k}", [xs[i] for i in new]) if len(new) > 1 else None
+        # First of the calls: compilers and tracers cannot follow the structure cache.
+        if len(new) < 2 or unsupported.call(features, self.fused_settings.implementation):
+            return super()._transition(k, features)
+        outs = self._run_joined(f"transition{k}", [xs[i] for i in new])
         if outs is None:
             return super()._transition(k, features)
         made = dict(zip(new, outs, strict=True))
@@ -101,7 +102,7 @@ class FusedNetwork(FusedModule, HRNetReference):
     def _apply_head(self, features: list[Tensor], size: tuple[int, int]) -> Output:
         implementation = self.fused_settings.implementation
         # First of the calls: compilers and tracers cannot follow the structure cache.
-        reason = next((r for x in features if (r := unsupported.call(x, implementation))), None)
+        reason = unsupported.call(features, implementation)
         layers = None if reason else self._layers().head
         if isinstance(layers, V2HeadLayers):
             reason = unsupported.dtypes(features, layers.has_dtype_of)
@@ -110,7 +111,7 @@ class FusedNetwork(FusedModule, HRNetReference):
                 return self._head.finish(logits, size)  # type: ignore[attr-defined]
         if reason is not None and isinstance(self._head, V2Head):
             self.note_call(reason)
-        if isinstance(self._head, ClassificationHead):
+        if reason is None and isinstance(self._head, ClassificationHead):
             widened = self._run_joined("incre_modules", features)
             if widened is not None:
                 return self._head.sum_and_classify(self, iter(widened))
