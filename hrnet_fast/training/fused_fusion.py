@@ -35,7 +35,7 @@ class FusedModularizedBlock(FusedModule):
         if len(x) != len(self.branches):  # type: ignore[arg-type]
             return self._plain(f"{len(x)} maps for {len(self.branches)} branches", x)  # type: ignore[arg-type]
         operators = s.implementation.operators(x[0])
-        native = layers.compiled if compiled.has_compiled_passes(operators) else None
+        native = layers.compiled if compiled.has_compiled_passes(operators, layers.synchronised) else None
         fusion: Any = layers.read() if native is None else native.read()
         reason = (
             _statistics_reason(fusion)

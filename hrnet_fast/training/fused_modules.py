@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hrnet_fast.implementations import RequestedImplementation
 from hrnet_fast.training import compiled, structure_cache, unsupported
-from hrnet_fast.training.batch_norm import promotes
+from hrnet_fast.training.batch_norm import promotes, synchronised
 from hrnet_fast.training.matching import Layers, flat, hooked, looks_like_unit, unit_layers
 from hrnet_fast.training.residual_chain import run_units
 
@@ -35,6 +35,7 @@ class ChainLayers:
         self.compiled = compiled.compile_chain(units)
         pairs = [pair for unit in units for pair in (*unit.pairs, unit.shortcut) if isinstance(pair, tuple)]
         self.promotes = any(promotes(norm) for _, norm in pairs)
+        self.synchronised = synchronised(norm for _, norm in pairs)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Settings:
         if reason is not None:
             return reason
         operators, memory = self.implementation.operators(x), self.memory_of(chain)
-        if chain.compiled is not None and compiled.has_compiled_passes(operators):
+        if chain.compiled is not None and compiled.has_compiled_passes(operators, chain.synchronised):
             outs = compiled.run_chains(chain.compiled.read(), [x], memory)
             return outs if isinstance(outs, str) else outs[0]
         return run_units([unit.read() for unit in chain.units], x, operators, memory)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hrnet_fast.implementations import RequestedImplementation
 from hrnet_fast.training import branch_streams, compiled, unsupported
+from hrnet_fast.training.batch_norm import share_statistics
 from hrnet_fast.training.fused_modules import FusedSequence
 from hrnet_fast.training.matching import hooked
 
@@ -38,13 +39,14 @@ class JoinedSequences:
         chains = [sequence.parts()[0].chain for sequence in sequences]
         self._chains = [chain.compiled for chain in chains]
         self._promotes = any(chain.promotes for chain in chains)
+        self._synchronised = [norm for chain in chains for norm in chain.synchronised]
 
     def run(self, xs: Sequence[Tensor]) -> list[Tensor] | None:
         """Return each sequence's result for its own map, [N, C, H, W]; or None, with nothing run.
 
         The maps have no :func:`unsupported.call` reason, and :func:`can_join`.
         """
-        if self._promotes and unsupported.promotion(xs[0]):
+        if (self._promotes and unsupported.promotion(xs[0])) or share_statistics(self._synchronised):
             return None
         call = compiled.read_joined(self._chains)
         # One node for all would differentiate frozen ones too.

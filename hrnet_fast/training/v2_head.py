@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from hrnet_fast.implementations import OperatorImplementations
 from hrnet_fast.ops.primitives import fuse_sum_backward, fuse_sum_forward, load_bn_act
 from hrnet_fast.training import compiled
-from hrnet_fast.training.batch_norm import count_batches, normalise
+from hrnet_fast.training.batch_norm import count_batches, normalise, synchronised
 from hrnet_fast.training.conv_norm import (
     PER_STEP,
     ConvNorm,
@@ -54,6 +54,7 @@ class V2HeadLayers:
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(classifier, nn.Conv2d)
         self._conv, self._norm, self._classifier, self._align_corners = conv, norm, classifier, align_corners
+        self.synchronised = synchronised([norm])
         self.compiled = compiled.compile_v2_head((conv, norm), classifier, align_corners)
 
     def has_dtype_of(self, x: Tensor) -> bool:
@@ -76,7 +77,7 @@ def run_v2_head(layers: V2HeadLayers, xs: Sequence[Tensor], operators: OperatorI
 
     The maps have no :mod:`~hrnet_fast.training.unsupported` reason. Differentiable once, in every map and parameter.
     """
-    if layers.compiled is not None and compiled.has_compiled_passes(operators):
+    if layers.compiled is not None and compiled.has_compiled_passes(operators, layers.synchronised):
         return compiled.run_v2_head(layers.compiled.read(), xs)
     call = layers.read(operators)
     parameters = [*call.mix.parameters(), call.classifier.weight, call.classifier.bias]

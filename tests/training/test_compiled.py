@@ -233,7 +233,7 @@ def test_misfits(sizes: Sequence[tuple[int, int]], exact: bool) -> None:
 
 
 def test_networks_run_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network's chains, fusions and head are compiled on CPUs, and a synchronised normalisation is not."""
+    """A network's chains, fusions and head are compiled on CPUs, but for statistics of several processes."""
     ran: list[str] = []
     for name in ("run_chains", "run_fusion", "run_v2_head"):
         run = getattr(compiled, name)
@@ -241,9 +241,12 @@ def test_networks_run_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     model = hf.HRNet(width=4, head="v2", num_outputs=3, num_blocks=1, num_modules=(1, 1, 1), impl="cpu")
     model(torch.randn(2, 3, 64, 64))
     assert (ran.count("run_fusion"), ran.count("run_v2_head"), "run_chains" in ran) == (3, 1, True)
-    ran.clear()
-    hf.accelerate(nn.SyncBatchNorm.convert_sync_batchnorm(model), impl="cpu").eval()(torch.randn(2, 3, 64, 64))
-    assert ran == []
+    synchronised = hf.accelerate(nn.SyncBatchNorm.convert_sync_batchnorm(model), impl="cpu").eval()
+    for several in (False, True):
+        monkeypatch.setattr(compiled, "share_statistics", lambda norms, several=several: several)
+        ran.clear()
+        synchronised(torch.randn(2, 3, 64, 64))
+        assert bool(ran) is not several
 
 
 CHANGES = {
