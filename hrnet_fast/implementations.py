@@ -104,8 +104,7 @@ class OperatorImplementations(NamedTuple):
     fuse_sum: str
 
 
-@dataclass(frozen=True)
-class RequestedImplementation:
+class RequestedImplementation(NamedTuple):
     """What ``impl=`` and the environment ask for: ``"auto"`` or an implementation."""
 
     name: str

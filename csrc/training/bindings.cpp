@@ -14,6 +14,7 @@
 #include "operator_nodes.h"
 #include "tensor_list.h"
 #include "tensor_versions.h"
+#include "v2_head.h"
 
 namespace py = pybind11;
 
@@ -60,15 +61,13 @@ class ChainModules {
     }
   }
 
-  std::shared_ptr<ChainsCall> read() const {
-    Chain chain;
-    for (const auto& [modules, shortcut] : units_) {
-      Unit unit;
-      unit.shortcut = shortcut;
-      for (const LayerModules& layer : modules) unit.layers.push_back(layer.read());
-      chain.units.push_back(std::move(unit));
-    }
-    return std::make_shared<ChainsCall>(std::vector<Chain>{std::move(chain)});
+  std::shared_ptr<ChainsCall> read() const { return std::make_shared<ChainsCall>(std::vector<Chain>{chain()}); }
+
+  // Several as one call; null where they cannot execute together.
+  static std::shared_ptr<ChainsCall> read_joined(const std::vector<ChainModules*>& all) {
+    std::vector<Chain> chains;
+    for (const ChainModules* own : all) chains.push_back(own->chain());
+    return ChainsCall::joined(std::move(chains));
   }
 
   int traverse(visitproc visit, void* arg) const {
@@ -80,6 +79,16 @@ class ChainModules {
   void clear() { units_.clear(); }
 
  private:
+  Chain chain() const {
+    Chain found;
+    for (const auto& [modules, shortcut] : units_) {
+      Unit& unit = found.units.emplace_back();
+      unit.shortcut = shortcut;
+      for (const LayerModules& layer : modules) unit.layers.push_back(layer.read());
+    }
+    return found;
+  }
+
   std::vector<std::pair<std::vector<LayerModules>, Shortcut>> units_;
 };
 
@@ -127,6 +136,29 @@ class FusionModules {
   };
   std::vector<std::vector<TermModules>> rows_;
   size_t sources_;
+  int64_t mode_;
+};
+
+class V2HeadModules {
+ public:
+  V2HeadModules(const Given& mix, const py::object& classifier, int64_t mode)
+      : mix_(modules_of(mix)), classifier_(classifier, py::none(), false), mode_(mode) {}
+
+  std::shared_ptr<V2HeadCall> read() const {
+    return std::make_shared<V2HeadCall>(mix_.read(), classifier_.read(), mode_);
+  }
+
+  int traverse(visitproc visit, void* arg) const {
+    const int found = mix_.traverse(visit, arg);
+    return found ? found : classifier_.traverse(visit, arg);
+  }
+  void clear() {
+    mix_.clear();
+    classifier_.clear();
+  }
+
+ private:
+  LayerModules mix_, classifier_;
   int64_t mode_;
 };
 
@@ -191,9 +223,8 @@ void bind_training(py::module_& m) {
     return found && found->is_compiled() ? found : std::nullopt;
   });
   py::class_<ChainsCall, std::shared_ptr<ChainsCall>>(m, "ResidualChainsCall")
-      .def_static("joined", &ChainsCall::joined)
       .def_readwrite("together", &ChainsCall::together)
-      .def("requires_grad", &ChainsCall::requires_grad)
+      .def("require_grad_alike", &ChainsCall::require_grad_alike)
       .def(
           "run",
           [](const std::shared_ptr<ChainsCall>& self, const std::vector<at::Tensor>& xs, const std::string& memory) {
@@ -202,16 +233,21 @@ void bind_training(py::module_& m) {
           Unlocked());
   py::class_<ChainModules>(m, "ResidualChain", collectable<ChainModules>())
       .def(py::init<const std::vector<std::pair<std::vector<Given>, int>>&>())
-      .def("read", &ChainModules::read);
+      .def("read", &ChainModules::read)
+      .def_static("read_joined", &ChainModules::read_joined);
   py::class_<FusionCall, std::shared_ptr<FusionCall>>(m, "StackedFusionCall")
       .def_readwrite("together", &FusionCall::together)
       .def("alike", &FusionCall::alike)
-      .def("weights", &FusionCall::weights)
+      .def("has_dtype_of", &FusionCall::has_dtype_of)
       .def("misfit", &FusionCall::misfit)
       .def("run", &run_fusion, Unlocked());
   py::class_<FusionModules>(m, "StackedFusion", collectable<FusionModules>())
       .def(py::init<const std::vector<std::vector<FusionModules::GivenTerm>>&, size_t, int64_t>())
       .def("read", &FusionModules::read);
+  py::class_<V2HeadCall, std::shared_ptr<V2HeadCall>>(m, "V2HeadCall").def("run", &run_v2_head, Unlocked());
+  py::class_<V2HeadModules>(m, "V2Head", collectable<V2HeadModules>())
+      .def(py::init<const Given&, const py::object&, int64_t>())
+      .def("read", &V2HeadModules::read);
 }
 
 }  // namespace hrnet_fast::training

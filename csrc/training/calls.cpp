@@ -2,7 +2,7 @@
 
 #include "calls.h"
 
-#include <set>
+#include <algorithm>
 #include <stdexcept>
 
 namespace hrnet_fast::training {
@@ -31,16 +31,14 @@ Memory memory_of(const std::string& name) {
   throw std::invalid_argument("memory is fast, lean or min, not " + name);
 }
 
-std::shared_ptr<ChainsCall> ChainsCall::joined(const std::vector<std::shared_ptr<ChainsCall>>& calls) {
-  std::vector<Chain> all;
-  for (const auto& call : calls) all.insert(all.end(), call->chains_.begin(), call->chains_.end());
-  std::set<const void*> moved;
-  for (const Chain& chain : all)
+std::shared_ptr<ChainsCall> ChainsCall::joined(std::vector<Chain> chains) {
+  std::vector<const void*> moved;
+  for (const Chain& chain : chains)
     for (const ConvNorm* layer : chain.layers())
-      if (layer->batch && layer->running_mean.defined() &&
-          !moved.insert(layer->running_mean.unsafeGetTensorImpl()).second)
-        return nullptr;
-  return std::make_shared<ChainsCall>(std::move(all));
+      if (layer->batch && layer->running_mean.defined()) moved.push_back(layer->running_mean.unsafeGetTensorImpl());
+  std::sort(moved.begin(), moved.end());
+  if (std::adjacent_find(moved.begin(), moved.end()) != moved.end()) return nullptr;
+  return std::make_shared<ChainsCall>(std::move(chains));
 }
 
 std::vector<at::Tensor> ChainsCall::parameters() const {
@@ -57,10 +55,15 @@ std::vector<at::Tensor> ChainsCall::weights() const {
   return found;
 }
 
-bool ChainsCall::requires_grad() const {
-  for (const at::Tensor& parameter : parameters())
-    if (parameter.defined() && parameter.requires_grad()) return true;
-  return false;
+bool ChainsCall::require_grad_alike(const std::vector<at::Tensor>& xs) const {
+  size_t found = 0;
+  for (size_t c = 0; c < chains_.size(); ++c) {
+    std::vector<at::Tensor> tensors{xs[c]};
+    for (const ConvNorm* layer : chains_[c].layers()) append(tensors, *layer);
+    found += std::any_of(tensors.begin(), tensors.end(),
+                         [](const at::Tensor& t) { return t.defined() && t.requires_grad(); });
+  }
+  return found == 0 || found == chains_.size();
 }
 
 bool ChainsCall::computes_in(at::ScalarType dtype) const {
@@ -155,6 +158,11 @@ std::vector<at::Tensor> FusionCall::weights() const {
   std::vector<at::Tensor> found;
   for (const Member& member : fusion_.members()) found.push_back(member.layer().weight);
   return found;
+}
+
+bool FusionCall::has_dtype_of(const at::Tensor& x) const {
+  const auto all = weights();
+  return std::all_of(all.begin(), all.end(), [&](const at::Tensor& w) { return w.scalar_type() == x.scalar_type(); });
 }
 
 std::pair<std::vector<at::Tensor>, std::vector<at::Tensor>> FusionCall::forward(const std::vector<at::Tensor>& xs) {

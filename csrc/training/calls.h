@@ -26,14 +26,15 @@ class ChainsCall : public Joint {
  public:
   explicit ChainsCall(std::vector<Chain> chains) : chains_(std::move(chains)) {}
 
-  // The chains of several calls, to be executed together; null where two layers share their running statistics.
-  static std::shared_ptr<ChainsCall> joined(const std::vector<std::shared_ptr<ChainsCall>>& calls);
+  // Chains to be executed together; null where two layers share their running statistics.
+  static std::shared_ptr<ChainsCall> joined(std::vector<Chain> chains);
 
   // Weight, bias, scale and shift of every layer.
   std::vector<at::Tensor> parameters() const;
   // What backward needs of these: affines hold the others' values.
   std::vector<at::Tensor> weights() const;
-  bool requires_grad() const;
+  // Whether all chains have a gradient on these inputs, or none has.
+  bool require_grad_alike(const std::vector<at::Tensor>& xs) const;
   // Whether all layers compute in `dtype` without autocast.
   bool computes_in(at::ScalarType dtype) const;
   // Whether a chain's first unit adds its input.
@@ -80,6 +81,8 @@ class FusionCall : public Joint {
   std::vector<at::Tensor> parameters() const;
   std::vector<at::Tensor> weights() const;
   bool alike() const { return fusion_.alike(); }
+  // Whether all weights have the dtype of `x`.
+  bool has_dtype_of(const at::Tensor& x) const;
 
   // The first term whose map does not fit its target: source and target; sizes are the branches' (height, width).
   std::optional<std::pair<size_t, size_t>> misfit(const std::vector<std::array<int64_t, 2>>& sizes, bool exact) const {

@@ -49,12 +49,14 @@ bool truth(const py::handle& dict, const py::str& name) { return PyObject_IsTrue
 }  // namespace
 
 LayerModules::LayerModules(const py::object& conv, const py::object& norm, bool frozen)
-    : conv_(conv.attr("__dict__")), norm_(norm.attr("__dict__")), frozen_(frozen) {
+    : conv_(conv.attr("__dict__")), frozen_(frozen), normalises_(!norm.is_none()) {
   const Names& n = names();
   attributes_.stride = integers(conv_, n.stride);
   attributes_.padding = integers(conv_, n.padding);
   attributes_.dilation = integers(conv_, n.dilation);
   attributes_.groups = py::handle(item(conv_, n.groups)).cast<int64_t>();
+  if (!normalises_) return;
+  norm_ = norm.attr("__dict__");
   attributes_.eps = py::handle(item(norm_, n.eps)).cast<double>();
   if (frozen) return;
   attributes_.batch = truth(norm_, n.training);
@@ -66,11 +68,13 @@ LayerModules::LayerModules(const py::object& conv, const py::object& norm, bool 
 
 ConvNorm LayerModules::read() const {
   const Names& n = names();
-  const py::handle conv = item(conv_, n.parameters), buffers = item(norm_, n.buffers);
-  const py::handle norm = frozen_ ? buffers : py::handle(item(norm_, n.parameters));
+  const py::handle conv = item(conv_, n.parameters);
   ConvNorm layer = attributes_;
   layer.weight = tensor(conv, n.weight);
   layer.bias = tensor(conv, n.bias);
+  if (!normalises_) return layer;
+  const py::handle buffers = item(norm_, n.buffers);
+  const py::handle norm = frozen_ ? buffers : py::handle(item(norm_, n.parameters));
   layer.scale = tensor(norm, n.weight);
   layer.shift = tensor(norm, n.bias);
   layer.running_mean = tensor(buffers, n.mean);

@@ -12,7 +12,7 @@ namespace hrnet_fast::training {
 // makes it anew when they change (hrnet_fast/training/structure_cache.py).
 class LayerModules {
  public:
-  // `frozen`: the normalisation has no mode of training, momentum and counter (FrozenBatchNorm2d).
+  // `frozen`: the normalisation has no mode of training, momentum and counter (FrozenBatchNorm2d). None: there is none.
   LayerModules(const pybind11::object& conv, const pybind11::object& norm, bool frozen);
 
   ConvNorm read() const;
@@ -23,8 +23,8 @@ class LayerModules {
 
  private:
   pybind11::dict conv_, norm_;
-  bool frozen_, tracks_ = false, averages_ = false;  // momentum None: cumulative averages
-  ConvNorm attributes_;                              // without tensors
+  bool frozen_, normalises_, tracks_ = false, averages_ = false;  // momentum None: cumulative averages
+  ConvNorm attributes_;                                           // without tensors
 };
 
 }  // namespace hrnet_fast::training

@@ -141,10 +141,14 @@ class HRNetReference(nn.Module):
     def _branches(self, x: Tensor) -> list[Tensor]:
         features: list[Tensor] = [self.layer1(x)]
         for k in range(1, len(self.config.stages)):
-            transition = cast(nn.ModuleList, self.get_submodule(f"transition{k}"))
-            features = [layer(features[i] if i < len(features) else features[-1]) for i, layer in enumerate(transition)]
-            features = self.get_submodule(f"stage{k + 1}")(features)
+            features = self._transition(k, features)
+            features = getattr(self, f"stage{k + 1}")(features)
         return features
+
+    def _transition(self, k: int, features: list[Tensor]) -> list[Tensor]:
+        """Return the branches of stage k + 1; the new ones come from the last one before."""
+        transition = cast(nn.ModuleList, self.get_submodule(f"transition{k}"))
+        return [layer(features[i] if i < len(features) else features[-1]) for i, layer in enumerate(transition)]
 
     def _checked(self, x: Tensor) -> Tensor:
         by_scale = self.config.upsample_to == "scale"

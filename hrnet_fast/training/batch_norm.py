@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -107,6 +107,18 @@ def _joined_processes(module: nn.Module) -> dist.ProcessGroup | None:
         return None
     group = module.process_group or dist.group.WORLD
     return group if dist.get_world_size(group) > 1 else None
+
+
+def synchronised(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Return the layers that may share their statistics with other processes."""
+    return [module for module in modules if isinstance(module, nn.SyncBatchNorm)]
+
+
+def share_statistics(modules: Sequence[nn.Module]) -> bool:
+    """Whether one of these layers does so at a call now: in training with several processes."""
+    if not modules or not dist.is_available() or not dist.is_initialized():
+        return False
+    return any(_joined_processes(module) is not None for module in modules)
 
 
 def count_batches(calls: Sequence[NormCall]) -> None:

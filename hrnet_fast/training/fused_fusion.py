@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hrnet_fast.training import branch_streams, compiled, structure_cache, unsupported
-from hrnet_fast.training.fused_modules import FusedModule, FusedSequence
+from hrnet_fast.training.fused_modules import FusedModule
 from hrnet_fast.training.fusion_layers import FusionLayers, find_terms, resampling_of
 from hrnet_fast.training.fusion_plan import plan_fusion
+from hrnet_fast.training.joined_sequences import JoinedSequences, can_join, find_joined
 from hrnet_fast.training.matching import hooked
 from hrnet_fast.training.stacked_fusion import run_fusion
 
@@ -28,64 +28,38 @@ class FusedModularizedBlock(FusedModule):
 
     def forward(self, x: list[Tensor]) -> Any:
         s = self.fused_settings
-        reason = next((r for one in x if (r := unsupported.call(one, s.implementation))), None)
+        reason = unsupported.call(x, s.implementation)
         layers = reason or self._layers()
         if isinstance(layers, str):
             return self._plain(layers, x)
         if len(x) != len(self.branches):  # type: ignore[arg-type]
             return self._plain(f"{len(x)} maps for {len(self.branches)} branches", x)  # type: ignore[arg-type]
         operators = s.implementation.operators(x[0])
-        native = layers.compiled if compiled.has_compiled_passes(operators) else None
+        native = layers.compiled if compiled.has_compiled_passes(operators, layers.synchronised) else None
         fusion: Any = layers.read() if native is None else native.read()
         reason = (
             _statistics_reason(fusion)
             or (unsupported.promotion(x[0]) if layers.promotes else None)
             or _misfit_reason(fusion, x, s.exact_scale)
-            or unsupported.dtypes(x, fusion.weights())
+            or unsupported.dtypes(x, fusion.has_dtype_of)
         )
         if reason is not None:
             return self._plain(reason, x)
-        self.last_call_reason = None
-        features = None if native is None or branch_streams.active() else self._run_together(x)
+        self.note_call(None)
+        joined = self._joined() if native is not None and can_join(x, s.implementation) else None
+        features = None if joined is None else joined.run(x)
         if features is None:
             features = branch_streams.run_branches(self.branches, x)  # type: ignore[arg-type]
         if native is not None:
             return compiled.run_fusion(fusion, features)
         return run_fusion(plan_fusion(fusion.terms, len(features), s.mode, s.align_corners, operators), features)
 
-    def _run_together(self, x: list[Tensor]) -> list[Tensor] | None:
-        """Run all branches as one call whose elementwise passes share launches; None where each is to run alone.
-
-        On a CPU each does, and its maps stay in the caches; so it does on a stream of its own in a captured step.
-        """
-        if not x[0].is_cuda or any(one.device != x[0].device for one in x):
-            return None
-        calls, memories, s = [], set[str](), self.fused_settings
-        for branch in self.branches:  # type: ignore[union-attr]
-            if not isinstance(branch, FusedSequence) or "forward" in vars(branch) or hooked([branch]):
-                return None
-            if getattr(branch, "_compiled_call_impl", None) is not None:  # by nn.Module.compile
-                return None
-            parts = branch.parts()
-            chain = parts[0].chain if len(parts) == 1 else ""
-            own = branch.fused_settings
-            if isinstance(chain, str) or chain.compiled is None or own.implementation != s.implementation:
-                return None
-            memories.add(own.memory_of(chain))
-            if len(memories) > 1 or (chain.promotes and unsupported.promotion(x[0])):
-                return None
-            calls.append(chain.compiled.read())
-        if torch.is_grad_enabled():
-            wanted = [one.requires_grad or call.requires_grad() for one, call in zip(x, calls, strict=True)]
-            if any(wanted) and not all(wanted):  # one node for all would differentiate the frozen branches too
-                return None
-        joined = compiled.join_chains(calls)
-        outs = None if joined is None else compiled.run_chains(joined, x, memories.pop())
-        if outs is None or isinstance(outs, str):
-            return None
-        for branch in self.branches:  # type: ignore[union-attr]
-            branch.last_call_reason = None
-        return outs
+    def _joined(self) -> JoinedSequences | None:
+        branches: Any = self.branches
+        return structure_cache.cached(
+            self, branches.modules, lambda: find_joined(branches, self.fused_settings.implementation),
+            structure_cache.JOINED,
+        )  # fmt: skip
 
     def _layers(self) -> FusionLayers | str:
         """The fusion's layers, or why it cannot be stacked."""

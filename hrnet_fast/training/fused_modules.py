@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hrnet_fast.implementations import RequestedImplementation
 from hrnet_fast.training import compiled, structure_cache, unsupported
-from hrnet_fast.training.batch_norm import promotes
+from hrnet_fast.training.batch_norm import promotes, synchronised
 from hrnet_fast.training.matching import Layers, flat, hooked, looks_like_unit, unit_layers
 from hrnet_fast.training.residual_chain import run_units
 
@@ -35,6 +35,7 @@ class ChainLayers:
         self.compiled = compiled.compile_chain(units)
         pairs = [pair for unit in units for pair in (*unit.pairs, unit.shortcut) if isinstance(pair, tuple)]
         self.promotes = any(promotes(norm) for _, norm in pairs)
+        self.synchronised = synchronised(norm for _, norm in pairs)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Settings:
         if reason is not None:
             return reason
         operators, memory = self.implementation.operators(x), self.memory_of(chain)
-        if chain.compiled is not None and compiled.has_compiled_passes(operators):
+        if chain.compiled is not None and compiled.has_compiled_passes(operators, chain.synchronised):
             outs = compiled.run_chains(chain.compiled.read(), [x], memory)
             return outs if isinstance(outs, str) else outs[0]
         return run_units([unit.read() for unit in chain.units], x, operators, memory)
@@ -83,7 +84,7 @@ class Refusal(str):
 
 
 # The attributes that accelerating adds to modules.
-ADDED = {"fused_settings", "last_call_reason", "fused_unsupported_reason", structure_cache.NAME}
+ADDED = {"fused_settings", "last_call_reason", "fused_unsupported_reason", *structure_cache.NAMES}
 
 
 class FusedModule(nn.Module):
@@ -109,8 +110,13 @@ class FusedModule(nn.Module):
         """Return all modules whose structure decides how this one executes."""
         return list(self.modules())[1:]
 
+    def note_call(self, reason: str | None) -> None:
+        """Keep why a call took the plain path, or None. A module's attributes are slow to set, and few calls differ."""
+        if self.last_call_reason != reason:
+            self.last_call_reason = reason
+
     def _plain(self, reason: str, *args: Any, **kwargs: Any) -> Any:
-        self.last_call_reason = reason
+        self.note_call(reason)
         return self.unfused_class.forward(self, *args, **kwargs)
 
     def unsupported_reasons(self) -> list[str]:
@@ -135,7 +141,7 @@ class FusedUnit(FusedModule):
         return [reason] if reason else []
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        reason = unsupported.call(x, self.fused_settings.implementation)
+        reason = unsupported.call((x,), self.fused_settings.implementation)
         if args or kwargs:
             reason = "called with more than the input"
         chain = reason or structure_cache.cached(
@@ -144,7 +150,7 @@ class FusedUnit(FusedModule):
         out = chain if isinstance(chain, str) else self.fused_settings.run(chain, x)
         if isinstance(out, str):
             return self._plain(out, x, *args, **kwargs)
-        self.last_call_reason = None
+        self.note_call(None)
         return out
 
 
@@ -196,7 +202,7 @@ class FusedSequence(FusedModule):
         return found
 
     def forward(self, input: Tensor) -> Any:  # nn.Sequential's own name for it
-        reason = unsupported.call(input, self.fused_settings.implementation)
+        reason = unsupported.call((input,), self.fused_settings.implementation)
         if reason is not None:
             return self._plain(reason, input)
         x, reasons = input, list[str]()
@@ -209,7 +215,7 @@ class FusedSequence(FusedModule):
                 reasons.append(out)
             for module in modules:
                 x = module(x)
-        self.last_call_reason = "; ".join(dict.fromkeys(reasons)) or None
+        self.note_call("; ".join(dict.fromkeys(reasons)) or None)
         return x
 
 
@@ -247,7 +253,7 @@ def _twin(module: FusedModule, kind: type[nn.Module], memo: dict[int, Any] | Non
     A `kind` that is not fused gets none of what accelerating added.
     """
     twin: nn.Module = kind.__new__(kind)
-    added = {structure_cache.NAME} if issubclass(kind, FusedModule) else ADDED
+    added = set(structure_cache.NAMES) if issubclass(kind, FusedModule) else ADDED
     state = {k: v for k, v in vars(module).items() if k not in added}
     if memo is None:
         vars(twin).update(state)

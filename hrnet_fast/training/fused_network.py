@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from hrnet_fast.reference.heads import Output
+from hrnet_fast.reference.heads.classification import ClassificationHead
 from hrnet_fast.reference.heads.dense import V2Head
 from hrnet_fast.reference.hrnet import HRNetReference
 from hrnet_fast.training import structure_cache, unsupported
 from hrnet_fast.training.fused_modules import ChainLayers, FusedModule
+from hrnet_fast.training.joined_sequences import JoinedSequences, can_join, find_joined
 from hrnet_fast.training.matching import Layers
-from hrnet_fast.training.v2_head import run_v2_head
+from hrnet_fast.training.v2_head import V2HeadLayers, run_v2_head
 
 
 class NetworkLayers(NamedTuple):
     """The stem's rows and an HRNetV2 head's layers, or why they are not fused; None for any other head."""
 
     stem: ChainLayers | str
-    head: nn.Module | str | None
+    head: V2HeadLayers | str | None
 
 
 class FusedNetwork(FusedModule, HRNetReference):
-    """A network: its stem is one chain, and an HRNetV2 head is computed without concatenation."""
+    """A network: its stem is one chain, and an HRNetV2 head is computed without concatenation.
+
+    Sequences between the stages and in a classification head that do not depend on each other run as one call.
+    """
 
     def unsupported_reasons(self) -> list[str]:
         return [part for part in self._layers() if isinstance(part, str)]
@@ -48,29 +54,65 @@ class FusedNetwork(FusedModule, HRNetReference):
         if not isinstance(self._head, V2Head):
             return NetworkLayers(stem, None)
         head = self.get_submodule(self._head.name)
-        return NetworkLayers(stem, unsupported.v2_head(head) or head)
+        reason = unsupported.v2_head(head)
+        return NetworkLayers(stem, reason or V2HeadLayers(head, self.config.align_corners))
 
     def _stem(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
-        chain = unsupported.call(x, self.fused_settings.implementation) or self._layers().stem
+        chain = unsupported.call((x,), self.fused_settings.implementation) or self._layers().stem
         out = chain if isinstance(chain, str) else self.fused_settings.run(chain, x)
         if isinstance(out, str):
-            self.last_call_reason = out
+            self.note_call(out)
             return super()._stem(x)
-        self.last_call_reason = None
+        self.note_call(None)
         return None, out
+
+    def _joinable(self) -> dict[str, nn.ModuleList]:
+        """Lists of modules of which those that are no identity may execute as one call, by name."""
+        names = [f"transition{k}" for k in range(1, len(self.config.stages))]
+        names += ["incre_modules"] if isinstance(self._head, ClassificationHead) else []
+        return {name: getattr(self, name) for name in names}
+
+    def _find_joined(self) -> dict[str, JoinedSequences | None]:
+        implementation = self.fused_settings.implementation
+        groups = {k: [m for m in part if not isinstance(m, nn.Identity)] for k, part in self._joinable().items()}
+        return {name: find_joined(own, implementation) for name, own in groups.items()}
+
+    def _run_joined(self, name: str, xs: Sequence[Tensor]) -> list[Tensor] | None:
+        if not can_join(xs, self.fused_settings.implementation):
+            return None
+        joined = structure_cache.cached(
+            self, lambda: [m for part in self._joinable().values() for m in part.modules()], self._find_joined,
+            structure_cache.JOINED,
+        )[name]  # fmt: skip
+        return None if joined is None else joined.run(xs)
+
+    def _transition(self, k: int, features: list[Tensor]) -> list[Tensor]:
+        layers = getattr(self, f"transition{k}")
+        xs = [features[min(i, len(features) - 1)] for i in range(len(layers))]
+        new = [i for i, layer in enumerate(layers) if not isinstance(layer, nn.Identity)]
+        # First of the calls: compilers and tracers cannot follow the structure cache.
+        if len(new) < 2 or unsupported.call(features, self.fused_settings.implementation):
+            return super()._transition(k, features)
+        outs = self._run_joined(f"transition{k}", [xs[i] for i in new])
+        if outs is None:
+            return super()._transition(k, features)
+        made = dict(zip(new, outs, strict=True))
+        return [made[i] if i in made else layer(x) for i, (layer, x) in enumerate(zip(layers, xs, strict=True))]
 
     def _apply_head(self, features: list[Tensor], size: tuple[int, int]) -> Output:
         implementation = self.fused_settings.implementation
         # First of the calls: compilers and tracers cannot follow the structure cache.
-        reason = next((r for x in features if (r := unsupported.call(x, implementation))), None)
+        reason = unsupported.call(features, implementation)
         layers = None if reason else self._layers().head
-        if isinstance(layers, nn.Module):
-            weights = [m.weight for m in layers.children() if isinstance(m, nn.Conv2d)]
-            reason = unsupported.dtypes(features, weights)
+        if isinstance(layers, V2HeadLayers):
+            reason = unsupported.dtypes(features, layers.has_dtype_of)
             if reason is None:
-                operators = implementation.operators(features[0])
-                logits = run_v2_head(layers, features, self.config.align_corners, operators)
+                logits = run_v2_head(layers, features, implementation.operators(features[0]))
                 return self._head.finish(logits, size)  # type: ignore[attr-defined]
         if reason is not None and isinstance(self._head, V2Head):
-            self.last_call_reason = reason
+            self.note_call(reason)
+        if reason is None and isinstance(self._head, ClassificationHead):
+            widened = self._run_joined("incre_modules", features)
+            if widened is not None:
+                return self._head.sum_and_classify(self, iter(widened))
         return super()._apply_head(features, size)

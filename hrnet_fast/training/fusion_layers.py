@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hrnet_fast.training import compiled, unsupported
-from hrnet_fast.training.batch_norm import promotes, same_statistics
+from hrnet_fast.training.batch_norm import promotes, same_statistics, synchronised
 from hrnet_fast.training.conv_norm import ConvNorm
 from hrnet_fast.training.fusion_plan import FusionTerm
 from hrnet_fast.training.matching import Layers, flat, hooked
@@ -44,7 +44,8 @@ class FusionLayers:
 
     def __init__(self, rows: Sequence[Sequence[TermLayers]], mode: str, align_corners: bool) -> None:
         self._rows = rows
-        self.promotes = any(promotes(norm) for row in rows for term in row for _, norm in term.pairs)
+        norms = [norm for row in rows for term in row for _, norm in term.pairs]
+        self.promotes, self.synchronised = any(map(promotes, norms)), synchronised(norms)
         self.compiled = compiled.compile_fusion(rows, mode, align_corners)
 
     def read(self) -> FusionTerms:
@@ -60,8 +61,9 @@ class FusionTerms(NamedTuple):
     def _steps(self) -> list[ConvNorm]:
         return [step for row in self.terms for term in row for step in term.steps]
 
-    def weights(self) -> list[Tensor]:
-        return [step.weight for step in self._steps()]
+    def has_dtype_of(self, x: Tensor) -> bool:
+        """Whether all weights have the dtype of `x`."""
+        return all(step.weight.dtype == x.dtype for step in self._steps())
 
     def alike(self) -> bool:
         """Whether all normalisations take the same statistics."""

@@ -17,9 +17,10 @@ from hrnet_fast.ops.primitives import load_compiled
 from hrnet_fast.training.matching import hooked
 
 T = TypeVar("T")
-NAME = "fused_structure"  # the module's attribute that holds its cache
+# Attributes of a module that hold its caches: of its own structure, and of sequences in it that execute as one.
+NAME, JOINED = NAMES = ("fused_structure", "fused_joined")
 # Attributes that are read at every call, or written by execution itself.
-APART = ("_parameters", "_buffers", "last_call_reason", NAME)
+APART = ("_parameters", "_buffers", "last_call_reason", *NAMES)
 
 
 class CachedStructure:
@@ -44,21 +45,23 @@ class CachedStructure:
             return False
 
 
-def cached(root: nn.Module, others: Callable[[], Iterable[nn.Module]], find: Callable[[], T]) -> T:
+def cached(root: nn.Module, others: Callable[[], Iterable[nn.Module]], find: Callable[[], T], name: str = NAME) -> T:
     """Return ``find()``, or its cached result while the structure is unchanged.
 
     Args:
         root: the module that holds the cache.
         others: all modules besides the root that the result depends on.
+        name: of :data:`NAMES`.
     """
-    entry = vars(root).get(NAME)
+    entry = vars(root).get(name)
     if isinstance(entry, CachedStructure) and entry.is_valid(root):
         known: T = entry.value
         return known
     found = find()
     try:
-        vars(root).setdefault(NAME, None)  # first, so that the state has the attribute at its place
-        vars(root)[NAME] = CachedStructure(root, others(), found)
+        for one in NAMES:  # first, so that the state has the attributes at their places
+            vars(root).setdefault(one, None)
+        vars(root)[name] = CachedStructure(root, others(), found)
     except Exception:  # a module whose attributes cannot be copied (a scripted one) are examined at every call
         clear_cache(root)
     return found
@@ -66,7 +69,8 @@ def cached(root: nn.Module, others: Callable[[], Iterable[nn.Module]], find: Cal
 
 def clear_cache(module: nn.Module) -> None:
     """Remove what is cached in a module."""
-    vars(module).pop(NAME, None)
+    for name in NAMES:
+        vars(module).pop(name, None)
 
 
 _CONTAINERS = (list, set, *{type(v) for v in vars(nn.Module()).values() if isinstance(v, dict)})

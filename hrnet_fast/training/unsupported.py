@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from hrnet_fast.training.matching import hooked, unit_depth
 _CHECKPOINT_FLAGS = ("with_cp", "gradient_checkpointing", "grad_checkpointing")
 _CONVOLUTION = (nn.Conv2d.forward, nn.Conv2d._conv_forward)  # PyTorch's own: some tools replace them
 _NORMALISATIONS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
+_TENSORS = (Tensor, nn.Parameter)
 _ROLES = ("conv", "bn", "relu", "act", "downsample")
 
 
@@ -127,26 +128,27 @@ def v2_head(layers: nn.Module) -> str | None:
     return reason or hooked([layers, *parts])
 
 
-def call(x: Tensor, requested: RequestedImplementation) -> str | None:
-    """Of a call on `x`, for any module.
+def call(xs: Sequence[Tensor], requested: RequestedImplementation) -> str | None:
+    """Of a call on maps, for any module.
 
     Raises:
         ImplementationError: a named implementation for another device.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return "under torch.compile, torch.export and tracing the plain modules run (compilers fuse them themselves)"
-    if isinstance(x, torch.fx.Proxy):  # reading its device would add a node to the graph
-        return "under torch.fx the plain modules run"
-    if type(x) not in (Tensor, nn.Parameter) or x.device.type not in ("cpu", "cuda"):
-        return f"input is a {type(x).__name__} on {x.device.type}"
     if torch._C._functorch.peek_interpreter_stack() is not None:  # type: ignore[attr-defined]
         return "inside a functorch transform"
     if forward_ad._current_level >= 0:
         return "inside forward-mode differentiation"
-    if x.dim() != 4 or x.numel() == 0:
-        return f"input has shape {tuple(x.shape)}"
-    if requested.name == "auto" and "reference" in requested.operators(x):
-        return f"no fused operators for {x.dtype} on {x.device.type} here: `hrnet-fast doctor` says what is missing"
+    for x in xs:
+        if isinstance(x, torch.fx.Proxy):  # reading its device would add a node to the graph
+            return "under torch.fx the plain modules run"
+        if type(x) not in _TENSORS or not (x.is_cuda or x.is_cpu):
+            return f"input is a {type(x).__name__} on {x.device.type}"
+        if x.dim() != 4 or x.numel() == 0:
+            return f"input has shape {tuple(x.shape)}"
+        if requested.name == "auto" and "reference" in requested.operators(x):
+            return f"no fused operators for {x.dtype} on {x.device.type} here: `hrnet-fast doctor` says what is missing"
     return None
 
 
@@ -157,11 +159,11 @@ def promotion(x: Tensor) -> str | None:
     return "under autocast its frozen normalisation, which multiplies by float32 buffers, returns float32"
 
 
-def dtypes(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> str | None:
+def dtypes(xs: Sequence[Tensor], weights_have_dtype_of: Callable[[Tensor], bool]) -> str | None:
     """Of a call on several maps, which one convolution's kernel or a sum takes together."""
     dtype = autocast_dtype(xs[0])
     if any(x.dtype != (dtype or xs[0].dtype) for x in xs):
         return "branches differ in dtype from what convolutions compute in"
-    if dtype is None and any(w.dtype != xs[0].dtype for w in weights):
+    if dtype is None and not weights_have_dtype_of(xs[0]):
         return "weights and branches differ in dtype"
     return None

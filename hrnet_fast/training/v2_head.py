@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from hrnet_fast.implementations import OperatorImplementations
 from hrnet_fast.ops.primitives import fuse_sum_backward, fuse_sum_forward, load_bn_act
-from hrnet_fast.training.batch_norm import count_batches, normalise
+from hrnet_fast.training import compiled
+from hrnet_fast.training.batch_norm import count_batches, normalise, synchronised
 from hrnet_fast.training.conv_norm import (
     PER_STEP,
     ConvNorm,
@@ -40,24 +41,47 @@ class V2HeadCall(NamedTuple):
     operators: OperatorImplementations
 
 
-def run_v2_head(
-    layers: nn.Module, xs: Sequence[Tensor], align_corners: bool, operators: OperatorImplementations
-) -> Tensor:
+class V2HeadLayers:
+    """The modules of a supported head, and its compiled form where there is one.
+
+    Args:
+        layers: convolution, normalisation, ReLU and classifier.
+        align_corners: of the upsampling.
+    """
+
+    def __init__(self, layers: nn.Module, align_corners: bool) -> None:
+        conv, norm, _, classifier = layers.children()
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(classifier, nn.Conv2d)
+        self._conv, self._norm, self._classifier, self._align_corners = conv, norm, classifier, align_corners
+        self.synchronised = synchronised([norm])
+        self.compiled = compiled.compile_v2_head((conv, norm), classifier, align_corners)
+
+    def has_dtype_of(self, x: Tensor) -> bool:
+        """Whether both weights have the dtype of `x`."""
+        return self._conv.weight.dtype == self._classifier.weight.dtype == x.dtype
+
+    def read(self, operators: OperatorImplementations) -> V2HeadCall:
+        """Describe them as they stand at a call."""
+        mix, last = read_conv_norm(self._conv, self._norm), self._classifier
+        assert not isinstance(last.padding, str)
+        classifier = mix._replace(
+            weight=last.weight, bias=last.bias, stride=last.stride, padding=last.padding, dilation=last.dilation,
+            groups=last.groups,
+        )  # fmt: skip
+        return V2HeadCall(mix, classifier, self._align_corners, operators)
+
+
+def run_v2_head(layers: V2HeadLayers, xs: Sequence[Tensor], operators: OperatorImplementations) -> Tensor:
     """Return the classifier's [N, K, H, W] from maps [N, C_k, h_k, w_k], highest resolution first.
 
-    `layers` and the maps have no :mod:`~hrnet_fast.training.unsupported` reason.
+    The maps have no :mod:`~hrnet_fast.training.unsupported` reason. Differentiable once, in every map and parameter.
     """
-    conv, norm, _, last = layers.children()
-    assert isinstance(last, nn.Conv2d)
-    mix = read_conv_norm(conv, norm)
-    assert not isinstance(last.padding, str)
-    classifier = mix._replace(
-        weight=last.weight, bias=last.bias, stride=last.stride, padding=last.padding, dilation=last.dilation,
-        groups=last.groups,
-    )  # fmt: skip
-    parameters = [*mix.parameters(), last.weight, last.bias]
-    count_batches([mix.norm])
-    call = V2HeadCall(mix, classifier, align_corners, operators)
+    if layers.compiled is not None and compiled.has_compiled_passes(operators, layers.synchronised):
+        return compiled.run_v2_head(layers.compiled.read(), xs)
+    call = layers.read(operators)
+    parameters = [*call.mix.parameters(), call.classifier.weight, call.classifier.bias]
+    count_batches([call.mix.norm])
     tensors = [t for t in (*xs, *parameters) if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         recomputations = tuple(recomputation_of(x) for x in xs)
@@ -120,10 +144,11 @@ class _V2HeadFunction(torch.autograd.Function):
         dy = SavedConv(y, affine, ctx.count).input_gradient(primitives, da, sums, call.mix.norm, True)
         sizes = [s for x in xs for s in x.shape[-2:]]
         empty = [y.new_empty(0)] * len(xs)
+        resampled = [int(k > 0) for k in range(len(xs))] + [0] * len(xs)
         small = fuse_sum_backward(
-            dy, y, empty, empty, sizes, "bilinear", call.align_corners, False, [1] * len(xs) + [0] * len(xs),
-            call.operators.fuse_sum,
-        )  # fmt: skip
+            dy, y, empty, empty, sizes, "bilinear", call.align_corners, False, resampled, call.operators.fuse_sum
+        )
+        small[0] = dy  # the first map has the sum's size
         dxs, dws, db, start = list[NoneOr](), list[NoneOr](), None, 0
         for k, x in enumerate(xs):
             own = weight[:, start : start + x.shape[1]]

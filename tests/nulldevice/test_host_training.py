@@ -182,28 +182,38 @@ def test_make_graphed_callables(impl: str) -> None:
     assert (n.graph_launches, n.errors) == (2, 0)
 
 
+def statistics(model: nn.Module) -> int:
+    """Return a training step's launches that find statistics of batches."""
+    step = step_of(model, image(64, 64, batch=2).cuda())
+    step()
+    device_counters.reset()
+    step()
+    return sum(n for name, n in device_counters.kernels().items() if "bn_statistics_kernel" in name)
+
+
+def test_new_branches_and_widened_ones_share_launches() -> None:
+    model: Any = accelerated("cuda", "c")
+    together = statistics(model)
+    for sequences in (model.transition1, model.incre_modules):
+        handle = sequences[0].register_forward_hook(lambda *_: None)
+        assert together < statistics(model)
+        handle.remove()
+    assert together == statistics(model)
+
+
 def test_branches_share_launches() -> None:
     """Unless one of them must run alone: here because of a hook, or because it alone needs no gradients."""
     model = accelerated("cuda")
-    x = image(64, 64, batch=2).cuda()
-    step = step_of(model, x)
-
-    def statistics() -> int:
-        step()
-        device_counters.reset()
-        step()
-        return sum(n for name, n in device_counters.kernels().items() if "bn_statistics_kernel" in name)
-
     branches = [m for name, m in model.named_modules() if name.rpartition(".")[0].endswith("branches")]
-    together = statistics()
+    together = statistics(model)
     handles = [branch.register_forward_hook(lambda *_: None) for branch in branches]
-    alone = statistics()
+    alone = statistics(model)
     assert together < alone
     for handle in handles:
         handle.remove()
-    assert statistics() == together
+    assert statistics(model) == together
     frozen = ("conv", "bn", "layer1", "transition1.0", "stage2.0.branches.0")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(frozen))
-    assert together < statistics() < alone
+    assert together < statistics(model) < alone
     assert hf.explain(model).fast == len(hf.explain(model).blocks)

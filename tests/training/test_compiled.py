@@ -99,10 +99,10 @@ def test_chains_layer_by_layer(memory: str, dtype: str, training: bool, unused: 
     given = [torch.randn(2, 8, *size, dtype=torch.bfloat16 if dtype == "autocast" else None) for size in sizes]
     inputs = [[x.clone().requires_grad_() for x in given] for _ in range(2)]
     with torch.autocast("cpu", enabled=dtype == "autocast"):
-        calls = [[compiled.compile_chain([unit_layers(unit) for unit in chain]).read() for chain in chains]  # type: ignore[union-attr]
-                 for chains in (plain, others)]  # fmt: skip
-        alone = [compiled.run_chains(call, [x], memory)[0] for call, x in zip(calls[0], inputs[0], strict=True)]
-        joint = compiled.join_chains(calls[1])
+        made = [[compiled.compile_chain([unit_layers(unit) for unit in chain]) for chain in chains]
+                for chains in (plain, others)]  # fmt: skip
+        alone = [compiled.run_chains(m.read(), [x], memory)[0] for m, x in zip(made[0], inputs[0], strict=True)]  # type: ignore[union-attr]
+        joint = compiled.read_joined(made[1])
         assert joint is not None
         joint.together = True
         together = compiled.run_chains(joint, inputs[1], memory)
@@ -183,8 +183,8 @@ def test_compiled_chains_refuse_a_second_derivative() -> None:
 
 def test_chains_that_share_a_layer_do_not_run_together() -> None:
     chain = units("basic").train()
-    calls = [compiled.compile_chain([unit_layers(unit) for unit in chain]).read() for _ in range(2)]  # type: ignore[union-attr]
-    assert compiled.join_chains(calls) is None
+    chains = [compiled.compile_chain([unit_layers(unit) for unit in chain]) for _ in range(2)]
+    assert compiled.read_joined(chains) is None
 
 
 @pytest.mark.parametrize("unused", [False, True], ids=["all targets", "the last target unused"])
@@ -234,17 +234,20 @@ def test_misfits(sizes: Sequence[tuple[int, int]], exact: bool) -> None:
 
 
 def test_networks_run_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network's chains and fusions are compiled on CPUs, and a synchronised normalisation is not."""
+    """A network's chains, fusions and head are compiled on CPUs, but for statistics of several processes."""
     ran: list[str] = []
-    for name in ("run_chains", "run_fusion"):
+    for name in ("run_chains", "run_fusion", "run_v2_head"):
         run = getattr(compiled, name)
         monkeypatch.setattr(compiled, name, lambda *given, run=run, name=name: ran.append(name) or run(*given))
-    model = hf.HRNet(width=4, head="v1", num_outputs=3, num_blocks=1, num_modules=(1, 1, 1), impl="cpu")
+    model = hf.HRNet(width=4, head="v2", num_outputs=3, num_blocks=1, num_modules=(1, 1, 1), impl="cpu")
     model(torch.randn(2, 3, 64, 64))
-    assert (ran.count("run_fusion"), "run_chains" in ran) == (3, True)
-    ran.clear()
-    hf.accelerate(nn.SyncBatchNorm.convert_sync_batchnorm(model), impl="cpu").eval()(torch.randn(2, 3, 64, 64))
-    assert ran == []
+    assert (ran.count("run_fusion"), ran.count("run_v2_head"), "run_chains" in ran) == (3, 1, True)
+    synchronised = hf.accelerate(nn.SyncBatchNorm.convert_sync_batchnorm(model), impl="cpu").eval()
+    for several in (False, True):
+        monkeypatch.setattr(compiled, "share_statistics", lambda norms, several=several: several)
+        ran.clear()
+        synchronised(torch.randn(2, 3, 64, 64))
+        assert bool(ran) is not several
 
 
 CHANGES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -52,11 +53,14 @@ class ClassificationHead(ClassifierMixin):
         }
 
     def __call__(self, net: nn.Module, features: list[Tensor], image_size: Size) -> Output:
-        widen = list(net.get_submodule("incre_modules").children())
-        down = list(net.get_submodule("downsamp_modules").children())
-        x: Tensor = widen[0](features[0])
-        for i, layer in enumerate(down, start=1):
-            x = widen[i](features[i]) + layer(x)
+        units = net.get_submodule("incre_modules").children()
+        return self.sum_and_classify(net, (unit(f) for unit, f in zip(units, features, strict=True)))
+
+    def sum_and_classify(self, net: nn.Module, widened: Iterator[Tensor]) -> Tensor:
+        """Return the logits of the widened branches."""
+        x = next(widened)
+        for layer in net.get_submodule("downsamp_modules").children():
+            x = next(widened) + layer(x)
         x = net.get_submodule("final_layer")(x)
         return self.classify(net, x.mean(dim=(2, 3)))
 
