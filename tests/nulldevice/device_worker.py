@@ -38,7 +38,7 @@ class Worker:
     """
 
     def __init__(self, root: Path) -> None:
-        environment = device_build.environment(devices=2, zero_scalars=True)
+        environment = device_build.environment(devices=2, zero_scalars=True, verbose=True)
         self._process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,

@@ -82,10 +82,11 @@ class WithoutReductions(DistributedDataParallel):
 
 
 @pytest.mark.slow
-@pytest.mark.nulldevice(zero_scalars=False)  # the wrapper reads its buckets' sizes from the device
+@pytest.mark.nulldevice
 @pytest.mark.parametrize("graph", ["auto", "on"])
 def test_steps_of_several_processes(graph: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are launched, and where the recipe asks for it captured behind the eager updates that PyTorch asks for."""
+    monkeypatch.setenv("NULLDEVICE_ZERO_SCALARS", "0")  # the wrapper reads its buckets' sizes from the device
     fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
     torch.distributed.init_process_group("fake", rank=0, world_size=2, store=fake.FakeStore())
     monkeypatch.setattr(step_runner, "DistributedDataParallel", WithoutReductions)
