@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.reports.machine import ROOT, provenance
+from benchmarks.reports.machine import ROOT, provenance, revision
 from benchmarks.reports.trainings import EAGER, OURS, Learned, Training, read_trainings
 from hrnet_fast.errors import HRNetFastError, InputError
 from hrnet_fast.trainer.records import read_log
@@ -92,6 +92,7 @@ def _training(
         start["choices"]["accelerate"].get("report", ""),
         round(sum(r["seconds"] for r in epochs), 2),
         round(processor_seconds, 2),
+        revision(),
         [r["loss"] for r in epochs],
         [{"epoch": r["epoch"], "figures": r["figures"]} for r in records if r["kind"] == "evaluation"],
     )

@@ -71,7 +71,8 @@ def render_learning_page(trainings: Sequence[Training], about: dict[str, Any], p
     machine, versions = about["machine"], about["versions"]
     where = f"{machine['device']}; {machine['instructions']}; torch {versions['torch']}"
     lines = ["# Trainings on real pictures", "", _INTRODUCTION, *data, ""]
-    lines += [markdown_text(f"{where}; revision {about['revision']}; {about['created'][:10]}"), ""]
+    revisions = ", ".join(dict.fromkeys(t.revision for t in trainings))
+    lines += [markdown_text(f"{where}; revision {revisions}; {about['created'][:10]}"), ""]
     lines += [Table("trainings", columns, tuple(rows), keys=1).markdown(), ""]
     lines += [f"![Figures by epoch, for both kinds of modules and each seed]({picture})", "", "By epoch:", ""]
     lines += [Table("curves", ("recipe", "modules", "seed>", "epoch: figure"), tuple(curves), keys=1).markdown(), ""]

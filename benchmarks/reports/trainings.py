@@ -66,6 +66,7 @@ class Training:
         report: how many blocks took the fused path; empty without.
         seconds: of all epochs, without evaluation.
         processor_seconds: of the whole process.
+        revision: of the repository.
         losses: mean of each epoch.
         evaluations: epoch and figures of each.
     """
@@ -77,6 +78,7 @@ class Training:
     report: str
     seconds: float
     processor_seconds: float
+    revision: str
     losses: list[float]
     evaluations: list[dict[str, Any]]
 

@@ -282,7 +282,7 @@ class ClassificationCrops:
         except ImportError as error:
             raise _missing() from error
         mixing: Mix = v2.RandomChoice(
-            [getattr(v2, name)(alpha=alpha, num_classes=num_classes) for name, alpha in given.items() if alpha]
+            [getattr(v2, name)(alpha=float(alpha), num_classes=num_classes) for name, alpha in given.items() if alpha]
         )
         return mixing
 

@@ -67,7 +67,7 @@ def coco_keypoints(
         check_text("coco_keypoints", category=category)
     source, folder = check_path("coco_keypoints", annotations), check_folder("coco_keypoints", images)
     content = read_coco(source)
-    chosen = _choose_category(source, content["categories"], category)
+    chosen = _choose_category(source, content["categories"], category, flip_pairs is None)
     dataset = KeypointDataset(
         chosen.names,
         bones=chosen.bones,
@@ -98,7 +98,8 @@ class _Category(NamedTuple):
     pairs: Sequence[tuple[int, int]] | None
 
 
-def _choose_category(source: Path, categories: list[Any], name: str | None) -> _Category:
+def _choose_category(source: Path, categories: list[Any], name: str | None, own_pairs: bool) -> _Category:
+    """Return the category, without flip pairs unless the file's own are asked for."""
     usable = [c for c in categories if isinstance(c, dict) and c.get("keypoints") and "id" in c]
     chosen = [c for c in usable if name in (None, c.get("name"))]
     if len(chosen) != 1:
@@ -111,7 +112,7 @@ def _choose_category(source: Path, categories: list[Any], name: str | None) -> _
     names = tuple(map(str, a_list(source, entry["keypoints"], f"keypoints of {place}")))
     try:
         bones = [(int(a) - 1, int(b) - 1) for a, b in entry.get("skeleton", ())]
-        pairs = entry.get("flip_pairs", pairs_of_names(names))
+        pairs = entry.get("flip_pairs", pairs_of_names(names)) if own_pairs else None
         if pairs is not None:
             mirror_order(pairs, len(names))
     except (*MALFORMED, InputError) as error:

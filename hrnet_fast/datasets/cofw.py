@@ -21,7 +21,7 @@ def cofw(file: str | os.PathLike[str], *, skip_broken: bool = False) -> Keypoint
 
     A box is the square around the whole pixels that hold all 29 landmarks. Landmarks with y of 0 or less are
     invisible; the file's marks of occluded ones are not used. Pictures are read from the file when a sample is asked
-    for, and have the paths ``FILE.mat#IsTr[NUMBER]``, counted from 0.
+    for, and have the paths ``FILE#IsTr[NUMBER]``, counted from 0.
 
     Args:
         file: of MATLAB's version 7.3, with ``IsTr`` and ``phisTr``, or ``IsT`` and ``phisT``.
@@ -43,7 +43,7 @@ def cofw(file: str | os.PathLike[str], *, skip_broken: bool = False) -> Keypoint
         raise
     except FileNotFoundError:
         raise fail(source, "", "no such file", accepted) from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise fail(source, "", f"cannot be read ({str(error)[:120]})", accepted) from error
     if values.ndim != 2 or values.shape[0] != count or values.shape[1] < 2 * COFW.channels:
         raise fail(source, "", f"{count} pictures and {phis} {list(values.shape)}", accepted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,13 @@ from numpy.typing import NDArray
 
 from hrnet_fast.errors import MissingPackageError
 
-IN_FILE = ".mat#"  # what the path of a picture in a cell array has: FILE.mat#NAME[NUMBER]
+_PLACE = re.compile(r"(.+)#([A-Za-z]\w*)\[(\d+)\]", re.DOTALL)
+
+
+def matlab_place(path: str) -> tuple[str, str, int] | None:
+    """Return file, cell array and number of a picture's path ``FILE#NAME[NUMBER]``, or None for another path."""
+    found = _PLACE.fullmatch(path)
+    return None if found is None else (found[1], found[2], int(found[3]))
 
 
 def matlab_file(path: str) -> Any:
@@ -39,17 +46,20 @@ def matlab_picture(path: str) -> NDArray[np.uint8]:
     """Return a picture of a cell array, uint8 RGB [H, W, 3]; grey ones get three equal channels.
 
     Args:
-        path: ``FILE.mat#NAME[NUMBER]``, counted from 0.
+        path: ``FILE#NAME[NUMBER]``, counted from 0.
 
     Raises:
         MissingPackageError, OSError: as :func:`matlab_file`.
         ValueError: the file has no such picture.
     """
-    source, _, place = path.rpartition("#")
-    name, _, number = place.rstrip("]").partition("[")
+    found = matlab_place(path)
+    if found is None:
+        raise ValueError("it names no picture of a MATLAB file")
+    source, name, number = found
+    place = f"{name}[{number}]"
     with matlab_file(source) as file:
         try:
-            values = file[matlab_cells(file, name)[int(number)]][()]
+            values = file[matlab_cells(file, name)[number]][()]
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise ValueError(f"it has no {place}") from error
     if not isinstance(values, np.ndarray) or values.dtype != np.uint8 or values.ndim not in (2, 3):

@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hrnet_fast.datasets.matlab_files import matlab_place
 from hrnet_fast.errors import InputError
 
 try:
@@ -67,7 +68,8 @@ class PictureCache:
             decode: returns [H, W] or [H, W, C]; its errors are the caller's.
         """
         try:
-            found = os.stat(path)
+            place = matlab_place(path)
+            found = os.stat(path if place is None else place[0])
         except OSError:
             return decode()
         name = hashlib.blake2b(f"{kind}\n{os.path.abspath(path)}".encode(), digest_size=16).hexdigest()

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import io
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,31 @@ def _decoded_png(path: str, mode: str) -> NDArray[np.uint8] | None:
     except (OSError, struct.error):
         return None
     usable = tuple(start) == _PNG_START and bits == 8 and colours in _COLOUR_TYPES[mode] and not interlaced
-    if not usable or _is_too_large(height, width):
+    if not usable or _is_too_large(height, width) or not _is_whole_png(data):
         return None
     try:
         return decode(data, (height, width), mode)
     except Exception:  # the package raises no narrower class
         return None
+
+
+def _is_whole_png(data: bytes) -> bool:
+    """Whether a PNG file's chunks reach to its end, and those without pixels have their checksums.
+
+    Pillow decides on other files. The decoder examines the chunks of pixels itself.
+    """
+    at = len(_PNG_START[0])
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 8 + length
+        if kind == b"IEND":
+            return True
+        if end + 4 > len(data):
+            return False
+        if kind != b"IDAT" and zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return False
+        at = end + 4
+    return False
 
 
 def _is_too_large(height: int, width: int) -> bool:
@@ -104,7 +124,7 @@ def jpeg_decoder() -> JPEGDecoder | None:
 
 @functools.cache
 def png_decoder() -> PNGDecoder | None:
-    """Return kornia-rs' function for PNG, which takes a third of Pillow's time, or None where it is not to be used.
+    """Return kornia-rs' function for PNG, which is quicker than Pillow, or None where it is not to be used.
 
     It is used where kornia-rs is installed, and it decodes trial pictures to the values of Pillow. It maps a file's
     bytes, (H, W) and ``"rgb"`` or ``"mono"`` to [H, W, 3] or [H, W, 1], and raises for a file of another kind and for

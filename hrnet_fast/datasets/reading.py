@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from hrnet_fast.datasets.matlab_files import IN_FILE, matlab_picture
+from hrnet_fast.datasets.matlab_files import matlab_picture, matlab_place
 from hrnet_fast.datasets.picture_decoding import quickly_decoded, quickly_decoded_classes
 from hrnet_fast.errors import DatasetError, InputError, shown
 
@@ -83,7 +83,7 @@ def read_pixels(path: str) -> Tensor:
     decoded = quickly_decoded(path)
     if decoded is not None:
         return decoded
-    if IN_FILE in path:
+    if matlab_place(path) is not None:
         with _reported(path, "picture"):
             return torch.from_numpy(matlab_picture(path))
     with _reported(path, "picture"), Image.open(path) as image:

@@ -32,6 +32,11 @@ class ClassificationTask(RecipeTask):
         self.crops: ClassificationCrops = make_inputs(self.recipe.task, self.recipe.inputs)
         self.train.transform = self.crops.transform(training=True)
         self._mix = self.crops.mixing(self.outputs)
+        if self._mix is not None and self.recipe.loop.batch_size // self.recipe.loop.accumulate < 2:
+            raise ConfigError(
+                f"loop.batch_size={self.recipe.loop.batch_size} with loop.accumulate={self.recipe.loop.accumulate}: "
+                "inputs.mixup_alpha and inputs.cutmix_alpha mix the pictures of a micro-batch, which has to have 2."
+            )
         if self.val is not None:
             self.val.transform = self.crops.transform(training=False)
             self._check_best(check_classification_evaluation(self.val, self.evaluation()))
@@ -44,7 +49,10 @@ class ClassificationTask(RecipeTask):
         return nn.CrossEntropyLoss(label_smoothing=self.recipe.loss["label_smoothing"]).to(self.device)
 
     def inputs(self, batch: ClassificationBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return images [N, 3, H, W] and classes [N]; mixed ones with the classes' shares [N, C]."""
+        """Return images [N, 3, H, W] and classes [N]; mixed ones with the classes' shares [N, C].
+
+        Mixing waits for the generator's device; the loop's is the CPU.
+        """
         images = self.crops(batch, generator)
         if self._mix is None:
             return images, batch.labels

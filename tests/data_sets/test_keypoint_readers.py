@@ -17,6 +17,7 @@ from made_files import MOUSE, coco_annotation, pattern, save_coco, save_picture
 import hrnet_fast as hf
 from hrnet_fast import datasets
 from hrnet_fast.datasets.keypoint_dataset import pairs_of_names
+from hrnet_fast.datasets.picture_cache import PictureCache
 from hrnet_fast.errors import MissingPackageError
 
 
@@ -97,6 +98,15 @@ def test_malformed_annotations_name_file_and_id(tmp_path: Path, changes: dict[st
     dataset = datasets.coco_keypoints(source, tmp_path, skip_broken=True)
     assert len(dataset) == 1
     assert [(s.row, s.reason) for s in dataset.skipped] == [("id 8", str(caught.value))]
+
+
+def test_what_replaces_or_leaves_out_fields_of_a_file(tmp_path: Path) -> None:
+    source = save_coco(tmp_path, [coco_annotation(1, iscrowd=None)])
+    content = json.loads(source.read_text())
+    content["categories"][0]["flip_pairs"] = [[0, 9]]
+    source.write_text(json.dumps(content))
+    dataset = datasets.coco_keypoints(source, tmp_path, flip_pairs=[(1, 2)])
+    assert (len(dataset), dataset.flip_pairs) == (1, ((1, 2),))
 
 
 MALFORMED: dict[str, tuple[Any, str]] = {
@@ -280,7 +290,9 @@ def save_cofw(path: Path, part: str = "Tr", width: int = 87) -> np.ndarray:
 @pytest.mark.parametrize("part", ["Tr", "T"])
 def test_cofw(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     values = save_cofw(tmp_path / "one.mat", part)
-    dataset = datasets.cofw(tmp_path / "one.mat")
+    (tmp_path / "ONE.MAT").write_bytes((tmp_path / "one.mat").read_bytes())
+    dataset = datasets.cofw(tmp_path / "ONE.MAT")
+    dataset.cache = PictureCache(tmp_path / "cache", 2**20)
     samples = [dataset[0], dataset[1]]
     assert torch.equal(samples[0].image, torch.from_numpy(pattern(60, 50)[..., :1]).expand(-1, -1, 3))
     assert np.array_equal(samples[1].image.numpy(), pattern(60, 50))
@@ -291,6 +303,8 @@ def test_cofw(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> Non
     first, last = np.floor(points.min(1)), np.ceil(points.max(1))
     side = (last - first).max()
     assert samples[0].box.tolist() == [*((first + last - side) / 2), side, side]
+    assert "keeps 2 decoded pictures" in dataset.cache.explain()
+    dataset.cache = None
     assert dataset.picture(0) != dataset.picture(1), "so that every n-th picture can be held out"
     assert pickle.loads(pickle.dumps(dataset))[1].image is not None
     monkeypatch.setitem(sys.modules, "h5py", None)

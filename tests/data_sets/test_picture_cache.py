@@ -57,6 +57,19 @@ def test_quickly_decoded_pixels_are_those_of_pillow(
     assert quick.shape == (61, 83, 3), "the orientation is left as it is"
 
 
+def test_damaged_chunks_beside_the_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "one.png"
+    Image.fromarray(pattern(61, 83)).save(path, dpi=(72, 72))
+    data = path.read_bytes()
+    path.write_bytes(data[:-8])  # ends before the last chunk's name: Pillow reads it
+    assert np.array_equal(read_pixels(str(path)).numpy(), pattern(61, 83))
+    damaged = data.replace(b"pHYs\0", b"pHYs\1")  # a wrong checksum
+    assert damaged != data
+    path.write_bytes(damaged)
+    with pytest.raises(hf.DatasetError, match=r"one.png: cannot be decoded"):
+        read_pixels(str(path))
+
+
 def test_files_that_pillow_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = tmp_path / "deep.png"
     Image.fromarray(np.zeros((4, 5), dtype=np.uint16)).save(deep)

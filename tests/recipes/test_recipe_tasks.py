@@ -254,6 +254,15 @@ def test_mixed_pictures_are_torchvisions(alphas: tuple[float, float], tmp_path: 
     torch.testing.assert_close(task.make_loss()(logits, shares), plain)
     with pytest.raises(ConfigError, match=r"mixup_alpha=-1\.0; accepted are numbers from 0"):
         cells("inputs.mixup_alpha=-1")
+    with pytest.raises(ConfigError, match=r"loop.batch_size=4 with loop.accumulate=4: .* mix the pictures"):
+        build_task(cells(*settings, "loop.batch_size=4", "loop.accumulate=4"), tmp_path, device="cpu")
+
+
+def test_parameters_of_mixing_may_be_integers() -> None:
+    crops = hf.datasets.ClassificationCrops(mixup_alpha=1, cutmix_alpha=1)
+    mix = crops.mixing(2)
+    assert mix is not None
+    assert mix(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))[1].shape == (2, 2)
 
 
 def test_broken_pictures_of_classes(tmp_path: Path) -> None:
