@@ -12,7 +12,7 @@ from hrnet_fast.training.fused_modules import FusedModule
 from hrnet_fast.training.fusion_layers import FusionLayers, find_terms, resampling_of
 from hrnet_fast.training.fusion_plan import plan_fusion
 from hrnet_fast.training.joined_sequences import JoinedSequences, can_join, find_joined
-from hrnet_fast.training.matching import hooked
+from hrnet_fast.training.matching import altered
 from hrnet_fast.training.stacked_fusion import run_fusion
 
 
@@ -81,7 +81,7 @@ class FusedModularizedBlock(FusedModule):
         for child in others:
             if type(child) not in (nn.ReLU, nn.Identity):
                 return f"a {type(child).__name__} stands beside its fuse_layers"
-        reason = hooked([*self.fuse_layers.modules(), *others])  # type: ignore[operator,union-attr]
+        reason = altered([*self.fuse_layers.modules(), *others])  # type: ignore[operator,union-attr]
         return reason or FusionLayers(terms, s.mode, s.align_corners)
 
 

@@ -13,7 +13,7 @@ from hrnet_fast.training import compiled, unsupported
 from hrnet_fast.training.batch_norm import promotes, same_statistics, synchronised
 from hrnet_fast.training.conv_norm import ConvNorm
 from hrnet_fast.training.fusion_plan import FusionTerm
-from hrnet_fast.training.matching import Layers, flat, hooked
+from hrnet_fast.training.matching import Layers, altered, flat
 
 # Mode and align_corners of the interpolations that a fusion can have.
 RESAMPLINGS = (("bilinear", False), ("bilinear", True), ("nearest", False))
@@ -109,7 +109,7 @@ def _find_term(layer: nn.Module, source: int, target: int) -> TermLayers | str:
     layers = list(flat(layer)) if isinstance(layer, nn.Sequential) else []
     pairs, resampling = [], None
     if source > target and len(layers) > 2:
-        reason = hooked(layers[-1:])
+        reason = altered(layers[-1:])
         if reason:
             return f"{where}: {reason}"
         resampling = _read_resampling(layers[-1], 1 << (source - target))

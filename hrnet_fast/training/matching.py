@@ -27,6 +27,20 @@ def hooked(modules: Sequence[nn.Module]) -> str | None:
     return None
 
 
+def altered(modules: Sequence[nn.Module]) -> str | None:
+    """Say which module has a hook or another forward than its class, which a fused path would not call, or None."""
+    for module in modules:
+        if "forward" in vars(module):
+            return f"the forward of its {type(module).__name__} was replaced"
+    return hooked(modules)
+
+
+def is_plain_sequence(module: nn.Module) -> bool:
+    """Whether a module runs its children one by one, accelerated or not."""
+    kind = getattr(type(module), "unfused_class", type(module))
+    return isinstance(module, nn.Sequential) and kind.forward is nn.Sequential.forward
+
+
 def looks_like_unit(module: nn.Module) -> bool:
     """Whether `module` has a residual unit's attributes; :func:`unsupported.unit` says if it can be fused."""
     children = dict(module.named_children())
@@ -70,7 +84,7 @@ def read_conv_norm(conv: nn.Module, norm: nn.Module) -> ConvNorm:
 def flat(sequence: nn.Sequential) -> Iterator[nn.Module]:
     """Yield the sequence's layers, and those of plain sequences inside it that have no hooks."""
     for child in sequence:  # not children(), which yields a layer that is in two places once
-        if isinstance(child, nn.Sequential) and type(child).forward is nn.Sequential.forward and not hooked([child]):
+        if isinstance(child, nn.Sequential) and type(child).forward is nn.Sequential.forward and not altered([child]):
             yield from flat(child)
         else:
             yield child

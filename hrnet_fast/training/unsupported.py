@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from hrnet_fast.implementations import RequestedImplementation
 from hrnet_fast.training.batch_norm import channels_of, is_frozen
 from hrnet_fast.training.conv_norm import autocast_dtype
-from hrnet_fast.training.matching import hooked, unit_depth
+from hrnet_fast.training.matching import altered, is_plain_sequence, unit_depth
 
 # Flags by which code bases let a unit run again in backward instead of keeping its activations.
 _CHECKPOINT_FLAGS = ("with_cp", "gradient_checkpointing", "grad_checkpointing")
@@ -30,7 +30,13 @@ def conv(module: nn.Module | None) -> str | None:
         return f"{type(module).__name__} is no plain convolution"
     if isinstance(module.padding, str) or module.padding_mode != "zeros":
         return f"its convolution pads by {module.padding_mode!r} {module.padding}"
-    return None
+    return _parameters(module, module._parameters, ("weight", "bias"))
+
+
+def _parameters(module: nn.Module, held: dict[str, Any], names: Sequence[str]) -> str | None:
+    """Of a layer whose tensors are to be where its class keeps them."""
+    gone = [name for name in names if name not in held]
+    return f"{gone[0]} of its {type(module).__name__} is parametrised or was replaced by an attribute" if gone else None
 
 
 def norm(module: nn.Module | None) -> str | None:
@@ -38,9 +44,10 @@ def norm(module: nn.Module | None) -> str | None:
         return "a normalisation is missing"
     if "forward" in vars(module):
         return f"the forward of its {type(module).__name__} was replaced"
-    if type(module).forward not in _NORMALISATIONS and not is_frozen(module):
-        return f"{type(module).__name__} is no plain batch normalisation"
-    return None
+    if type(module).forward not in _NORMALISATIONS:
+        return None if is_frozen(module) else f"{type(module).__name__} is no plain batch normalisation"
+    buffers = _parameters(module, module._buffers, ("running_mean", "running_var"))
+    return buffers or _parameters(module, module._parameters, ("weight", "bias"))
 
 
 def conv_norm(convolution: Any, normalisation: Any) -> str | None:
@@ -57,7 +64,7 @@ def conv_norm_relu(convolution: nn.Module, normalisation: nn.Module, activation:
     """Of three neighbours in a sequence, their hooks included."""
     if type(activation) is not nn.ReLU:
         return f"{type(activation).__name__} is no ReLU"
-    return conv_norm(convolution, normalisation) or hooked([convolution, normalisation, activation])
+    return conv_norm(convolution, normalisation) or altered([convolution, normalisation, activation])
 
 
 def checkpoint_flag(module: nn.Module) -> str | None:
@@ -88,7 +95,7 @@ def unit(module: nn.Module, checkpointing: str = "keep") -> str | None:
         if reason:
             return reason
     inner = shortcut.children() if isinstance(shortcut, nn.Sequential) else ()
-    return hooked([*module.children(), *inner])
+    return altered([*module.children(), *inner])
 
 
 def _child_of_unit(name: str, child: nn.Module) -> str | None:
@@ -120,12 +127,15 @@ def _keeps_shape(module: nn.Module) -> bool:
 def v2_head(layers: nn.Module) -> str | None:
     """Of HRNetV2's head: 1x1 convolution, normalisation, ReLU and the classifier."""
     parts: list[Any] = list(layers.children())
-    if len(parts) != 4:
-        return "its head is not convolution, normalisation, ReLU and convolution"
+    if len(parts) != 4 or not is_plain_sequence(layers):
+        return "its head is not a sequence of convolution, normalisation, ReLU and convolution"
     reason = conv_norm_relu(*parts[:3]) or conv(parts[3])
-    if reason is None and tuple(parts[0].kernel_size) != (1, 1):
-        return "the first convolution of its head is not 1x1"
-    return reason or hooked([layers, *parts])
+    if reason is None:
+        first = parts[0]
+        plain = {(1, 1)} == {tuple(first.kernel_size), tuple(first.stride)} and tuple(first.padding) == (0, 0)
+        if not plain or first.groups != 1:
+            return "the first convolution of its head is not 1x1 with stride 1, without padding and groups"
+    return reason or altered([layers, *parts])
 
 
 def call(xs: Sequence[Tensor], requested: RequestedImplementation) -> str | None:
