@@ -119,8 +119,7 @@ def is_crowd(source: Path, item: Any, name: str) -> bool:
     Raises:
         DatasetError: ``iscrowd`` is neither 0 nor 1.
     """
-    crowd = item.get("iscrowd")
-    crowd = 0 if crowd is None else crowd
+    crowd = item.get("iscrowd", 0)
     if crowd not in (0, 1):
         raise fail(source, name, f"iscrowd {shown(crowd)}", "0 or 1")
     return bool(crowd)

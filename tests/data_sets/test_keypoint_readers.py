@@ -100,8 +100,8 @@ def test_malformed_annotations_name_file_and_id(tmp_path: Path, changes: dict[st
     assert [(s.row, s.reason) for s in dataset.skipped] == [("id 8", str(caught.value))]
 
 
-def test_what_replaces_or_leaves_out_fields_of_a_file(tmp_path: Path) -> None:
-    source = save_coco(tmp_path, [coco_annotation(1, iscrowd=None)])
+def test_pairs_that_are_given_replace_those_of_the_file(tmp_path: Path) -> None:
+    source = save_coco(tmp_path, [coco_annotation(1)])
     content = json.loads(source.read_text())
     content["categories"][0]["flip_pairs"] = [[0, 9]]
     source.write_text(json.dumps(content))
