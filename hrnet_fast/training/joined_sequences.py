@@ -12,7 +12,7 @@ from hrnet_fast.implementations import RequestedImplementation
 from hrnet_fast.training import branch_streams, compiled, unsupported
 from hrnet_fast.training.batch_norm import share_statistics
 from hrnet_fast.training.fused_modules import FusedSequence
-from hrnet_fast.training.matching import hooked
+from hrnet_fast.training.matching import altered
 
 
 def can_join(xs: Sequence[Tensor], implementation: RequestedImplementation) -> bool:
@@ -64,7 +64,7 @@ def find_joined(modules: Iterable[nn.Module], implementation: RequestedImplement
     """Return modules as they stand as one, or None where one of them has to run alone."""
     sequences, memories = [], set[str]()
     for module in modules:
-        if not isinstance(module, FusedSequence) or "forward" in vars(module) or hooked([module]):
+        if not isinstance(module, FusedSequence) or altered([module]):
             return None
         if getattr(module, "_compiled_call_impl", None) is not None:  # by nn.Module.compile
             return None
